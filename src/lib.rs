@@ -1,0 +1,2 @@
+//! mvm runs fleets of Firecracker microVMs for many tenants.
+pub mod vm;

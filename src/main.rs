@@ -1,0 +1,2 @@
+//! The `mvm` binary: arguments in, exit code out.
+fn main() {}

@@ -1,0 +1,2 @@
+//! Tenants, pools and instances.
+pub mod naming;
