@@ -1,0 +1,180 @@
+//! Where things are and what the environment says. Read once, at the edge; nothing below reads the environment.
+
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use jiff::Timestamp;
+
+/// Where state lives when nobody says otherwise.
+pub const DEFAULT_ROOT: &str = "/var/lib/mvm";
+
+/// Every environment variable that mvm reads, and what it does. The documentation is made from this list.
+pub const ENVIRONMENT: &[(&str, &str)] = &[
+    ("MVM_ROOT", "the folder that holds all state (default /var/lib/mvm)"),
+    ("FIRECRACKER_BIN", "the Firecracker to install at first use; otherwise the one on PATH"),
+    ("JAILER_BIN", "the jailer that goes with it"),
+    ("MVM_LOCK_TIMEOUT_MS", "how long a command waits for another one's lock (default 30000)"),
+    ("NO_COLOR", "no colours, as --no-color"),
+    ("COLUMNS", "the width of tables, where output is not a terminal"),
+    ("MVM_FAILPOINT", "for tests, in a root marked throw-away: kill or fail the process at this point"),
+    ("MVM_FIXED_CLOCK", "for tests, in a root marked throw-away: the time that is now"),
+    ("MVM_FIXED_IDS", "for tests, in a root marked throw-away: the first instance id, counted up from there"),
+];
+
+/// The file that marks a root as made for a test or a demo: failpoints and fixed clocks work only beside it.
+pub const THROW_AWAY_MARK: &str = ".throw-away";
+
+/// Where the state is, and where time and chance come from: passed to everything that has effects.
+#[derive(Debug, Clone)]
+pub struct Roots {
+    /// `MVM_ROOT`, absolute.
+    pub root: PathBuf,
+    /// How long to wait for somebody else's lock.
+    pub lock_timeout: Duration,
+    /// The Firecracker to install where the root has none.
+    pub firecracker_bin: Option<PathBuf>,
+    /// The jailer to install beside it.
+    pub jailer_bin: Option<PathBuf>,
+    /// Who acts, for the audit log.
+    pub actor: Actor,
+    fixed_clock: Option<Timestamp>,
+    fixed_ids: Option<u32>,
+}
+
+/// Who asked for an operation.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Actor {
+    /// The real user id; the one who called sudo, where somebody did.
+    pub uid: u32,
+    /// How they asked: `cli`.
+    pub via: String,
+}
+
+/// What the environment says.
+#[derive(Debug, Default)]
+pub struct Environment {
+    /// `MVM_LOCK_TIMEOUT_MS`.
+    pub lock_timeout_ms: Option<u64>,
+    /// `FIRECRACKER_BIN`, else `firecracker` on `PATH`.
+    pub firecracker_bin: Option<PathBuf>,
+    /// `JAILER_BIN`, else `jailer` on `PATH`.
+    pub jailer_bin: Option<PathBuf>,
+    /// `SUDO_UID`, else the real uid.
+    pub uid: u32,
+    failpoint: Option<String>,
+    fixed_clock: Option<Timestamp>,
+    fixed_ids: Option<u32>,
+}
+
+impl Environment {
+    /// Reads the environment of this process.
+    pub fn read() -> Self {
+        let text = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let binary = |name: &str, program: &str| {
+            text(name).map(PathBuf::from).or_else(|| find_on_path(&path, program))
+        };
+        Self {
+            lock_timeout_ms: text("MVM_LOCK_TIMEOUT_MS").and_then(|value| value.parse().ok()),
+            firecracker_bin: binary("FIRECRACKER_BIN", "firecracker"),
+            jailer_bin: binary("JAILER_BIN", "jailer"),
+            uid: text("SUDO_UID")
+                .and_then(|value| value.parse().ok())
+                .unwrap_or_else(|| rustix::process::getuid().as_raw()),
+            failpoint: text("MVM_FAILPOINT"),
+            fixed_clock: text("MVM_FIXED_CLOCK").and_then(|value| value.parse().ok()),
+            fixed_ids: text("MVM_FIXED_IDS").and_then(|value| u32::from_str_radix(&value, 16).ok()),
+        }
+    }
+}
+
+fn find_on_path(path: &OsString, program: &str) -> Option<PathBuf> {
+    std::env::split_paths(path).map(|dir| dir.join(program)).find(|file| file.is_file())
+}
+
+impl Roots {
+    /// The roots under `root`. Test settings of the environment count only where the root is marked throw-away.
+    pub fn new(root: &Path, environment: &Environment) -> std::io::Result<Self> {
+        let root = std::path::absolute(root)?;
+        let throw_away = root.join(THROW_AWAY_MARK).exists();
+        if throw_away && let Some(spec) = &environment.failpoint {
+            super::failpoint::arm(spec);
+        }
+        Ok(Self {
+            root,
+            lock_timeout: Duration::from_millis(environment.lock_timeout_ms.unwrap_or(30_000)),
+            firecracker_bin: environment.firecracker_bin.clone(),
+            jailer_bin: environment.jailer_bin.clone(),
+            actor: Actor { uid: environment.uid, via: "cli".into() },
+            fixed_clock: environment.fixed_clock.filter(|_| throw_away),
+            fixed_ids: environment.fixed_ids.filter(|_| throw_away),
+        })
+    }
+
+    /// Now.
+    pub fn now(&self) -> Timestamp {
+        self.fixed_clock.unwrap_or_else(Timestamp::now)
+    }
+
+    /// 32 bits for a new instance id; `attempt` counts the collisions met so far.
+    pub fn id_bits(&self, attempt: u32) -> u32 {
+        match self.fixed_ids {
+            Some(first) => first.wrapping_add(attempt),
+            None => fastrand::u32(..),
+        }
+    }
+
+    /// `node.json`.
+    pub fn node_file(&self) -> PathBuf {
+        self.root.join("node.json")
+    }
+
+    /// `locks/<name>`.
+    pub fn lock_file(&self, name: &str) -> PathBuf {
+        self.root.join("locks").join(name)
+    }
+
+    /// `tenants/`.
+    pub fn tenants(&self) -> PathBuf {
+        self.root.join("tenants")
+    }
+
+    /// `run/firecracker/<tap>/root`: the working directory of one VMM.
+    pub fn vmm_dir(&self, tap: &str) -> PathBuf {
+        self.vmm_dirs().join(tap).join("root")
+    }
+
+    /// `run/firecracker`.
+    pub fn vmm_dirs(&self) -> PathBuf {
+        self.root.join("run/firecracker")
+    }
+
+    /// `reservations/`: one file per VMM that may run, its name says how much it takes.
+    pub fn reservations(&self) -> PathBuf {
+        self.root.join("reservations")
+    }
+
+    /// `vmm/`: the installed Firecracker versions.
+    pub fn vmm_versions(&self) -> PathBuf {
+        self.root.join("vmm")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn test_settings_count_only_in_a_throw_away_root() {
+        let dir = tempfile::tempdir().unwrap();
+        let environment = Environment { fixed_ids: Some(7), ..Environment::default() };
+        let roots = Roots::new(dir.path(), &environment).unwrap();
+        assert_eq!(roots.fixed_ids, None);
+        std::fs::write(dir.path().join(THROW_AWAY_MARK), "").unwrap();
+        let roots = Roots::new(dir.path(), &environment).unwrap();
+        assert_eq!(roots.id_bits(1), 8);
+    }
+}

@@ -1,0 +1,5 @@
+//! What everything else stands on: configuration, failpoints, the spawner of processes.
+
+pub mod config;
+pub mod failpoint;
+pub mod shell;

@@ -1,0 +1,180 @@
+//! The only spawner of processes: argument vectors, a cleared environment, a time limit, stderr kept.
+
+use std::{
+    ffi::OsStr,
+    fs::File,
+    io::{Read, Write},
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{Pid, PidfdFlags, pidfd_open},
+};
+
+/// Why a program did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ShellError {
+    /// The program could not be started.
+    #[error("cannot run {program}")]
+    Spawn {
+        /// The program.
+        program: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The program ended with a failure.
+    #[error("{program} failed ({status}): {stderr}")]
+    Failed {
+        /// The program.
+        program: PathBuf,
+        /// Its exit status.
+        status: String,
+        /// What it said, trimmed.
+        stderr: String,
+    },
+    /// The program did not end in time and was killed.
+    #[error("{program} did not end within {} s and was killed", limit.as_secs())]
+    TimedOut {
+        /// The program.
+        program: PathBuf,
+        /// The limit.
+        limit: Duration,
+    },
+}
+
+/// The search path of the programs that mvm runs.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Runs a program to its end and returns its stdout.
+///
+/// # Errors
+/// When it cannot be started, ends with a failure, or runs longer than `limit`.
+pub fn run<S: AsRef<OsStr>>(
+    program: impl AsRef<Path>,
+    arguments: impl IntoIterator<Item = S>,
+    input: &[u8],
+    limit: Duration,
+) -> Result<Vec<u8>, ShellError> {
+    let program = program.as_ref().to_path_buf();
+    let spawn_error = |source| ShellError::Spawn { program: program.clone(), source };
+    let mut child = Command::new(&program)
+        .args(arguments)
+        .env_clear()
+        .env("PATH", PATH)
+        .env("LC_ALL", "C")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(spawn_error)?;
+    let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            // A program that does not read its input to the end closes the pipe: its exit status says more than that.
+            let _ = stdin.map(|mut pipe| pipe.write_all(input));
+        });
+        let out = scope.spawn(move || drain(stdout));
+        let err = scope.spawn(move || drain(stderr));
+        let ended = wait_for_end(&child, limit);
+        if !ended {
+            let _ = child.kill();
+        }
+        let status = child.wait().map_err(spawn_error)?;
+        let (out, err) = (out.join().unwrap_or_default(), err.join().unwrap_or_default());
+        if !ended {
+            return Err(ShellError::TimedOut { program: program.clone(), limit });
+        }
+        if status.success() {
+            return Ok(out);
+        }
+        let stderr = String::from_utf8_lossy(&err).trim().to_owned();
+        Err(ShellError::Failed { program: program.clone(), status: status.to_string(), stderr })
+    })
+}
+
+fn drain(pipe: Option<impl Read>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    if let Some(mut pipe) = pipe {
+        let _ = pipe.read_to_end(&mut bytes);
+    }
+    bytes
+}
+
+fn wait_for_end(child: &Child, limit: Duration) -> bool {
+    let Some(pid) = Pid::from_raw(child.id().cast_signed()) else { return true };
+    let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else { return true };
+    ended_within(&pidfd, limit)
+}
+
+/// Waits until the process behind a pidfd has ended; false when `limit` passes first.
+pub fn ended_within(pidfd: &impl std::os::fd::AsFd, limit: Duration) -> bool {
+    let deadline = std::time::Instant::now() + limit;
+    loop {
+        let left = deadline.saturating_duration_since(std::time::Instant::now());
+        let Ok(timeout) = Timespec::try_from(left) else { return false };
+        match poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&timeout)) {
+            Ok(0) => return false,
+            Ok(_) => return true,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(_) => return false,
+        }
+    }
+}
+
+/// Starts a program that shall outlive this process: its own session, its own working directory, output into `log`.
+///
+/// # Errors
+/// When it cannot be started.
+pub fn spawn_detached<S: AsRef<OsStr>>(
+    program: &Path,
+    arguments: impl IntoIterator<Item = S>,
+    directory: &Path,
+    log: File,
+) -> Result<Child, ShellError> {
+    let error = |source| ShellError::Spawn { program: program.to_path_buf(), source };
+    let err = log.try_clone().map_err(error)?;
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .env_clear()
+        .env("PATH", PATH)
+        .current_dir(directory)
+        .stdin(Stdio::null())
+        .stdout(log)
+        .stderr(err);
+    // SAFETY: setsid is async-signal-safe and the closure allocates nothing.
+    unsafe {
+        command.pre_exec(|| rustix::process::setsid().map(drop).map_err(Into::into));
+    }
+    command.spawn().map_err(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn output_comes_back_and_failure_carries_stderr() {
+        let limit = Duration::from_secs(10);
+        assert_eq!(run("cat", [""; 0], b"hello", limit).unwrap(), b"hello");
+        let error = run("ls", ["/no/such/folder"], b"", limit).unwrap_err();
+        assert!(matches!(error, ShellError::Failed { stderr, .. } if stderr.contains("No such file")));
+    }
+
+    #[test]
+    fn a_program_that_runs_too_long_is_killed() {
+        let error = run("sleep", ["1000"], b"", Duration::from_millis(20)).unwrap_err();
+        assert!(matches!(error, ShellError::TimedOut { .. }));
+    }
+
+    #[test]
+    fn a_missing_program_is_named() {
+        let error = run("/no/such/program", [""; 0], b"", Duration::from_secs(1)).unwrap_err();
+        assert!(error.to_string().contains("/no/such/program"));
+    }
+}

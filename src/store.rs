@@ -1,0 +1,470 @@
+//! The only writer of state files: versioned JSON, replaced atomically and durably, and locks that name their holder.
+//!
+//! A file is written beside its place, synced, renamed over it, and the folder is synced: a reader sees the old or the
+//! new content, never a mixture, also after a crash. Locks are flock(2), so they die with their owner.
+
+use std::{
+    fs::{self, File, OpenOptions, TryLockError},
+    io::{self, Read, Write},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwned};
+
+use crate::infra::failpoint;
+
+/// Why state could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The file is not there.
+    #[error("{path} does not exist", path = path.display())]
+    Missing {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file is not what mvm wrote.
+    #[error("{path} is damaged: {why}", path = path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, with line and column.
+        why: String,
+    },
+    /// The file was written by a later mvm.
+    #[error("{path} has schema version {found}; this mvm knows versions up to {known}", path = path.display())]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: u64,
+        /// The highest version that this mvm reads.
+        known: u32,
+    },
+    /// The operating system refused.
+    #[error("cannot {action} {path}", path = path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// Somebody else held the lock for too long.
+    #[error("{what} is locked by {holder}; waited {} ms", waited.as_millis())]
+    Locked {
+        /// What the lock guards.
+        what: String,
+        /// Who holds it, as they wrote it into the lock file.
+        holder: String,
+        /// How long this process waited.
+        waited: Duration,
+    },
+}
+
+impl StoreError {
+    /// An I/O error of `action` on `path`, for `map_err`.
+    pub fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_path_buf();
+        move |source| Self::Io { action, path, source }
+    }
+}
+
+/// The schema version of a stored type: written as the number `N`, and nothing else is read.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Schema<const N: u32>;
+
+impl<const N: u32> Serialize for Schema<N> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u32(N)
+    }
+}
+
+impl<'de, const N: u32> Deserialize<'de> for Schema<N> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match u64::deserialize(deserializer)? {
+            version if version == u64::from(N) => Ok(Self),
+            version => Err(serde::de::Error::custom(format!("schema_version is {version}, not {N}"))),
+        }
+    }
+}
+
+/// The highest schema version that this mvm reads, of any file.
+const KNOWN_SCHEMA: u32 = 1;
+
+/// Reads a state file.
+///
+/// # Errors
+/// [`StoreError::Missing`], [`StoreError::Newer`] and [`StoreError::Damaged`] are told apart; nothing is repaired silently.
+pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T, StoreError> {
+    let bytes = match fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(StoreError::Missing { path: path.to_path_buf() });
+        }
+        Err(source) => return Err(StoreError::io("read", path)(source)),
+    };
+    serde_json::from_slice(&bytes).map_err(|error| {
+        #[derive(Deserialize)]
+        struct Version {
+            schema_version: u64,
+        }
+        match serde_json::from_slice::<Version>(&bytes) {
+            Ok(version) if version.schema_version > u64::from(KNOWN_SCHEMA) => {
+                StoreError::Newer { path: path.to_path_buf(), found: version.schema_version, known: KNOWN_SCHEMA }
+            }
+            _ => StoreError::Damaged { path: path.to_path_buf(), why: error.to_string() },
+        }
+    })
+}
+
+/// Like [`read`]; `None` where the file is not there.
+///
+/// # Errors
+/// As [`read`], but for a missing file.
+pub fn read_if_there<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StoreError> {
+    match read(path) {
+        Ok(value) => Ok(Some(value)),
+        Err(StoreError::Missing { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Is a write on disk before the call returns, or only ordered before the next durable one?
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    /// Synced, file and folder: survives a power cut.
+    Durable,
+    /// Atomic, but a power cut may bring the old content back.
+    Atomic,
+}
+
+/// Replaces a state file, durably.
+///
+/// # Errors
+/// The old content stays where anything fails.
+pub fn write<T: Serialize>(path: &Path, value: &T) -> Result<(), StoreError> {
+    let mut bytes = serde_json::to_vec_pretty(value)
+        .map_err(|error| StoreError::io("serialize", path)(io::Error::other(error)))?;
+    bytes.push(b'\n');
+    replace(path, &bytes, Durability::Durable)
+}
+
+/// Replaces a file's content by these bytes. Mode 0600.
+///
+/// # Errors
+/// The old content stays where anything fails.
+pub fn replace(path: &Path, bytes: &[u8], durability: Durability) -> Result<(), StoreError> {
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let temporary = folder.join(format!(".{name}.{}.tmp", std::process::id()));
+    let written = (|| {
+        let mut file =
+            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        // In two parts, so that a test can stop between them: a torn temporary file must never count.
+        let (first, rest) = bytes.split_at(bytes.len() / 2);
+        file.write_all(first)?;
+        failpoint::hit("write", "torn")?;
+        file.write_all(rest)?;
+        if durability == Durability::Durable {
+            file.sync_all()?;
+        }
+        failpoint::hit("write", "before-rename")?;
+        fs::rename(&temporary, path)
+    })();
+    if let Err(source) = written {
+        let _ = fs::remove_file(&temporary);
+        return Err(StoreError::io("write", path)(source));
+    }
+    if durability == Durability::Durable {
+        sync_folder(folder)?;
+    }
+    failpoint::hit("write", "after-rename").map_err(StoreError::io("write", path))
+}
+
+/// Makes a folder's entries durable.
+///
+/// # Errors
+/// When it cannot be opened or synced.
+pub fn sync_folder(folder: &Path) -> Result<(), StoreError> {
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(StoreError::io("sync", folder))
+}
+
+/// Makes a folder and those above it, 0700, where they are missing.
+///
+/// # Errors
+/// When the operating system refuses.
+pub fn make_folder(path: &Path) -> Result<(), StoreError> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(StoreError::io("create", path))
+}
+
+/// Removes a folder with all in it; it is well when there is none.
+///
+/// # Errors
+/// When the operating system refuses.
+pub fn remove_folder(path: &Path) -> Result<(), StoreError> {
+    gone(fs::remove_dir_all(path)).map_err(StoreError::io("remove", path))
+}
+
+/// Removes a file; it is well when there is none.
+///
+/// # Errors
+/// When the operating system refuses.
+pub fn remove_file(path: &Path) -> Result<(), StoreError> {
+    gone(fs::remove_file(path)).map_err(StoreError::io("remove", path))
+}
+
+fn gone(removed: io::Result<()>) -> io::Result<()> {
+    match removed {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// Takes a folder away at once, by renaming it to a hidden name, and then removes it. What a kill leaves behind in
+/// between begins with `.gone-` and is swept by [`sweep`].
+///
+/// # Errors
+/// When the operating system refuses.
+pub fn vanish(path: &Path) -> Result<(), StoreError> {
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let hidden = folder.join(format!(".gone-{name}-{}", std::process::id()));
+    gone(fs::rename(path, &hidden)).map_err(StoreError::io("rename", path))?;
+    sync_folder(folder)?;
+    failpoint::hit("vanish", "hidden").map_err(StoreError::io("remove", path))?;
+    remove_folder(&hidden)
+}
+
+/// Removes what an earlier, killed process left in a folder: `.gone-*`, `.new-*` and `.*.tmp`. The caller holds the lock
+/// under which such things are made there. Returns how many there were.
+///
+/// # Errors
+/// When the operating system refuses.
+pub fn sweep(folder: &Path) -> Result<usize, StoreError> {
+    let mut swept = 0;
+    for name in names(folder, |name| {
+        name.starts_with(".gone-") || name.starts_with(".new-") || (name.starts_with('.') && name.ends_with(".tmp"))
+    })? {
+        let path = folder.join(name);
+        if path.is_dir() { remove_folder(&path)? } else { remove_file(&path)? }
+        swept += 1;
+    }
+    Ok(swept)
+}
+
+/// The sorted names in a folder that `wanted` accepts; none where the folder does not exist.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn names(folder: &Path, wanted: impl Fn(&str) -> bool) -> Result<Vec<String>, StoreError> {
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(source) => return Err(StoreError::io("list", folder)(source)),
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(StoreError::io("list", folder))?;
+        if let Ok(name) = entry.file_name().into_string()
+            && wanted(&name)
+        {
+            names.push(name);
+        }
+    }
+    names.sort_unstable();
+    Ok(names)
+}
+
+/// A lock that is held until it is dropped or its process ends.
+#[derive(Debug)]
+pub struct Lock {
+    file: File,
+    path: PathBuf,
+}
+
+/// With whom a lock may be shared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sharing {
+    /// With nobody.
+    Exclusive,
+    /// With others who only read.
+    Shared,
+}
+
+impl Lock {
+    /// Takes the lock in `path`, waiting at most `timeout`; `what` is what it guards, for the error text.
+    ///
+    /// # Errors
+    /// [`StoreError::Locked`] names the holder.
+    pub fn take(path: &Path, what: &str, sharing: Sharing, timeout: Duration) -> Result<Self, StoreError> {
+        let start = Instant::now();
+        // flock has no time limit of its own: ask again, at first soon, then every 20 ms.
+        let mut pause = Duration::from_micros(200);
+        loop {
+            let file = open_lock(path)?;
+            let tried = match sharing {
+                Sharing::Exclusive => file.try_lock(),
+                Sharing::Shared => file.try_lock_shared(),
+            };
+            match tried {
+                // The holder before may have removed the file under the lock: then this is a lock on nothing.
+                Ok(()) if is_same_file(&file, path) => {
+                    let lock = Self { file, path: path.to_path_buf() };
+                    if sharing == Sharing::Exclusive {
+                        lock.sign();
+                    }
+                    return Ok(lock);
+                }
+                Ok(()) => continue,
+                Err(TryLockError::WouldBlock) => {}
+                Err(TryLockError::Error(source)) => return Err(StoreError::io("lock", path)(source)),
+            }
+            let waited = start.elapsed();
+            if waited >= timeout {
+                return Err(StoreError::Locked { what: what.to_owned(), holder: holder(path), waited });
+            }
+            std::thread::sleep(pause.min(timeout - waited));
+            pause = (pause * 2).min(Duration::from_millis(20));
+        }
+    }
+
+    /// Takes the lock if it is free; `None` if somebody holds it.
+    ///
+    /// # Errors
+    /// When the lock file cannot be opened.
+    pub fn try_take(path: &Path) -> Result<Option<Self>, StoreError> {
+        match Self::take(path, "", Sharing::Exclusive, Duration::ZERO) {
+            Ok(lock) => Ok(Some(lock)),
+            Err(StoreError::Locked { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Removes the lock's file: what it guarded is gone. Whoever waits for it finds out and takes a new one.
+    pub fn remove(self) {
+        let _ = fs::remove_file(&self.path);
+    }
+
+    fn sign(&self) {
+        let command: Vec<String> = std::env::args().take(4).collect();
+        let text = format!("pid {} ({})\n", std::process::id(), command.join(" "));
+        // Only for the text of somebody's error: a lock that cannot be signed is a lock all the same.
+        let _ = self.file.set_len(0);
+        let _ = (&self.file).write_all(text.as_bytes());
+    }
+}
+
+fn open_lock(path: &Path) -> Result<File, StoreError> {
+    let open = || OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
+    match open() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            if let Some(folder) = path.parent() {
+                make_folder(folder)?;
+            }
+            open()
+        }
+        other => other,
+    }
+    .map_err(StoreError::io("open", path))
+}
+
+fn is_same_file(file: &File, path: &Path) -> bool {
+    match (file.metadata(), fs::metadata(path)) {
+        (Ok(a), Ok(b)) => (a.dev(), a.ino()) == (b.dev(), b.ino()),
+        _ => false,
+    }
+}
+
+fn holder(path: &Path) -> String {
+    let mut text = String::new();
+    let read = File::open(path).and_then(|file| file.take(500).read_to_string(&mut text));
+    match read {
+        Ok(length) if length > 0 => text.trim().escape_debug().to_string(),
+        _ => "a process that did not sign".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, Serialize, Deserialize, PartialEq)]
+    struct Thing {
+        schema_version: Schema<1>,
+        name: String,
+    }
+
+    fn thing() -> Thing {
+        Thing { schema_version: Schema, name: "a".into() }
+    }
+
+    #[test]
+    fn what_was_written_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("thing.json");
+        write(&path, &thing()).unwrap();
+        assert_eq!(read::<Thing>(&path).unwrap(), thing());
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        assert_eq!(names(dir.path(), |_| true).unwrap(), ["thing.json"]);
+    }
+
+    #[test]
+    fn missing_damaged_and_newer_are_told_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("thing.json");
+        assert!(matches!(read::<Thing>(&path), Err(StoreError::Missing { .. })));
+        for damaged in ["", "{", "{\"name\":\"a\"}", "{\"schema_version\":0,\"name\":\"a\"}", "\0\0\0\0"] {
+            fs::write(&path, damaged).unwrap();
+            assert!(matches!(read::<Thing>(&path), Err(StoreError::Damaged { .. })), "{damaged:?}");
+        }
+        fs::write(&path, "{\"schema_version\":2,\"nom\":\"a\"}").unwrap();
+        assert!(matches!(read::<Thing>(&path), Err(StoreError::Newer { found: 2, known: 1, .. })));
+    }
+
+    #[test]
+    fn a_lock_that_is_held_names_its_holder() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("locks/x");
+        let held = Lock::take(&path, "x", Sharing::Exclusive, Duration::ZERO).unwrap();
+        let error = Lock::take(&path, "tenant acme", Sharing::Shared, Duration::from_millis(1)).unwrap_err();
+        let text = error.to_string();
+        assert!(text.starts_with(&format!("tenant acme is locked by pid {}", std::process::id())), "{text}");
+        drop(held);
+        assert!(Lock::try_take(&path).unwrap().is_some());
+    }
+
+    #[test]
+    fn readers_share_a_lock() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x");
+        let _one = Lock::take(&path, "x", Sharing::Shared, Duration::ZERO).unwrap();
+        let _two = Lock::take(&path, "x", Sharing::Shared, Duration::ZERO).unwrap();
+        assert!(Lock::try_take(&path).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_lock_whose_file_was_removed_is_taken_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x");
+        Lock::take(&path, "x", Sharing::Exclusive, Duration::ZERO).unwrap().remove();
+        assert!(!path.exists());
+        let lock = Lock::take(&path, "x", Sharing::Exclusive, Duration::ZERO).unwrap();
+        assert!(is_same_file(&lock.file, &path));
+    }
+
+    #[test]
+    fn a_vanished_folder_leaves_nothing_and_a_sweep_finds_leftovers() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("a")).unwrap();
+        vanish(&dir.path().join("a")).unwrap();
+        vanish(&dir.path().join("a")).unwrap();
+        assert!(names(dir.path(), |_| true).unwrap().is_empty());
+        fs::create_dir(dir.path().join(".gone-b-1")).unwrap();
+        fs::write(dir.path().join(".c.json.1.tmp"), "").unwrap();
+        assert_eq!(sweep(dir.path()).unwrap(), 2);
+    }
+}
