@@ -1,0 +1,501 @@
+//! `mvm instance …`
+
+use std::time::Duration;
+
+use clap::Subcommand;
+use serde::Serialize;
+
+use super::{
+    arguments::Destroy,
+    error::{CliError, Kind},
+    output::{Out, Tone, bytes, escape, mib},
+};
+use crate::{
+    net::egress::Port,
+    store,
+    vm::{
+        instance::{
+            config::{self, Instance},
+            fc_config::files,
+            lifecycle::{self, CreateOptions, Operator, load_pool, load_tenant, resolve},
+            logs,
+            state::{self, Event, Next, State},
+            stats::{self, Interfaces, Usage},
+            wait,
+        },
+        naming::{InstancePath, InstanceRef, PoolPath, TenantId},
+        pool::{self, artifacts::Artifacts, config::VmmKind},
+        tenant,
+    },
+    vmm::process,
+};
+
+#[derive(Debug, Subcommand)]
+pub enum InstanceCommand {
+    /// Make an instance: a name, an address, a data disk; it does not run yet
+    Create {
+        /// TENANT/POOL
+        pool: PoolPath,
+        /// Reach a port of the guest on the host's own addresses; may be given again
+        #[arg(long = "publish", value_name = "PROTOCOL:HOST-PORT:GUEST-PORT")]
+        published: Vec<Port>,
+    },
+    /// List instances, of a tenant, of a pool, or of all
+    List {
+        /// TENANT, or TENANT/POOL
+        #[arg(value_name = "TENANT[/POOL]")]
+        scope: Option<Scope>,
+    },
+    /// Show an instance
+    Info {
+        /// TENANT/POOL/INSTANCE; a beginning of the id is enough
+        instance: InstanceRef,
+    },
+    /// Say why an instance is in the state it is in, and what can be done
+    Why {
+        /// TENANT/POOL/INSTANCE
+        instance: InstanceRef,
+    },
+    /// Boot an instance
+    Start {
+        /// TENANT/POOL/INSTANCE
+        instance: InstanceRef,
+    },
+    /// Shut an instance down; after the pool's time for that it is killed
+    Stop {
+        /// TENANT/POOL/INSTANCE
+        instance: InstanceRef,
+        /// Kill it at once
+        #[arg(long)]
+        force: bool,
+    },
+    /// Wait until an instance is in a state
+    Wait {
+        /// TENANT/POOL/INSTANCE
+        instance: InstanceRef,
+        /// The state
+        #[arg(long = "for", value_name = "STATE", default_value = "running")]
+        state: State,
+        /// How long, in seconds
+        #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+        timeout: u64,
+    },
+    /// Show what an instance's VMM wrote
+    Logs {
+        /// TENANT/POOL/INSTANCE
+        instance: InstanceRef,
+        /// Go on as more comes
+        #[arg(short, long)]
+        follow: bool,
+    },
+    /// Show what a guest printed
+    Console {
+        /// TENANT/POOL/INSTANCE
+        instance: InstanceRef,
+        /// Go on as more comes
+        #[arg(short, long)]
+        follow: bool,
+        /// Do not escape what could talk to the terminal
+        #[arg(long)]
+        raw: bool,
+    },
+    /// Show what instances use
+    Stats {
+        /// TENANT, TENANT/POOL; all, where nothing is named
+        #[arg(value_name = "TENANT[/POOL]")]
+        scope: Option<Scope>,
+    },
+    /// An instance's data disk
+    #[command(subcommand)]
+    Disk(DiskCommand),
+    /// Destroy an instance, in any state
+    Destroy {
+        /// TENANT/POOL/INSTANCE
+        instance: InstanceRef,
+        #[command(flatten)]
+        destroy: Destroy,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum DiskCommand {
+    /// Make the data disk larger; a running guest sees it at its next start
+    Grow {
+        /// TENANT/POOL/INSTANCE
+        instance: InstanceRef,
+        /// Its new size, in MiB
+        #[arg(long, value_name = "MIB")]
+        size: u64,
+    },
+}
+
+/// A tenant, or one of its pools.
+#[derive(Debug, Clone)]
+pub struct Scope {
+    tenant: TenantId,
+    pool: Option<PoolPath>,
+}
+
+impl std::str::FromStr for Scope {
+    type Err = crate::vm::naming::NameError;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text.contains('/') {
+            let pool: PoolPath = text.parse()?;
+            return Ok(Self { tenant: pool.tenant.clone(), pool: Some(pool) });
+        }
+        Ok(Self { tenant: text.parse()?, pool: None })
+    }
+}
+
+/// An instance as it is shown: the record, its path, and the state as it is.
+#[derive(Debug, Serialize)]
+struct InstanceView {
+    path: InstancePath,
+    #[serde(flatten)]
+    instance: Instance,
+}
+
+impl InstanceView {
+    fn new(mut instance: Instance, has_revision: bool) -> Self {
+        instance.status = lifecycle::effective_state(&instance, has_revision);
+        Self { path: instance.path(), instance }
+    }
+}
+
+fn view(operator: &Operator, instance: Instance) -> Result<InstanceView, CliError> {
+    let current = Artifacts::of(&operator.roots, &instance.path().pool_path()).current()?;
+    Ok(InstanceView::new(instance, current.is_some()))
+}
+
+/// Loads an instance; one whose VMM ended, or whose last operation was cut off, is settled first.
+fn load(operator: &mut Operator, typed: &InstanceRef) -> Result<Instance, CliError> {
+    let path = resolve(&operator.roots, typed)?;
+    let instance = Instance::load(&operator.roots, &path)?;
+    lifecycle::settle(operator, instance)?.ok_or_else(|| {
+        CliError::new(Kind::NotFound, "not_found", format!("{path} was half made, and is gone"))
+    })
+}
+
+/// Runs the command.
+pub fn run(out: &Out, operator: &mut Operator, command: InstanceCommand) -> Result<u8, CliError> {
+    match command {
+        InstanceCommand::Create { pool, published } => {
+            let instance = lifecycle::create(operator, &pool, CreateOptions { published })?;
+            let view = view(operator, instance)?;
+            out.done(&view, || {
+                let next = match view.instance.status {
+                    State::Created => format!("mvm pool import {pool} --kernel FILE --rootfs FILE"),
+                    _ => format!("mvm instance start {}", view.path),
+                };
+                format!("{} {} {}        next: {next}", view.path, view.instance.net.guest_ip, view.instance.status)
+            });
+        }
+        InstanceCommand::List { scope } => list(out, operator, scope.as_ref())?,
+        InstanceCommand::Info { instance } => {
+            let instance = load(operator, &instance)?;
+            let view = view(operator, instance)?;
+            out.show(&view, || describe(out, &view));
+        }
+        InstanceCommand::Why { instance } => why(out, operator, &instance)?,
+        InstanceCommand::Start { instance } => {
+            let path = resolve(&operator.roots, &instance)?;
+            let progress = out.progress(&format!("starting {path}"));
+            let outcome = lifecycle::start(operator, &path)?;
+            drop(progress);
+            let view = view(operator, outcome.instance)?;
+            out.done(&view, || started(out, &view, outcome.changed));
+        }
+        InstanceCommand::Stop { instance, force } => {
+            let path = resolve(&operator.roots, &instance)?;
+            let progress = out.progress(&format!("waiting for the guest of {path} to shut down"));
+            let outcome = lifecycle::stop(operator, &path, force)?;
+            drop(progress);
+            let view = view(operator, outcome.instance)?;
+            out.done(&view, || match outcome.changed {
+                true => {
+                    let why = view.instance.last_exit.as_ref().map(|exit| exit.why.as_str()).unwrap_or_default();
+                    format!("{} {why}", view.instance.instance_id)
+                }
+                false => format!("{} is stopped already", view.instance.instance_id),
+            });
+        }
+        InstanceCommand::Wait { instance, state, timeout } => {
+            let path = resolve(&operator.roots, &instance)?;
+            match wait::wait(operator, &path, state, Duration::from_secs(timeout))? {
+                Some(Some(instance)) => {
+                    let view = view(operator, instance)?;
+                    out.done(&view, || format!("{} is {state}", view.instance.instance_id));
+                }
+                Some(None) => out.done(&serde_json::json!({ "path": path, "status": state }), || {
+                    format!("{} is {state}", path.instance)
+                }),
+                None => {
+                    let what = format!("{path} was not {state} within {timeout} s");
+                    return Err(CliError::new(Kind::Failed, "timeout", what).fix(format!("mvm instance why {path}")));
+                }
+            }
+        }
+        InstanceCommand::Logs { instance, follow } => {
+            let path = resolve(&operator.roots, &instance)?;
+            stream(out, operator, &path, &logs::vmm_log(&operator.roots, &path), follow, false)?;
+        }
+        InstanceCommand::Console { instance, follow, raw } => {
+            let path = resolve(&operator.roots, &instance)?;
+            stream(out, operator, &path, &logs::console(&operator.roots, &path), follow, raw)?;
+        }
+        InstanceCommand::Stats { scope } => usage(out, operator, scope.as_ref())?,
+        InstanceCommand::Disk(DiskCommand::Grow { instance, size }) => {
+            let path = resolve(&operator.roots, &instance)?;
+            let instance = lifecycle::grow_disk(operator, &path, size)?;
+            let view = view(operator, instance)?;
+            out.done(&view, || format!("the data disk of {path} has {}; a guest sees it at its next start", mib(size)));
+        }
+        InstanceCommand::Destroy { instance, destroy } => {
+            let path = resolve(&operator.roots, &instance)?;
+            out.confirm(&format!("Destroy {path}?"), destroy.yes)?;
+            let data = config::folder(&operator.roots, &path).join("volumes").join(files::DATA);
+            let kept = data.exists() && !destroy.wipe_volumes;
+            lifecycle::destroy(operator, &path, destroy.wipe_volumes)?;
+            out.done(&serde_json::json!({ "path": path, "status": "destroyed" }), || match kept {
+                true => {
+                    let kept = lifecycle::kept_folder(&operator.roots, &path.pool_path());
+                    format!("{path} destroyed; its data disk is kept in {}", kept.display())
+                }
+                false => format!("{path} destroyed"),
+            });
+        }
+    }
+    Ok(0)
+}
+
+fn started(out: &Out, view: &InstanceView, changed: bool) -> String {
+    let instance = &view.instance;
+    if !changed {
+        return format!("{} is already running", instance.instance_id);
+    }
+    let Some(receipt) = &instance.last_receipt else { return String::new() };
+    let mut text = format!("{} {} {:.0} ms", instance.instance_id, instance.net.guest_ip, receipt.total_ms);
+    if out.verbose {
+        let steps: Vec<String> = receipt.steps.iter().map(|(name, ms)| format!("{name} {ms:.1}")).collect();
+        text.push_str(&format!(": {}", steps.join(", ")));
+    }
+    if instance.vmm.as_ref().is_some_and(|vmm| vmm.kind == VmmKind::Sim) {
+        text.push_str(&out.paint(Tone::Doubtful, "  (simulated: no guest runs)"));
+    }
+    text
+}
+
+/// Every instance in a scope, settled; what is read while it is destroyed is left out.
+fn scoped(operator: &mut Operator, scope: Option<&Scope>) -> Result<Vec<InstanceView>, CliError> {
+    let roots = operator.roots.clone();
+    let tenants = match scope {
+        Some(scope) => vec![load_tenant(&roots, &scope.tenant)?.tenant_id],
+        None => tenant::config::ids(&roots)?,
+    };
+    let boot_id = process::boot_id();
+    let mut views = Vec::new();
+    for tenant in tenants {
+        let pools = match scope.and_then(|scope| scope.pool.clone()) {
+            Some(pool) => {
+                load_pool(&roots, &pool)?;
+                vec![pool]
+            }
+            None => pool::config::paths(&roots, &tenant)?,
+        };
+        for pool in pools {
+            let has_revision = Artifacts::of(&roots, &pool).current()?.is_some();
+            for path in config::paths(&roots, &pool)? {
+                let Some(instance) = store::read_if_there::<Instance>(&config::file(&roots, &path))? else { continue };
+                let instance = match lifecycle::needs_settling(&instance, &boot_id) {
+                    true => settle_or_show(operator, instance),
+                    false => Some(instance),
+                };
+                views.extend(instance.map(|instance| InstanceView::new(instance, has_revision)));
+            }
+        }
+    }
+    Ok(views)
+}
+
+/// A list shows what there is, also where nothing can be settled: without the right to, for example.
+fn settle_or_show(operator: &mut Operator, instance: Instance) -> Option<Instance> {
+    match lifecycle::settle(operator, instance.clone()) {
+        Ok(settled) => settled,
+        Err(_) => Some(instance),
+    }
+}
+
+fn list(out: &Out, operator: &mut Operator, scope: Option<&Scope>) -> Result<(), CliError> {
+    let views = scoped(operator, scope)?;
+    let now = operator.roots.now();
+    out.show(&views, || {
+        if views.is_empty() {
+            return "no instances        next: mvm instance create TENANT/POOL".to_owned();
+        }
+        let row = |view: &InstanceView| {
+            let instance = &view.instance;
+            let status = match &instance.pending {
+                Some(intent) => format!("{} ({} …)", instance.status, intent.operation.name()),
+                None => instance.status.to_string(),
+            };
+            let since = match instance.status {
+                State::Running => instance.entered_running_at,
+                State::Stopped => instance.entered_stopped_at,
+                _ => Some(instance.created_at),
+            };
+            vec![
+                view.path.to_string(),
+                status,
+                instance.net.guest_ip.to_string(),
+                instance.vmm.as_ref().map_or("-".into(), |vmm| vmm.kind.to_string()),
+                instance.revision.as_ref().map_or("-".into(), |revision| revision.short().to_owned()),
+                since.map_or("-".into(), |since| ago(now, since)),
+            ]
+        };
+        out.table(&["instance", "state", "address", "vmm", "revision", "since"], views.iter().map(row).collect())
+    });
+    Ok(())
+}
+
+/// How long ago something was, in its largest unit.
+pub fn ago(now: jiff::Timestamp, then: jiff::Timestamp) -> String {
+    match now.as_second() - then.as_second() {
+        seconds @ ..60 => format!("{} s", seconds.max(0)),
+        seconds @ 60..3600 => format!("{} min", seconds / 60),
+        seconds @ 3600..86_400 => format!("{} h", seconds / 3600),
+        seconds => format!("{} d", seconds / 86_400),
+    }
+}
+
+fn describe(out: &Out, view: &InstanceView) -> String {
+    let instance = &view.instance;
+    let (net, resources) = (&instance.net, instance.resources);
+    let mut lines = vec![
+        view.path.to_string(),
+        format!("  state     {}", instance.status),
+        format!("  network   {}/{} via {}, {}, {}", net.guest_ip, net.cidr, net.gateway_ip, net.mac, net.tap_dev),
+        format!(
+            "  gets      {} vCPUs, {} memory, {} data disk",
+            resources.vcpus,
+            mib(resources.mem_mib),
+            mib(resources.data_disk_mib)
+        ),
+    ];
+    lines.extend(instance.revision.as_ref().map(|revision| format!("  revision  {revision}")));
+    if let Some(vmm) = &instance.vmm {
+        let jail = if vmm.insecure { out.paint(Tone::Doubtful, ", no jail") } else { String::new() };
+        lines.push(format!("  vmm       {} {}, pid {}{jail}", vmm.kind, vmm.version, vmm.pid));
+    }
+    if let Some(intent) = &instance.pending {
+        lines.push(format!("  pending   {} since {} by pid {}", intent.operation.name(), intent.since, intent.pid));
+    }
+    lines.push(format!("  made      {}", instance.created_at));
+    lines.extend(instance.entered_running_at.map(|at| format!("  started   {at}")));
+    lines.extend(instance.entered_stopped_at.map(|at| format!("  stopped   {at}")));
+    lines.extend(instance.last_exit.as_ref().map(|exit| format!("  last exit {}, {}", exit.why, exit.when)));
+    if let Some(receipt) = &instance.last_receipt {
+        let steps: Vec<String> = receipt.steps.iter().map(|(name, ms)| format!("{name} {ms:.1}")).collect();
+        lines.push(format!("  receipt   {} {:.1} ms: {}", receipt.operation, receipt.total_ms, steps.join(", ")));
+    }
+    lines.extend(net.published.iter().map(|port| format!("  publishes {port}")));
+    lines.join("\n")
+}
+
+fn why(out: &Out, operator: &mut Operator, typed: &InstanceRef) -> Result<(), CliError> {
+    let instance = load(operator, typed)?;
+    let view = view(operator, instance)?;
+    let instance = &view.instance;
+    let because = match instance.status {
+        State::Created => "its pool has no revision to run yet".to_owned(),
+        State::Ready => "it was made and never started".to_owned(),
+        State::Running => match &instance.vmm {
+            Some(vmm) => format!("its VMM runs as pid {} ({} {})", vmm.pid, vmm.kind, vmm.version),
+            None => "its VMM runs".to_owned(),
+        },
+        State::Stopped | State::Warm | State::Sleeping | State::Destroyed => {
+            instance.last_exit.as_ref().map_or("it was asked to".to_owned(), |exit| exit.why.clone())
+        }
+    };
+    let built = [Event::Start, Event::Stop, Event::Destroy];
+    let can: Vec<&str> = built
+        .into_iter()
+        .filter(|&event| matches!(state::next(instance.status, event), Next::To(_)))
+        .map(Event::name)
+        .collect();
+    let log = match instance.status {
+        State::Stopped => crate::vmm::client::log_tail(&logs::folder(&operator.roots, &view.path)),
+        _ => String::new(),
+    };
+    let value = serde_json::json!({
+        "path": view.path, "status": instance.status, "why": because, "can": can, "pending": instance.pending,
+        "last_exit": instance.last_exit, "log": log.trim().lines().map(str::trim).collect::<Vec<_>>(),
+    });
+    out.show(&value, || {
+        let mut text = format!("{} is {}: {because}", view.path, instance.status);
+        if !log.is_empty() {
+            text.push_str(&format!("\nlast words of its VMM:{log}"));
+        }
+        text.push_str(&format!("\nyou can: {}", can.join(", ")));
+        text
+    });
+    Ok(())
+}
+
+/// Prints a log, and goes on as it grows until the instance's VMM has ended.
+fn stream(
+    out: &Out,
+    operator: &mut Operator,
+    path: &InstancePath,
+    file: &std::path::Path,
+    follow: bool,
+    raw: bool,
+) -> Result<(), CliError> {
+    let print = |bytes: &[u8]| match (raw, out.json) {
+        (true, _) => out.raw(bytes),
+        (false, true) => {
+            for line in escape(bytes).lines() {
+                out.json_line(&serde_json::json!({ "line": line }));
+            }
+        }
+        (false, false) => out.raw(escape(bytes).as_bytes()),
+    };
+    let watch = super::events::Watch::new(&logs::folder(&operator.roots, path)).map_err(|error| {
+        CliError::new(Kind::Failed, "io", format!("cannot watch the logs of {path}: {error}"))
+    })?;
+    let mut from = 0;
+    loop {
+        let running = Instance::load(&operator.roots, path)?.vmm_is_alive(&process::boot_id());
+        let (bytes, end) = logs::read(file, from)?;
+        from = end;
+        print(&bytes);
+        if !follow || !running {
+            return Ok(());
+        }
+        watch.wait(Duration::from_secs(1));
+    }
+}
+
+fn usage(out: &Out, operator: &mut Operator, scope: Option<&Scope>) -> Result<(), CliError> {
+    let interfaces = Interfaces::read();
+    let views = scoped(operator, scope)?;
+    let all: Vec<Usage> =
+        views.iter().map(|view| stats::usage(&operator.roots, &view.instance, &interfaces)).collect();
+    out.show(&all, || {
+        if all.is_empty() {
+            return "no instances        next: mvm instance create TENANT/POOL".to_owned();
+        }
+        let row = |usage: &Usage| {
+            vec![
+                usage.path.to_string(),
+                usage.status.to_string(),
+                format!("{:.1} s", usage.cpu_ms as f64 / 1000.0),
+                bytes(usage.rss_bytes),
+                bytes(usage.net_rx_bytes),
+                bytes(usage.net_tx_bytes),
+                bytes(usage.disk_bytes),
+            ]
+        };
+        out.table(&["instance", "state", "cpu", "memory", "net in", "net out", "disk"], all.iter().map(row).collect())
+    });
+    Ok(())
+}

@@ -1,0 +1,129 @@
+//! `mvm node …`
+
+use clap::{Subcommand, ValueEnum};
+
+use super::{
+    error::CliError,
+    output::{Out, mib},
+};
+use crate::{
+    node::{self, Recovered},
+    vm::{instance::lifecycle::Operator, room::NodeConfig},
+};
+
+#[derive(Debug, Subcommand)]
+pub enum NodeCommand {
+    /// Show the node's id and limits
+    Info,
+    /// Show what is in use
+    Stats,
+    /// Change the node's limits
+    Set {
+        /// Memory for guests and their VMMs, in MiB
+        #[arg(long, value_name = "MIB")]
+        mem_mib: Option<u64>,
+        /// Memory that stays with the host, in MiB, where --mem-mib is not set
+        #[arg(long, value_name = "MIB")]
+        mem_floor_mib: Option<u64>,
+        /// VMMs at one time
+        #[arg(long, value_name = "N")]
+        max_vms: Option<u32>,
+        /// Free disk space below which nothing new is made, in MiB
+        #[arg(long, value_name = "MIB")]
+        disk_floor_mib: Option<u64>,
+        /// Refuse what is only for trying out
+        #[arg(long, value_name = "on|off")]
+        production: Option<Switch>,
+    },
+    /// Drop files that nobody refers to
+    Gc,
+    /// Settle what was cut off, adopt what runs, reclaim what belongs to nobody
+    Recover,
+}
+
+/// On or off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    /// On
+    On,
+    /// Off
+    Off,
+}
+
+/// Runs the command.
+pub fn run(out: &Out, operator: &mut Operator, command: NodeCommand) -> Result<u8, CliError> {
+    match command {
+        NodeCommand::Info => {
+            let node = NodeConfig::load(&operator.roots)?;
+            out.show(&node, || describe(&node));
+        }
+        NodeCommand::Stats => {
+            let stats = node::stats(&operator.roots)?;
+            out.show(&stats, || {
+                format!(
+                    "{}\n  tenants    {}\n  pools      {}\n  instances  {}\n  VMs        {} of {}\n  memory     {} of {}\n  \
+                     vcpus      {} on {} CPUs\n  disk       {} free, floor {}",
+                    stats.node_id,
+                    stats.tenants,
+                    stats.pools,
+                    stats.instances,
+                    stats.vms,
+                    stats.max_vms,
+                    mib(stats.mem_used_mib),
+                    mib(stats.mem_limit_mib),
+                    stats.vcpus_used,
+                    stats.cpus,
+                    mib(stats.disk_free_mib),
+                    mib(stats.disk_floor_mib)
+                )
+            });
+        }
+        NodeCommand::Set { mem_mib, mem_floor_mib, max_vms, disk_floor_mib, production } => {
+            let node = node::update(&operator.roots, |node| {
+                node.mem_limit_mib = mem_mib.or(node.mem_limit_mib);
+                node.mem_floor_mib = mem_floor_mib.unwrap_or(node.mem_floor_mib);
+                node.max_vms = max_vms.unwrap_or(node.max_vms);
+                node.disk_floor_mib = disk_floor_mib.unwrap_or(node.disk_floor_mib);
+                node.production = production.map_or(node.production, |switch| switch == Switch::On);
+            })?;
+            out.done(&node, || describe(&node));
+        }
+        NodeCommand::Gc => {
+            let dropped = node::collect(operator)?;
+            out.done(&dropped, || match dropped.len() {
+                0 => "nothing to drop".to_owned(),
+                _ => dropped.iter().map(|what| format!("dropped {what}")).collect::<Vec<_>>().join("\n"),
+            });
+        }
+        NodeCommand::Recover => {
+            let progress = out.progress("recovering");
+            let recovered = node::recover(operator)?;
+            drop(progress);
+            out.done(&recovered, || recovery(&recovered));
+        }
+    }
+    Ok(0)
+}
+
+fn describe(node: &NodeConfig) -> String {
+    let memory = match node.mem_limit_mib {
+        Some(limit) => mib(limit),
+        None => format!("what the machine has less {}", mib(node.mem_floor_mib)),
+    };
+    format!(
+        "{}\n  memory      {memory}\n  VMs         {}\n  disk floor  {}\n  production  {}",
+        node.node_id,
+        node.max_vms,
+        mib(node.disk_floor_mib),
+        if node.production { "on" } else { "off" }
+    )
+}
+
+fn recovery(recovered: &Recovered) -> String {
+    let mut lines: Vec<String> = Vec::new();
+    lines.extend(recovered.settled.iter().map(|what| format!("settled {what}")));
+    lines.extend(recovered.reclaimed.iter().map(|what| format!("reclaimed {what}")));
+    lines.extend(recovered.network.iter().map(|what| format!("network: {what}")));
+    lines.push(format!("{} instances run on", recovered.adopted.len()));
+    lines.join("\n")
+}

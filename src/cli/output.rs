@@ -1,0 +1,258 @@
+//! How things are printed: JSON or tables, colours only on a terminal, prompts, guests' bytes escaped.
+
+use std::io::{IsTerminal, Write};
+
+use anstyle::{AnsiColor, Style};
+use comfy_table::{ContentArrangement, Table, presets};
+use serde::Serialize;
+
+use super::{
+    arguments::Global,
+    error::{CliError, Kind},
+};
+
+/// Where and how this command prints.
+#[derive(Debug, Clone)]
+pub struct Out {
+    /// JSON instead of text.
+    pub json: bool,
+    /// Only what was asked for.
+    pub quiet: bool,
+    /// More than what was asked for.
+    pub verbose: bool,
+    color: bool,
+    width: u16,
+}
+
+/// Something that is going on.
+pub struct Progress {
+    stop: std::sync::mpsc::Sender<()>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        // The line must be gone before the next one is printed: hang up first, then wait.
+        self.stop = std::sync::mpsc::channel().0;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Good, doubtful, bad, and what is less important.
+#[derive(Debug, Clone, Copy)]
+pub enum Tone {
+    /// Green.
+    Good,
+    /// Yellow.
+    Doubtful,
+    /// Red.
+    Bad,
+    /// Dim.
+    Aside,
+}
+
+impl Out {
+    /// As the options and the terminal say.
+    pub fn new(global: &Global) -> Self {
+        let terminal = std::io::stdout().is_terminal();
+        let no_color = global.no_color || std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        Self {
+            json: global.json,
+            quiet: global.quiet,
+            verbose: global.verbose,
+            color: terminal && !no_color && !global.json,
+            width: width(terminal),
+        }
+    }
+
+    /// A text in a tone, where there are colours.
+    pub fn paint(&self, tone: Tone, text: &str) -> String {
+        if !self.color {
+            return text.to_owned();
+        }
+        let style = match tone {
+            Tone::Good => AnsiColor::Green.on_default(),
+            Tone::Doubtful => AnsiColor::Yellow.on_default(),
+            Tone::Bad => AnsiColor::Red.on_default(),
+            Tone::Aside => Style::new().dimmed(),
+        };
+        format!("{style}{text}{style:#}")
+    }
+
+    /// Prints a line for people; nothing with `--json` or `-q`.
+    pub fn say(&self, line: impl AsRef<str>) {
+        if !self.json && !self.quiet {
+            self.raw(format!("{}\n", line.as_ref()).as_bytes());
+        }
+    }
+
+    /// Prints what was asked for: as JSON, or as this text.
+    pub fn show(&self, value: &impl Serialize, text: impl FnOnce() -> String) {
+        if self.json {
+            let json = serde_json::to_string_pretty(value).unwrap_or_default();
+            self.raw(format!("{json}\n").as_bytes());
+        } else {
+            let text = text();
+            if !text.is_empty() {
+                self.raw(format!("{}\n", text.trim_end_matches('\n')).as_bytes());
+            }
+        }
+    }
+
+    /// Prints what a verb made or changed: the object with `--json`, a line for people without `-q`.
+    pub fn done(&self, value: &impl Serialize, text: impl FnOnce() -> String) {
+        if self.json {
+            self.show(value, String::new);
+        } else if !self.quiet {
+            self.show(value, text);
+        }
+    }
+
+    /// Prints one line of a stream of JSON.
+    pub fn json_line(&self, value: &impl Serialize) {
+        let json = serde_json::to_string(value).unwrap_or_default();
+        self.raw(format!("{json}\n").as_bytes());
+    }
+
+    /// Prints bytes as they are. A reader that went away ends the command, as it does for others.
+    pub fn raw(&self, bytes: &[u8]) {
+        let mut stdout = std::io::stdout().lock();
+        if let Err(error) = stdout.write_all(bytes).and_then(|()| stdout.flush()) {
+            std::process::exit(if error.kind() == std::io::ErrorKind::BrokenPipe { 0 } else { 1 });
+        }
+    }
+
+    /// Tells people something beside the result.
+    pub fn note(&self, line: impl AsRef<str>) {
+        if !self.quiet && !self.json {
+            let _ = writeln!(std::io::stderr(), "{}", line.as_ref());
+        }
+    }
+
+    /// Shows on a terminal that something is going on, once it takes longer than a second; ends when it is dropped.
+    pub fn progress(&self, what: &str) -> Progress {
+        let (stop, stopped) = std::sync::mpsc::channel::<()>();
+        if self.quiet || self.json || !std::io::stderr().is_terminal() {
+            return Progress { stop: stop, thread: None };
+        }
+        let what = what.to_owned();
+        let thread = std::thread::spawn(move || {
+            let start = std::time::Instant::now();
+            let mut shown = false;
+            while let Err(std::sync::mpsc::RecvTimeoutError::Timeout) =
+                stopped.recv_timeout(std::time::Duration::from_secs(1))
+            {
+                shown = true;
+                let _ = write!(std::io::stderr(), "\r{what} … {} s", start.elapsed().as_secs());
+            }
+            if shown {
+                let _ = write!(std::io::stderr(), "\r\x1b[K");
+            }
+        });
+        Progress { stop: stop, thread: Some(thread) }
+    }
+
+    /// A table that fits the terminal.
+    pub fn table(&self, header: &[&str], rows: Vec<Vec<String>>) -> String {
+        let mut table = Table::new();
+        table.load_preset(presets::NOTHING).set_width(self.width).set_content_arrangement(ContentArrangement::Dynamic);
+        table.set_header(header.iter().map(|name| name.to_uppercase()).collect::<Vec<_>>());
+        for row in rows {
+            table.add_row(row);
+        }
+        table.to_string().lines().map(|line| line.trim_end().trim_start_matches(' ')).collect::<Vec<_>>().join("\n")
+    }
+
+    /// Prints an error and returns the exit code.
+    pub fn error(&self, error: &CliError) -> u8 {
+        let mut stderr = std::io::stderr().lock();
+        let text = if self.json { error.json() } else { error.text(self.color && std::io::stderr().is_terminal()) };
+        let _ = writeln!(stderr, "{text}");
+        error.exit_code()
+    }
+
+    /// Asks before something is destroyed.
+    ///
+    /// # Errors
+    /// Where nobody is there to answer, or the answer is not yes.
+    pub fn confirm(&self, question: &str, yes: bool) -> Result<(), CliError> {
+        if yes {
+            return Ok(());
+        }
+        if !std::io::stdin().is_terminal() {
+            return Err(CliError::new(Kind::Usage, "not_confirmed", format!("{question} nobody is there to answer"))
+                .fix("say --yes"));
+        }
+        let _ = write!(std::io::stderr(), "{question} [y/N] ");
+        let mut answer = String::new();
+        let _ = std::io::stdin().read_line(&mut answer);
+        match answer.trim().to_lowercase().as_str() {
+            "y" | "yes" => Ok(()),
+            _ => Err(CliError::new(Kind::Usage, "not_confirmed", "not confirmed; nothing was done")),
+        }
+    }
+}
+
+fn width(terminal: bool) -> u16 {
+    let columns = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
+    let seen = terminal.then(|| rustix::termios::tcgetwinsize(std::io::stdout()).ok().map(|size| size.ws_col)).flatten();
+    seen.filter(|&width| width > 0).or(columns).unwrap_or(120)
+}
+
+/// A guest's bytes for a terminal: everything but printable text, line breaks and tabs is escaped.
+pub fn escape(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len());
+    for chunk in bytes.utf8_chunks() {
+        for c in chunk.valid().chars() {
+            match c {
+                '\n' | '\t' => text.push(c),
+                '\r' => {}
+                c if c.is_control() || is_invisible(c) => text.extend(c.escape_unicode()),
+                c => text.push(c),
+            }
+        }
+        for byte in chunk.invalid() {
+            text.push_str(&format!("\\x{byte:02x}"));
+        }
+    }
+    text
+}
+
+/// Characters that reorder or hide others on a terminal.
+fn is_invisible(c: char) -> bool {
+    matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
+}
+
+/// A number of MiB, for people.
+pub fn mib(mib: u64) -> String {
+    match mib {
+        0..10_240 => format!("{mib} MiB"),
+        _ => format!("{:.1} GiB", mib as f64 / 1024.0),
+    }
+}
+
+/// A number of bytes, for people.
+pub fn bytes(bytes: u64) -> String {
+    match bytes {
+        0..1024 => format!("{bytes} B"),
+        1024..1_048_576 => format!("{:.1} KiB", bytes as f64 / 1024.0),
+        _ if bytes < 10 << 30 => format!("{:.1} MiB", bytes as f64 / 1_048_576.0),
+        _ => format!("{:.1} GiB", bytes as f64 / 1_073_741_824.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_guest_prints_cannot_talk_to_the_terminal() {
+        assert_eq!(escape(b"plain\ttext\r\n"), "plain\ttext\n");
+        assert_eq!(escape(b"\x1b[2J\x07"), "\\u{1b}[2J\\u{7}");
+        assert_eq!(escape(b"\xff\x9b"), "\\xff\\x9b");
+        assert_eq!(escape("ä\u{202e}".as_bytes()), "ä\\u{202e}");
+        assert_eq!(escape("\u{9b}".as_bytes()), "\\u{9b}");
+    }
+}

@@ -1,0 +1,466 @@
+//! `mvm pool …`
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use clap::{Args, Subcommand};
+use serde::Serialize;
+
+use super::{
+    arguments::Destroy,
+    error::{CliError, Kind},
+    output::{Out, Tone, bytes, mib},
+};
+use crate::{
+    net::egress::Egress,
+    store::Schema,
+    vm::{
+        instance::{
+            self,
+            lifecycle::{Operator, load_pool, load_tenant},
+        },
+        naming::{PoolPath, RevisionHash, TenantId},
+        pool::{
+            artifacts::{Artifacts, HistoryEntry, Sources},
+            config::{self, AgentMode, DesiredCounts, Pool, Resources, RuntimePolicy, VmmKind},
+            lifecycle,
+        },
+        tenant,
+    },
+};
+
+#[derive(Debug, Subcommand)]
+pub enum PoolCommand {
+    /// Make a pool
+    Create {
+        /// TENANT/POOL
+        pool: PoolPath,
+        #[command(flatten)]
+        settings: CreateArguments,
+    },
+    /// Bring a kernel and a root file system in as the pool's new revision
+    Import {
+        /// TENANT/POOL
+        pool: PoolPath,
+        /// The kernel: an uncompressed ELF (x86_64) or Image (aarch64)
+        #[arg(long, value_name = "FILE")]
+        kernel: PathBuf,
+        /// The root file system: ext4, xfs, squashfs or erofs
+        #[arg(long, value_name = "FILE")]
+        rootfs: PathBuf,
+        /// The initial RAM disk
+        #[arg(long, value_name = "FILE")]
+        initrd: Option<PathBuf>,
+        /// The kernel's command line; mvm adds who the guest is
+        #[arg(long, value_name = "TEXT", default_value = "console=ttyS0 reboot=k panic=-1 quiet loglevel=1")]
+        cmdline: String,
+    },
+    /// List pools, of one tenant or of all
+    List {
+        /// The tenant
+        tenant: Option<TenantId>,
+    },
+    /// Show a pool
+    Info {
+        /// TENANT/POOL
+        pool: PoolPath,
+    },
+    /// Change a pool; instances get it at their next start, egress applies at once
+    Update {
+        /// TENANT/POOL
+        pool: PoolPath,
+        #[command(flatten)]
+        settings: UpdateArguments,
+    },
+    /// Start, make or stop instances until so many run
+    Scale {
+        /// TENANT/POOL
+        pool: PoolPath,
+        /// How many shall run
+        #[arg(long, value_name = "N")]
+        running: u32,
+    },
+    /// Show which revisions were current, and since when
+    History {
+        /// TENANT/POOL
+        pool: PoolPath,
+    },
+    /// Make an earlier revision current; what runs keeps its own
+    Rollback {
+        /// TENANT/POOL
+        pool: PoolPath,
+        /// The revision, or the first 12 or more of its digits; the one before, where none is named
+        #[arg(long, value_name = "HASH")]
+        revision: Option<RevisionHash>,
+    },
+    /// Check every byte of a revision against its manifest
+    Verify {
+        /// TENANT/POOL
+        pool: PoolPath,
+        /// The revision; all of them, where none is named
+        #[arg(long, value_name = "HASH")]
+        revision: Option<RevisionHash>,
+    },
+    /// Remove revisions that nothing needs
+    Gc {
+        /// TENANT/POOL
+        pool: PoolPath,
+    },
+    /// Destroy a pool with its instances
+    Destroy {
+        /// TENANT/POOL
+        pool: PoolPath,
+        #[command(flatten)]
+        destroy: Destroy,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct CreateArguments {
+    /// What is built: a flake reference
+    #[arg(long, value_name = "REF")]
+    flake: Option<String>,
+    /// The flake's profile
+    #[arg(long, value_name = "NAME", default_value = "minimal")]
+    profile: String,
+    /// vCPUs of an instance: 1, or an even number up to 32
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    cpus: u32,
+    /// Memory of an instance, in MiB
+    #[arg(long, value_name = "MIB", default_value_t = 512)]
+    mem: u64,
+    /// Virtual size of an instance's data disk, in MiB; 0: none
+    #[arg(long, value_name = "MIB", default_value_t = 1024)]
+    data_disk: u64,
+    /// Whether guests run mvm's agent
+    #[arg(long, value_name = "MODE", default_value = "none")]
+    agent: AgentMode,
+    /// The VMM, with a version or without
+    #[arg(long, value_name = "firecracker[@VERSION]|sim", default_value = "firecracker", value_parser = parse_vmm)]
+    vmm: (VmmKind, Option<String>),
+    /// Accept VMMs without a jail
+    #[arg(long)]
+    insecure: bool,
+    /// Where guests may connect to: internet, open, deny, or allow:CIDR[:PORT],…
+    #[arg(long, value_name = "POLICY", default_value = "internet")]
+    egress: Egress,
+    /// A label; may be given again
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = parse_label)]
+    labels: Vec<(String, String)>,
+}
+
+#[derive(Debug, Args)]
+pub struct UpdateArguments {
+    /// vCPUs of an instance
+    #[arg(long, value_name = "N")]
+    cpus: Option<u32>,
+    /// Memory of an instance, in MiB
+    #[arg(long, value_name = "MIB")]
+    mem: Option<u64>,
+    /// Virtual size of the data disks of instances made from now on, in MiB
+    #[arg(long, value_name = "MIB")]
+    data_disk: Option<u64>,
+    /// Where guests may connect to
+    #[arg(long, value_name = "POLICY")]
+    egress: Option<Egress>,
+    /// How long a guest may take to shut down, in seconds
+    #[arg(long, value_name = "SECONDS")]
+    graceful_shutdown: Option<u32>,
+    /// A label; an empty value removes it
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = parse_label)]
+    labels: Vec<(String, String)>,
+}
+
+fn parse_vmm(text: &str) -> Result<(VmmKind, Option<String>), String> {
+    match text.split_once('@') {
+        _ if text == "sim" => Ok((VmmKind::Sim, None)),
+        _ if text == "firecracker" => Ok((VmmKind::Firecracker, None)),
+        Some(("firecracker", version)) if !version.is_empty() => Ok((VmmKind::Firecracker, Some(version.to_owned()))),
+        _ => Err(format!("{text:?} is no VMM: expected firecracker, firecracker@VERSION or sim")),
+    }
+}
+
+fn parse_label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err(format!("{text:?} is no label: expected KEY=VALUE")),
+    }
+}
+
+/// A pool with what there is of it.
+#[derive(Debug, Serialize)]
+struct PoolView {
+    path: String,
+    #[serde(flatten)]
+    pool: Pool,
+    revision: Option<RevisionHash>,
+    revisions: usize,
+    instances: usize,
+}
+
+fn view(operator: &Operator, pool: Pool) -> Result<PoolView, CliError> {
+    let path = pool.path();
+    let artifacts = Artifacts::of(&operator.roots, &path);
+    let instances = instance::config::paths(&operator.roots, &path)?.len();
+    Ok(PoolView {
+        path: path.to_string(),
+        pool,
+        revision: artifacts.current()?,
+        revisions: artifacts.all()?.len(),
+        instances,
+    })
+}
+
+/// Runs the command.
+pub fn run(out: &Out, operator: &mut Operator, command: PoolCommand) -> Result<u8, CliError> {
+    match command {
+        PoolCommand::Create { pool, settings } => create(out, operator, pool, settings)?,
+        PoolCommand::Import { pool, kernel, rootfs, initrd, cmdline } => {
+            let progress = out.progress("copying and checking");
+            let sources = Sources { kernel, rootfs, initrd, cmdline };
+            let manifest = lifecycle::import(operator, &pool, &sources)?;
+            drop(progress);
+            out.done(&manifest, || {
+                let size = manifest.kernel.size_bytes + manifest.rootfs.size_bytes;
+                format!("{pool}: revision {} verified and current, {}", manifest.revision.short(), bytes(size))
+            });
+        }
+        PoolCommand::List { tenant } => list(out, operator, tenant)?,
+        PoolCommand::Info { pool } => {
+            let view = view(operator, load_pool(&operator.roots, &pool)?.1)?;
+            out.show(&view, || describe(out, &view));
+        }
+        PoolCommand::Update { pool, settings } => {
+            let (pool, changed) = lifecycle::update(operator, &pool, |pool| settings.apply(pool))?;
+            out.done(&pool, || match changed {
+                true => format!("{} updated; what its instances get, they get at their next start", pool.path()),
+                false => format!("{} is like that already", pool.path()),
+            });
+        }
+        PoolCommand::Scale { pool, running } => scale(out, operator, &pool, running)?,
+        PoolCommand::History { pool } => history(out, operator, &pool)?,
+        PoolCommand::Rollback { pool, revision } => {
+            let (manifest, changed) = lifecycle::rollback(operator, &pool, revision.as_ref())?;
+            out.done(&manifest, || match changed {
+                true => format!("{pool}: revision {} is current; what runs keeps its own", manifest.revision.short()),
+                false => format!("{pool}: revision {} is current already", manifest.revision.short()),
+            });
+        }
+        PoolCommand::Verify { pool, revision } => return verify(out, operator, &pool, revision),
+        PoolCommand::Gc { pool } => {
+            let removed = lifecycle::collect(operator, &pool)?;
+            out.done(&removed, || match removed.len() {
+                0 => format!("{pool}: every revision is needed"),
+                _ => removed.iter().map(|revision| format!("removed {}", revision.short())).collect::<Vec<_>>().join("\n"),
+            });
+        }
+        PoolCommand::Destroy { pool, destroy } => {
+            load_pool(&operator.roots, &pool)?;
+            let instances = instance::config::paths(&operator.roots, &pool)?.len();
+            out.confirm(&format!("Destroy pool {pool} with its {instances} instances?"), destroy.yes)?;
+            lifecycle::destroy(operator, &pool, destroy.wipe_volumes)?;
+            out.done(&serde_json::json!({ "path": pool.to_string(), "status": "destroyed" }), || {
+                format!("{pool} destroyed")
+            });
+        }
+    }
+    Ok(0)
+}
+
+impl UpdateArguments {
+    fn apply(&self, pool: &mut Pool) {
+        let resources = &mut pool.instance_resources;
+        resources.vcpus = self.cpus.unwrap_or(resources.vcpus);
+        resources.mem_mib = self.mem.unwrap_or(resources.mem_mib);
+        resources.data_disk_mib = self.data_disk.unwrap_or(resources.data_disk_mib);
+        pool.egress = self.egress.clone().unwrap_or_else(|| pool.egress.clone());
+        let policy = &mut pool.runtime_policy;
+        policy.graceful_shutdown_seconds = self.graceful_shutdown.unwrap_or(policy.graceful_shutdown_seconds);
+        for (key, value) in &self.labels {
+            match value.as_str() {
+                "" => pool.labels.remove(key),
+                _ => pool.labels.insert(key.clone(), value.clone()),
+            };
+        }
+    }
+}
+
+fn create(out: &Out, operator: &Operator, path: PoolPath, settings: CreateArguments) -> Result<(), CliError> {
+    let pool = Pool {
+        schema_version: Schema,
+        tenant_id: path.tenant.clone(),
+        pool_id: path.pool.clone(),
+        created_at: operator.roots.now(),
+        flake_ref: settings.flake,
+        profile: settings.profile,
+        vmm: settings.vmm.0,
+        vmm_version: settings.vmm.1,
+        agent: settings.agent,
+        insecure: settings.insecure,
+        instance_resources: Resources {
+            vcpus: settings.cpus,
+            mem_mib: settings.mem,
+            data_disk_mib: settings.data_disk,
+        },
+        desired_counts: DesiredCounts::default(),
+        egress: settings.egress,
+        runtime_policy: RuntimePolicy::default(),
+        labels: settings.labels.into_iter().collect::<BTreeMap<_, _>>(),
+        pinned: false,
+        critical: false,
+    };
+    let (pool, new) = lifecycle::create(operator, &pool)?;
+    out.done(&pool, || match new {
+        true => {
+            let sim = if pool.vmm == VmmKind::Sim { ", on the simulated VMM" } else { "" };
+            let resources = pool.instance_resources;
+            format!(
+                "{path}: {} vCPUs, {}{sim}, egress {}        next: mvm pool import {path} --kernel FILE --rootfs FILE",
+                resources.vcpus,
+                mib(resources.mem_mib),
+                pool.egress
+            )
+        }
+        false => format!("{path} exists already, just like that"),
+    });
+    Ok(())
+}
+
+fn list(out: &Out, operator: &Operator, tenant: Option<TenantId>) -> Result<(), CliError> {
+    let tenants = match tenant {
+        Some(tenant) => vec![load_tenant(&operator.roots, &tenant)?.tenant_id],
+        None => tenant::config::ids(&operator.roots)?,
+    };
+    let mut views = Vec::new();
+    for tenant in tenants {
+        for path in config::paths(&operator.roots, &tenant)? {
+            views.push(view(operator, Pool::load(&operator.roots, &path)?)?);
+        }
+    }
+    out.show(&views, || {
+        if views.is_empty() {
+            return "no pools yet        next: mvm pool create TENANT/POOL".to_owned();
+        }
+        let row = |view: &PoolView| {
+            let resources = view.pool.instance_resources;
+            vec![
+                view.path.clone(),
+                view.revision.as_ref().map_or("none".into(), |revision| revision.short().to_owned()),
+                view.pool.vmm.to_string(),
+                resources.vcpus.to_string(),
+                mib(resources.mem_mib),
+                view.instances.to_string(),
+                view.pool.desired_counts.running.to_string(),
+                view.pool.egress.to_string(),
+            ]
+        };
+        let header = ["pool", "revision", "vmm", "vcpus", "memory", "instances", "wanted", "egress"];
+        out.table(&header, views.iter().map(row).collect())
+    });
+    Ok(())
+}
+
+fn describe(out: &Out, view: &PoolView) -> String {
+    let pool = &view.pool;
+    let resources = pool.instance_resources;
+    let version = pool.vmm_version.as_deref().unwrap_or("version fixed by the first revision");
+    let mut lines = vec![
+        view.path.clone(),
+        format!("  revision   {}", view.revision.as_ref().map_or("none".to_owned(), |revision| revision.to_string())),
+        format!("  revisions  {}", view.revisions),
+        format!("  instances  {}, {} wanted running", view.instances, pool.desired_counts.running),
+        format!(
+            "  each       {} vCPUs, {} memory, {} data disk",
+            resources.vcpus,
+            mib(resources.mem_mib),
+            mib(resources.data_disk_mib)
+        ),
+        match pool.vmm {
+            VmmKind::Firecracker => format!("  vmm        firecracker, {version}"),
+            VmmKind::Sim => format!("  vmm        {}", out.paint(Tone::Doubtful, "sim: it runs no guest")),
+        },
+        format!("  egress     {}", pool.egress),
+        format!("  flake      {} ({})", pool.flake_ref.as_deref().unwrap_or("none"), pool.profile),
+        format!("  made       {}", pool.created_at),
+    ];
+    if pool.insecure {
+        lines.push(out.paint(Tone::Doubtful, "  insecure   accepts VMMs without a jail"));
+    }
+    for (key, value) in &pool.labels {
+        lines.push(format!("  label      {key}={value}"));
+    }
+    lines.join("\n")
+}
+
+fn scale(out: &Out, operator: &mut Operator, pool: &PoolPath, running: u32) -> Result<(), CliError> {
+    let mut touched = Vec::new();
+    let scaled = lifecycle::scale(operator, pool, running, |instance, scaled| {
+        out.say(format!(
+            "{} {} {}{}",
+            instance.instance_id,
+            instance.net.guest_ip,
+            scaled.did,
+            instance.last_receipt.as_ref().filter(|_| scaled.did != "stopped").map_or(String::new(), |receipt| {
+                format!(", {:.0} ms", receipt.total_ms)
+            })
+        ));
+        touched.push(instance.clone());
+    });
+    if out.json {
+        out.show(&touched, String::new);
+    } else if touched.is_empty() && scaled.is_ok() {
+        out.say(format!("{running} of {pool} run already"));
+    }
+    Ok(scaled?)
+}
+
+fn history(out: &Out, operator: &Operator, pool: &PoolPath) -> Result<(), CliError> {
+    load_pool(&operator.roots, pool)?;
+    let artifacts = Artifacts::of(&operator.roots, pool);
+    let (history, current) = (artifacts.history()?, artifacts.current()?);
+    out.show(&history.entries, || {
+        if history.entries.is_empty() {
+            return format!("{pool} has no revision yet        next: mvm pool import {pool} --kernel FILE --rootfs FILE");
+        }
+        let last = history.entries.len() - 1;
+        let row = |(at, entry): (usize, &HistoryEntry)| {
+            let is_current = at == last && Some(&entry.revision) == current.as_ref();
+            let mark = if is_current { "current" } else { "" };
+            vec![entry.revision.short().to_owned(), entry.at.to_string(), entry.by.clone(), mark.to_owned()]
+        };
+        out.table(&["revision", "since", "by", ""], history.entries.iter().enumerate().map(row).collect())
+    });
+    Ok(())
+}
+
+fn verify(out: &Out, operator: &Operator, pool: &PoolPath, revision: Option<RevisionHash>) -> Result<u8, CliError> {
+    load_pool(&operator.roots, pool)?;
+    let artifacts = Artifacts::of(&operator.roots, pool);
+    let all = artifacts.all()?;
+    let wanted: Vec<RevisionHash> = match &revision {
+        Some(wanted) => all.into_iter().filter(|one| one.as_ref().starts_with(wanted.as_ref() as &str)).collect(),
+        None => all,
+    };
+    if wanted.is_empty() {
+        let what = match revision {
+            Some(revision) => format!("{pool} has no revision {revision}"),
+            None => format!("{pool} has no revision yet"),
+        };
+        return Err(CliError::new(Kind::NotFound, "no_such_revision", what).fix(format!("mvm pool history {pool}")));
+    }
+    let progress = out.progress("reading every byte");
+    let mut checks = Vec::new();
+    for revision in wanted {
+        let wrong = artifacts.verify(&revision).err().map(|error| error.to_string());
+        checks.push(serde_json::json!({ "name": revision, "ok": wrong.is_none(), "detail": wrong }));
+    }
+    drop(progress);
+    let ok = checks.iter().all(|check| check["ok"] == true);
+    out.show(&serde_json::json!({ "checks": checks, "ok": ok }), || {
+        let line = |check: &serde_json::Value| match check["detail"].as_str() {
+            None => format!("{} {}", out.paint(Tone::Good, "ok   "), check["name"].as_str().unwrap_or_default()),
+            Some(why) => format!("{} {why}", out.paint(Tone::Bad, "wrong")),
+        };
+        checks.iter().map(line).collect::<Vec<_>>().join("\n")
+    });
+    Ok(if ok { 0 } else { 1 })
+}

@@ -1,0 +1,269 @@
+//! `mvm tenant …`
+
+use clap::{Args, Subcommand};
+use serde::Serialize;
+
+use super::{
+    arguments::Destroy,
+    error::CliError,
+    output::{Out, mib},
+};
+use crate::{
+    security::audit,
+    store,
+    vm::{
+        instance::lifecycle::{Operator, load_tenant},
+        naming::{NetId, Offset, Subnet, TenantId},
+        pool, room,
+        tenant::{
+            config::{self, Tenant},
+            lifecycle::{self, TenantSpec},
+            quota::{Quotas, Use},
+        },
+    },
+};
+
+#[derive(Debug, Subcommand)]
+pub enum TenantCommand {
+    /// Make a tenant, with its bridge
+    Create {
+        /// Its name
+        tenant: TenantId,
+        /// Its number in the cluster, 0 to 4095
+        #[arg(long, value_name = "N")]
+        net_id: NetId,
+        /// Its addresses, inside 10.240.0.0/12
+        #[arg(long, value_name = "CIDR")]
+        subnet: Subnet,
+        /// The offsets that this node may lease, as in 3-127
+        #[arg(long, value_name = "FIRST-LAST", value_parser = parse_range)]
+        offset_range: Option<(Offset, Offset)>,
+        #[command(flatten)]
+        quotas: QuotaArguments,
+    },
+    /// List tenants
+    List,
+    /// Show a tenant
+    Info {
+        /// The tenant
+        tenant: TenantId,
+    },
+    /// Change a tenant's quotas
+    Update {
+        /// The tenant
+        tenant: TenantId,
+        /// Never stopped by anything but a person
+        #[arg(long)]
+        pinned: Option<bool>,
+        /// How long its audit log is kept after it was destroyed, in days
+        #[arg(long, value_name = "N")]
+        retention_days: Option<u32>,
+        #[command(flatten)]
+        quotas: QuotaArguments,
+    },
+    /// Destroy a tenant with its pools and instances
+    Destroy {
+        /// The tenant
+        tenant: TenantId,
+        #[command(flatten)]
+        destroy: Destroy,
+    },
+    /// Show a tenant's audit log
+    Audit {
+        /// The tenant
+        tenant: TenantId,
+        /// Check the chain of hashes from the first line to the head
+        #[arg(long)]
+        verify: bool,
+        /// Print number and hash of the last line, to keep elsewhere
+        #[arg(long, conflicts_with = "verify")]
+        head: bool,
+    },
+}
+
+fn parse_range(text: &str) -> Result<(Offset, Offset), String> {
+    let parse = || {
+        let (first, last) = text.split_once('-')?;
+        Some((Offset::new(first.parse().ok()?), Offset::new(last.parse().ok()?)))
+    };
+    parse().ok_or_else(|| format!("{text:?} is not a range of offsets: expected FIRST-LAST, as in 3-127"))
+}
+
+macro_rules! quota_arguments {
+    ($($field:ident: $type:ty, $help:literal;)*) => {
+        /// One option per quota.
+        #[derive(Debug, Clone, Default, Args)]
+        pub struct QuotaArguments {
+            $(
+                #[doc = $help]
+                #[arg(long, value_name = "N")]
+                $field: Option<$type>,
+            )*
+        }
+
+        impl QuotaArguments {
+            /// Puts what was given into `quotas`.
+            pub fn apply(&self, quotas: &mut Quotas) {
+                $(if let Some(value) = self.$field { quotas.$field = value; })*
+            }
+        }
+    };
+}
+
+quota_arguments! {
+    max_vcpus: u32, "vCPUs of running instances";
+    max_mem_mib: u64, "Memory of running instances, in MiB";
+    max_running: u32, "Instances that run";
+    max_pools: u32, "Pools";
+    max_instances_per_pool: u32, "Instances of one pool, in any state";
+    max_disk_gib: u64, "Virtual disks of running instances, in GiB";
+    log_mib: u32, "Console and VMM logs of one instance, in MiB";
+    max_conns: u32, "Open connections of one instance";
+    conns_per_second: u32, "New connections of one instance, per second";
+    net_mbps: u32, "Bandwidth of one instance, in Mbit/s; 0: not limited";
+    net_pps: u32, "Packets of one instance, per second; 0: not limited";
+    disk_iops: u32, "Operations of each disk, per second; 0: not limited";
+    disk_mbps: u32, "Bandwidth of each disk, in MB/s; 0: not limited";
+}
+
+/// A tenant with what it uses.
+#[derive(Debug, Serialize)]
+struct TenantView {
+    #[serde(flatten)]
+    tenant: Tenant,
+    pools: usize,
+    running: u32,
+    vcpus_used: u32,
+    mem_used_mib: u64,
+}
+
+fn view(operator: &Operator, tenant: Tenant) -> Result<TenantView, CliError> {
+    let reserved = room::reserved(&operator.roots)?;
+    let Use { vms, vcpus, mem_mib, .. } = room::used_by(&reserved, tenant.network.tenant_net_id);
+    let pools = pool::config::paths(&operator.roots, &tenant.tenant_id)?.len();
+    Ok(TenantView { tenant, pools, running: vms, vcpus_used: vcpus, mem_used_mib: mem_mib })
+}
+
+/// Runs the command.
+pub fn run(out: &Out, operator: &mut Operator, command: TenantCommand) -> Result<u8, CliError> {
+    match command {
+        TenantCommand::Create { tenant, net_id, subnet, offset_range, quotas } => {
+            let mut spec = TenantSpec { id: tenant, net_id, subnet, offset_range, quotas: Quotas::default() };
+            quotas.apply(&mut spec.quotas);
+            let (tenant, new) = lifecycle::create(operator, &spec)?;
+            out.done(&tenant, || {
+                let network = &tenant.network;
+                if new {
+                    let bridge = network.tenant_net_id.bridge();
+                    format!(
+                        "{}: bridge {bridge}, gateway {}        next: mvm pool create {}/NAME",
+                        tenant.tenant_id, network.gateway_ip, tenant.tenant_id
+                    )
+                } else {
+                    format!("{} exists already, just like that", tenant.tenant_id)
+                }
+            });
+        }
+        TenantCommand::List => {
+            let mut views = Vec::new();
+            for tenant in config::all(&operator.roots)? {
+                views.push(view(operator, tenant)?);
+            }
+            out.show(&views, || {
+                if views.is_empty() {
+                    return "no tenants yet        next: mvm tenant create NAME --net-id N --subnet CIDR".to_owned();
+                }
+                let row = |view: &TenantView| {
+                    vec![
+                        view.tenant.tenant_id.to_string(),
+                        view.tenant.network.tenant_net_id.to_string(),
+                        view.tenant.network.ipv4_subnet.to_string(),
+                        view.pools.to_string(),
+                        format!("{} of {}", view.running, view.tenant.quotas.max_running),
+                        format!("{} of {}", mib(view.mem_used_mib), mib(view.tenant.quotas.max_mem_mib)),
+                    ]
+                };
+                let header = ["tenant", "net id", "subnet", "pools", "running", "memory"];
+                out.table(&header, views.iter().map(row).collect())
+            });
+        }
+        TenantCommand::Info { tenant } => {
+            let view = view(operator, load_tenant(&operator.roots, &tenant)?)?;
+            out.show(&view, || describe(&view));
+        }
+        TenantCommand::Update { tenant, pinned, retention_days, quotas } => {
+            let (tenant, changed) = lifecycle::update(operator, &tenant, |tenant| {
+                quotas.apply(&mut tenant.quotas);
+                tenant.pinned = pinned.unwrap_or(tenant.pinned);
+                tenant.retention_days = retention_days.unwrap_or(tenant.retention_days);
+            })?;
+            out.done(&tenant, || match changed {
+                true => format!("{} updated; limits of disks and network apply from the next start", tenant.tenant_id),
+                false => format!("{} is like that already", tenant.tenant_id),
+            });
+        }
+        TenantCommand::Destroy { tenant, destroy } => {
+            load_tenant(&operator.roots, &tenant)?;
+            let pools = pool::config::paths(&operator.roots, &tenant)?.len();
+            out.confirm(&format!("Destroy tenant {tenant} with its {pools} pools and their instances?"), destroy.yes)?;
+            lifecycle::destroy(operator, &tenant, destroy.wipe_volumes)?;
+            out.done(&serde_json::json!({ "tenant_id": tenant, "status": "destroyed" }), || {
+                format!("{tenant} destroyed; its audit log is kept")
+            });
+        }
+        TenantCommand::Audit { tenant, verify, head } => return show_audit(out, operator, &tenant, verify, head),
+    }
+    Ok(0)
+}
+
+fn describe(view: &TenantView) -> String {
+    let tenant = &view.tenant;
+    let (network, quotas) = (&tenant.network, &tenant.quotas);
+    let (first, last) = tenant.offsets();
+    format!(
+        "{}\n  network   net id {}, {}, gateway {}, bridge {}, offsets {first} to {last}\n  \
+         running   {} of {}\n  vcpus     {} of {}\n  memory    {} of {}\n  pools     {} of {}\n  \
+         made      {}\n  pinned    {}",
+        tenant.tenant_id,
+        network.tenant_net_id,
+        network.ipv4_subnet,
+        network.gateway_ip,
+        network.tenant_net_id.bridge(),
+        view.running,
+        quotas.max_running,
+        view.vcpus_used,
+        quotas.max_vcpus,
+        mib(view.mem_used_mib),
+        mib(quotas.max_mem_mib),
+        view.pools,
+        quotas.max_pools,
+        tenant.created_at,
+        if tenant.pinned { "yes" } else { "no" },
+    )
+}
+
+fn show_audit(out: &Out, operator: &Operator, tenant: &TenantId, verify: bool, head: bool) -> Result<u8, CliError> {
+    load_tenant(&operator.roots, tenant)?;
+    let folder = config::folder(&operator.roots, tenant);
+    if head {
+        let head = audit::head(&folder)?;
+        out.show(&head, || format!("{} {}", head.count, head.hash));
+    } else if verify {
+        // Not while somebody appends: between line and head the two differ for a moment.
+        let name = format!("audit.{tenant}");
+        let _lock = store::Lock::take(
+            &operator.roots.lock_file(&name),
+            "the audit log",
+            store::Sharing::Exclusive,
+            operator.roots.lock_timeout,
+        )?;
+        let count = audit::verify(&folder)?;
+        out.show(&serde_json::json!({ "tenant_id": tenant, "records": count, "ok": true }), || {
+            format!("{count} records, chain whole")
+        });
+    } else {
+        let (records, _) = audit::records(&folder, 0)?;
+        out.show(&records, || records.iter().map(|record| super::events::line(out, record)).collect::<Vec<_>>().join("\n"));
+    }
+    Ok(0)
+}

@@ -1,0 +1,74 @@
+//! `mvm vmm …`
+
+use std::path::PathBuf;
+
+use clap::Subcommand;
+
+use super::{error::CliError, output::Out};
+use crate::{
+    infra::config::Roots,
+    node,
+    vmm::install::{self, Installed},
+};
+
+#[derive(Debug, Subcommand)]
+pub enum VmmCommand {
+    /// List the installed versions
+    List,
+    /// Install a Firecracker under the version that it names
+    Install {
+        /// The program
+        file: PathBuf,
+        /// The jailer that goes with it; the one beside the program, where none is named
+        #[arg(long, value_name = "FILE")]
+        jailer: Option<PathBuf>,
+    },
+    /// Choose the version that new pools get
+    Default {
+        /// As in 1.16.1
+        version: String,
+    },
+    /// Remove versions that no pool needs
+    Gc,
+}
+
+/// Runs the command.
+pub fn run(out: &Out, roots: &Roots, command: VmmCommand) -> Result<u8, CliError> {
+    match command {
+        VmmCommand::List => {
+            let all = install::list(roots)?;
+            out.show(&all, || {
+                if all.is_empty() {
+                    return "none installed; the one on PATH is installed at first use        next: mvm vmm install FILE"
+                        .to_owned();
+                }
+                let row = |one: &Installed| {
+                    let jailer = if one.jailer.is_some() { "yes" } else { "no" };
+                    let default = if one.default { "default" } else { "" };
+                    vec![one.version.clone(), one.arch.clone(), jailer.into(), default.into()]
+                };
+                out.table(&["version", "arch", "jailer", ""], all.iter().map(row).collect())
+            });
+        }
+        VmmCommand::Install { file, jailer } => {
+            let beside = file.with_file_name("jailer");
+            let jailer = jailer.or(Some(beside).filter(|path| path.is_file()));
+            let installed = install::install(roots, &file, jailer.as_deref())?;
+            out.done(&installed, || format!("Firecracker {} installed", installed.version));
+        }
+        VmmCommand::Default { version } => {
+            install::set_default(roots, &version)?;
+            out.done(&serde_json::json!({ "version": version, "default": true }), || {
+                format!("new pools get Firecracker {version}")
+            });
+        }
+        VmmCommand::Gc => {
+            let removed = node::collect_vmms(roots)?;
+            out.done(&removed, || match removed.len() {
+                0 => "every version is needed".to_owned(),
+                _ => format!("removed {}", removed.join(", ")),
+            });
+        }
+    }
+    Ok(0)
+}

@@ -1,0 +1,332 @@
+//! The node as a whole: what runs on it, settling what was cut off, and dropping what nobody needs.
+
+use std::collections::BTreeSet;
+
+use serde::Serialize;
+
+use crate::{
+    infra::config::Roots,
+    net::NetError,
+    store::{self, Lock, Sharing, StoreError},
+    vm::{
+        instance::{
+            self,
+            config::Instance,
+            launch,
+            lifecycle::{self, LifecycleError, Operator, lock_tenant},
+            logs, net as wiring,
+        },
+        naming::{InstancePath, Slot},
+        pool::{
+            self,
+            config::Pool,
+            lifecycle::{self as pools, PoolError},
+        },
+        room::{self, NodeConfig},
+        tenant::{self, config::Tenant, leases, lifecycle::kept_audit_logs, quota::Use},
+    },
+    vmm::{install, process},
+};
+
+/// Why something could not be done for the node.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// The state could not be read or written.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The kernel's network refused.
+    #[error(transparent)]
+    Net(#[from] NetError),
+    /// An instance could not be settled.
+    #[error(transparent)]
+    Lifecycle(#[from] LifecycleError),
+    /// A pool could not be cleaned.
+    #[error(transparent)]
+    Pool(#[from] PoolError),
+}
+
+/// What there is on the node, and what is in use.
+#[derive(Debug, Clone, Serialize)]
+pub struct Stats {
+    /// The node's id.
+    pub node_id: String,
+    /// Tenants.
+    pub tenants: usize,
+    /// Pools.
+    pub pools: usize,
+    /// Instances, in any state.
+    pub instances: usize,
+    /// VMMs that run or are about to.
+    pub vms: u32,
+    /// Their limit.
+    pub max_vms: u32,
+    /// Memory reserved, VMMs' overhead included, in MiB.
+    pub mem_used_mib: u64,
+    /// Memory for guests and their VMMs, in MiB.
+    pub mem_limit_mib: u64,
+    /// vCPUs reserved.
+    pub vcpus_used: u32,
+    /// CPUs of the machine.
+    pub cpus: usize,
+    /// Free space under the root, in MiB.
+    pub disk_free_mib: u64,
+    /// Free space below which nothing new is made, in MiB.
+    pub disk_floor_mib: u64,
+}
+
+/// Counts what there is.
+///
+/// # Errors
+/// When the state cannot be read.
+pub fn stats(roots: &Roots) -> Result<Stats, StoreError> {
+    let node = NodeConfig::load(roots)?;
+    let used = room::reserved(roots)?.iter().fold(Use::default(), |sum, (_, one)| sum.plus(*one));
+    let tenants = tenant::config::ids(roots)?;
+    let (mut pools, mut instances) = (0, 0);
+    for tenant in &tenants {
+        for path in pool::config::paths(roots, tenant)? {
+            pools += 1;
+            instances += instance::config::paths(roots, &path)?.len();
+        }
+    }
+    Ok(Stats {
+        tenants: tenants.len(),
+        pools,
+        instances,
+        vms: used.vms,
+        max_vms: node.max_vms,
+        mem_used_mib: used.mem_mib + u64::from(used.vms) * room::VMM_OVERHEAD_MIB,
+        mem_limit_mib: node.memory_mib(room::memory_total_mib()),
+        vcpus_used: used.vcpus,
+        cpus: std::thread::available_parallelism().map_or(1, usize::from),
+        disk_free_mib: room::free_mib(&roots.root)?,
+        disk_floor_mib: node.disk_floor_mib,
+        node_id: node.node_id,
+    })
+}
+
+/// What recovery found and did, a line each.
+#[derive(Debug, Default, Clone, Serialize)]
+pub struct Recovered {
+    /// Instances whose last operation was cut off, or whose VMM had ended.
+    pub settled: Vec<String>,
+    /// Instances whose VMMs run on.
+    pub adopted: Vec<InstancePath>,
+    /// Things that belonged to nobody.
+    pub reclaimed: Vec<String>,
+    /// What was repaired in the kernel's network.
+    pub network: Vec<String>,
+}
+
+/// Settles every intent, adopts what runs, and reclaims what belongs to nobody: files of killed writers, leases,
+/// reservations, VMMs and their directories, TAPs, rules. What somebody works on at this moment is left to them.
+///
+/// # Errors
+/// The first thing that cannot be settled; calling it again goes on from there.
+pub fn recover(operator: &mut Operator) -> Result<Recovered, NodeError> {
+    let mut recovered = Recovered::default();
+    let roots = operator.roots.clone();
+    operator.net()?;
+    settle_all(operator, &mut recovered)?;
+    reclaim_leases(operator, &mut recovered)?;
+    reclaim_slots(operator, &mut recovered)?;
+    {
+        let _lock = wiring::lock(&roots, Sharing::Exclusive)?;
+        let desired = wiring::desired(&roots)?;
+        recovered.network = operator.net()?.repair(&desired)?;
+    }
+    let swept = store::sweep(&roots.root)? + store::sweep(&roots.vmm_versions())?;
+    note_swept(&mut recovered, swept, "the root");
+    Ok(recovered)
+}
+
+fn note_swept(recovered: &mut Recovered, count: usize, place: &str) {
+    if count > 0 {
+        recovered.reclaimed.push(format!("{count} unfinished files of killed commands in {place}"));
+    }
+}
+
+fn settle_all(operator: &mut Operator, recovered: &mut Recovered) -> Result<(), NodeError> {
+    let roots = operator.roots.clone();
+    {
+        let _lock = room::lock(&roots)?;
+        note_swept(recovered, store::sweep(&roots.tenants())?, "tenants");
+    }
+    for tenant in tenant::config::ids(&roots)? {
+        {
+            let _lock = lock_tenant(&roots, &tenant)?;
+            let mut swept = store::sweep(&tenant::config::folder(&roots, &tenant))?;
+            swept += store::sweep(&pool::config::pools_folder(&roots, &tenant))? + leases::sweep(&roots, &tenant)?;
+            for path in pool::config::paths(&roots, &tenant)? {
+                swept += store::sweep(&pool::config::folder(&roots, &path))?;
+                swept += store::sweep(&instance::config::instances_folder(&roots, &path))?;
+            }
+            note_swept(recovered, swept, tenant.as_ref());
+        }
+        for pool in pool::config::paths(&roots, &tenant)? {
+            {
+                let _lock = pools::lock(&roots, &pool, Sharing::Exclusive)?;
+                let swept = pool::artifacts::Artifacts::of(&roots, &pool).sweep()?;
+                note_swept(recovered, swept, &pool.to_string());
+            }
+            for path in instance::config::paths(&roots, &pool)? {
+                settle_one(operator, &path, recovered)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn settle_one(operator: &mut Operator, path: &InstancePath, recovered: &mut Recovered) -> Result<(), NodeError> {
+    let roots = operator.roots.clone();
+    let Some(instance) = store::read_if_there::<Instance>(&instance::config::file(&roots, path))? else {
+        return Ok(());
+    };
+    store::sweep(&instance::config::folder(&roots, path))?;
+    store::sweep(&instance::config::folder(&roots, path).join("volumes"))?;
+    let before = instance.generation;
+    match lifecycle::settle(operator, instance)? {
+        None => recovered.settled.push(format!("{path}: what was left of it is gone")),
+        Some(instance) if instance.generation != before => {
+            let why = instance.last_exit.map(|exit| exit.why).unwrap_or_default();
+            recovered.settled.push(format!("{path}: {} ({why})", instance.status));
+        }
+        Some(instance) if instance.status.has_vmm() => recovered.adopted.push(path.clone()),
+        Some(_) => {}
+    }
+    Ok(())
+}
+
+/// Leases whose instances are not there.
+fn reclaim_leases(operator: &mut Operator, recovered: &mut Recovered) -> Result<(), NodeError> {
+    let roots = operator.roots.clone();
+    for tenant in tenant::config::ids(&roots)? {
+        let _lock = lock_tenant(&roots, &tenant)?;
+        for lease in leases::held(&roots, &tenant)? {
+            if !instance::config::file(&roots, &lease.instance).exists() {
+                leases::free(&roots, &lease.instance, lease.offset)?;
+                recovered.reclaimed.push(format!("lease {} of {}", lease.offset, lease.instance));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// VMM directories, TAPs and reservations of slots in which nothing runs.
+fn reclaim_slots(operator: &mut Operator, recovered: &mut Recovered) -> Result<(), NodeError> {
+    let roots = operator.roots.clone();
+    let mut slots: BTreeSet<Slot> = room::reserved(&roots)?.into_iter().map(|(slot, _)| slot).collect();
+    let directories = store::names(&roots.vmm_dirs(), |_| true)?;
+    slots.extend(directories.iter().filter_map(|name| Slot::from_tap(name)));
+    slots.extend(operator.net()?.list_taps()?);
+    let owners: std::collections::HashMap<Slot, InstancePath> = wiring::held_slots(&roots)?.into_iter().collect();
+    let tenants = tenant::config::all(&roots)?;
+    let boot_id = process::boot_id();
+    for slot in slots {
+        let _lock = match owners.get(&slot) {
+            Some(path) => {
+                let Some(lock) = lifecycle::try_lock(&roots, path)? else { continue };
+                let instance = store::read_if_there::<Instance>(&instance::config::file(&roots, path))?;
+                if instance.is_some_and(|instance| instance.vmm_is_alive(&boot_id)) {
+                    continue;
+                }
+                Some(lock)
+            }
+            None => match tenants.iter().find(|tenant| tenant.network.tenant_net_id == slot.net_id) {
+                Some(tenant) => {
+                    let lock = lock_tenant(&roots, &tenant.tenant_id)?;
+                    let held = leases::held(&roots, &tenant.tenant_id)?;
+                    if held.iter().any(|lease| lease.offset == slot.offset) {
+                        continue;
+                    }
+                    Some(lock)
+                }
+                None => None,
+            },
+        };
+        launch::teardown(operator, slot, None)?;
+        recovered.reclaimed.push(format!("what was left in slot {}", slot.tap()));
+    }
+    Ok(())
+}
+
+/// Drops files that nobody refers to: old revisions, VMM versions without a pool, logs beyond their limit, audit logs
+/// beyond their retention. Returns a line for each.
+///
+/// # Errors
+/// When the state cannot be read, or a file not removed.
+pub fn collect(operator: &Operator) -> Result<Vec<String>, NodeError> {
+    let roots = &operator.roots;
+    let mut dropped = Vec::new();
+    for tenant in tenant::config::all(roots)? {
+        for path in pool::config::paths(roots, &tenant.tenant_id)? {
+            for revision in pools::collect(operator, &path)? {
+                dropped.push(format!("revision {} of {path}", revision.short()));
+            }
+            for instance in instance::config::paths(roots, &path)? {
+                logs::cut(&logs::folder(roots, &instance), u64::from(tenant.quotas.log_mib.max(1)) << 20)?;
+            }
+        }
+    }
+    dropped.extend(collect_vmms(roots)?.into_iter().map(|version| format!("Firecracker {version}")));
+    dropped.extend(collect_audit_logs(roots)?);
+    Ok(dropped)
+}
+
+/// Removes the VMM versions that no pool names and that are not the default. Returns them.
+///
+/// # Errors
+/// When the state cannot be read, or a version not removed.
+pub fn collect_vmms(roots: &Roots) -> Result<Vec<String>, StoreError> {
+    let mut needed = BTreeSet::new();
+    for tenant in tenant::config::ids(roots)? {
+        for path in pool::config::paths(roots, &tenant)? {
+            needed.extend(Pool::load(roots, &path)?.vmm_version);
+            for path in instance::config::paths(roots, &path)? {
+                let instance = store::read_if_there::<Instance>(&instance::config::file(roots, &path))?;
+                needed.extend(instance.and_then(|instance| instance.vmm).map(|vmm| vmm.version));
+            }
+        }
+    }
+    let installed = install::list(roots)?;
+    let newest = installed.last().map(|one| one.version.clone());
+    let any_default = installed.iter().any(|one| one.default);
+    let mut removed = Vec::new();
+    for one in installed {
+        let kept = one.default || (!any_default && Some(&one.version) == newest.as_ref());
+        if !kept && !needed.contains(&one.version) {
+            install::remove(roots, &one)?;
+            removed.push(one.version);
+        }
+    }
+    Ok(removed)
+}
+
+/// The logs of destroyed tenants are kept for their retention.
+fn collect_audit_logs(roots: &Roots) -> Result<Vec<String>, StoreError> {
+    let folder = kept_audit_logs(roots);
+    let mut dropped = Vec::new();
+    for name in store::names(&folder, |name| !name.starts_with('.'))? {
+        let days = store::read_if_there::<Tenant>(&folder.join(&name).join("tenant.json"))?.map(|t| t.retention_days);
+        let destroyed_at = name.rsplit_once('-').and_then(|(_, at)| at.parse::<i64>().ok());
+        let (Some(days), Some(at)) = (days, destroyed_at) else { continue };
+        if roots.now().as_second() - at > i64::from(days) * 86_400 {
+            store::vanish(&folder.join(&name))?;
+            dropped.push(format!("audit log {name}"));
+        }
+    }
+    Ok(dropped)
+}
+
+/// Changes the node's configuration under its lock.
+///
+/// # Errors
+/// When it cannot be read or written.
+pub fn update(roots: &Roots, change: impl FnOnce(&mut NodeConfig)) -> Result<NodeConfig, StoreError> {
+    NodeConfig::load(roots)?;
+    let _lock: Lock = room::lock(roots)?;
+    let mut node: NodeConfig = store::read(&roots.node_file())?;
+    change(&mut node);
+    store::write(&roots.node_file(), &node)?;
+    Ok(node)
+}

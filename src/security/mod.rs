@@ -1,0 +1,3 @@
+//! What protects tenants from each other and makes what happened provable.
+
+pub mod audit;

@@ -1,0 +1,256 @@
+//! `instance.json`: what an instance is, and where its things lie.
+
+use std::{net::Ipv4Addr, path::PathBuf};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::state::State;
+use crate::{
+    infra::config::Roots,
+    store::{self, Schema, StoreError},
+    vm::{
+        naming::{InstanceId, InstancePath, Mac, Offset, PoolId, PoolPath, RevisionHash, Slot, TenantId},
+        pool::{
+            self,
+            config::{Resources, VmmKind},
+        },
+    },
+    vmm::process::Identity,
+};
+
+/// An instance.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Instance {
+    /// The version of this file's form.
+    pub schema_version: Schema<1>,
+    /// Counts the writes of this file.
+    pub generation: u64,
+    /// Its tenant.
+    pub tenant_id: TenantId,
+    /// Its pool.
+    pub pool_id: PoolId,
+    /// Its id.
+    pub instance_id: InstanceId,
+    /// Its state, as of the last operation that was finished.
+    pub status: State,
+    /// The operation that was begun and is not finished.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pending: Option<Intent>,
+    /// Its network identity: the same all its life.
+    pub net: InstanceNet,
+    /// What it gets; the pool's, as of its last start.
+    pub resources: Resources,
+    /// The revision that it was last started with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<RevisionHash>,
+    /// The VMM that runs it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vmm: Option<VmmRecord>,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When it last began to run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entered_running_at: Option<Timestamp>,
+    /// When it last stopped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entered_stopped_at: Option<Timestamp>,
+    /// How the last start or wake went.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_receipt: Option<Receipt>,
+    /// Why it last ceased to run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_exit: Option<Exit>,
+}
+
+/// The one durable intent of an operation: written before its first effect, removed by its last write.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Intent {
+    /// The operation.
+    pub operation: Operation,
+    /// When it was begun.
+    pub since: Timestamp,
+    /// The pid of who began it, for people.
+    pub pid: u32,
+}
+
+/// Operations that leave an intent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Operation {
+    /// Rolled back where it was cut off.
+    Create,
+    /// Rolled back where it was cut off.
+    Start,
+    /// Finished where it was cut off.
+    Stop,
+    /// Finished where it was cut off.
+    Destroy {
+        /// Also the data disk.
+        wipe_volumes: bool,
+    },
+}
+
+impl Operation {
+    /// The name in the audit log, after `instance.`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Operation::Create => "create",
+            Operation::Start => "start",
+            Operation::Stop => "stop",
+            Operation::Destroy { .. } => "destroy",
+        }
+    }
+}
+
+/// An instance's network identity.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InstanceNet {
+    /// The offset that it leases.
+    pub offset: Offset,
+    /// Its TAP.
+    pub tap_dev: String,
+    /// Its MAC.
+    pub mac: Mac,
+    /// Its address.
+    pub guest_ip: Ipv4Addr,
+    /// Its gateway's address.
+    pub gateway_ip: Ipv4Addr,
+    /// The prefix length of its subnet.
+    pub cidr: u8,
+    /// What of it is reachable on the host's own addresses.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub published: Vec<crate::net::egress::Port>,
+}
+
+/// The VMM that runs an instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmmRecord {
+    /// Which one.
+    pub kind: VmmKind,
+    /// Its version.
+    pub version: String,
+    /// Its pid: a hint, believed only together with the next two.
+    pub pid: i32,
+    /// When it was started, in clock ticks since boot.
+    pub start_time: u64,
+    /// The boot of the host in which it runs.
+    pub boot_id: String,
+    /// The uid that it runs as.
+    pub uid: u32,
+    /// Whether it runs without a jail.
+    pub insecure: bool,
+}
+
+impl VmmRecord {
+    /// What makes the process recognisable within its boot.
+    pub fn identity(&self) -> Identity {
+        Identity { pid: self.pid, start_time: self.start_time }
+    }
+}
+
+/// How a start or wake went, step by step.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Receipt {
+    /// What it is the receipt of.
+    pub operation: String,
+    /// From the command's first step to its last, in ms.
+    pub total_ms: f64,
+    /// Each step and its ms.
+    pub steps: Vec<(String, f64)>,
+    /// What the guest's agent confirmed: `none` where there is no agent.
+    pub agent: String,
+}
+
+/// Why an instance ceased to run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Exit {
+    /// When that was found.
+    pub when: Timestamp,
+    /// Why.
+    pub why: String,
+}
+
+impl Instance {
+    /// Reads `instance.json`.
+    ///
+    /// # Errors
+    /// [`StoreError::Missing`] where there is no such instance.
+    pub fn load(roots: &Roots, path: &InstancePath) -> Result<Self, StoreError> {
+        store::read(&file(roots, path))
+    }
+
+    /// Writes `instance.json`, counting the generation up.
+    ///
+    /// # Errors
+    /// The old content stays where it fails.
+    pub fn save(&mut self, roots: &Roots) -> Result<(), StoreError> {
+        self.generation += 1;
+        store::write(&file(roots, &self.path()), self)
+    }
+
+    /// Its path.
+    pub fn path(&self) -> InstancePath {
+        InstancePath {
+            tenant: self.tenant_id.clone(),
+            pool: self.pool_id.clone(),
+            instance: self.instance_id.clone(),
+        }
+    }
+
+    /// Its slot. The TAP's name was made by [`Slot::tap`]; a file in which it was changed is as good as damaged.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`] where the name is none of ours.
+    pub fn slot(&self, roots: &Roots) -> Result<Slot, StoreError> {
+        Slot::from_tap(&self.net.tap_dev).filter(|slot| slot.offset == self.net.offset).ok_or_else(|| {
+            StoreError::Damaged {
+                path: file(roots, &self.path()),
+                why: format!("tap_dev {:?} does not belong to offset {}", self.net.tap_dev, self.net.offset),
+            }
+        })
+    }
+
+    /// Is its VMM there? `boot_id` is this boot's.
+    pub fn vmm_is_alive(&self, boot_id: &str) -> bool {
+        self.vmm.as_ref().is_some_and(|vmm| {
+            vmm.boot_id == boot_id && crate::vmm::process::is_alive(vmm.identity())
+        })
+    }
+}
+
+/// `tenants/<t>/pools/<p>/instances`.
+pub fn instances_folder(roots: &Roots, pool: &PoolPath) -> PathBuf {
+    pool::config::folder(roots, pool).join("instances")
+}
+
+/// `tenants/<t>/pools/<p>/instances/<i>`.
+pub fn folder(roots: &Roots, path: &InstancePath) -> PathBuf {
+    instances_folder(roots, &path.pool_path()).join(&path.instance)
+}
+
+/// `tenants/<t>/pools/<p>/instances/<i>/instance.json`.
+pub fn file(roots: &Roots, path: &InstancePath) -> PathBuf {
+    folder(roots, path).join("instance.json")
+}
+
+/// The paths of a pool's instances, sorted.
+///
+/// # Errors
+/// When the folder cannot be read.
+pub fn paths(roots: &Roots, pool: &PoolPath) -> Result<Vec<InstancePath>, StoreError> {
+    let names = store::names(&instances_folder(roots, pool), |name| !name.starts_with('.'))?;
+    Ok(names
+        .into_iter()
+        .filter_map(|name| {
+            let instance = name.parse().ok()?;
+            Some(InstancePath { tenant: pool.tenant.clone(), pool: pool.pool.clone(), instance })
+        })
+        .collect())
+}

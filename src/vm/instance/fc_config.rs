@@ -1,0 +1,121 @@
+//! From an instance to the requests that make its VMM what it should be. Pure: no I/O.
+
+use super::config::Instance;
+use crate::{
+    vm::{pool::artifacts::Manifest, tenant::quota::Quotas},
+    vmm::wire::{BootSource, Call, Drive, MachineConfig, NetworkInterface, RateLimiter, Serial, TokenBucket, Vsock},
+};
+
+/// Names of files in the VMM's directory: the same in each, so that one snapshot serves any clone.
+pub mod files {
+    /// The kernel.
+    pub const KERNEL: &str = "vmlinux";
+    /// The initial RAM disk.
+    pub const INITRD: &str = "initrd";
+    /// The root disk.
+    pub const ROOT: &str = "rootfs.ext4";
+    /// The data disk.
+    pub const DATA: &str = "data.ext4";
+    /// What the guest prints.
+    pub const CONSOLE: &str = "console.log";
+    /// The vsock device's socket.
+    pub const VSOCK: &str = "v.sock";
+}
+
+/// The guest's vsock address; each guest is alone with its host, so all have the same.
+pub const GUEST_CID: u32 = 3;
+
+/// The requests that configure the VMM and start the guest, in order.
+pub fn requests(instance: &Instance, manifest: &Manifest, quotas: &Quotas) -> Vec<Call> {
+    let drive = |id: &str, path: &str, root: bool| {
+        Call::Drive(Drive {
+            drive_id: id.to_owned(),
+            path_on_host: path.to_owned(),
+            is_root_device: root,
+            is_read_only: false,
+            rate_limiter: limiter(u64::from(quotas.disk_mbps) * 1_000_000, quotas.disk_iops),
+        })
+    };
+    let net_limit = limiter(u64::from(quotas.net_mbps) * 1_000_000 / 8, quotas.net_pps);
+    let mut calls = vec![
+        Call::MachineConfig(MachineConfig {
+            vcpu_count: instance.resources.vcpus,
+            mem_size_mib: instance.resources.mem_mib,
+            track_dirty_pages: true,
+        }),
+        Call::BootSource(BootSource {
+            kernel_image_path: files::KERNEL.into(),
+            initrd_path: manifest.initrd.as_ref().map(|_| files::INITRD.into()),
+            boot_args: command_line(instance, manifest),
+        }),
+        Call::Serial(Serial { serial_out_path: files::CONSOLE.into(), rate_limiter: console_limit(quotas.log_mib) }),
+        drive("rootfs", files::ROOT, manifest.initrd.is_none()),
+    ];
+    if instance.resources.data_disk_mib > 0 {
+        calls.push(drive("data", files::DATA, false));
+    }
+    calls.push(Call::NetworkInterface(NetworkInterface {
+        iface_id: "eth0".into(),
+        host_dev_name: instance.net.tap_dev.clone(),
+        guest_mac: instance.net.mac.to_string(),
+        rx_rate_limiter: net_limit.clone(),
+        tx_rate_limiter: net_limit,
+    }));
+    calls.push(Call::Vsock(Vsock { guest_cid: GUEST_CID, uds_path: files::VSOCK.into() }));
+    calls.push(Call::Entropy);
+    calls.push(Call::InstanceStart);
+    calls
+}
+
+/// The revision's command line, and how a guest without an agent learns who it is.
+fn command_line(instance: &Instance, manifest: &Manifest) -> String {
+    let net = &instance.net;
+    let identity = format!(
+        "mvm.ip={}/{} mvm.gw={} mvm.mac={} mvm.host={}",
+        net.guest_ip, net.cidr, net.gateway_ip, net.mac, instance.instance_id
+    );
+    format!("{} {identity}", manifest.cmdline).trim_start().to_owned()
+}
+
+/// A second's worth of both; `None` where neither is limited.
+fn limiter(bytes_per_second: u64, ops_per_second: u32) -> Option<RateLimiter> {
+    let bucket = |size: u64| (size > 0).then_some(TokenBucket { size, one_time_burst: None, refill_time: 1000 });
+    let (bandwidth, ops) = (bucket(bytes_per_second), bucket(ops_per_second.into()));
+    (bandwidth.is_some() || ops.is_some()).then_some(RateLimiter { bandwidth, ops })
+}
+
+/// The console's share of a tenant's `log_mib`: what was printed before is kept beside it, so it gets a half.
+const CONSOLE_SHARE: u64 = 2;
+const DAY_MS: u64 = 24 * 60 * 60 * 1000;
+
+/// A limit that keeps a day's console within half of `log_mib`, with nobody there to cut it: one half of that as a burst
+/// for the boot, the rest spread over the day.
+fn console_limit(log_mib: u32) -> TokenBucket {
+    let day = (u64::from(log_mib.max(1)) << 20) / CONSOLE_SHARE;
+    let burst = day / 2;
+    let size = 16 << 10;
+    let refill_time = size * DAY_MS / (day - burst - size);
+    TokenBucket { size, one_time_burst: Some(burst), refill_time }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_day_of_console_stays_within_its_share() {
+        for log_mib in [0, 1, 16, 1024, u32::MAX] {
+            let bucket = console_limit(log_mib);
+            let day = bucket.one_time_burst.unwrap() + bucket.size + DAY_MS / bucket.refill_time * bucket.size;
+            assert!(day <= (u64::from(log_mib.max(1)) << 20) / CONSOLE_SHARE + bucket.size, "{log_mib}: {day}");
+            assert!(bucket.refill_time > 0);
+        }
+    }
+
+    #[test]
+    fn no_limit_is_no_limiter() {
+        assert_eq!(limiter(0, 0), None);
+        let only_ops = limiter(0, 5).unwrap();
+        assert!(only_ops.bandwidth.is_none() && only_ops.ops.unwrap().size == 5);
+    }
+}

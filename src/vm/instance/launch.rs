@@ -1,0 +1,255 @@
+//! The one path on which a VMM comes up, as steps with their undo, and the one on which everything of it goes away.
+//!
+//! ```text
+//! disks → directory → tap → spawn → configure → boot → join        (start)
+//! vmm ← tap ← directory ← reservation                              (teardown, in this order: kill before unlink)
+//! ```
+
+use std::{fs, os::unix::fs::symlink, path::Path, time::Duration};
+
+use super::{
+    config::{self, Instance, VmmRecord},
+    disk,
+    fc_config::{self, files},
+    lifecycle::{LifecycleError, Operator},
+    logs,
+    runner::Step,
+};
+use crate::{
+    net::Net,
+    store::{self, StoreError},
+    vm::{
+        naming::Slot,
+        pool::{
+            artifacts::{Artifacts, Manifest},
+            config::{Pool, VmmKind},
+        },
+        room,
+        tenant::config::Tenant,
+    },
+    vmm::{
+        client::{Client, LOG},
+        process::{self, Program, Vmm},
+        wire::Call,
+    },
+};
+
+/// How long a VMM may take until its API is up; it takes milliseconds.
+const API_LIMIT: Duration = Duration::from_secs(10);
+
+/// What a launch works on; each step fills in what it made.
+pub struct Launch<'a> {
+    /// The node.
+    pub operator: &'a mut Operator,
+    /// The tenant.
+    pub tenant: Tenant,
+    /// The pool.
+    pub pool: Pool,
+    /// The instance; its record is written by the lifecycle alone.
+    pub instance: Instance,
+    /// Its slot.
+    pub slot: Slot,
+    /// What it runs.
+    pub manifest: Manifest,
+    /// The program that runs it.
+    pub program: Program,
+    /// The VMM, once it is there.
+    pub vmm: Option<Vmm>,
+    /// The connection to it.
+    pub client: Option<Client>,
+}
+
+type LaunchStep<'a> = Step<Launch<'a>, LifecycleError>;
+
+/// The steps of a start.
+pub fn steps<'a>() -> [LaunchStep<'a>; 7] {
+    [
+        Step { name: "disks", run: disks, undo: None },
+        Step { name: "directory", run: directory, undo: Some(|launch| remove_directory(launch.operator, launch.slot)) },
+        Step { name: "tap", run: tap, undo: Some(|launch| remove_tap(launch.operator, launch.slot)) },
+        Step { name: "spawn", run: spawn, undo: Some(|launch| kill(launch.operator, launch.slot, launch.vmm.as_ref())) },
+        Step { name: "configure", run: configure, undo: None },
+        Step { name: "boot", run: boot, undo: None },
+        Step { name: "join", run: join, undo: None },
+    ]
+}
+
+/// The root disk: the instance's own copy of the revision's, kept from start to start while the revision is the same.
+fn disks(launch: &mut Launch) -> Result<(), LifecycleError> {
+    let roots = &launch.operator.roots;
+    let path = launch.instance.path();
+    let volumes = config::folder(roots, &path).join("volumes");
+    store::make_folder(&volumes)?;
+    let revision = &launch.manifest.revision;
+    let name = root_disk(revision.short());
+    if !volumes.join(&name).exists() {
+        store::sweep(&volumes)?;
+        let from = Artifacts::of(roots, &launch.pool.path()).revision(revision).join(files::ROOT);
+        // Whole or not there: a copy that was cut off has another name.
+        let new = volumes.join(format!(".new-{name}"));
+        disk::copy(&from, &new)?;
+        let old = store::names(&volumes, |other| other.starts_with("root-"))?;
+        fs::rename(&new, volumes.join(&name)).map_err(StoreError::io("rename", &new))?;
+        for other in old {
+            store::remove_file(&volumes.join(other))?;
+        }
+    }
+    let data = volumes.join(files::DATA);
+    let size_mib = launch.instance.resources.data_disk_mib;
+    if size_mib > 0 && !data.exists() {
+        disk::make_data_disk(&data, size_mib)?;
+    }
+    Ok(())
+}
+
+/// The name of an instance's own copy of a revision's root disk.
+pub fn root_disk(revision: &str) -> String {
+    format!("root-{revision}.ext4")
+}
+
+/// The VMM's directory: everything that it opens, under names that are the same for every instance.
+fn directory(launch: &mut Launch) -> Result<(), LifecycleError> {
+    let roots = &launch.operator.roots;
+    let directory = roots.vmm_dir(&launch.slot.tap());
+    store::remove_folder(&directory)?;
+    store::make_folder(&directory)?;
+    let path = launch.instance.path();
+    logs::rotate(roots, &path, launch.tenant.quotas.log_mib)?;
+    let revision = Artifacts::of(roots, &launch.pool.path()).revision(&launch.manifest.revision);
+    let volumes = config::folder(roots, &path).join("volumes");
+    let link = |target: &Path, name: &str| {
+        let link = directory.join(name);
+        symlink(target, &link).map_err(StoreError::io("link", &link))
+    };
+    link(&revision.join(files::KERNEL), files::KERNEL)?;
+    if launch.manifest.initrd.is_some() {
+        link(&revision.join(files::INITRD), files::INITRD)?;
+    }
+    link(&volumes.join(root_disk(launch.manifest.revision.short())), files::ROOT)?;
+    if launch.instance.resources.data_disk_mib > 0 {
+        link(&volumes.join(files::DATA), files::DATA)?;
+    }
+    link(&logs::console(roots, &path), files::CONSOLE)?;
+    link(&logs::vmm_log(roots, &path), LOG)?;
+    Ok(())
+}
+
+fn tap(launch: &mut Launch) -> Result<(), LifecycleError> {
+    launch.operator.net()?.create_tap(launch.slot, None)?;
+    Ok(())
+}
+
+fn spawn(launch: &mut Launch) -> Result<(), LifecycleError> {
+    let tap = launch.slot.tap();
+    let directory = launch.operator.roots.vmm_dir(&tap);
+    launch.vmm = Some(process::spawn(&launch.program, &directory, &tap)?);
+    Ok(())
+}
+
+fn configure(launch: &mut Launch) -> Result<(), LifecycleError> {
+    let directory = launch.operator.roots.vmm_dir(&launch.slot.tap());
+    let Some(vmm) = &launch.vmm else { return Ok(()) };
+    let mut client = Client::connect(&directory, &vmm.pidfd, API_LIMIT)?;
+    for call in fc_config::requests(&launch.instance, &launch.manifest, &launch.tenant.quotas) {
+        if call != Call::InstanceStart {
+            client.call(&call)?;
+        }
+    }
+    launch.client = Some(client);
+    Ok(())
+}
+
+fn boot(launch: &mut Launch) -> Result<(), LifecycleError> {
+    if let Some(client) = &mut launch.client {
+        client.call(&Call::InstanceStart)?;
+    }
+    Ok(())
+}
+
+/// A guest without an agent is on the network as soon as its VMM runs: there is nobody to ask whether it is ready.
+fn join(launch: &mut Launch) -> Result<(), LifecycleError> {
+    launch.operator.net()?.join(launch.slot)?;
+    Ok(())
+}
+
+/// What the instance's record says of the VMM that a launch brought up.
+pub fn record(launch: &Launch) -> Option<VmmRecord> {
+    let identity = launch.vmm.as_ref()?.identity;
+    Some(VmmRecord {
+        kind: launch.pool.vmm,
+        version: launch.program.version.clone(),
+        pid: identity.pid,
+        start_time: identity.start_time,
+        boot_id: process::boot_id(),
+        uid: rustix::process::getuid().as_raw(),
+        insecure: true,
+    })
+}
+
+/// The program for a pool's VMM.
+///
+/// # Errors
+/// When it is not installed.
+pub fn program(operator: &Operator, pool: &Pool) -> Result<Program, LifecycleError> {
+    Ok(match pool.vmm {
+        VmmKind::Firecracker => crate::vmm::install::firecracker(&operator.roots, pool.vmm_version.as_deref())?,
+        VmmKind::Sim => crate::vmm::install::sim()?,
+    })
+}
+
+/// Ends whatever VMM there is in a slot. Looks at the record first and then at every process: the record may be older
+/// than the VMM.
+///
+/// # Errors
+/// When one cannot be killed.
+pub fn kill(operator: &mut Operator, slot: Slot, known: Option<&Vmm>) -> Result<(), LifecycleError> {
+    if let Some(vmm) = known {
+        vmm.kill()?;
+    }
+    let directory = operator.roots.vmm_dir(&slot.tap());
+    if directory.exists() {
+        // The kernel gives working directories without symbolic links.
+        let directory = fs::canonicalize(&directory).map_err(StoreError::io("look at", &directory))?;
+        for vmm in process::find_in(&directory) {
+            vmm.kill()?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes a slot's TAP, if mvm made it.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn remove_tap(operator: &mut Operator, slot: Slot) -> Result<(), LifecycleError> {
+    let net: &mut Net = operator.net()?;
+    net.delete_tap(slot)?;
+    Ok(())
+}
+
+/// Removes a VMM's directory. The VMM is dead by then.
+///
+/// # Errors
+/// When it cannot be removed.
+pub fn remove_directory(operator: &mut Operator, slot: Slot) -> Result<(), LifecycleError> {
+    let root = operator.roots.vmm_dir(&slot.tap());
+    Ok(store::remove_folder(root.parent().unwrap_or(&root))?)
+}
+
+/// Everything of a VMM goes away: the process, its TAP, its directory, its reservation. Goes on where one part fails, and
+/// returns the first failure.
+///
+/// # Errors
+/// What could not be removed; calling it again goes on from there.
+pub fn teardown(operator: &mut Operator, slot: Slot, known: Option<&Vmm>) -> Result<(), LifecycleError> {
+    // Nothing that the VMM still uses may go before the VMM.
+    kill(operator, slot, known)?;
+    crate::infra::failpoint::hit("teardown", "killed")?;
+    let tap = remove_tap(operator, slot);
+    crate::infra::failpoint::hit("teardown", "tap")?;
+    let directory = remove_directory(operator, slot);
+    crate::infra::failpoint::hit("teardown", "directory")?;
+    let reservation = room::release(&operator.roots, slot).map_err(LifecycleError::from);
+    crate::infra::failpoint::hit("teardown", "reservation")?;
+    tap.and(directory).and(reservation)
+}

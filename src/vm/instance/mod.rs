@@ -1,0 +1,13 @@
+//! Instances: one microVM each, with a state machine. Everything that changes one is in [`lifecycle`].
+
+pub mod config;
+pub mod disk;
+pub mod fc_config;
+pub mod launch;
+pub mod lifecycle;
+pub mod logs;
+pub mod net;
+pub mod runner;
+pub mod state;
+pub mod stats;
+pub mod wait;

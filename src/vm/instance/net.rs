@@ -1,0 +1,128 @@
+//! What the kernel's network needs to know of tenants and instances, read from their files.
+//!
+//! Locks: who adds or removes elements for a lease holds the network's lock shared; who rebuilds everything from the
+//! files holds it exclusively, so that nothing is lost between reading the files and writing the rules.
+
+use crate::{
+    infra::config::Roots,
+    net::{self, Desired, Net, NetError},
+    store::{self, Durability, Lock, Sharing, StoreError},
+    vm::{
+        instance::config::{self, Instance},
+        naming::{Offset, Slot},
+        pool::{self, config::Pool},
+        tenant::{self, config::Tenant},
+    },
+    vmm::process,
+};
+
+/// The network identity of an instance at an offset.
+pub fn identity(tenant: &Tenant, offset: Offset, published: Vec<net::egress::Port>) -> config::InstanceNet {
+    let slot = tenant.slot(offset);
+    let subnet = tenant.network.ipv4_subnet;
+    config::InstanceNet {
+        offset,
+        tap_dev: slot.tap(),
+        mac: slot.mac(),
+        guest_ip: subnet.address(offset),
+        gateway_ip: subnet.gateway(),
+        cidr: subnet.net().prefix_len(),
+        published,
+    }
+}
+
+/// A tenant, as the kernel's network sees it.
+pub fn tenant_net(tenant: &Tenant) -> net::TenantNet {
+    net::TenantNet {
+        net_id: tenant.network.tenant_net_id,
+        subnet: tenant.network.ipv4_subnet,
+        rates: net::TenantRates {
+            max_conns: tenant.quotas.max_conns,
+            new_per_second: tenant.quotas.conns_per_second,
+            ..net::TenantRates::default()
+        },
+    }
+}
+
+/// An instance's lease, as the kernel's network sees it.
+pub fn lease(tenant: &Tenant, pool: &Pool, instance: &Instance) -> net::Lease {
+    net::Lease {
+        slot: tenant.slot(instance.net.offset),
+        ip: instance.net.guest_ip,
+        subnet: tenant.network.ipv4_subnet,
+        egress: pool.egress.clone(),
+        published: instance.net.published.clone(),
+    }
+}
+
+/// The network's lock.
+///
+/// # Errors
+/// When somebody else holds it for too long.
+pub fn lock(roots: &Roots, sharing: Sharing) -> Result<Lock, StoreError> {
+    Lock::take(&roots.lock_file("net"), "the network", sharing, roots.lock_timeout)
+}
+
+/// What the kernel's network should be, from the files of all tenants.
+///
+/// # Errors
+/// When a file cannot be read: half a picture would be taken for the whole.
+pub fn desired(roots: &Roots) -> Result<Desired, StoreError> {
+    let mut desired = Desired::default();
+    let boot_id = process::boot_id();
+    for tenant in tenant::config::all(roots)? {
+        desired.tenants.push(tenant_net(&tenant));
+        for pool_path in pool::config::paths(roots, &tenant.tenant_id)? {
+            let pool = Pool::load(roots, &pool_path)?;
+            for path in config::paths(roots, &pool_path)? {
+                // An instance that is made or destroyed at this moment may be gone again.
+                let Some(instance) = store::read_if_there::<Instance>(&config::file(roots, &path))? else { continue };
+                desired.leases.push(lease(&tenant, &pool, &instance));
+                if instance.status.has_vmm() && instance.vmm_is_alive(&boot_id) {
+                    desired.attached.push(tenant.slot(instance.net.offset));
+                }
+            }
+        }
+    }
+    Ok(desired)
+}
+
+/// Makes the whole network from the files where this boot, or this network namespace, has not seen it yet.
+///
+/// # Errors
+/// When the files cannot be read or the kernel refuses.
+pub fn ensure<E>(roots: &Roots, net: &mut Net) -> Result<(), E>
+where
+    E: From<StoreError> + From<NetError>,
+{
+    let seen = roots.root.join("run/network");
+    let here = here();
+    if std::fs::read_to_string(&seen).is_ok_and(|text| text.trim() == here) {
+        return Ok(());
+    }
+    let _lock = lock(roots, Sharing::Exclusive)?;
+    net.repair(&desired(roots)?)?;
+    store::make_folder(&roots.root.join("run"))?;
+    store::replace(&seen, format!("{here}\n").as_bytes(), Durability::Atomic)?;
+    Ok(())
+}
+
+/// Names the boot and the network namespace.
+fn here() -> String {
+    let namespace = std::fs::read_link("/proc/self/ns/net").unwrap_or_default();
+    format!("{} {}", process::boot_id(), namespace.display())
+}
+
+/// The slots of all leases that are held, with the instances that hold them.
+///
+/// # Errors
+/// When a file cannot be read.
+pub fn held_slots(roots: &Roots) -> Result<Vec<(Slot, crate::vm::naming::InstancePath)>, StoreError> {
+    let mut slots = Vec::new();
+    for tenant in tenant::config::all(roots)? {
+        for lease in tenant::leases::held(roots, &tenant.tenant_id)? {
+            slots.push((tenant.slot(lease.offset), lease.instance));
+        }
+    }
+    Ok(slots)
+}

@@ -1,0 +1,97 @@
+//! Runs an operation's steps in order; undoes them in reverse where one fails.
+//!
+//! A step and its undo may each run again after a crash: both look at the world and do what is missing. Between any two
+//! steps a failpoint can kill the process.
+
+use std::time::Instant;
+
+use crate::infra::failpoint;
+
+/// One step of an operation on a context `C`.
+pub struct Step<C, E> {
+    /// Its name, for receipts, failpoints and error texts.
+    pub name: &'static str,
+    /// Does it.
+    pub run: fn(&mut C) -> Result<(), E>,
+    /// Takes back what it did, all or in part; `None` where there is nothing to take back.
+    pub undo: Option<fn(&mut C) -> Result<(), E>>,
+}
+
+/// A step failed; what was done before was undone, but for what `left` says.
+#[derive(Debug)]
+pub struct Failed<E> {
+    /// The step.
+    pub step: &'static str,
+    /// Why it failed.
+    pub error: E,
+    /// What could not be undone, by step.
+    pub left: Vec<(&'static str, E)>,
+}
+
+/// Runs the steps. Returns each one's name and its ms.
+///
+/// # Errors
+/// [`Failed`] after everything that was done was undone, as far as possible.
+pub fn run<C, E: From<std::io::Error>>(
+    operation: &str,
+    steps: &[Step<C, E>],
+    context: &mut C,
+) -> Result<Vec<(String, f64)>, Failed<E>> {
+    let mut times = Vec::with_capacity(steps.len());
+    for (done, step) in steps.iter().enumerate() {
+        let start = Instant::now();
+        let result = (step.run)(context).and_then(|()| Ok(failpoint::hit(operation, step.name)?));
+        if let Err(error) = result {
+            let left = undo(&steps[..=done], context);
+            return Err(Failed { step: step.name, error, left });
+        }
+        times.push((step.name.to_owned(), start.elapsed().as_secs_f64() * 1000.0));
+    }
+    Ok(times)
+}
+
+/// Undoes steps in reverse, going on where one cannot be undone. Returns what could not.
+pub fn undo<C, E>(steps: &[Step<C, E>], context: &mut C) -> Vec<(&'static str, E)> {
+    steps
+        .iter()
+        .rev()
+        .filter_map(|step| Some((step.name, (step.undo?)(context).err()?)))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type Log = Vec<&'static str>;
+
+    fn steps() -> Vec<Step<Log, std::io::Error>> {
+        vec![
+            Step { name: "one", run: |log| Ok(log.push("one")), undo: Some(|log| Ok(log.push("-one"))) },
+            Step {
+                name: "two",
+                run: |log| Ok(log.push("two")),
+                undo: Some(|_| Err(std::io::Error::other("stuck"))),
+            },
+            Step {
+                name: "three",
+                run: |_| Err(std::io::Error::other("no")),
+                undo: Some(|log| Ok(log.push("-three"))),
+            },
+        ]
+    }
+
+    #[test]
+    fn a_failure_undoes_all_in_reverse_and_reports_what_stays() {
+        let mut log = Log::new();
+        let failed = run("test", &steps(), &mut log).unwrap_err();
+        assert_eq!(log, ["one", "two", "-three", "-one"]);
+        assert_eq!((failed.step, failed.left.len(), failed.left[0].0), ("three", 1, "two"));
+    }
+
+    #[test]
+    fn success_gives_each_step_its_time() {
+        let times = run("test", &steps()[..2], &mut Log::new()).unwrap();
+        assert_eq!(times.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["one", "two"]);
+    }
+}

@@ -1,0 +1,97 @@
+//! What an instance uses at this moment, read from /proc: cheap enough to ask for thousands.
+
+use std::{collections::HashMap, os::unix::fs::MetadataExt};
+
+use serde::Serialize;
+
+use super::{config::Instance, fc_config::files, state::State};
+use crate::{
+    infra::config::Roots,
+    vm::{instance::config, naming::InstancePath},
+};
+
+/// What one instance uses.
+#[derive(Debug, Clone, Serialize)]
+pub struct Usage {
+    /// The instance.
+    pub path: InstancePath,
+    /// Its state.
+    pub status: State,
+    /// CPU time of its VMM since it started, in ms.
+    pub cpu_ms: u64,
+    /// Memory of its VMM that is in RAM, in bytes, guest memory included.
+    pub rss_bytes: u64,
+    /// Bytes that the guest received.
+    pub net_rx_bytes: u64,
+    /// Bytes that the guest sent.
+    pub net_tx_bytes: u64,
+    /// Space that its disks take, in bytes; their virtual size is larger.
+    pub disk_bytes: u64,
+}
+
+/// Counters of all network interfaces: bytes in and out, as the host sees them.
+#[derive(Debug, Default)]
+pub struct Interfaces(HashMap<String, (u64, u64)>);
+
+impl Interfaces {
+    /// Reads them, in one go, for the network namespace of this process.
+    pub fn read() -> Self {
+        let text = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap_or_default();
+        Self(text.lines().filter_map(interface).collect())
+    }
+}
+
+fn interface(line: &str) -> Option<(String, (u64, u64))> {
+    let (name, counters) = line.split_once(':')?;
+    let counters: Vec<&str> = counters.split_whitespace().collect();
+    Some((name.trim().to_owned(), (counters.first()?.parse().ok()?, counters.get(8)?.parse().ok()?)))
+}
+
+/// What an instance uses.
+pub fn usage(roots: &Roots, instance: &Instance, interfaces: &Interfaces) -> Usage {
+    let path = instance.path();
+    let (cpu_ms, rss_bytes) =
+        instance.vmm.as_ref().and_then(|vmm| process_usage(vmm.pid, vmm.start_time)).unwrap_or_default();
+    // What the host receives on a TAP is what the guest sent.
+    let (host_rx, host_tx) = interfaces.0.get(&instance.net.tap_dev).copied().unwrap_or_default();
+    let volumes = config::folder(roots, &path).join("volumes");
+    let mut disk_bytes = 0;
+    let root = instance.revision.as_ref().map(|revision| super::launch::root_disk(revision.short()));
+    for name in [Some(files::DATA.to_owned()), root].into_iter().flatten() {
+        disk_bytes += std::fs::metadata(volumes.join(name)).map_or(0, |meta| meta.blocks() * 512);
+    }
+    Usage {
+        path,
+        status: instance.status,
+        cpu_ms,
+        rss_bytes,
+        net_rx_bytes: host_tx,
+        net_tx_bytes: host_rx,
+        disk_bytes,
+    }
+}
+
+fn process_usage(pid: i32, start_time: u64) -> Option<(u64, u64)> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, rest) = text.rsplit_once(") ")?;
+    let fields: Vec<&str> = rest.split(' ').collect();
+    let number = |index: usize| fields.get(index)?.parse::<u64>().ok();
+    if number(19)? != start_time {
+        return None;
+    }
+    let ticks_per_second = rustix::param::clock_ticks_per_second().max(1);
+    let cpu_ms = (number(11)? + number(12)?) * 1000 / ticks_per_second;
+    Some((cpu_ms, number(21)? * rustix::param::page_size() as u64))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_proc_net_dev() {
+        let line = "tn3i5: 1200 10 0 0 0 0 0 0 3400 20 0 0 0 0 0 0";
+        assert_eq!(interface(line), Some(("tn3i5".into(), (1200, 3400))));
+        assert_eq!(interface("Inter-|   Receive"), None);
+    }
+}

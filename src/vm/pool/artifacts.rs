@@ -1,0 +1,404 @@
+//! A pool's artifacts: revisions named by the hash of their content, and `current`, a symlink that is switched at once.
+//!
+//! A revision is made beside its place and renamed when all of it is verified and synced; nothing changes it afterwards.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read},
+    os::unix::fs::{FileExt, PermissionsExt, symlink},
+    path::{Path, PathBuf},
+};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::{
+    infra::{config::Roots, failpoint},
+    security::audit::hex,
+    store::{self, Schema, StoreError},
+    vm::{
+        instance::{disk, fc_config::files},
+        naming::{PoolPath, RevisionHash},
+        pool,
+    },
+};
+
+/// `manifest.json`: what a revision consists of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// The version of this file's form.
+    pub schema_version: Schema<1>,
+    /// Its name.
+    pub revision: RevisionHash,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// How: `import`.
+    pub source: String,
+    /// The architecture that it runs on.
+    pub arch: String,
+    /// The kernel's command line, without what mvm adds for each instance.
+    pub cmdline: String,
+    /// The kernel.
+    pub kernel: Artifact,
+    /// The root file system.
+    pub rootfs: Artifact,
+    /// The initial RAM disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initrd: Option<Artifact>,
+}
+
+/// One file of a revision.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Artifact {
+    /// Its name in the revision's folder.
+    pub file: String,
+    /// Its length.
+    pub size_bytes: u64,
+    /// Its content.
+    pub sha256: String,
+}
+
+/// `build_history.json`: the revisions in the order in which they became current, oldest first.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct History {
+    /// The version of this file's form.
+    pub schema_version: Schema<1>,
+    /// At most [`HISTORY_LENGTH`].
+    pub entries: Vec<HistoryEntry>,
+}
+
+/// A revision that became current.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HistoryEntry {
+    /// The revision.
+    pub revision: RevisionHash,
+    /// When.
+    pub at: Timestamp,
+    /// By what: `import` or `rollback`.
+    pub by: String,
+}
+
+/// How many entries a history keeps.
+const HISTORY_LENGTH: usize = 50;
+
+/// The files of a revision to be.
+#[derive(Debug, Clone)]
+pub struct Sources {
+    /// The kernel.
+    pub kernel: PathBuf,
+    /// The root file system.
+    pub rootfs: PathBuf,
+    /// The initial RAM disk.
+    pub initrd: Option<PathBuf>,
+    /// The kernel's command line.
+    pub cmdline: String,
+}
+
+/// Why artifacts are not what they should be.
+#[derive(Debug, thiserror::Error)]
+pub enum ArtifactError {
+    /// A file that is not what it should be.
+    #[error("{path} is not {what}: {why}", path = path.display())]
+    Wrong {
+        /// The file.
+        path: PathBuf,
+        /// What it should be.
+        what: &'static str,
+        /// What was seen instead.
+        why: String,
+    },
+    /// A file of a revision that changed.
+    #[error("{path} is not what was imported: {why}", path = path.display())]
+    Changed {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
+    /// A command line that Firecracker does not take.
+    #[error("the command line is {length} bytes long; with what mvm adds, at most 1900 fit")]
+    CommandLine {
+        /// Its length.
+        length: usize,
+    },
+    /// The state could not be read or written.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Where a pool's artifacts lie.
+#[derive(Debug, Clone)]
+pub struct Artifacts {
+    folder: PathBuf,
+    history: PathBuf,
+}
+
+impl Artifacts {
+    /// Those of this pool.
+    pub fn of(roots: &Roots, pool: &PoolPath) -> Self {
+        let pool = pool::config::folder(roots, pool);
+        Self { folder: pool.join("artifacts"), history: pool.join("build_history.json") }
+    }
+
+    fn revisions(&self) -> PathBuf {
+        self.folder.join("revisions")
+    }
+
+    /// The folder of a revision.
+    pub fn revision(&self, revision: &RevisionHash) -> PathBuf {
+        self.revisions().join(revision)
+    }
+
+    /// The current revision, if there is one.
+    ///
+    /// # Errors
+    /// When the link cannot be read or leads to no revision.
+    pub fn current(&self) -> Result<Option<RevisionHash>, StoreError> {
+        let link = self.folder.join("current");
+        match fs::read_link(&link) {
+            Ok(target) => {
+                let name = target.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                let damaged = |_| StoreError::Damaged { path: link.clone(), why: format!("it leads to {target:?}") };
+                name.parse().map(Some).map_err(damaged)
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(StoreError::io("read", &link)(source)),
+        }
+    }
+
+    /// The manifest of a revision.
+    ///
+    /// # Errors
+    /// [`StoreError::Missing`] where there is no such revision.
+    pub fn manifest(&self, revision: &RevisionHash) -> Result<Manifest, StoreError> {
+        store::read(&self.revision(revision).join("manifest.json"))
+    }
+
+    /// All revisions, sorted by name.
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    pub fn all(&self) -> Result<Vec<RevisionHash>, StoreError> {
+        let names = store::names(&self.revisions(), |name| !name.starts_with('.'))?;
+        Ok(names.into_iter().filter_map(|name| name.parse().ok()).collect())
+    }
+
+    /// The history, oldest first.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn history(&self) -> Result<History, StoreError> {
+        Ok(store::read_if_there(&self.history)?.unwrap_or_default())
+    }
+
+    /// Copies files in as a revision and verifies them. The same content gives the same revision. The caller holds the
+    /// pool's lock.
+    ///
+    /// # Errors
+    /// [`ArtifactError::Wrong`] before anything is copied.
+    pub fn import(&self, roots: &Roots, sources: &Sources) -> Result<Manifest, ArtifactError> {
+        check_kernel(&sources.kernel)?;
+        check_file_system(&sources.rootfs)?;
+        if let Some(initrd) = &sources.initrd {
+            check_initrd(initrd)?;
+        }
+        // Firecracker's limit on x86_64 is 2,048 bytes; each instance's identity takes some 120 of them.
+        let length = sources.cmdline.len();
+        if length > 1900 {
+            return Err(ArtifactError::CommandLine { length });
+        }
+        let revisions = self.revisions();
+        store::make_folder(&revisions)?;
+        store::sweep(&revisions)?;
+        let new = revisions.join(format!(".new-{}", std::process::id()));
+        store::make_folder(&new)?;
+        let imported = self.fill(roots, sources, &new);
+        if imported.is_err() {
+            let _ = store::remove_folder(&new);
+        }
+        imported
+    }
+
+    fn fill(&self, roots: &Roots, sources: &Sources, new: &Path) -> Result<Manifest, ArtifactError> {
+        let take = |from: &Path, name: &str| -> Result<Artifact, ArtifactError> {
+            let to = new.join(name);
+            disk::copy(from, &to)?;
+            fs::set_permissions(&to, fs::Permissions::from_mode(0o444)).map_err(StoreError::io("write", &to))?;
+            Ok(Artifact {
+                file: name.to_owned(),
+                size_bytes: fs::metadata(&to).map_err(StoreError::io("look at", &to))?.len(),
+                sha256: hash_file(&to)?,
+            })
+        };
+        let kernel = take(&sources.kernel, files::KERNEL)?;
+        let rootfs = take(&sources.rootfs, files::ROOT)?;
+        let initrd = sources.initrd.as_deref().map(|path| take(path, files::INITRD)).transpose()?;
+        failpoint::hit("import", "copied").map_err(StoreError::io("import", new))?;
+        let mut hasher = Sha256::new();
+        for part in [Some(&kernel), Some(&rootfs), initrd.as_ref()].into_iter().flatten() {
+            hasher.update(format!("{} {}\n", part.sha256, part.file));
+        }
+        hasher.update(format!("{} {}", std::env::consts::ARCH, sources.cmdline));
+        let digest = hex(&hasher.finalize());
+        let revision: RevisionHash = digest.parse().map_err(|_| StoreError::Damaged {
+            path: new.to_path_buf(),
+            why: "a hash that is no revision".into(),
+        })?;
+        let manifest = Manifest {
+            schema_version: Schema,
+            revision: revision.clone(),
+            created_at: roots.now(),
+            source: "import".into(),
+            arch: std::env::consts::ARCH.into(),
+            cmdline: sources.cmdline.clone(),
+            kernel,
+            rootfs,
+            initrd,
+        };
+        if let Ok(there) = self.manifest(&revision) {
+            store::remove_folder(new)?;
+            return Ok(there);
+        }
+        store::write(&new.join("manifest.json"), &manifest)?;
+        let place = self.revision(&revision);
+        // A folder without a manifest is what a power cut left: the new one takes its place.
+        store::remove_folder(&place)?;
+        fs::rename(new, &place).map_err(StoreError::io("rename", new))?;
+        store::sync_folder(&self.revisions())?;
+        failpoint::hit("import", "in-place").map_err(StoreError::io("import", &place))?;
+        Ok(manifest)
+    }
+
+    /// Makes a revision the current one, and writes the history. The caller holds the pool's lock.
+    ///
+    /// # Errors
+    /// The old one stays current where it fails.
+    pub fn switch(&self, roots: &Roots, revision: &RevisionHash, by: &str) -> Result<(), StoreError> {
+        if self.current()?.as_ref() == Some(revision) {
+            return Ok(());
+        }
+        let link = self.folder.join("current");
+        let new = self.folder.join(format!(".current.{}.tmp", std::process::id()));
+        store::remove_file(&new)?;
+        symlink(Path::new("revisions").join(revision), &new).map_err(StoreError::io("link", &new))?;
+        failpoint::hit("switch", "before-rename").map_err(StoreError::io("switch", &link))?;
+        fs::rename(&new, &link).map_err(StoreError::io("switch", &link))?;
+        store::sync_folder(&self.folder)?;
+        failpoint::hit("switch", "switched").map_err(StoreError::io("switch", &link))?;
+        let mut history = self.history()?;
+        history.entries.push(HistoryEntry { revision: revision.clone(), at: roots.now(), by: by.to_owned() });
+        let surplus = history.entries.len().saturating_sub(HISTORY_LENGTH);
+        history.entries.drain(..surplus);
+        store::write(&self.history, &history)
+    }
+
+    /// Checks every byte of a revision against its manifest.
+    ///
+    /// # Errors
+    /// [`ArtifactError::Changed`] names the first file that is not what was imported.
+    pub fn verify(&self, revision: &RevisionHash) -> Result<Manifest, ArtifactError> {
+        let manifest = self.manifest(revision)?;
+        for part in [Some(&manifest.kernel), Some(&manifest.rootfs), manifest.initrd.as_ref()].into_iter().flatten() {
+            let path = self.revision(revision).join(&part.file);
+            let changed = |why| ArtifactError::Changed { path: path.clone(), why };
+            let size = match fs::metadata(&path) {
+                Ok(meta) => meta.len(),
+                Err(error) => return Err(changed(error.to_string())),
+            };
+            if size != part.size_bytes {
+                return Err(changed(format!("it has {size} bytes instead of {}", part.size_bytes)));
+            }
+            if hash_file(&path)? != part.sha256 {
+                return Err(changed("its sha256 is another one".into()));
+            }
+        }
+        Ok(manifest)
+    }
+
+    /// Removes a revision. The caller holds the pool's lock and knows that nobody needs it.
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    pub fn remove(&self, revision: &RevisionHash) -> Result<(), StoreError> {
+        store::vanish(&self.revision(revision))
+    }
+
+    /// Removes what killed imports left. The caller holds the pool's lock.
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    pub fn sweep(&self) -> Result<usize, StoreError> {
+        Ok(store::sweep(&self.revisions())? + store::sweep(&self.folder)?)
+    }
+}
+
+/// The sha256 of a file, as hex digits.
+fn hash_file(path: &Path) -> Result<String, StoreError> {
+    let mut file = File::open(path).map_err(StoreError::io("open", path))?;
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut buffer).map_err(StoreError::io("read", path))? {
+            0 => return Ok(hex(&hasher.finalize())),
+            read => hasher.update(&buffer[..read]),
+        }
+    }
+}
+
+fn head_of(path: &Path, what: &'static str) -> Result<Vec<u8>, ArtifactError> {
+    let wrong = |why| ArtifactError::Wrong { path: path.to_path_buf(), what, why };
+    let meta = fs::metadata(path).map_err(|error| wrong(error.to_string()))?;
+    if !meta.is_file() {
+        return Err(wrong("it is no regular file".into()));
+    }
+    let file = File::open(path).map_err(|error| wrong(error.to_string()))?;
+    let mut head = vec![0; usize::try_from(meta.len()).unwrap_or(usize::MAX).min(4096)];
+    file.read_exact_at(&mut head, 0).map_err(|error| wrong(error.to_string()))?;
+    Ok(head)
+}
+
+fn check_kernel(path: &Path) -> Result<(), ArtifactError> {
+    let (what, arch) = ("a kernel that Firecracker boots", std::env::consts::ARCH);
+    let head = head_of(path, what)?;
+    let wrong = |why: &str| Err(ArtifactError::Wrong { path: path.to_path_buf(), what, why: why.into() });
+    let at = |offset: usize, bytes: &[u8]| head.get(offset..offset + bytes.len()) == Some(bytes);
+    if at(0x202, b"HdrS") {
+        return wrong("it is a bzImage; Firecracker takes the uncompressed ELF inside (vmlinux)");
+    }
+    match arch {
+        // e_machine: 62 is x86-64
+        "x86_64" if !at(0, b"\x7fELF") => wrong("it is no ELF file"),
+        "x86_64" if !at(4, &[2, 1]) || !at(18, &[62, 0]) => wrong("it is an ELF file, but none for x86_64"),
+        "aarch64" if !at(56, b"ARM\x64") => wrong("it is no arm64 Image"),
+        _ => Ok(()),
+    }
+}
+
+fn check_file_system(path: &Path) -> Result<(), ArtifactError> {
+    let what = "a root file system";
+    let head = head_of(path, what)?;
+    let at = |offset: usize, bytes: &[u8]| head.get(offset..offset + bytes.len()) == Some(bytes);
+    let known = at(1080, &[0x53, 0xef]) || at(0, b"hsqs") || at(0, b"XFSB") || at(1024, &[0xe2, 0xe1, 0xf5, 0xe0]);
+    if known {
+        return Ok(());
+    }
+    let why = "it holds no ext4, xfs, squashfs or erofs".to_owned();
+    Err(ArtifactError::Wrong { path: path.to_path_buf(), what, why })
+}
+
+fn check_initrd(path: &Path) -> Result<(), ArtifactError> {
+    let what = "an initial RAM disk";
+    let head = head_of(path, what)?;
+    let magics: [&[u8]; 7] =
+        [b"070701", b"070702", b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ", b"\x02\x21\x4c\x18", b"\x04\x22\x4d\x18"];
+    if magics.iter().any(|magic| head.starts_with(magic)) {
+        return Ok(());
+    }
+    let why = "it is no cpio archive, plain or compressed by gzip, zstd, xz or lz4".to_owned();
+    Err(ArtifactError::Wrong { path: path.to_path_buf(), what, why })
+}

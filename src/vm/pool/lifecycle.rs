@@ -1,0 +1,423 @@
+//! Making, filling, changing and destroying pools.
+
+use std::fs;
+
+use super::{
+    artifacts::{ArtifactError, Artifacts, Manifest, Sources},
+    config::{self, Pool, VmmKind},
+};
+use crate::{
+    infra::{config::Roots, failpoint},
+    security::audit::{self, AuditError, Entry, Phase},
+    store::{self, Lock, Sharing, StoreError},
+    vm::{
+        instance::{
+            self,
+            config::Instance,
+            fc_config::files,
+            lifecycle::{self, CreateOptions, LifecycleError, Operator, lock_tenant},
+            net as wiring,
+            state::State,
+        },
+        naming::{InstancePath, PoolPath, RevisionHash},
+        room::{self, NodeConfig, RoomError},
+        tenant::{
+            self,
+            quota::{Exceeded, within},
+        },
+    },
+    vmm::install::{self, InstallError},
+};
+
+/// Why an operation on a pool did not do what it should.
+#[derive(Debug, thiserror::Error)]
+pub enum PoolError {
+    /// There is a pool of that name with another content.
+    #[error("pool {path} exists, and is another one: its {what} differs")]
+    Exists {
+        /// The pool.
+        path: PoolPath,
+        /// What differs.
+        what: String,
+    },
+    /// The tenant has as many pools as its quota allows.
+    #[error("the quota of tenant {tenant} does not allow it: {exceeded}")]
+    TooMany {
+        /// The tenant.
+        tenant: String,
+        /// Which limit.
+        exceeded: Exceeded,
+    },
+    /// Somebody made an instance in it at this moment.
+    #[error("{path} is not empty: something was made in it while it was destroyed")]
+    NotEmpty {
+        /// The pool.
+        path: PoolPath,
+    },
+    /// Data would be lost.
+    #[error("pool {path} has data disks: {disks}")]
+    HasVolumes {
+        /// The pool.
+        path: PoolPath,
+        /// Where.
+        disks: String,
+    },
+    /// There is no such revision.
+    #[error("pool {path} has no revision {wanted}; {there}")]
+    NoSuchRevision {
+        /// The pool.
+        path: PoolPath,
+        /// What was asked for.
+        wanted: String,
+        /// Those that there are.
+        there: String,
+    },
+    /// There is nothing to go back to.
+    #[error("pool {path} has no earlier revision")]
+    NoEarlierRevision {
+        /// The pool.
+        path: PoolPath,
+    },
+    /// Firecracker does not take that.
+    #[error("{why}")]
+    Resources {
+        /// What is wrong.
+        why: String,
+    },
+    /// A production node refuses what is for trying out.
+    #[error("this node is in production: {why}")]
+    Production {
+        /// What it refuses.
+        why: &'static str,
+    },
+    /// The artifacts are not what they should be.
+    #[error(transparent)]
+    Artifact(#[from] ArtifactError),
+    /// No room.
+    #[error(transparent)]
+    Room(#[from] RoomError),
+    /// No VMM.
+    #[error(transparent)]
+    Install(#[from] InstallError),
+    /// The state could not be read or written.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The audit log cannot be written.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
+    /// One of its instances.
+    #[error(transparent)]
+    Lifecycle(#[from] LifecycleError),
+    /// A failpoint.
+    #[error(transparent)]
+    Failpoint(#[from] std::io::Error),
+}
+
+/// The lock of a pool's artifacts: exclusive for who changes them, shared for who starts something from them.
+///
+/// # Errors
+/// When somebody else holds it for too long.
+pub fn lock(roots: &Roots, path: &PoolPath, sharing: Sharing) -> Result<Lock, StoreError> {
+    let name = format!("pool.{}.{}", path.tenant, path.pool);
+    Lock::take(&roots.lock_file(&name), &format!("pool {path}"), sharing, roots.lock_timeout)
+}
+
+fn record(roots: &Roots, path: &PoolPath, entry: Entry) -> Result<(), AuditError> {
+    audit::append(roots, path.tenant.as_ref(), &tenant::config::folder(roots, &path.tenant), entry)
+}
+
+/// Makes a pool. True where it is new; the same again is well.
+///
+/// # Errors
+/// [`PoolError`] names what is in the way.
+pub fn create(operator: &Operator, pool: &Pool) -> Result<(Pool, bool), PoolError> {
+    let roots = &operator.roots;
+    pool.instance_resources.check().map_err(|why| PoolError::Resources { why })?;
+    let node = NodeConfig::load(roots)?;
+    if node.production && (pool.vmm == VmmKind::Sim || pool.insecure) {
+        return Err(PoolError::Production { why: "it takes neither the simulated VMM nor --insecure" });
+    }
+    room::check_disk(roots, &node)?;
+    let path = pool.path();
+    let tenant = lifecycle::load_tenant(roots, &path.tenant)?;
+    let _lock = lock_tenant(roots, &path.tenant)?;
+    if let Some(there) = store::read_if_there::<Pool>(&config::file(roots, &path))? {
+        return match difference(&there, pool) {
+            None => Ok((there, false)),
+            Some(what) => Err(PoolError::Exists { path, what }),
+        };
+    }
+    let count = config::paths(roots, &path.tenant)?.len() as u64;
+    within("max_pools", count, 1, tenant.quotas.max_pools.into())
+        .map_err(|exceeded| PoolError::TooMany { tenant: path.tenant.to_string(), exceeded })?;
+    record(roots, &path, Entry::new("pool.create", &path, Phase::Intent))?;
+    let folder = config::pools_folder(roots, &path.tenant);
+    store::make_folder(&folder)?;
+    store::sweep(&folder)?;
+    let new = folder.join(format!(".new-{}", path.pool));
+    store::make_folder(&new)?;
+    store::write(&new.join("pool.json"), pool)?;
+    fs::rename(&new, config::folder(roots, &path)).map_err(StoreError::io("rename", &new))?;
+    store::sync_folder(&folder)?;
+    failpoint::hit("pool-create", "in-place")?;
+    record(roots, &path, Entry::new("pool.create", &path, Phase::Done))?;
+    Ok((pool.clone(), true))
+}
+
+/// The first field in which two pools differ, but for what time and use put there.
+fn difference(there: &Pool, wanted: &Pool) -> Option<String> {
+    let mut same = wanted.clone();
+    same.created_at = there.created_at;
+    same.desired_counts = there.desired_counts;
+    if wanted.vmm_version.is_none() {
+        same.vmm_version.clone_from(&there.vmm_version);
+    }
+    let (there, wanted) = (serde_json::to_value(there).ok()?, serde_json::to_value(&same).ok()?);
+    let fields = there.as_object()?;
+    let name = |name: &String| there.get(name) != wanted.get(name);
+    fields.keys().chain(wanted.as_object()?.keys()).find(|field| name(field)).cloned()
+}
+
+/// Changes a pool under its tenant's lock. What its instances get, they get at their next start; egress applies at once.
+///
+/// # Errors
+/// When there is no such pool, or what it would be is not possible.
+pub fn update(
+    operator: &mut Operator,
+    path: &PoolPath,
+    change: impl FnOnce(&mut Pool),
+) -> Result<(Pool, bool), PoolError> {
+    let roots = operator.roots.clone();
+    let _lock = lock_tenant(&roots, &path.tenant)?;
+    let (tenant, old) = lifecycle::load_pool(&roots, path)?;
+    let mut pool = old.clone();
+    change(&mut pool);
+    pool.instance_resources.check().map_err(|why| PoolError::Resources { why })?;
+    if pool == old {
+        return Ok((pool, false));
+    }
+    let mut entry = Entry::new("pool.update", path, Phase::Intent);
+    entry.detail = difference(&old, &pool);
+    record(&roots, path, entry)?;
+    pool.save(&roots)?;
+    failpoint::hit("pool-update", "saved")?;
+    if pool.egress != old.egress {
+        operator.net()?;
+        let _net_lock = wiring::lock(&roots, Sharing::Shared).map_err(PoolError::from)?;
+        for instance in instance::config::paths(&roots, path)? {
+            let Some(instance) = store::read_if_there::<Instance>(&instance::config::file(&roots, &instance))? else {
+                continue;
+            };
+            let lease = wiring::lease(&tenant, &pool, &instance);
+            operator.net()?.update_egress(&lease).map_err(LifecycleError::from)?;
+        }
+    }
+    record(&roots, path, Entry::new("pool.update", path, Phase::Done))?;
+    Ok((pool, true))
+}
+
+/// Brings files in as the pool's new current revision.
+///
+/// # Errors
+/// The old revision stays current where it fails.
+pub fn import(operator: &Operator, path: &PoolPath, sources: &Sources) -> Result<Manifest, PoolError> {
+    let roots = &operator.roots;
+    let (_, mut pool) = lifecycle::load_pool(roots, path)?;
+    room::check_disk(roots, &NodeConfig::load(roots)?)?;
+    let _lock = lock(roots, path, Sharing::Exclusive)?;
+    let artifacts = Artifacts::of(roots, path);
+    let manifest = artifacts.import(roots, sources)?;
+    // The first revision fixes the VMM's version. Where none is installed yet, the first start does.
+    if pool.vmm_version.is_none() && pool.vmm == VmmKind::Firecracker {
+        match install::firecracker(roots, None) {
+            Ok(program) => {
+                pool.vmm_version = Some(program.version);
+                pool.save(roots)?;
+            }
+            Err(InstallError::None) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let mut entry = Entry::new("pool.import", path, Phase::Intent);
+    entry.revision = Some(manifest.revision.to_string());
+    record(roots, path, entry.clone())?;
+    artifacts.switch(roots, &manifest.revision, "import")?;
+    entry.phase = Phase::Done;
+    record(roots, path, entry)?;
+    Ok(manifest)
+}
+
+/// Makes an earlier revision current: the one named, or the one before.
+///
+/// # Errors
+/// When there is none; the current one stays where it fails.
+pub fn rollback(
+    operator: &Operator,
+    path: &PoolPath,
+    wanted: Option<&RevisionHash>,
+) -> Result<(Manifest, bool), PoolError> {
+    let roots = &operator.roots;
+    lifecycle::load_pool(roots, path)?;
+    let _lock = lock(roots, path, Sharing::Exclusive)?;
+    let artifacts = Artifacts::of(roots, path);
+    let current = artifacts.current()?;
+    let there = artifacts.all()?;
+    let revision = match wanted {
+        Some(wanted) => {
+            let matching: Vec<_> = there.iter().filter(|one| one.as_ref().starts_with(wanted.as_ref() as &str)).collect();
+            match matching[..] {
+                [one] => one.clone(),
+                _ => {
+                    let shorts: Vec<_> = there.iter().map(RevisionHash::short).collect();
+                    let there = format!("it has {}", if shorts.is_empty() { "none".into() } else { shorts.join(", ") });
+                    return Err(PoolError::NoSuchRevision { path: path.clone(), wanted: wanted.to_string(), there });
+                }
+            }
+        }
+        None => artifacts
+            .history()?
+            .entries
+            .into_iter()
+            .rev()
+            .map(|entry| entry.revision)
+            .find(|revision| Some(revision) != current.as_ref() && there.contains(revision))
+            .ok_or_else(|| PoolError::NoEarlierRevision { path: path.clone() })?,
+    };
+    let manifest = artifacts.verify(&revision)?;
+    if current.as_ref() == Some(&revision) {
+        return Ok((manifest, false));
+    }
+    let mut entry = Entry::new("pool.rollback", path, Phase::Intent);
+    entry.revision = Some(revision.to_string());
+    record(roots, path, entry.clone())?;
+    artifacts.switch(roots, &revision, "rollback")?;
+    entry.phase = Phase::Done;
+    record(roots, path, entry)?;
+    Ok((manifest, true))
+}
+
+/// Removes revisions that are neither current nor any instance's, nor the one to roll back to. Returns those removed.
+///
+/// # Errors
+/// When one cannot be removed.
+pub fn collect(operator: &Operator, path: &PoolPath) -> Result<Vec<RevisionHash>, PoolError> {
+    let roots = &operator.roots;
+    lifecycle::load_pool(roots, path)?;
+    let _lock = lock(roots, path, Sharing::Exclusive)?;
+    let artifacts = Artifacts::of(roots, path);
+    artifacts.sweep()?;
+    let current = artifacts.current()?;
+    let history = artifacts.history()?.entries.into_iter().rev().map(|entry| entry.revision);
+    let before = history.into_iter().find(|revision| Some(revision) != current.as_ref());
+    let mut needed: Vec<RevisionHash> = current.into_iter().chain(before).collect();
+    for instance in instance::config::paths(roots, path)? {
+        let instance = store::read_if_there::<Instance>(&instance::config::file(roots, &instance))?;
+        needed.extend(instance.and_then(|instance| instance.revision));
+    }
+    let mut removed = Vec::new();
+    for revision in artifacts.all()?.into_iter().filter(|revision| !needed.contains(revision)) {
+        artifacts.remove(&revision)?;
+        removed.push(revision);
+    }
+    Ok(removed)
+}
+
+/// The data disks of a pool's instances, and those that are kept of destroyed ones.
+///
+/// # Errors
+/// When a folder cannot be read.
+pub fn volumes(roots: &Roots, path: &PoolPath) -> Result<Vec<String>, StoreError> {
+    let mut disks = Vec::new();
+    for path in instance::config::paths(roots, path)? {
+        if instance::config::folder(roots, &path).join("volumes").join(files::DATA).exists() {
+            disks.push(path.to_string());
+        }
+    }
+    let kept = store::names(&lifecycle::kept_folder(roots, path), |name| !name.starts_with('.'))?;
+    disks.extend(kept.into_iter().map(|name| format!("{path}/kept/{name}")));
+    Ok(disks)
+}
+
+/// Destroys a pool with its instances.
+///
+/// # Errors
+/// [`PoolError::HasVolumes`] where data would be lost and nobody said so.
+pub fn destroy(operator: &mut Operator, path: &PoolPath, wipe_volumes: bool) -> Result<(), PoolError> {
+    let roots = operator.roots.clone();
+    lifecycle::load_pool(&roots, path)?;
+    let disks = volumes(&roots, path)?;
+    if !wipe_volumes && !disks.is_empty() {
+        return Err(PoolError::HasVolumes { path: path.clone(), disks: disks.join(", ") });
+    }
+    record(&roots, path, Entry::new("pool.destroy", path, Phase::Intent))?;
+    for instance in instance::config::paths(&roots, path)? {
+        match lifecycle::destroy(operator, &instance, wipe_volumes) {
+            // Somebody else was faster.
+            Ok(()) | Err(LifecycleError::NotFound { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    failpoint::hit("pool-destroy", "instances")?;
+    let _tenant_lock = lock_tenant(&roots, &path.tenant)?;
+    let lock = lock(&roots, path, Sharing::Exclusive)?;
+    if !instance::config::paths(&roots, path)?.is_empty() {
+        return Err(PoolError::NotEmpty { path: path.clone() });
+    }
+    store::vanish(&config::folder(&roots, path))?;
+    record(&roots, path, Entry::new("pool.destroy", path, Phase::Done))?;
+    lock.remove();
+    Ok(())
+}
+
+/// What scaling did to one instance.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Scaled {
+    /// The instance.
+    pub path: InstancePath,
+    /// `started`, `created` or `stopped`.
+    pub did: &'static str,
+}
+
+/// Brings the number of running instances to `running`: starts those that are stopped, makes new ones, stops the newest
+/// that are too many. Calls `tell` after each.
+///
+/// # Errors
+/// What was done before stays done; the same call again goes on.
+pub fn scale(
+    operator: &mut Operator,
+    path: &PoolPath,
+    running: u32,
+    mut tell: impl FnMut(&Instance, &Scaled),
+) -> Result<(), PoolError> {
+    update(operator, path, |pool| pool.desired_counts.running = running)?;
+    let roots = operator.roots.clone();
+    let wanted = running as usize;
+    let mut up = Vec::new();
+    let mut down = Vec::new();
+    for instance in instance::config::paths(&roots, path)? {
+        let Some(instance) = store::read_if_there::<Instance>(&instance::config::file(&roots, &instance))? else {
+            continue;
+        };
+        let Some(instance) = lifecycle::settle(operator, instance)? else { continue };
+        match instance.status {
+            State::Running => up.push(instance),
+            State::Created | State::Ready | State::Stopped => down.push(instance),
+            State::Warm | State::Sleeping | State::Destroyed => {}
+        }
+    }
+    up.sort_by_key(|instance| instance.entered_running_at);
+    let surplus = up.len().saturating_sub(wanted);
+    for instance in up.iter().rev().take(surplus) {
+        let outcome = lifecycle::stop(operator, &instance.path(), false)?;
+        tell(&outcome.instance, &Scaled { path: instance.path(), did: "stopped" });
+    }
+    for number in 0..wanted.saturating_sub(up.len()) {
+        let (instance, did) = match down.get(number) {
+            Some(instance) => (instance.clone(), "started"),
+            None => (lifecycle::create(operator, path, CreateOptions::default())?, "created"),
+        };
+        let outcome = lifecycle::start(operator, &instance.path())?;
+        tell(&outcome.instance, &Scaled { path: instance.path(), did });
+    }
+    Ok(())
+}

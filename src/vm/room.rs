@@ -1,0 +1,239 @@
+//! The node's room: its limits in `node.json`, and reservations of it by VMMs that run or are about to.
+//!
+//! A reservation is an empty file whose name says what it takes (`tn3i5.2c.1024m.2048d`): counting is one listing of a
+//! folder, whatever the number of instances, and there is no window between check and use under the node's lock.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    naming::{NetId, Slot},
+    tenant::quota::{Exceeded, Quotas, Use, within},
+};
+use crate::{
+    infra::config::Roots,
+    store::{self, Lock, Schema, Sharing, StoreError},
+};
+
+/// Memory that one VMM needs besides its guest's, in MiB (Firecracker promises at most 5).
+pub const VMM_OVERHEAD_MIB: u64 = 5;
+
+/// `node.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeConfig {
+    /// The version of this file's form.
+    pub schema_version: Schema<1>,
+    /// The node's id: made once, never changed.
+    pub node_id: String,
+    /// Memory for guests and their VMMs, in MiB; what the machine has less `mem_floor_mib`, where nothing is set.
+    #[serde(default)]
+    pub mem_limit_mib: Option<u64>,
+    /// Memory that stays with the host, in MiB.
+    pub mem_floor_mib: u64,
+    /// VMMs at one time.
+    pub max_vms: u32,
+    /// Free space below which nothing new is made or started, in MiB.
+    pub disk_floor_mib: u64,
+    /// Labels, for the coordinator.
+    #[serde(default)]
+    pub labels: std::collections::BTreeMap<String, String>,
+    /// Refuses what is only for trying out: the simulated VMM, unjailed VMMs.
+    #[serde(default)]
+    pub production: bool,
+}
+
+impl NodeConfig {
+    /// Reads `node.json`, or makes it with what a node is by default.
+    ///
+    /// # Errors
+    /// When it cannot be read or written.
+    pub fn load(roots: &Roots) -> Result<Self, StoreError> {
+        if let Some(node) = store::read_if_there(&roots.node_file())? {
+            return Ok(node);
+        }
+        store::make_folder(&roots.root)?;
+        let _lock = lock(roots)?;
+        if let Some(node) = store::read_if_there(&roots.node_file())? {
+            return Ok(node);
+        }
+        let node = Self {
+            schema_version: Schema,
+            node_id: format!("node-{:08x}{:08x}", roots.id_bits(0), roots.id_bits(1)),
+            mem_limit_mib: None,
+            mem_floor_mib: 512,
+            max_vms: 4000,
+            disk_floor_mib: 256,
+            labels: std::collections::BTreeMap::new(),
+            production: false,
+        };
+        store::write(&roots.node_file(), &node)?;
+        Ok(node)
+    }
+
+    /// Memory for guests and their VMMs, in MiB.
+    pub fn memory_mib(&self, machine_mib: u64) -> u64 {
+        self.mem_limit_mib.unwrap_or(machine_mib.saturating_sub(self.mem_floor_mib))
+    }
+}
+
+/// Why there is no room.
+#[derive(Debug, thiserror::Error)]
+pub enum RoomError {
+    /// The tenant's quota is used up.
+    #[error("the quota of tenant {tenant} does not allow it: {exceeded}")]
+    Quota {
+        /// The tenant.
+        tenant: String,
+        /// Which limit.
+        exceeded: Exceeded,
+    },
+    /// The node is full.
+    #[error("this node has no room: {exceeded}")]
+    Node {
+        /// Which limit.
+        exceeded: Exceeded,
+    },
+    /// The disk is nearly full.
+    #[error("{free_mib} MiB are free under {root}, and the node keeps {floor_mib} MiB free")]
+    Disk {
+        /// Free space, in MiB.
+        free_mib: u64,
+        /// The floor, in MiB.
+        floor_mib: u64,
+        /// Where.
+        root: String,
+    },
+    /// The state could not be read or written.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// The node's lock. Held while counting, and for nothing longer.
+///
+/// # Errors
+/// When somebody else holds it for too long.
+pub fn lock(roots: &Roots) -> Result<Lock, StoreError> {
+    Lock::take(&roots.lock_file("node"), "the node", Sharing::Exclusive, roots.lock_timeout)
+}
+
+fn file_name(slot: Slot, wanted: Use) -> String {
+    format!("{}.{}c.{}m.{}d", slot.tap(), wanted.vcpus, wanted.mem_mib, wanted.disk_mib)
+}
+
+fn parse(name: &str) -> Option<(Slot, Use)> {
+    let mut parts = name.split('.');
+    let slot = Slot::from_tap(parts.next()?)?;
+    let vcpus = parts.next()?.strip_suffix('c')?.parse().ok()?;
+    let mem_mib = parts.next()?.strip_suffix('m')?.parse().ok()?;
+    let disk_mib = parts.next()?.strip_suffix('d')?.parse().ok()?;
+    Some((slot, Use { vms: 1, vcpus, mem_mib, disk_mib }))
+}
+
+/// All reservations.
+///
+/// # Errors
+/// When the folder cannot be read.
+pub fn reserved(roots: &Roots) -> Result<Vec<(Slot, Use)>, StoreError> {
+    let names = store::names(&roots.reservations(), |_| true)?;
+    Ok(names.iter().filter_map(|name| parse(name)).collect())
+}
+
+/// What a tenant uses of the reservations.
+pub fn used_by(reserved: &[(Slot, Use)], net_id: NetId) -> Use {
+    reserved
+        .iter()
+        .filter(|(slot, _)| slot.net_id == net_id)
+        .fold(Use::default(), |sum, (_, one)| sum.plus(*one))
+}
+
+/// Reserves what one VMM takes, if the tenant's quota and the node have it. A reservation that the slot has already is
+/// replaced.
+///
+/// # Errors
+/// [`RoomError`] says what is lacking.
+pub fn reserve(roots: &Roots, tenant: &str, quotas: &Quotas, slot: Slot, wanted: Use) -> Result<(), RoomError> {
+    let node = NodeConfig::load(roots)?;
+    check_disk(roots, &node)?;
+    let machine = memory_total_mib();
+    let _lock = lock(roots)?;
+    let others: Vec<_> = reserved(roots)?.into_iter().filter(|(other, _)| *other != slot).collect();
+    quotas
+        .admit(used_by(&others, slot.net_id), wanted)
+        .map_err(|exceeded| RoomError::Quota { tenant: tenant.to_owned(), exceeded })?;
+    let all = others.iter().fold(Use::default(), |sum, (_, one)| sum.plus(*one));
+    let overhead = |u: Use| u.mem_mib.saturating_add(u64::from(u.vms) * VMM_OVERHEAD_MIB);
+    within("VMs", all.vms.into(), 1, node.max_vms.into())
+        .and_then(|()| within("memory in MiB", overhead(all), overhead(wanted), node.memory_mib(machine)))
+        .map_err(|exceeded| RoomError::Node { exceeded })?;
+    release_unlocked(roots, slot)?;
+    let folder = roots.reservations();
+    store::make_folder(&folder)?;
+    let file = folder.join(file_name(slot, wanted));
+    // Not synced: after a power cut no VMM runs, and `node recover` drops what is left over.
+    std::fs::write(&file, b"").map_err(StoreError::io("create", &file))?;
+    Ok(())
+}
+
+/// Gives a slot's reservation back; it is well when there is none.
+///
+/// # Errors
+/// When the folder cannot be read or written.
+pub fn release(roots: &Roots, slot: Slot) -> Result<(), StoreError> {
+    let _lock = lock(roots)?;
+    release_unlocked(roots, slot)
+}
+
+fn release_unlocked(roots: &Roots, slot: Slot) -> Result<(), StoreError> {
+    let folder = roots.reservations();
+    let prefix = format!("{}.", slot.tap());
+    for name in store::names(&folder, |name| name.starts_with(&prefix))? {
+        store::remove_file(&folder.join(name))?;
+    }
+    Ok(())
+}
+
+/// Is there more free space than the node's floor?
+///
+/// # Errors
+/// [`RoomError::Disk`] where there is not.
+pub fn check_disk(roots: &Roots, node: &NodeConfig) -> Result<(), RoomError> {
+    let free_mib = free_mib(&roots.root)?;
+    if free_mib >= node.disk_floor_mib {
+        return Ok(());
+    }
+    let root = roots.root.display().to_string();
+    Err(RoomError::Disk { free_mib, floor_mib: node.disk_floor_mib, root })
+}
+
+/// Free space where a path lies, in MiB.
+///
+/// # Errors
+/// When the file system cannot be asked.
+pub fn free_mib(path: &Path) -> Result<u64, StoreError> {
+    let stat = rustix::fs::statvfs(path).map_err(|e| StoreError::io("look at", path)(e.into()))?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize) >> 20)
+}
+
+/// The machine's memory, in MiB.
+pub fn memory_total_mib() -> u64 {
+    let info = rustix::system::sysinfo();
+    (info.totalram as u64).saturating_mul(info.mem_unit.into()) >> 20
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reservation_is_what_its_name_says() {
+        let slot = Slot::from_tap("tn3i5").unwrap();
+        let wanted = Use { vms: 1, vcpus: 2, mem_mib: 1024, disk_mib: 2048 };
+        assert_eq!(file_name(slot, wanted), "tn3i5.2c.1024m.2048d");
+        assert_eq!(parse("tn3i5.2c.1024m.2048d"), Some((slot, wanted)));
+        for junk in ["", "tn3i5", "tn3i5.2c.1024m", "x.2c.1m.1d", "tn3i5.c.1m.1d"] {
+            assert_eq!(parse(junk), None, "{junk}");
+        }
+    }
+}

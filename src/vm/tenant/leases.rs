@@ -1,0 +1,191 @@
+//! Leases of address offsets: one file per offset, so that a kill leaves a lease held or free and nothing between.
+//!
+//! `leases/<offset>.json` is held and names its instance; `leases/<offset>.freed` was freed, its time inside. An offset
+//! that was never leased comes first, then the one that was freed longest ago. The caller holds the tenant's lock.
+
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::config::{self, Tenant};
+use crate::{
+    infra::{config::Roots, failpoint},
+    store::{self, Schema, StoreError},
+    vm::naming::{InstancePath, Offset, TenantId},
+};
+
+/// A lease that is held.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Lease {
+    /// The version of this file's form.
+    pub schema_version: Schema<1>,
+    /// The offset.
+    pub offset: Offset,
+    /// Who holds it.
+    pub instance: InstancePath,
+    /// Since when.
+    pub leased_at: Timestamp,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Freed {
+    schema_version: Schema<1>,
+    freed_at: Timestamp,
+}
+
+/// `tenants/<t>/leases`.
+fn folder(roots: &Roots, tenant: &TenantId) -> PathBuf {
+    config::folder(roots, tenant).join("leases")
+}
+
+fn held_file(folder: &Path, offset: Offset) -> PathBuf {
+    folder.join(format!("{offset}.json"))
+}
+
+fn freed_file(folder: &Path, offset: Offset) -> PathBuf {
+    folder.join(format!("{offset}.freed"))
+}
+
+/// The offset that the next instance gets; `None` where all are held.
+///
+/// # Errors
+/// When the files cannot be read.
+pub fn choose(roots: &Roots, tenant: &Tenant) -> Result<Option<Offset>, StoreError> {
+    let folder = folder(roots, &tenant.tenant_id);
+    let mut known = std::collections::HashSet::new();
+    let mut freed = Vec::new();
+    for name in store::names(&folder, |name| !name.starts_with('.'))? {
+        match name.split_once('.') {
+            Some((offset, "json")) => known.extend(offset.parse().ok().map(Offset::new)),
+            Some((offset, "freed")) => freed.extend(offset.parse().ok().map(Offset::new)),
+            _ => {}
+        }
+    }
+    // A kill between the two files of a change leaves both: then the lease is held.
+    freed.retain(|offset| !known.contains(offset));
+    known.extend(&freed);
+    let (first, last) = tenant.offsets();
+    let fresh = (first.get()..=last.get()).map(Offset::new).find(|offset| !known.contains(offset));
+    if fresh.is_some() {
+        return Ok(fresh);
+    }
+    let mut oldest = None;
+    for offset in freed.into_iter().filter(|offset| (first..=last).contains(offset)) {
+        let at = store::read::<Freed>(&freed_file(&folder, offset))?.freed_at;
+        oldest = oldest.into_iter().chain([(at, offset)]).min();
+    }
+    Ok(oldest.map(|(_, offset)| offset))
+}
+
+/// Leases an offset to an instance.
+///
+/// # Errors
+/// When the files cannot be written.
+pub fn hold(roots: &Roots, instance: &InstancePath, offset: Offset) -> Result<(), StoreError> {
+    let folder = folder(roots, &instance.tenant);
+    store::make_folder(&folder)?;
+    let lease =
+        Lease { schema_version: Schema, offset, instance: instance.clone(), leased_at: roots.now() };
+    store::write(&held_file(&folder, offset), &lease)?;
+    store::remove_file(&freed_file(&folder, offset))
+}
+
+/// Does this instance hold the offset?
+///
+/// # Errors
+/// When the lease cannot be read.
+pub fn is_held_by(roots: &Roots, instance: &InstancePath, offset: Offset) -> Result<bool, StoreError> {
+    let lease = store::read_if_there::<Lease>(&held_file(&folder(roots, &instance.tenant), offset))?;
+    Ok(lease.is_some_and(|lease| lease.instance == *instance))
+}
+
+/// Frees an offset, if this instance holds it.
+///
+/// # Errors
+/// When the files cannot be read or written.
+pub fn free(roots: &Roots, instance: &InstancePath, offset: Offset) -> Result<(), StoreError> {
+    if !is_held_by(roots, instance, offset)? {
+        return Ok(());
+    }
+    let folder = folder(roots, &instance.tenant);
+    let held = held_file(&folder, offset);
+    store::write(&freed_file(&folder, offset), &Freed { schema_version: Schema, freed_at: roots.now() })?;
+    failpoint::hit("lease", "freed").map_err(StoreError::io("free", &held))?;
+    store::remove_file(&held)?;
+    store::sync_folder(&folder)
+}
+
+/// All leases that are held, by offset.
+///
+/// # Errors
+/// When one cannot be read.
+pub fn held(roots: &Roots, tenant: &TenantId) -> Result<Vec<Lease>, StoreError> {
+    let folder = folder(roots, tenant);
+    let mut leases = Vec::new();
+    for name in store::names(&folder, |name| !name.starts_with('.') && name.ends_with(".json"))? {
+        if let Some(lease) = store::read_if_there::<Lease>(&folder.join(name))? {
+            leases.push(lease);
+        }
+    }
+    leases.sort_by_key(|lease| lease.offset);
+    Ok(leases)
+}
+
+/// Removes what killed processes left among the leases.
+///
+/// # Errors
+/// When the folder cannot be read.
+pub fn sweep(roots: &Roots, tenant: &TenantId) -> Result<usize, StoreError> {
+    store::sweep(&folder(roots, tenant))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        infra::config::Environment,
+        vm::tenant::{config::TenantNetwork, quota::Quotas},
+    };
+
+    fn tenant() -> Tenant {
+        let subnet: crate::vm::naming::Subnet = "10.240.3.0/29".parse().unwrap();
+        Tenant {
+            schema_version: Schema,
+            tenant_id: "acme".parse().unwrap(),
+            created_at: Timestamp::UNIX_EPOCH,
+            network: TenantNetwork {
+                tenant_net_id: "3".parse().unwrap(),
+                ipv4_subnet: subnet,
+                gateway_ip: subnet.gateway(),
+                offset_range: None,
+            },
+            quotas: Quotas::default(),
+            pinned: false,
+            retention_days: 1,
+        }
+    }
+
+    #[test]
+    fn the_offset_freed_longest_ago_is_reused_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let roots = Roots::new(dir.path(), &Environment::default()).unwrap();
+        let instance = |number: u32| -> InstancePath { format!("acme/web/i-{number:08x}").parse().unwrap() };
+        let tenant = tenant();
+        let choose = || super::choose(&roots, &tenant).unwrap().map(Offset::get);
+        for number in 3..=6 {
+            assert_eq!(choose(), Some(number));
+            hold(&roots, &instance(number.into()), Offset::new(number)).unwrap();
+        }
+        assert_eq!(choose(), None);
+        for number in [5, 3] {
+            free(&roots, &instance(99), Offset::new(number)).unwrap();
+            assert_eq!(choose(), if number == 5 { None } else { Some(5) }, "only its holder frees a lease");
+            free(&roots, &instance(number.into()), Offset::new(number)).unwrap();
+        }
+        assert_eq!(choose(), Some(5));
+        hold(&roots, &instance(7), Offset::new(5)).unwrap();
+        assert_eq!(choose(), Some(3));
+        assert_eq!(held(&roots, &tenant.tenant_id).unwrap().len(), 3);
+    }
+}

@@ -1,0 +1,315 @@
+//! Making, changing and destroying tenants.
+
+use std::fs;
+
+use crate::{
+    infra::{config::Roots, failpoint},
+    net::NetError,
+    security::audit::{self, AuditError, Entry, Phase},
+    store::{self, Schema, Sharing, StoreError},
+    vm::{
+        instance::{
+            lifecycle::{self, LifecycleError, Operator, lock_tenant},
+            net as wiring,
+        },
+        naming::{NetId, Offset, Slot, Subnet, TenantId},
+        pool::{self, lifecycle::PoolError},
+        room::{self, NodeConfig, RoomError},
+        tenant::{
+            config::{self, Tenant, TenantNetwork},
+            quota::Quotas,
+        },
+    },
+};
+
+/// Why an operation on a tenant did not do what it should.
+#[derive(Debug, thiserror::Error)]
+pub enum TenantError {
+    /// There is a tenant of that name with another content.
+    #[error("tenant {id} exists, and its {what} is {is}, not {wanted}")]
+    Exists {
+        /// The tenant.
+        id: TenantId,
+        /// What differs.
+        what: &'static str,
+        /// As it is.
+        is: String,
+        /// As it was asked for.
+        wanted: String,
+    },
+    /// The net id belongs to another tenant.
+    #[error("net id {net_id} belongs to tenant {by}")]
+    NetIdUsed {
+        /// The net id.
+        net_id: NetId,
+        /// The other tenant.
+        by: TenantId,
+    },
+    /// Something of an earlier tenant with that net id is left.
+    #[error("net id {net_id} cannot be given out again yet: {left} of an earlier tenant is left")]
+    NetIdLeft {
+        /// The net id.
+        net_id: NetId,
+        /// What is left.
+        left: String,
+    },
+    /// The subnet shares addresses with another tenant's.
+    #[error("subnet {subnet} overlaps {other} of tenant {by}")]
+    Overlap {
+        /// The subnet.
+        subnet: Subnet,
+        /// The other one.
+        other: Subnet,
+        /// Its tenant.
+        by: TenantId,
+    },
+    /// A range of offsets that holds none.
+    #[error("the offset range {first} to {last} holds none of the offsets {low} to {high} that {subnet} has for instances")]
+    OffsetRange {
+        /// Its first.
+        first: Offset,
+        /// Its last.
+        last: Offset,
+        /// The first possible.
+        low: Offset,
+        /// The last possible.
+        high: Offset,
+        /// The subnet.
+        subnet: Subnet,
+    },
+    /// Data would be lost.
+    #[error("tenant {id} has data disks: {disks}")]
+    HasVolumes {
+        /// The tenant.
+        id: TenantId,
+        /// Where.
+        disks: String,
+    },
+    /// No room.
+    #[error(transparent)]
+    Room(#[from] RoomError),
+    /// The state could not be read or written.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The kernel's network refused.
+    #[error(transparent)]
+    Net(#[from] NetError),
+    /// The audit log cannot be written.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
+    /// One of its instances.
+    #[error(transparent)]
+    Lifecycle(#[from] LifecycleError),
+    /// One of its pools.
+    #[error(transparent)]
+    Pool(#[from] Box<PoolError>),
+    /// A failpoint.
+    #[error(transparent)]
+    Failpoint(#[from] std::io::Error),
+}
+
+/// A tenant to be.
+#[derive(Debug, Clone)]
+pub struct TenantSpec {
+    /// Its id.
+    pub id: TenantId,
+    /// Its number in the cluster.
+    pub net_id: NetId,
+    /// Its addresses.
+    pub subnet: Subnet,
+    /// The offsets that this node may lease.
+    pub offset_range: Option<(Offset, Offset)>,
+    /// What it may use.
+    pub quotas: Quotas,
+}
+
+fn record(roots: &Roots, tenant: &TenantId, entry: Entry) -> Result<(), AuditError> {
+    audit::append(roots, tenant.as_ref(), &config::folder(roots, tenant), entry)
+}
+
+/// Makes a tenant and its bridge. True where it is new; the same again is well.
+///
+/// # Errors
+/// [`TenantError`] names what is in the way.
+pub fn create(operator: &mut Operator, spec: &TenantSpec) -> Result<(Tenant, bool), TenantError> {
+    operator.net()?;
+    let roots = operator.roots.clone();
+    room::check_disk(&roots, &NodeConfig::load(&roots)?)?;
+    let _node_lock = room::lock(&roots)?;
+    if let Some(tenant) = store::read_if_there::<Tenant>(&config::file(&roots, &spec.id))? {
+        same(&tenant, spec)?;
+        bring_up(operator, &tenant)?;
+        return Ok((tenant, false));
+    }
+    check_network(&roots, spec)?;
+    let tenant = Tenant {
+        schema_version: Schema,
+        tenant_id: spec.id.clone(),
+        created_at: roots.now(),
+        network: TenantNetwork {
+            tenant_net_id: spec.net_id,
+            ipv4_subnet: spec.subnet,
+            gateway_ip: spec.subnet.gateway(),
+            offset_range: spec.offset_range,
+        },
+        quotas: spec.quotas.clone(),
+        pinned: false,
+        retention_days: 90,
+    };
+    let folder = roots.tenants();
+    store::make_folder(&folder)?;
+    store::sweep(&folder)?;
+    let new = folder.join(format!(".new-{}", spec.id));
+    store::make_folder(&new)?;
+    store::write(&new.join("tenant.json"), &tenant)?;
+    let mut entry = Entry::new("tenant.create", &spec.id, Phase::Intent);
+    entry.detail = Some(format!("net id {} subnet {}", spec.net_id, spec.subnet));
+    audit::append(&roots, spec.id.as_ref(), &new, entry)?;
+    fs::rename(&new, config::folder(&roots, &spec.id)).map_err(StoreError::io("rename", &new))?;
+    store::sync_folder(&folder)?;
+    failpoint::hit("tenant-create", "in-place")?;
+    if let Err(error) = bring_up(operator, &tenant) {
+        // The bridge that is in the way belongs to somebody: the tenant that needs its name is not made.
+        let _ = store::vanish(&config::folder(&roots, &spec.id));
+        return Err(error);
+    }
+    failpoint::hit("tenant-create", "network")?;
+    record(&roots, &spec.id, Entry::new("tenant.create", &spec.id, Phase::Done))?;
+    Ok((tenant, true))
+}
+
+fn bring_up(operator: &mut Operator, tenant: &Tenant) -> Result<(), TenantError> {
+    operator.net()?;
+    let _lock = wiring::lock(&operator.roots, Sharing::Shared)?;
+    Ok(operator.net()?.ensure_tenant(&wiring::tenant_net(tenant))?)
+}
+
+fn same(tenant: &Tenant, spec: &TenantSpec) -> Result<(), TenantError> {
+    let differs = |what, is: String, wanted: String| {
+        if is == wanted { Ok(()) } else { Err(TenantError::Exists { id: spec.id.clone(), what, is, wanted }) }
+    };
+    let network = &tenant.network;
+    differs("net id", network.tenant_net_id.to_string(), spec.net_id.to_string())?;
+    differs("subnet", network.ipv4_subnet.to_string(), spec.subnet.to_string())?;
+    differs("offset range", format!("{:?}", network.offset_range), format!("{:?}", spec.offset_range))?;
+    let quotas = |quotas: &Quotas| serde_json::to_string(quotas).unwrap_or_default();
+    differs("quotas", quotas(&tenant.quotas), quotas(&spec.quotas))
+}
+
+fn check_network(roots: &Roots, spec: &TenantSpec) -> Result<(), TenantError> {
+    for other in config::all(roots)? {
+        let network = &other.network;
+        if network.tenant_net_id == spec.net_id {
+            return Err(TenantError::NetIdUsed { net_id: spec.net_id, by: other.tenant_id });
+        }
+        if network.ipv4_subnet.overlaps(spec.subnet) {
+            let (subnet, other_subnet) = (spec.subnet, network.ipv4_subnet);
+            return Err(TenantError::Overlap { subnet, other: other_subnet, by: other.tenant_id });
+        }
+    }
+    let left = |left: String| Err(TenantError::NetIdLeft { net_id: spec.net_id, left });
+    for name in store::names(&roots.vmm_dirs(), |_| true)? {
+        if Slot::from_tap(&name).is_some_and(|slot| slot.net_id == spec.net_id) {
+            return left(format!("the VMM directory {name}"));
+        }
+    }
+    if room::reserved(roots)?.iter().any(|(slot, _)| slot.net_id == spec.net_id) {
+        return left("a reservation".into());
+    }
+    if let Some((first, last)) = spec.offset_range {
+        let (low, high) = (Offset::FIRST_INSTANCE, spec.subnet.last_offset());
+        if first > last || last < low || first > high {
+            return Err(TenantError::OffsetRange { first, last, low, high, subnet: spec.subnet });
+        }
+    }
+    Ok(())
+}
+
+/// Changes a tenant under its lock.
+///
+/// # Errors
+/// When there is no such tenant, or it cannot be written.
+pub fn update(
+    operator: &mut Operator,
+    id: &TenantId,
+    change: impl FnOnce(&mut Tenant),
+) -> Result<(Tenant, bool), TenantError> {
+    let roots = operator.roots.clone();
+    let _lock = lock_tenant(&roots, id)?;
+    let old = lifecycle::load_tenant(&roots, id)?;
+    let mut tenant = old.clone();
+    change(&mut tenant);
+    if tenant == old {
+        return Ok((tenant, false));
+    }
+    let mut entry = Entry::new("tenant.update", id, Phase::Intent);
+    entry.detail = serde_json::to_string(&tenant.quotas).ok();
+    record(&roots, id, entry)?;
+    tenant.save(&roots)?;
+    failpoint::hit("tenant-update", "saved")?;
+    bring_up(operator, &tenant)?;
+    record(&roots, id, Entry::new("tenant.update", id, Phase::Done))?;
+    Ok((tenant, true))
+}
+
+/// The data disks that destroying a tenant would have to wipe.
+///
+/// # Errors
+/// When a folder cannot be read.
+pub fn volumes(roots: &Roots, id: &TenantId) -> Result<Vec<String>, StoreError> {
+    let mut disks = Vec::new();
+    for path in pool::config::paths(roots, id)? {
+        disks.extend(pool::lifecycle::volumes(roots, &path)?);
+    }
+    Ok(disks)
+}
+
+/// Destroys a tenant with its pools and instances. Its audit log is kept under `audit/` for its retention.
+///
+/// # Errors
+/// [`TenantError::HasVolumes`] where data would be lost and nobody said so.
+pub fn destroy(operator: &mut Operator, id: &TenantId, wipe_volumes: bool) -> Result<(), TenantError> {
+    operator.net()?;
+    let roots = operator.roots.clone();
+    let tenant = lifecycle::load_tenant(&roots, id)?;
+    let disks = volumes(&roots, id)?;
+    if !wipe_volumes && !disks.is_empty() {
+        return Err(TenantError::HasVolumes { id: id.clone(), disks: disks.join(", ") });
+    }
+    record(&roots, id, Entry::new("tenant.destroy", id, Phase::Intent))?;
+    for path in pool::config::paths(&roots, id)? {
+        pool::lifecycle::destroy(operator, &path, wipe_volumes).map_err(Box::new)?;
+    }
+    failpoint::hit("tenant-destroy", "pools")?;
+    let lock = lock_tenant(&roots, id)?;
+    // A pool that was made between the two looks is somebody's: the next destroy takes it.
+    if let Some(path) = pool::config::paths(&roots, id)?.first() {
+        return Err(Box::new(PoolError::NotEmpty { path: path.clone() }).into());
+    }
+    {
+        let _net_lock = wiring::lock(&roots, Sharing::Shared)?;
+        let network = &tenant.network;
+        operator.net()?.remove_tenant(network.tenant_net_id, network.ipv4_subnet)?;
+    }
+    failpoint::hit("tenant-destroy", "network")?;
+    record(&roots, id, Entry::new("tenant.destroy", id, Phase::Done))?;
+    keep_audit_log(&roots, id)?;
+    store::vanish(&config::folder(&roots, id))?;
+    lock.remove();
+    Ok(())
+}
+
+/// `audit/`: the logs of destroyed tenants.
+pub fn kept_audit_logs(roots: &Roots) -> std::path::PathBuf {
+    roots.root.join("audit")
+}
+
+fn keep_audit_log(roots: &Roots, id: &TenantId) -> Result<(), StoreError> {
+    let kept = kept_audit_logs(roots).join(format!("{id}-{}", roots.now().as_second()));
+    store::make_folder(&kept)?;
+    for name in ["audit.log", "audit.head", "tenant.json"] {
+        let from = config::folder(roots, id).join(name);
+        fs::copy(&from, kept.join(name)).map_err(StoreError::io("keep", &from))?;
+    }
+    store::sync_folder(&kept)
+}

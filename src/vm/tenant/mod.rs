@@ -1,0 +1,6 @@
+//! Tenants: the boundary of isolation. They own quotas, a network, leases and an audit log, and have no runtime state.
+
+pub mod config;
+pub mod leases;
+pub mod lifecycle;
+pub mod quota;

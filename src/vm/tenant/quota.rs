@@ -1,0 +1,157 @@
+//! A tenant's quotas on this node: what they are, and the decision whether one more fits. Pure.
+
+use serde::{Deserialize, Serialize};
+
+/// What a tenant may use on this node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Quotas {
+    /// vCPUs of running and warm instances.
+    pub max_vcpus: u32,
+    /// Memory of running and warm instances, in MiB.
+    pub max_mem_mib: u64,
+    /// Instances that run.
+    pub max_running: u32,
+    /// Instances that are warm.
+    pub max_warm: u32,
+    /// Pools.
+    pub max_pools: u32,
+    /// Instances of one pool, in any state.
+    pub max_instances_per_pool: u32,
+    /// Virtual size of the disks of running and warm instances, in GiB.
+    pub max_disk_gib: u64,
+    /// Console and VMM logs of one instance, in MiB.
+    pub log_mib: u32,
+    /// Open connections of one instance to the outside or the host.
+    pub max_conns: u32,
+    /// New connections of one instance, per second.
+    pub conns_per_second: u32,
+    /// Bandwidth of one instance, each way, in Mbit/s; 0: not limited.
+    pub net_mbps: u32,
+    /// Packets of one instance, each way, per second; 0: not limited.
+    pub net_pps: u32,
+    /// Operations of each disk, per second; 0: not limited.
+    pub disk_iops: u32,
+    /// Bandwidth of each disk, in MB/s; 0: not limited.
+    pub disk_mbps: u32,
+}
+
+impl Default for Quotas {
+    fn default() -> Self {
+        Self {
+            max_vcpus: 64,
+            max_mem_mib: 64 * 1024,
+            max_running: 100,
+            max_warm: 100,
+            max_pools: 16,
+            max_instances_per_pool: 256,
+            max_disk_gib: 500,
+            log_mib: 16,
+            max_conns: 2000,
+            conns_per_second: 200,
+            net_mbps: 0,
+            net_pps: 0,
+            disk_iops: 0,
+            disk_mbps: 0,
+        }
+    }
+}
+
+/// A Linux bridge takes 1,023 ports: what one tenant may run on one node, whatever its quota says.
+pub const MAX_VMS_OF_TENANT: u32 = 1000;
+
+/// What one VMM takes, or what several take together.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Use {
+    /// VMMs.
+    pub vms: u32,
+    /// vCPUs.
+    pub vcpus: u32,
+    /// Guest memory, in MiB.
+    pub mem_mib: u64,
+    /// Virtual size of the disks, in MiB.
+    pub disk_mib: u64,
+}
+
+impl Use {
+    /// Both together.
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            vms: self.vms.saturating_add(other.vms),
+            vcpus: self.vcpus.saturating_add(other.vcpus),
+            mem_mib: self.mem_mib.saturating_add(other.mem_mib),
+            disk_mib: self.disk_mib.saturating_add(other.disk_mib),
+        }
+    }
+}
+
+/// A limit that one more would exceed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{what}: {used} of {limit} are in use, and this needs {wanted} more")]
+pub struct Exceeded {
+    /// The limit's name, as in the file.
+    pub what: &'static str,
+    /// What is in use.
+    pub used: u64,
+    /// What was asked for.
+    pub wanted: u64,
+    /// The limit.
+    pub limit: u64,
+}
+
+/// Would `used` and `wanted` together stay within `limit`?
+///
+/// # Errors
+/// [`Exceeded`] says by how much not.
+pub fn within(what: &'static str, used: u64, wanted: u64, limit: u64) -> Result<(), Exceeded> {
+    if used.saturating_add(wanted) <= limit { Ok(()) } else { Err(Exceeded { what, used, wanted, limit }) }
+}
+
+impl Quotas {
+    /// May a tenant that uses `used` run one more that takes `wanted`?
+    ///
+    /// # Errors
+    /// The first limit that would be exceeded.
+    pub fn admit(&self, used: Use, wanted: Use) -> Result<(), Exceeded> {
+        within("max_running", used.vms.into(), wanted.vms.into(), self.max_running.into())?;
+        within("VMs of a tenant on one node", used.vms.into(), wanted.vms.into(), MAX_VMS_OF_TENANT.into())?;
+        within("max_vcpus", used.vcpus.into(), wanted.vcpus.into(), self.max_vcpus.into())?;
+        within("max_mem_mib", used.mem_mib, wanted.mem_mib, self.max_mem_mib)?;
+        within("max_disk_gib (in MiB)", used.disk_mib, wanted.disk_mib, self.max_disk_gib.saturating_mul(1024))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_limit_is_reached_and_not_passed() {
+        let quotas = Quotas {
+            max_vcpus: 4,
+            max_mem_mib: 400,
+            max_running: 4,
+            max_disk_gib: 4,
+            ..Quotas::default()
+        };
+        let one = Use { vms: 1, vcpus: 1, mem_mib: 100, disk_mib: 1024 };
+        let three = one.plus(one).plus(one);
+        assert_eq!(quotas.admit(three, one), Ok(()));
+        let cases = [
+            (Use { vms: 2, ..one }, "max_running"),
+            (Use { vcpus: 2, ..one }, "max_vcpus"),
+            (Use { mem_mib: 101, ..one }, "max_mem_mib"),
+            (Use { disk_mib: 1025, ..one }, "max_disk_gib (in MiB)"),
+        ];
+        for (wanted, what) in cases {
+            assert_eq!(quotas.admit(three, wanted).unwrap_err().what, what);
+        }
+    }
+
+    #[test]
+    fn no_quota_lets_a_tenant_pass_what_a_bridge_takes() {
+        let quotas = Quotas { max_running: u32::MAX, max_vcpus: u32::MAX, max_mem_mib: u64::MAX, ..Quotas::default() };
+        let used = Use { vms: MAX_VMS_OF_TENANT, ..Use::default() };
+        assert!(quotas.admit(used, Use { vms: 1, ..Use::default() }).is_err());
+    }
+}

@@ -1,0 +1,188 @@
+//! VMM processes: started detached, found again, ended.
+//!
+//! A VMM belongs to nobody's process tree. It is recognised by its working directory together with its start time and
+//! the host's boot id; a pid alone is never trusted. A killed starter leaves no window: its child holds the
+//! instance's lock (flock is shared across fork) until the VMM is executed, and by then the working directory is set.
+
+use std::{
+    ffi::OsString,
+    fs::File,
+    io,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid};
+
+use super::client::{API_SOCKET, LOG, VmmError};
+use crate::infra::shell::{self, ShellError};
+
+/// A program to run as VMM.
+#[derive(Debug, Clone)]
+pub struct Program {
+    /// The executable.
+    pub path: PathBuf,
+    /// Arguments that come before Firecracker's.
+    pub first_arguments: Vec<OsString>,
+    /// Its version.
+    pub version: String,
+}
+
+/// A process that cannot be mistaken for another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    /// Its pid.
+    pub pid: i32,
+    /// When it was started, in clock ticks since boot.
+    pub start_time: u64,
+}
+
+/// A VMM that was started or found.
+#[derive(Debug)]
+pub struct Vmm {
+    /// Who it is.
+    pub identity: Identity,
+    /// A handle that stays its own, whatever becomes of the pid.
+    pub pidfd: OwnedFd,
+}
+
+/// Starts a VMM in `directory`. `id` is what it calls itself. Its log lies in the directory, and is there already.
+///
+/// # Errors
+/// When the program cannot be run.
+pub fn spawn(program: &Program, directory: &Path, id: &str) -> Result<Vmm, ShellError> {
+    let wrap = |source| ShellError::Spawn { program: program.path.clone(), source };
+    let log = File::options().append(true).create(true).open(directory.join(LOG)).map_err(wrap)?;
+    let arguments = program.first_arguments.iter().cloned().chain(
+        ["--api-sock", API_SOCKET, "--id", id, "--level", "Warning", "--log-path", LOG].map(OsString::from),
+    );
+    let child = shell::spawn_detached(&program.path, arguments, directory, log)?;
+    let pid = child.id().cast_signed();
+    match (handle(pid), stat(pid)) {
+        (Some(pidfd), Some((start_time, _))) => Ok(Vmm { identity: Identity { pid, start_time }, pidfd }),
+        _ => Err(wrap(io::Error::other("it ended at once"))),
+    }
+}
+
+fn handle(pid: i32) -> Option<OwnedFd> {
+    pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()
+}
+
+/// Start time and state letter of a process, from `/proc/<pid>/stat`.
+fn stat(pid: i32) -> Option<(u64, u8)> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name in parentheses may hold anything: what follows the last one is fixed.
+    let (_, rest) = text.rsplit_once(") ")?;
+    let fields: Vec<&str> = rest.split(' ').collect();
+    Some((fields.get(19)?.parse().ok()?, *fields.first()?.as_bytes().first()?))
+}
+
+/// Finds the VMM with this identity; `None` if it has ended.
+pub fn find(identity: Identity) -> Option<Vmm> {
+    let pidfd = handle(identity.pid)?;
+    // The handle comes first: if the start time fits afterwards, the handle is the right process's.
+    match stat(identity.pid)? {
+        (start_time, state) if start_time == identity.start_time && state != b'Z' => Some(Vmm { identity, pidfd }),
+        _ => None,
+    }
+}
+
+/// Is there still a VMM with this identity? Cheaper than [`find`].
+pub fn is_alive(identity: Identity) -> bool {
+    matches!(stat(identity.pid), Some((start, state)) if start == identity.start_time && state != b'Z')
+}
+
+/// Finds every process whose working directory is `directory`: the VMMs there, whoever started them.
+pub fn find_in(directory: &Path) -> Vec<Vmm> {
+    all_working_directories().into_iter().filter(|(_, cwd)| cwd == directory).filter_map(|(pid, _)| adopt(pid)).collect()
+}
+
+fn adopt(pid: i32) -> Option<Vmm> {
+    let pidfd = handle(pid)?;
+    let (start_time, _) = stat(pid)?;
+    Some(Vmm { identity: Identity { pid, start_time }, pidfd })
+}
+
+/// The working directories of all processes that this one may see.
+pub fn all_working_directories() -> Vec<(i32, PathBuf)> {
+    let own = std::process::id().cast_signed();
+    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+    entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
+        .filter(|&pid| pid != own)
+        .filter_map(|pid| {
+            let cwd = std::fs::read_link(format!("/proc/{pid}/cwd")).ok()?;
+            // A folder that was removed under a process keeps its name with this mark.
+            let text = cwd.to_str()?;
+            Some((pid, PathBuf::from(text.strip_suffix(" (deleted)").unwrap_or(text))))
+        })
+        .collect()
+}
+
+impl Vmm {
+    /// Waits until it has ended; false when `limit` passes first.
+    pub fn ended_within(&self, limit: Duration) -> bool {
+        shell::ended_within(&self.pidfd, limit)
+    }
+
+    /// Kills it and waits until it is gone.
+    ///
+    /// # Errors
+    /// When it cannot be killed, or is still there after 10 s.
+    pub fn kill(&self) -> Result<(), VmmError> {
+        let error = |source| VmmError::Io {
+            action: "kill",
+            path: format!("/proc/{}", self.identity.pid).into(),
+            source,
+        };
+        match pidfd_send_signal(&self.pidfd, Signal::KILL) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+            Err(errno) => return Err(error(errno.into())),
+        }
+        if !self.ended_within(Duration::from_secs(10)) {
+            return Err(error(io::Error::other("it is still there after 10 s")));
+        }
+        self.reap();
+        Ok(())
+    }
+
+    /// Takes the exit status, where this process is the parent; somebody else's child is reaped by its own.
+    pub fn reap(&self) -> Option<i32> {
+        use std::os::fd::AsFd;
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+        waitid(WaitId::PidFd(self.pidfd.as_fd()), options).ok().flatten().and_then(|status| status.exit_status())
+    }
+}
+
+/// The id of this boot of the host.
+pub fn boot_id() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sleeper(directory: &Path) -> Vmm {
+        let log = File::create(directory.join("log")).unwrap();
+        let child = shell::spawn_detached(Path::new("/bin/sleep"), ["1000"], directory, log).unwrap();
+        let pid = child.id().cast_signed();
+        Vmm { identity: Identity { pid, start_time: stat(pid).unwrap().0 }, pidfd: handle(pid).unwrap() }
+    }
+
+    #[test]
+    fn a_process_is_found_by_its_directory_and_by_its_identity() {
+        let dir = tempfile::tempdir().unwrap();
+        let vmm = sleeper(dir.path());
+        let found = find_in(dir.path());
+        assert_eq!(found.iter().map(|vmm| vmm.identity).collect::<Vec<_>>(), [vmm.identity]);
+        assert!(find(vmm.identity).is_some());
+        let other = Identity { start_time: vmm.identity.start_time + 1, ..vmm.identity };
+        assert!(find(other).is_none() && !is_alive(other), "a pid that was used again is nobody of ours");
+        vmm.kill().unwrap();
+        assert!(!is_alive(vmm.identity) && find_in(dir.path()).is_empty());
+        vmm.kill().unwrap();
+    }
+}

@@ -1,0 +1,173 @@
+//! The requests of Firecracker's API (v1.16) that mvm makes, and the answers that it reads.
+//!
+//! Field names and limits are those of Firecracker's `firecracker.yaml`. All paths are relative to the VMM's directory.
+
+use serde::{Deserialize, Serialize};
+
+/// One request.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Call {
+    /// `PUT /machine-config`
+    MachineConfig(MachineConfig),
+    /// `PUT /boot-source`
+    BootSource(BootSource),
+    /// `PUT /drives/<id>`
+    Drive(Drive),
+    /// `PUT /network-interfaces/<id>`
+    NetworkInterface(NetworkInterface),
+    /// `PUT /vsock`
+    Vsock(Vsock),
+    /// `PUT /entropy`
+    Entropy,
+    /// `PUT /serial`
+    Serial(Serial),
+    /// `PUT /actions`, InstanceStart
+    InstanceStart,
+    /// `PUT /actions`, SendCtrlAltDel
+    SendCtrlAltDel,
+}
+
+impl Call {
+    /// Method, path and body.
+    ///
+    /// # Errors
+    /// Never in practice: every body is plain data.
+    pub fn request(&self) -> serde_json::Result<(&'static str, String, Vec<u8>)> {
+        #[derive(Serialize)]
+        struct Action {
+            action_type: &'static str,
+        }
+        let (path, body) = match self {
+            Call::MachineConfig(body) => ("/machine-config".into(), serde_json::to_vec(body)?),
+            Call::BootSource(body) => ("/boot-source".into(), serde_json::to_vec(body)?),
+            Call::Drive(body) => (format!("/drives/{}", body.drive_id), serde_json::to_vec(body)?),
+            Call::NetworkInterface(body) => {
+                (format!("/network-interfaces/{}", body.iface_id), serde_json::to_vec(body)?)
+            }
+            Call::Vsock(body) => ("/vsock".into(), serde_json::to_vec(body)?),
+            Call::Entropy => ("/entropy".into(), b"{}".to_vec()),
+            Call::Serial(body) => ("/serial".into(), serde_json::to_vec(body)?),
+            Call::InstanceStart => {
+                ("/actions".into(), serde_json::to_vec(&Action { action_type: "InstanceStart" })?)
+            }
+            Call::SendCtrlAltDel => {
+                ("/actions".into(), serde_json::to_vec(&Action { action_type: "SendCtrlAltDel" })?)
+            }
+        };
+        Ok(("PUT", path, body))
+    }
+}
+
+/// vCPUs and memory.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct MachineConfig {
+    /// 1, or an even number up to 32.
+    pub vcpu_count: u32,
+    /// In MiB.
+    pub mem_size_mib: u64,
+    /// Needed at boot for any Diff snapshot later.
+    pub track_dirty_pages: bool,
+}
+
+/// What is booted.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct BootSource {
+    /// An uncompressed ELF (x86_64) or Image (aarch64).
+    pub kernel_image_path: String,
+    /// The initial RAM disk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub initrd_path: Option<String>,
+    /// The kernel's command line.
+    pub boot_args: String,
+}
+
+/// A disk.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Drive {
+    /// Its name in the API.
+    pub drive_id: String,
+    /// The file.
+    pub path_on_host: String,
+    /// Whether the kernel's command line names it as root.
+    pub is_root_device: bool,
+    /// Whether the guest may write.
+    pub is_read_only: bool,
+    /// Its limits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rate_limiter: Option<RateLimiter>,
+}
+
+/// A network interface.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct NetworkInterface {
+    /// Its name in the API.
+    pub iface_id: String,
+    /// The TAP.
+    pub host_dev_name: String,
+    /// The guest's MAC.
+    pub guest_mac: String,
+    /// Limits of what the guest receives.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rx_rate_limiter: Option<RateLimiter>,
+    /// Limits of what the guest sends.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tx_rate_limiter: Option<RateLimiter>,
+}
+
+/// The vsock device.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Vsock {
+    /// The guest's address; each VMM has a host of its own, so all guests have the same.
+    pub guest_cid: u32,
+    /// The host's socket.
+    pub uds_path: String,
+}
+
+/// Where the console goes.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Serial {
+    /// A new file: an existing one is written over from its beginning.
+    pub serial_out_path: String,
+    /// Bytes beyond it are dropped; the guest is never blocked.
+    pub rate_limiter: TokenBucket,
+}
+
+/// Limits of bandwidth and operations.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct RateLimiter {
+    /// Bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<TokenBucket>,
+    /// Operations or packets.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ops: Option<TokenBucket>,
+}
+
+/// A bucket of `size` tokens that fills within `refill_time`, and a first burst beyond it.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct TokenBucket {
+    /// Tokens: bytes or operations.
+    pub size: u64,
+    /// Tokens that are there once, at the beginning.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub one_time_burst: Option<u64>,
+    /// In ms.
+    pub refill_time: u64,
+}
+
+/// `GET /`
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct InstanceInfo {
+    /// The id given by `--id`.
+    pub id: String,
+    /// `Not started`, `Running` or `Paused`.
+    pub state: String,
+    /// The version.
+    pub vmm_version: String,
+}
+
+/// The body of a 400.
+#[derive(Debug, Deserialize)]
+pub(super) struct Fault {
+    pub fault_message: String,
+}
