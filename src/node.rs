@@ -80,7 +80,9 @@ pub struct Stats {
 /// When the state cannot be read.
 pub fn stats(roots: &Roots) -> Result<Stats, StoreError> {
     let node = NodeConfig::load(roots)?;
-    let used = room::reserved(roots)?.iter().fold(Use::default(), |sum, (_, one)| sum.plus(*one));
+    let used = room::reserved(roots)?
+        .iter()
+        .fold(Use::default(), |sum, (_, one)| sum.plus(*one));
     let tenants = tenant::config::ids(roots)?;
     let (mut pools, mut instances) = (0, 0);
     for tenant in &tenants {
@@ -142,7 +144,9 @@ pub fn recover(operator: &mut Operator) -> Result<Recovered, NodeError> {
 
 fn note_swept(recovered: &mut Recovered, count: usize, place: &str) {
     if count > 0 {
-        recovered.reclaimed.push(format!("{count} unfinished files of killed commands in {place}"));
+        recovered
+            .reclaimed
+            .push(format!("{count} unfinished files of killed commands in {place}"));
     }
 }
 
@@ -156,7 +160,8 @@ fn settle_all(operator: &mut Operator, recovered: &mut Recovered) -> Result<(), 
         {
             let _lock = lock_tenant(&roots, &tenant)?;
             let mut swept = store::sweep(&tenant::config::folder(&roots, &tenant))?;
-            swept += store::sweep(&pool::config::pools_folder(&roots, &tenant))? + leases::sweep(&roots, &tenant)?;
+            swept +=
+                store::sweep(&pool::config::pools_folder(&roots, &tenant))? + leases::sweep(&roots, &tenant)?;
             for path in pool::config::paths(&roots, &tenant)? {
                 swept += store::sweep(&pool::config::folder(&roots, &path))?;
                 swept += store::sweep(&instance::config::instances_folder(&roots, &path))?;
@@ -177,7 +182,11 @@ fn settle_all(operator: &mut Operator, recovered: &mut Recovered) -> Result<(), 
     Ok(())
 }
 
-fn settle_one(operator: &mut Operator, path: &InstancePath, recovered: &mut Recovered) -> Result<(), NodeError> {
+fn settle_one(
+    operator: &mut Operator,
+    path: &InstancePath,
+    recovered: &mut Recovered,
+) -> Result<(), NodeError> {
     let roots = operator.roots.clone();
     let Some(instance) = store::read_if_there::<Instance>(&instance::config::file(&roots, path))? else {
         return Ok(());
@@ -186,10 +195,14 @@ fn settle_one(operator: &mut Operator, path: &InstancePath, recovered: &mut Reco
     store::sweep(&instance::config::folder(&roots, path).join("volumes"))?;
     let before = instance.generation;
     match lifecycle::settle(operator, instance)? {
-        None => recovered.settled.push(format!("{path}: what was left of it is gone")),
+        None => recovered
+            .settled
+            .push(format!("{path}: what was left of it is gone")),
         Some(instance) if instance.generation != before => {
             let why = instance.last_exit.map(|exit| exit.why).unwrap_or_default();
-            recovered.settled.push(format!("{path}: {} ({why})", instance.status));
+            recovered
+                .settled
+                .push(format!("{path}: {} ({why})", instance.status));
         }
         Some(instance) if instance.status.has_vmm() => recovered.adopted.push(path.clone()),
         Some(_) => {}
@@ -205,7 +218,9 @@ fn reclaim_leases(operator: &mut Operator, recovered: &mut Recovered) -> Result<
         for lease in leases::held(&roots, &tenant)? {
             if !instance::config::file(&roots, &lease.instance).exists() {
                 leases::free(&roots, &lease.instance, lease.offset)?;
-                recovered.reclaimed.push(format!("lease {} of {}", lease.offset, lease.instance));
+                recovered
+                    .reclaimed
+                    .push(format!("lease {} of {}", lease.offset, lease.instance));
             }
         }
     }
@@ -215,24 +230,33 @@ fn reclaim_leases(operator: &mut Operator, recovered: &mut Recovered) -> Result<
 /// VMM directories, TAPs and reservations of slots in which nothing runs.
 fn reclaim_slots(operator: &mut Operator, recovered: &mut Recovered) -> Result<(), NodeError> {
     let roots = operator.roots.clone();
-    let mut slots: BTreeSet<Slot> = room::reserved(&roots)?.into_iter().map(|(slot, _)| slot).collect();
+    let mut slots: BTreeSet<Slot> = room::reserved(&roots)?
+        .into_iter()
+        .map(|(slot, _)| slot)
+        .collect();
     let directories = store::names(&roots.vmm_dirs(), |_| true)?;
     slots.extend(directories.iter().filter_map(|name| Slot::from_tap(name)));
     slots.extend(operator.net()?.list_taps()?);
-    let owners: std::collections::HashMap<Slot, InstancePath> = wiring::held_slots(&roots)?.into_iter().collect();
+    let owners: std::collections::HashMap<Slot, InstancePath> =
+        wiring::held_slots(&roots)?.into_iter().collect();
     let tenants = tenant::config::all(&roots)?;
     let boot_id = process::boot_id();
     for slot in slots {
         let _lock = match owners.get(&slot) {
             Some(path) => {
-                let Some(lock) = lifecycle::try_lock(&roots, path)? else { continue };
+                let Some(lock) = lifecycle::try_lock(&roots, path)? else {
+                    continue;
+                };
                 let instance = store::read_if_there::<Instance>(&instance::config::file(&roots, path))?;
                 if instance.is_some_and(|instance| instance.vmm_is_alive(&boot_id)) {
                     continue;
                 }
                 Some(lock)
             }
-            None => match tenants.iter().find(|tenant| tenant.network.tenant_net_id == slot.net_id) {
+            None => match tenants
+                .iter()
+                .find(|tenant| tenant.network.tenant_net_id == slot.net_id)
+            {
                 Some(tenant) => {
                     let lock = lock_tenant(&roots, &tenant.tenant_id)?;
                     let held = leases::held(&roots, &tenant.tenant_id)?;
@@ -245,7 +269,9 @@ fn reclaim_slots(operator: &mut Operator, recovered: &mut Recovered) -> Result<(
             },
         };
         launch::teardown(operator, slot, None)?;
-        recovered.reclaimed.push(format!("what was left in slot {}", slot.tap()));
+        recovered
+            .reclaimed
+            .push(format!("what was left in slot {}", slot.tap()));
     }
     Ok(())
 }
@@ -264,11 +290,18 @@ pub fn collect(operator: &Operator) -> Result<Vec<String>, NodeError> {
                 dropped.push(format!("revision {} of {path}", revision.short()));
             }
             for instance in instance::config::paths(roots, &path)? {
-                logs::cut(&logs::folder(roots, &instance), u64::from(tenant.quotas.log_mib.max(1)) << 20)?;
+                logs::cut(
+                    &logs::folder(roots, &instance),
+                    u64::from(tenant.quotas.log_mib.max(1)) << 20,
+                )?;
             }
         }
     }
-    dropped.extend(collect_vmms(roots)?.into_iter().map(|version| format!("Firecracker {version}")));
+    dropped.extend(
+        collect_vmms(roots)?
+            .into_iter()
+            .map(|version| format!("Firecracker {version}")),
+    );
     dropped.extend(collect_audit_logs(roots)?);
     Ok(dropped)
 }
@@ -307,9 +340,12 @@ fn collect_audit_logs(roots: &Roots) -> Result<Vec<String>, StoreError> {
     let folder = kept_audit_logs(roots);
     let mut dropped = Vec::new();
     for name in store::names(&folder, |name| !name.starts_with('.'))? {
-        let days = store::read_if_there::<Tenant>(&folder.join(&name).join("tenant.json"))?.map(|t| t.retention_days);
+        let days = store::read_if_there::<Tenant>(&folder.join(&name).join("tenant.json"))?
+            .map(|t| t.retention_days);
         let destroyed_at = name.rsplit_once('-').and_then(|(_, at)| at.parse::<i64>().ok());
-        let (Some(days), Some(at)) = (days, destroyed_at) else { continue };
+        let (Some(days), Some(at)) = (days, destroyed_at) else {
+            continue;
+        };
         if roots.now().as_second() - at > i64::from(days) * 86_400 {
             store::vanish(&folder.join(&name))?;
             dropped.push(format!("audit log {name}"));

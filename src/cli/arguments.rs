@@ -28,7 +28,7 @@ pub struct Global {
 
 /// Destroying asks first.
 #[derive(Debug, Clone, Args)]
-pub struct Destroy {
+pub struct DestroyArguments {
     /// Do not ask
     #[arg(short, long)]
     pub yes: bool,

@@ -58,7 +58,13 @@ pub struct CliError {
 impl CliError {
     /// An error without causes.
     pub fn new(kind: Kind, code: &'static str, what: impl Into<String>) -> Self {
-        Self { kind, code, what: what.into(), why: Vec::new(), fix: None }
+        Self {
+            kind,
+            code,
+            what: what.into(),
+            why: Vec::new(),
+            fix: None,
+        }
     }
 
     /// With what to do about it.
@@ -93,7 +99,11 @@ impl CliError {
 
     /// As lines for people.
     pub fn text(&self, color: bool) -> String {
-        let style = if color { anstyle::AnsiColor::Red.on_default() } else { anstyle::Style::new() };
+        let style = if color {
+            anstyle::AnsiColor::Red.on_default()
+        } else {
+            anstyle::Style::new()
+        };
         let mut text = format!("{style}{}{style:#}", self.what);
         for why in &self.why {
             text.push_str(&format!("\n  because: {why}"));
@@ -117,7 +127,12 @@ impl CliError {
         struct Wrapped<'a> {
             error: Body<'a>,
         }
-        let body = Body { code: self.code, what: &self.what, why: self.why.join(": "), fix: &self.fix };
+        let body = Body {
+            code: self.code,
+            what: &self.what,
+            why: self.why.join(": "),
+            fix: &self.fix,
+        };
         serde_json::to_string(&Wrapped { error: body }).unwrap_or_default()
     }
 }
@@ -127,8 +142,16 @@ pub fn usage(error: &clap::Error) -> u8 {
     let json = std::env::args().any(|argument| argument == "--json");
     if error.use_stderr() && json {
         let rendered = error.render().to_string();
-        let what = rendered.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
-        eprintln!("{}", CliError::new(Kind::Usage, "usage", what).fix("mvm --help").json());
+        let what = rendered
+            .lines()
+            .next()
+            .unwrap_or_default()
+            .trim_start_matches("error: ")
+            .to_owned();
+        eprintln!(
+            "{}",
+            CliError::new(Kind::Usage, "usage", what).fix("mvm --help").json()
+        );
     } else {
         let _ = error.print();
     }
@@ -145,20 +168,28 @@ impl From<StoreError> for CliError {
     fn from(error: StoreError) -> Self {
         let (kind, code, fix) = match &error {
             StoreError::Missing { .. } => (Kind::NotFound, "not_found", None),
-            StoreError::Damaged { .. } => {
-                (Kind::Failed, "damaged", Some("look at the file; nothing was changed".to_owned()))
-            }
+            StoreError::Damaged { .. } => (
+                Kind::Failed,
+                "damaged",
+                Some("look at the file; nothing was changed".to_owned()),
+            ),
             StoreError::Newer { .. } => (Kind::Failed, "newer_schema", Some("use the newer mvm".to_owned())),
-            StoreError::Locked { .. } => {
-                (Kind::Refused, "locked", Some("wait for it, or end it if it hangs".to_owned()))
-            }
+            StoreError::Locked { .. } => (
+                Kind::Refused,
+                "locked",
+                Some("wait for it, or end it if it hangs".to_owned()),
+            ),
             StoreError::Io { source, path, .. } => match source.kind() {
-                std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem => {
-                    (Kind::Environment, "permission", Some("run as root, or use --root with a folder of yours".into()))
-                }
-                std::io::ErrorKind::StorageFull => {
-                    (Kind::Failed, "disk_full", Some(format!("free space where {} lies", path.display())))
-                }
+                std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem => (
+                    Kind::Environment,
+                    "permission",
+                    Some("run as root, or use --root with a folder of yours".into()),
+                ),
+                std::io::ErrorKind::StorageFull => (
+                    Kind::Failed,
+                    "disk_full",
+                    Some(format!("free space where {} lies", path.display())),
+                ),
                 _ => (Kind::Failed, "io", None),
             },
         };
@@ -171,11 +202,20 @@ impl From<NetError> for CliError {
     fn from(error: NetError) -> Self {
         let made = Self::of(Kind::Failed, "network", &error);
         if error.is_environment() {
-            return Self { kind: Kind::Environment, code: "network_environment", ..made }.fix("mvm doctor");
+            return Self {
+                kind: Kind::Environment,
+                code: "network_environment",
+                ..made
+            }
+            .fix("mvm doctor");
         }
         if error.is_foreign() {
-            return Self { kind: Kind::Refused, code: "foreign", ..made }
-                .fix("rename or remove it, or give the tenant another net id");
+            return Self {
+                kind: Kind::Refused,
+                code: "foreign",
+                ..made
+            }
+            .fix("rename or remove it, or give the tenant another net id");
         }
         made.fix("mvm net verify")
     }
@@ -189,12 +229,10 @@ impl From<RoomError> for CliError {
                 let fix = format!("stop another one, or mvm tenant update {tenant} --max-…");
                 Self::of(Kind::Refused, "quota", &error).fix(fix)
             }
-            RoomError::Node { .. } => {
-                Self::of(Kind::Refused, "no_room", &error).fix("mvm node stats, then stop something or mvm node set")
-            }
-            RoomError::Disk { .. } => {
-                Self::of(Kind::Refused, "disk_floor", &error).fix("mvm node gc, or mvm node set --disk-floor-mib")
-            }
+            RoomError::Node { .. } => Self::of(Kind::Refused, "no_room", &error)
+                .fix("mvm node stats, then stop something or mvm node set"),
+            RoomError::Disk { .. } => Self::of(Kind::Refused, "disk_floor", &error)
+                .fix("mvm node gc, or mvm node set --disk-floor-mib"),
         }
     }
 }
@@ -218,7 +256,9 @@ impl From<InstallError> for CliError {
             InstallError::Shell(error) => error.into(),
             InstallError::None => Self::of(Kind::Environment, "no_vmm", &error).fix("mvm vmm install FILE"),
             InstallError::NoSim => Self::of(Kind::Environment, "no_sim", &error),
-            InstallError::NoSuchVersion { .. } => Self::of(Kind::NotFound, "no_vmm_version", &error).fix("mvm vmm list"),
+            InstallError::NoSuchVersion { .. } => {
+                Self::of(Kind::NotFound, "no_vmm_version", &error).fix("mvm vmm list")
+            }
             InstallError::NotFirecracker { .. } => Self::of(Kind::Failed, "not_firecracker", &error),
         }
     }
@@ -228,7 +268,9 @@ impl From<ShellError> for CliError {
     fn from(error: ShellError) -> Self {
         match error {
             ShellError::Spawn { .. } => Self::of(Kind::Environment, "no_program", &error).fix("mvm doctor"),
-            ShellError::Failed { .. } | ShellError::TimedOut { .. } => Self::of(Kind::Failed, "program", &error),
+            ShellError::Failed { .. } | ShellError::TimedOut { .. } => {
+                Self::of(Kind::Failed, "program", &error)
+            }
         }
     }
 }
@@ -264,9 +306,8 @@ impl From<ArtifactError> for CliError {
         match error {
             ArtifactError::Store(error) => error.into(),
             ArtifactError::Wrong { .. } => Self::of(Kind::Failed, "not_an_artifact", &error),
-            ArtifactError::Changed { .. } => {
-                Self::of(Kind::Failed, "artifact_changed", &error).fix("mvm pool import it again, or mvm pool rollback")
-            }
+            ArtifactError::Changed { .. } => Self::of(Kind::Failed, "artifact_changed", &error)
+                .fix("mvm pool import it again, or mvm pool rollback"),
             ArtifactError::CommandLine { .. } => Self::of(Kind::Usage, "command_line", &error),
         }
     }
@@ -295,16 +336,19 @@ impl From<LifecycleError> for CliError {
             }
             LifecycleError::NoRevision { ref pool } => Self::of(Kind::Refused, "no_revision", &error)
                 .fix(format!("mvm pool import {pool} --kernel FILE --rootfs FILE")),
-            LifecycleError::TooMany { ref tenant, .. } => Self::of(Kind::Refused, "quota", &error)
-                .fix(format!("destroy another one, or mvm tenant update {tenant} --max-instances-per-pool N")),
+            LifecycleError::TooMany { ref tenant, .. } => Self::of(Kind::Refused, "quota", &error).fix(
+                format!("destroy another one, or mvm tenant update {tenant} --max-instances-per-pool N"),
+            ),
             LifecycleError::NoAddress { .. } => {
                 Self::of(Kind::Refused, "no_address", &error).fix("destroy another instance of this tenant")
             }
-            LifecycleError::PortTaken { .. } => Self::of(Kind::Refused, "port_taken", &error).fix("publish another port"),
+            LifecycleError::PortTaken { .. } => {
+                Self::of(Kind::Refused, "port_taken", &error).fix("publish another port")
+            }
             LifecycleError::Production { .. } => {
                 Self::of(Kind::Refused, "production", &error).fix("mvm node set --production off")
             }
-            LifecycleError::Step { ref error: ref inner, .. } => Self::of_step(&error, inner),
+            LifecycleError::Step { error: ref inner, .. } => Self::of_step(&error, inner),
             LifecycleError::Failpoint(_) => Self::of(Kind::Failed, "failpoint", &error),
         }
     }
@@ -314,12 +358,15 @@ impl CliError {
     /// A failed step: the text of the whole, the kind, causes and advice of what was at the bottom of it.
     fn of_step(whole: &LifecycleError, inner: &LifecycleError) -> Self {
         let kind = |error: &LifecycleError| match error {
-            LifecycleError::Net(error) if error.is_environment() => (Kind::Environment, "network_environment"),
+            LifecycleError::Net(error) if error.is_environment() => {
+                (Kind::Environment, "network_environment")
+            }
             LifecycleError::Net(error) if error.is_foreign() => (Kind::Refused, "foreign"),
             LifecycleError::Shell(ShellError::Spawn { .. })
-            | LifecycleError::Disk(DiskError::Format { source: ShellError::Spawn { .. }, .. }) => {
-                (Kind::Environment, "no_program")
-            }
+            | LifecycleError::Disk(DiskError::Format {
+                source: ShellError::Spawn { .. },
+                ..
+            }) => (Kind::Environment, "no_program"),
             LifecycleError::Store(StoreError::Locked { .. }) => (Kind::Refused, "locked"),
             LifecycleError::Vmm(VmmError::Refused { .. }) => (Kind::Failed, "vmm_refused"),
             LifecycleError::Vmm(VmmError::Ended { .. }) => (Kind::Failed, "vmm_ended"),
@@ -333,7 +380,11 @@ impl CliError {
             made.why.push(error.to_string());
             cause = error.source();
         }
-        if kind == Kind::Environment { made.fix("mvm doctor") } else { made }
+        if kind == Kind::Environment {
+            made.fix("mvm doctor")
+        } else {
+            made
+        }
     }
 }
 
@@ -349,9 +400,15 @@ impl From<TenantError> for CliError {
             TenantError::Exists { ref id, .. } => {
                 Self::of(Kind::Refused, "exists", &error).fix(format!("mvm tenant info {id}"))
             }
-            TenantError::NetIdUsed { .. } => Self::of(Kind::Refused, "net_id_used", &error).fix("mvm tenant list"),
-            TenantError::NetIdLeft { .. } => Self::of(Kind::Refused, "net_id_left", &error).fix("mvm node recover"),
-            TenantError::Overlap { .. } => Self::of(Kind::Refused, "subnet_overlap", &error).fix("mvm tenant list"),
+            TenantError::NetIdUsed { .. } => {
+                Self::of(Kind::Refused, "net_id_used", &error).fix("mvm tenant list")
+            }
+            TenantError::NetIdLeft { .. } => {
+                Self::of(Kind::Refused, "net_id_left", &error).fix("mvm node recover")
+            }
+            TenantError::Overlap { .. } => {
+                Self::of(Kind::Refused, "subnet_overlap", &error).fix("mvm tenant list")
+            }
             TenantError::OffsetRange { .. } => Self::of(Kind::Usage, "offset_range", &error),
             TenantError::HasVolumes { .. } => {
                 Self::of(Kind::Refused, "has_volumes", &error).fix("--wipe-volumes, if the data may go")
@@ -370,13 +427,13 @@ impl From<PoolError> for CliError {
             PoolError::Store(error) => error.into(),
             PoolError::Audit(error) => error.into(),
             PoolError::Lifecycle(error) => error.into(),
-            PoolError::Exists { ref path, .. } => {
-                Self::of(Kind::Refused, "exists", &error).fix(format!("mvm pool info {path}, or mvm pool update {path}"))
+            PoolError::Exists { ref path, .. } => Self::of(Kind::Refused, "exists", &error)
+                .fix(format!("mvm pool info {path}, or mvm pool update {path}")),
+            PoolError::TooMany { ref tenant, .. } => Self::of(Kind::Refused, "quota", &error)
+                .fix(format!("mvm tenant update {tenant} --max-pools N")),
+            PoolError::NotEmpty { .. } => {
+                Self::of(Kind::Refused, "not_empty", &error).fix("destroy it again")
             }
-            PoolError::TooMany { ref tenant, .. } => {
-                Self::of(Kind::Refused, "quota", &error).fix(format!("mvm tenant update {tenant} --max-pools N"))
-            }
-            PoolError::NotEmpty { .. } => Self::of(Kind::Refused, "not_empty", &error).fix("destroy it again"),
             PoolError::HasVolumes { .. } => {
                 Self::of(Kind::Refused, "has_volumes", &error).fix("--wipe-volumes, if the data may go")
             }

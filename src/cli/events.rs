@@ -42,14 +42,16 @@ impl Watch {
 
     /// Also this folder.
     pub fn add(&self, folder: &Path) {
-        let events = inotify::WatchFlags::MODIFY | inotify::WatchFlags::CREATE | inotify::WatchFlags::MOVED_TO;
+        let events =
+            inotify::WatchFlags::MODIFY | inotify::WatchFlags::CREATE | inotify::WatchFlags::MOVED_TO;
         let _ = inotify::add_watch(&self.0, folder, events);
     }
 
     /// Waits for a change, at most `limit`.
     pub fn wait(&self, limit: Duration) {
         let timeout = Timespec::try_from(limit).unwrap_or_default();
-        if matches!(poll(&mut [PollFd::new(&self.0, PollFlags::IN)], Some(&timeout)), Ok(ready) if ready > 0) {
+        if matches!(poll(&mut [PollFd::new(&self.0, PollFlags::IN)], Some(&timeout)), Ok(ready) if ready > 0)
+        {
             let _ = rustix::io::read(&self.0, &mut [0; 4096][..]);
         }
     }
@@ -74,7 +76,11 @@ pub fn run(out: &Out, roots: &Roots, command: &EventsCommand) -> Result<u8, CliE
             seen.insert(tenant, end);
         }
         records.sort_by_key(|record| record.at);
-        let skip = if first { records.len().saturating_sub(command.last) } else { 0 };
+        let skip = if first {
+            records.len().saturating_sub(command.last)
+        } else {
+            0
+        };
         for record in &records[skip..] {
             if out.json {
                 out.json_line(record);
@@ -99,15 +105,25 @@ pub fn line(out: &Out, record: &Record) -> String {
         Phase::Failed => Tone::Bad,
         Phase::Recovered | Phase::Observed => Tone::Doubtful,
     };
-    let phase = serde_json::to_value(entry.phase).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default();
+    let phase = serde_json::to_value(entry.phase)
+        .ok()
+        .and_then(|v| v.as_str().map(str::to_owned))
+        .unwrap_or_default();
     let change = match (&entry.from, &entry.to) {
         (Some(from), Some(to)) => format!(" {from} → {to}"),
         (None, Some(to)) => format!(" → {to}"),
         _ => String::new(),
     };
-    let revision = entry.revision.as_ref().map_or(String::new(), |revision| format!(" revision {}", &revision[..revision.len().min(12)]));
-    let detail = entry.detail.as_ref().map_or(String::new(), |detail| format!(" ({})", escape(detail.as_bytes())));
+    let revision = entry.revision.as_ref().map_or(String::new(), |revision| {
+        format!(" revision {}", &revision[..revision.len().min(12)])
+    });
+    let detail = entry.detail.as_ref().map_or(String::new(), |detail| {
+        format!(" ({})", escape(detail.as_bytes()))
+    });
     let at = record.at.strftime("%Y-%m-%d %H:%M:%S");
     let phase = out.paint(tone, &format!("{phase:<9}"));
-    format!("{at}  uid {} {phase} {:<17} {}{change}{revision}{detail}", record.who.uid, entry.what, entry.path)
+    format!(
+        "{at}  uid {} {phase} {:<17} {}{change}{revision}{detail}",
+        record.who.uid, entry.what, entry.path
+    )
 }

@@ -1,7 +1,6 @@
 //! The command line: arguments, what is printed, exit codes. The only place that prints.
 
 mod arguments;
-mod demo;
 mod doctor;
 mod error;
 mod events;
@@ -28,7 +27,12 @@ use crate::{
 
 /// Runs fleets of Firecracker microVMs for many tenants.
 #[derive(Debug, Parser)]
-#[command(name = "mvm", version, disable_help_subcommand = true, arg_required_else_help = true)]
+#[command(
+    name = "mvm",
+    version,
+    disable_help_subcommand = true,
+    arg_required_else_help = true
+)]
 pub struct Cli {
     #[command(flatten)]
     global: Global,
@@ -38,8 +42,6 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Show what mvm does, with real packets, in a throw-away root and network namespace
-    Demo(demo::DemoCommand),
     /// Show what runs on this node
     Status,
     /// Look for settings of this host that hurt
@@ -104,7 +106,6 @@ fn execute(cli: Cli, out: &Out) -> Result<u8, CliError> {
             return Ok(0);
         }
         Command::Man { dir } => return man(out, dir.as_deref()),
-        Command::Demo(demo) => return demo::run(out, demo),
         _ => {}
     }
     let environment = Environment::read();
@@ -121,15 +122,20 @@ fn execute(cli: Cli, out: &Out) -> Result<u8, CliError> {
         Command::Events(command) => events::run(out, &operator.roots, &command),
         Command::Status => status::run(out, &mut operator),
         Command::Doctor => doctor::run(out, &operator.roots),
-        Command::Demo(_) | Command::Completions { .. } | Command::Man { .. } => Ok(0),
+        Command::Completions { .. } | Command::Man { .. } => Ok(0),
     }
 }
 
 fn man(out: &Out, dir: Option<&std::path::Path>) -> Result<u8, CliError> {
     let command = Cli::command();
     match dir {
-        Some(dir) => clap_mangen::generate_to(command, dir)
-            .map_err(|error| CliError::new(Kind::Failed, "io", format!("cannot write to {}: {error}", dir.display())))?,
+        Some(dir) => clap_mangen::generate_to(command, dir).map_err(|error| {
+            CliError::new(
+                Kind::Failed,
+                "io",
+                format!("cannot write to {}: {error}", dir.display()),
+            )
+        })?,
         None => {
             let mut page = Vec::new();
             clap_mangen::Man::new(command)
@@ -165,7 +171,10 @@ fn describe(text: &mut String, command: &mut clap::Command) {
     let name = command.get_bin_name().unwrap_or("mvm").to_owned();
     let help = command.render_long_help().to_string();
     let help: Vec<&str> = help.lines().map(str::trim_end).collect();
-    text.push_str(&format!("\n## {name}\n\n```text\n{}\n```\n", help.join("\n").trim_end()));
+    text.push_str(&format!(
+        "\n## {name}\n\n```text\n{}\n```\n",
+        help.join("\n").trim_end()
+    ));
     for sub in command.get_subcommands_mut() {
         describe(text, sub);
     }

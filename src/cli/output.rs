@@ -3,7 +3,7 @@
 use std::io::{IsTerminal, Write};
 
 use anstyle::{AnsiColor, Style};
-use comfy_table::{ContentArrangement, Table, presets};
+use comfy_table::{ContentArrangement, Table, TableStyle};
 use serde::Serialize;
 
 use super::{
@@ -120,7 +120,11 @@ impl Out {
     pub fn raw(&self, bytes: &[u8]) {
         let mut stdout = std::io::stdout().lock();
         if let Err(error) = stdout.write_all(bytes).and_then(|()| stdout.flush()) {
-            std::process::exit(if error.kind() == std::io::ErrorKind::BrokenPipe { 0 } else { 1 });
+            std::process::exit(if error.kind() == std::io::ErrorKind::BrokenPipe {
+                0
+            } else {
+                1
+            });
         }
     }
 
@@ -135,7 +139,10 @@ impl Out {
     pub fn progress(&self, what: &str) -> Progress {
         let (stop, stopped) = std::sync::mpsc::channel::<()>();
         if self.quiet || self.json || !std::io::stderr().is_terminal() {
-            return Progress { stop: stop, thread: None };
+            return Progress {
+                stop: stop,
+                thread: None,
+            };
         }
         let what = what.to_owned();
         let thread = std::thread::spawn(move || {
@@ -151,24 +158,39 @@ impl Out {
                 let _ = write!(std::io::stderr(), "\r\x1b[K");
             }
         });
-        Progress { stop: stop, thread: Some(thread) }
+        Progress {
+            stop: stop,
+            thread: Some(thread),
+        }
     }
 
     /// A table that fits the terminal.
     pub fn table(&self, header: &[&str], rows: Vec<Vec<String>>) -> String {
         let mut table = Table::new();
-        table.load_preset(presets::NOTHING).set_width(self.width).set_content_arrangement(ContentArrangement::Dynamic);
+        table
+            .load_style(TableStyle::new())
+            .set_width(self.width)
+            .set_content_arrangement(ContentArrangement::Dynamic);
         table.set_header(header.iter().map(|name| name.to_uppercase()).collect::<Vec<_>>());
         for row in rows {
             table.add_row(row);
         }
-        table.to_string().lines().map(|line| line.trim_end().trim_start_matches(' ')).collect::<Vec<_>>().join("\n")
+        table
+            .to_string()
+            .lines()
+            .map(|line| line.trim_end().trim_start_matches(' '))
+            .collect::<Vec<_>>()
+            .join("\n")
     }
 
     /// Prints an error and returns the exit code.
     pub fn error(&self, error: &CliError) -> u8 {
         let mut stderr = std::io::stderr().lock();
-        let text = if self.json { error.json() } else { error.text(self.color && std::io::stderr().is_terminal()) };
+        let text = if self.json {
+            error.json()
+        } else {
+            error.text(self.color && std::io::stderr().is_terminal())
+        };
         let _ = writeln!(stderr, "{text}");
         error.exit_code()
     }
@@ -182,22 +204,38 @@ impl Out {
             return Ok(());
         }
         if !std::io::stdin().is_terminal() {
-            return Err(CliError::new(Kind::Usage, "not_confirmed", format!("{question} nobody is there to answer"))
-                .fix("say --yes"));
+            return Err(CliError::new(
+                Kind::Usage,
+                "not_confirmed",
+                format!("{question} nobody is there to answer"),
+            )
+            .fix("say --yes"));
         }
         let _ = write!(std::io::stderr(), "{question} [y/N] ");
         let mut answer = String::new();
         let _ = std::io::stdin().read_line(&mut answer);
         match answer.trim().to_lowercase().as_str() {
             "y" | "yes" => Ok(()),
-            _ => Err(CliError::new(Kind::Usage, "not_confirmed", "not confirmed; nothing was done")),
+            _ => Err(CliError::new(
+                Kind::Usage,
+                "not_confirmed",
+                "not confirmed; nothing was done",
+            )),
         }
     }
 }
 
 fn width(terminal: bool) -> u16 {
-    let columns = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
-    let seen = terminal.then(|| rustix::termios::tcgetwinsize(std::io::stdout()).ok().map(|size| size.ws_col)).flatten();
+    let columns = std::env::var("COLUMNS")
+        .ok()
+        .and_then(|columns| columns.parse().ok());
+    let seen = terminal
+        .then(|| {
+            rustix::termios::tcgetwinsize(std::io::stdout())
+                .ok()
+                .map(|size| size.ws_col)
+        })
+        .flatten();
     seen.filter(|&width| width > 0).or(columns).unwrap_or(120)
 }
 

@@ -4,7 +4,7 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use super::{
-    arguments::Destroy,
+    arguments::DestroyArguments,
     error::CliError,
     output::{Out, mib},
 };
@@ -66,7 +66,7 @@ pub enum TenantCommand {
         /// The tenant
         tenant: TenantId,
         #[command(flatten)]
-        destroy: Destroy,
+        destroy: DestroyArguments,
     },
     /// Show a tenant's audit log
     Audit {
@@ -139,16 +139,36 @@ struct TenantView {
 
 fn view(operator: &Operator, tenant: Tenant) -> Result<TenantView, CliError> {
     let reserved = room::reserved(&operator.roots)?;
-    let Use { vms, vcpus, mem_mib, .. } = room::used_by(&reserved, tenant.network.tenant_net_id);
+    let Use {
+        vms, vcpus, mem_mib, ..
+    } = room::used_by(&reserved, tenant.network.tenant_net_id);
     let pools = pool::config::paths(&operator.roots, &tenant.tenant_id)?.len();
-    Ok(TenantView { tenant, pools, running: vms, vcpus_used: vcpus, mem_used_mib: mem_mib })
+    Ok(TenantView {
+        tenant,
+        pools,
+        running: vms,
+        vcpus_used: vcpus,
+        mem_used_mib: mem_mib,
+    })
 }
 
 /// Runs the command.
 pub fn run(out: &Out, operator: &mut Operator, command: TenantCommand) -> Result<u8, CliError> {
     match command {
-        TenantCommand::Create { tenant, net_id, subnet, offset_range, quotas } => {
-            let mut spec = TenantSpec { id: tenant, net_id, subnet, offset_range, quotas: Quotas::default() };
+        TenantCommand::Create {
+            tenant,
+            net_id,
+            subnet,
+            offset_range,
+            quotas,
+        } => {
+            let mut spec = TenantSpec {
+                id: tenant,
+                net_id,
+                subnet,
+                offset_range,
+                quotas: Quotas::default(),
+            };
             quotas.apply(&mut spec.quotas);
             let (tenant, new) = lifecycle::create(operator, &spec)?;
             out.done(&tenant, || {
@@ -171,7 +191,8 @@ pub fn run(out: &Out, operator: &mut Operator, command: TenantCommand) -> Result
             }
             out.show(&views, || {
                 if views.is_empty() {
-                    return "no tenants yet        next: mvm tenant create NAME --net-id N --subnet CIDR".to_owned();
+                    return "no tenants yet        next: mvm tenant create NAME --net-id N --subnet CIDR"
+                        .to_owned();
                 }
                 let row = |view: &TenantView| {
                     vec![
@@ -180,7 +201,11 @@ pub fn run(out: &Out, operator: &mut Operator, command: TenantCommand) -> Result
                         view.tenant.network.ipv4_subnet.to_string(),
                         view.pools.to_string(),
                         format!("{} of {}", view.running, view.tenant.quotas.max_running),
-                        format!("{} of {}", mib(view.mem_used_mib), mib(view.tenant.quotas.max_mem_mib)),
+                        format!(
+                            "{} of {}",
+                            mib(view.mem_used_mib),
+                            mib(view.tenant.quotas.max_mem_mib)
+                        ),
                     ]
                 };
                 let header = ["tenant", "net id", "subnet", "pools", "running", "memory"];
@@ -191,27 +216,41 @@ pub fn run(out: &Out, operator: &mut Operator, command: TenantCommand) -> Result
             let view = view(operator, load_tenant(&operator.roots, &tenant)?)?;
             out.show(&view, || describe(&view));
         }
-        TenantCommand::Update { tenant, pinned, retention_days, quotas } => {
+        TenantCommand::Update {
+            tenant,
+            pinned,
+            retention_days,
+            quotas,
+        } => {
             let (tenant, changed) = lifecycle::update(operator, &tenant, |tenant| {
                 quotas.apply(&mut tenant.quotas);
                 tenant.pinned = pinned.unwrap_or(tenant.pinned);
                 tenant.retention_days = retention_days.unwrap_or(tenant.retention_days);
             })?;
             out.done(&tenant, || match changed {
-                true => format!("{} updated; limits of disks and network apply from the next start", tenant.tenant_id),
+                true => format!(
+                    "{} updated; limits of disks and network apply from the next start",
+                    tenant.tenant_id
+                ),
                 false => format!("{} is like that already", tenant.tenant_id),
             });
         }
         TenantCommand::Destroy { tenant, destroy } => {
             load_tenant(&operator.roots, &tenant)?;
             let pools = pool::config::paths(&operator.roots, &tenant)?.len();
-            out.confirm(&format!("Destroy tenant {tenant} with its {pools} pools and their instances?"), destroy.yes)?;
+            out.confirm(
+                &format!("Destroy tenant {tenant} with its {pools} pools and their instances?"),
+                destroy.yes,
+            )?;
             lifecycle::destroy(operator, &tenant, destroy.wipe_volumes)?;
-            out.done(&serde_json::json!({ "tenant_id": tenant, "status": "destroyed" }), || {
-                format!("{tenant} destroyed; its audit log is kept")
-            });
+            out.done(
+                &serde_json::json!({ "tenant_id": tenant, "status": "destroyed" }),
+                || format!("{tenant} destroyed; its audit log is kept"),
+            );
         }
-        TenantCommand::Audit { tenant, verify, head } => return show_audit(out, operator, &tenant, verify, head),
+        TenantCommand::Audit { tenant, verify, head } => {
+            return show_audit(out, operator, &tenant, verify, head);
+        }
     }
     Ok(0)
 }
@@ -242,7 +281,13 @@ fn describe(view: &TenantView) -> String {
     )
 }
 
-fn show_audit(out: &Out, operator: &Operator, tenant: &TenantId, verify: bool, head: bool) -> Result<u8, CliError> {
+fn show_audit(
+    out: &Out,
+    operator: &Operator,
+    tenant: &TenantId,
+    verify: bool,
+    head: bool,
+) -> Result<u8, CliError> {
     load_tenant(&operator.roots, tenant)?;
     let folder = config::folder(&operator.roots, tenant);
     if head {
@@ -258,12 +303,19 @@ fn show_audit(out: &Out, operator: &Operator, tenant: &TenantId, verify: bool, h
             operator.roots.lock_timeout,
         )?;
         let count = audit::verify(&folder)?;
-        out.show(&serde_json::json!({ "tenant_id": tenant, "records": count, "ok": true }), || {
-            format!("{count} records, chain whole")
-        });
+        out.show(
+            &serde_json::json!({ "tenant_id": tenant, "records": count, "ok": true }),
+            || format!("{count} records, chain whole"),
+        );
     } else {
         let (records, _) = audit::records(&folder, 0)?;
-        out.show(&records, || records.iter().map(|record| super::events::line(out, record)).collect::<Vec<_>>().join("\n"));
+        out.show(&records, || {
+            records
+                .iter()
+                .map(|record| super::events::line(out, record))
+                .collect::<Vec<_>>()
+                .join("\n")
+        });
     }
     Ok(0)
 }

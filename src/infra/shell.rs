@@ -61,7 +61,10 @@ pub fn run<S: AsRef<OsStr>>(
     limit: Duration,
 ) -> Result<Vec<u8>, ShellError> {
     let program = program.as_ref().to_path_buf();
-    let spawn_error = |source| ShellError::Spawn { program: program.clone(), source };
+    let spawn_error = |source| ShellError::Spawn {
+        program: program.clone(),
+        source,
+    };
     let mut child = Command::new(&program)
         .args(arguments)
         .env_clear()
@@ -87,13 +90,20 @@ pub fn run<S: AsRef<OsStr>>(
         let status = child.wait().map_err(spawn_error)?;
         let (out, err) = (out.join().unwrap_or_default(), err.join().unwrap_or_default());
         if !ended {
-            return Err(ShellError::TimedOut { program: program.clone(), limit });
+            return Err(ShellError::TimedOut {
+                program: program.clone(),
+                limit,
+            });
         }
         if status.success() {
             return Ok(out);
         }
         let stderr = String::from_utf8_lossy(&err).trim().to_owned();
-        Err(ShellError::Failed { program: program.clone(), status: status.to_string(), stderr })
+        Err(ShellError::Failed {
+            program: program.clone(),
+            status: status.to_string(),
+            stderr,
+        })
     })
 }
 
@@ -106,8 +116,12 @@ fn drain(pipe: Option<impl Read>) -> Vec<u8> {
 }
 
 fn wait_for_end(child: &Child, limit: Duration) -> bool {
-    let Some(pid) = Pid::from_raw(child.id().cast_signed()) else { return true };
-    let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else { return true };
+    let Some(pid) = Pid::from_raw(child.id().cast_signed()) else {
+        return true;
+    };
+    let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else {
+        return true;
+    };
     ended_within(&pidfd, limit)
 }
 
@@ -116,7 +130,9 @@ pub fn ended_within(pidfd: &impl std::os::fd::AsFd, limit: Duration) -> bool {
     let deadline = std::time::Instant::now() + limit;
     loop {
         let left = deadline.saturating_duration_since(std::time::Instant::now());
-        let Ok(timeout) = Timespec::try_from(left) else { return false };
+        let Ok(timeout) = Timespec::try_from(left) else {
+            return false;
+        };
         match poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&timeout)) {
             Ok(0) => return false,
             Ok(_) => return true,
@@ -136,7 +152,10 @@ pub fn spawn_detached<S: AsRef<OsStr>>(
     directory: &Path,
     log: File,
 ) -> Result<Child, ShellError> {
-    let error = |source| ShellError::Spawn { program: program.to_path_buf(), source };
+    let error = |source| ShellError::Spawn {
+        program: program.to_path_buf(),
+        source,
+    };
     let err = log.try_clone().map_err(error)?;
     let mut command = Command::new(program);
     command

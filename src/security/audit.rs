@@ -66,7 +66,15 @@ impl Entry {
     /// An entry without states.
     pub fn new(what: impl Into<String>, path: impl ToString, phase: Phase) -> Self {
         let (what, path) = (what.into(), path.to_string());
-        Self { what, path, phase, from: None, to: None, revision: None, detail: None }
+        Self {
+            what,
+            path,
+            phase,
+            from: None,
+            to: None,
+            revision: None,
+            detail: None,
+        }
     }
 }
 
@@ -118,7 +126,12 @@ pub enum AuditError {
 }
 
 fn head_at_start() -> Head {
-    Head { schema_version: Schema, count: 0, hash: "0".repeat(64), bytes: 0 }
+    Head {
+        schema_version: Schema,
+        count: 0,
+        hash: "0".repeat(64),
+        bytes: 0,
+    }
 }
 
 /// `audit.log` in a tenant's folder.
@@ -155,8 +168,13 @@ pub fn append(roots: &Roots, tenant: &str, folder: &Path, entry: Entry) -> Resul
     if length != head.bytes {
         catch_up(&path, &file, length, &mut head)?;
     }
-    let record =
-        Record { seq: head.count + 1, at: roots.now(), who: roots.actor.clone(), entry, prev: head.hash.clone() };
+    let record = Record {
+        seq: head.count + 1,
+        at: roots.now(),
+        who: roots.actor.clone(),
+        entry,
+        prev: head.hash.clone(),
+    };
     let (line, hash) = seal(&record).map_err(|error| io("append to")(std::io::Error::other(error)))?;
     let (first, rest) = line.as_bytes().split_at(line.len() / 2);
     let append = |file: &mut File| {
@@ -171,7 +189,12 @@ pub fn append(roots: &Roots, tenant: &str, folder: &Path, entry: Entry) -> Resul
         return Err(io("append to")(source).into());
     }
     failpoint::hit("audit", "before-head").map_err(io("append to"))?;
-    head = Head { schema_version: Schema, count: record.seq, hash, bytes: head.bytes + line.len() as u64 };
+    head = Head {
+        schema_version: Schema,
+        count: record.seq,
+        hash,
+        bytes: head.bytes + line.len() as u64,
+    };
     let text = serde_json::to_vec(&head).map_err(|error| io("append to")(std::io::Error::other(error)))?;
     store::replace(&head_file(folder), &text, Durability::Atomic)?;
     Ok(())
@@ -202,7 +225,11 @@ fn unseal(line: &str, prev: &str) -> Result<(Record, String), &'static str> {
 
 /// A writer was killed between line and head: whole lines that continue the chain count, half a line is cut off.
 fn catch_up(path: &Path, file: &File, length: u64, head: &mut Head) -> Result<(), AuditError> {
-    let broken = |line, why| AuditError::Broken { path: path.to_path_buf(), line, why };
+    let broken = |line, why| AuditError::Broken {
+        path: path.to_path_buf(),
+        line,
+        why,
+    };
     if length < head.bytes {
         return Err(broken(head.count, "the log is shorter than its head says"));
     }
@@ -213,7 +240,9 @@ fn catch_up(path: &Path, file: &File, length: u64, head: &mut Head) -> Result<()
         .and_then(|_| reader.read_to_string(&mut tail))
         .map_err(StoreError::io("read", path))?;
     for line in tail.split_inclusive('\n') {
-        let Some(whole) = line.strip_suffix('\n') else { break };
+        let Some(whole) = line.strip_suffix('\n') else {
+            break;
+        };
         let (record, hash) = unseal(whole, &head.hash).map_err(|why| broken(head.count + 1, why))?;
         head.count = record.seq;
         head.hash = hash;
@@ -239,7 +268,10 @@ pub fn records(folder: &Path, from: u64) -> Result<(Vec<Record>, u64), StoreErro
     file.seek(SeekFrom::Start(from))
         .and_then(|_| file.read_to_end(&mut text))
         .map_err(StoreError::io("read", &path))?;
-    let whole = text.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
+    let whole = text
+        .iter()
+        .rposition(|&byte| byte == b'\n')
+        .map_or(0, |at| at + 1);
     let records = text[..whole]
         .split(|&byte| byte == b'\n')
         .filter_map(|line| serde_json::from_slice(line).ok())
@@ -262,7 +294,11 @@ pub fn head(folder: &Path) -> Result<Head, StoreError> {
 pub fn verify(folder: &Path) -> Result<u64, AuditError> {
     let path = log_file(folder);
     let head = head(folder)?;
-    let broken = |line, why| AuditError::Broken { path: path.clone(), line, why };
+    let broken = |line, why| AuditError::Broken {
+        path: path.clone(),
+        line,
+        why,
+    };
     let file = match File::open(&path) {
         Ok(file) => file,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound && head.count == 0 => return Ok(0),
@@ -303,7 +339,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let roots = Roots::new(dir.path(), &Environment::default()).unwrap();
         for number in 0..lines {
-            append(&roots, "acme", dir.path(), Entry::new("test.do", number, Phase::Done)).unwrap();
+            append(
+                &roots,
+                "acme",
+                dir.path(),
+                Entry::new("test.do", number, Phase::Done),
+            )
+            .unwrap();
         }
         (dir, roots)
     }
@@ -313,7 +355,10 @@ mod tests {
         let (dir, _) = log(3);
         assert_eq!(verify(dir.path()).unwrap(), 3);
         let (records, _) = records(dir.path(), 0).unwrap();
-        assert_eq!(records.iter().map(|record| record.seq).collect::<Vec<_>>(), [1, 2, 3]);
+        assert_eq!(
+            records.iter().map(|record| record.seq).collect::<Vec<_>>(),
+            [1, 2, 3]
+        );
     }
 
     #[test]
@@ -326,7 +371,13 @@ mod tests {
             verify(dir.path()).unwrap_err().to_string()
         };
         let own = |lines: Vec<&str>| lines.into_iter().map(str::to_owned).collect::<Vec<_>>();
-        assert!(change(&|lines| own(lines).iter().map(|l| l.replace("test.do", "test.xx")).collect()).contains("line 1"));
+        assert!(
+            change(&|lines| own(lines)
+                .iter()
+                .map(|l| l.replace("test.do", "test.xx"))
+                .collect())
+            .contains("line 1")
+        );
         assert!(change(&|lines| own(vec![lines[0], lines[2]])).contains("line 2"));
         assert!(change(&|lines| own(vec![lines[0], lines[1]])).contains("head"));
     }
@@ -334,7 +385,10 @@ mod tests {
     #[test]
     fn half_a_line_of_a_killed_writer_is_cut_off() {
         let (dir, roots) = log(2);
-        let mut file = OpenOptions::new().append(true).open(log_file(dir.path())).unwrap();
+        let mut file = OpenOptions::new()
+            .append(true)
+            .open(log_file(dir.path()))
+            .unwrap();
         file.write_all(b"{\"seq\":3,").unwrap();
         append(&roots, "acme", dir.path(), Entry::new("test.do", 3, Phase::Done)).unwrap();
         assert_eq!(verify(dir.path()).unwrap(), 3);

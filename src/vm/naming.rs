@@ -12,7 +12,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
     /// Not a DNS label.
-    #[error("{text:?} is not a {what} id: 1 to 63 of a-z, 0-9 and '-', beginning and ending with a letter or digit")]
+    #[error(
+        "{text:?} is not a {what} id: 1 to 63 of a-z, 0-9 and '-', beginning and ending with a letter or digit"
+    )]
     Label {
         /// What the text should have been.
         what: &'static str,
@@ -20,7 +22,9 @@ pub enum NameError {
         text: String,
     },
     /// Not `i-` and 8 hex digits.
-    #[error("{text:?} is not an instance id: i- and 8 lower-case hex digits (a beginning of it is enough where it is unambiguous)")]
+    #[error(
+        "{text:?} is not an instance id: i- and 8 lower-case hex digits (a beginning of it is enough where it is unambiguous)"
+    )]
     Instance {
         /// The text.
         text: String,
@@ -175,7 +179,9 @@ impl FromStr for InstanceId {
         if prefix.0.len() == 10 {
             Ok(Self(prefix.0))
         } else {
-            Err(NameError::Instance { text: text.to_owned() })
+            Err(NameError::Instance {
+                text: text.to_owned(),
+            })
         }
     }
 }
@@ -206,9 +212,15 @@ impl fmt::Display for InstancePrefix {
 impl FromStr for InstancePrefix {
     type Err = NameError;
     fn from_str(text: &str) -> Result<Self, NameError> {
-        let wrong = || NameError::Instance { text: text.to_owned() };
+        let wrong = || NameError::Instance {
+            text: text.to_owned(),
+        };
         let hex = text.strip_prefix("i-").ok_or_else(wrong)?;
-        if hex.len() <= 8 && hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)) {
+        if hex.len() <= 8
+            && hex
+                .bytes()
+                .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+        {
             Ok(Self(text.to_owned()))
         } else {
             Err(wrong())
@@ -235,8 +247,15 @@ impl FromStr for PoolPath {
     type Err = NameError;
     fn from_str(text: &str) -> Result<Self, NameError> {
         match text.split('/').collect::<Vec<_>>()[..] {
-            [tenant, pool] => Ok(Self { tenant: tenant.parse()?, pool: pool.parse()? }),
-            _ => Err(NameError::Path { what: "a pool", form: "tenant/pool", text: text.to_owned() }),
+            [tenant, pool] => Ok(Self {
+                tenant: tenant.parse()?,
+                pool: pool.parse()?,
+            }),
+            _ => Err(NameError::Path {
+                what: "a pool",
+                form: "tenant/pool",
+                text: text.to_owned(),
+            }),
         }
     }
 }
@@ -256,7 +275,10 @@ pub struct InstancePath {
 impl InstancePath {
     /// The path of the instance's pool.
     pub fn pool_path(&self) -> PoolPath {
-        PoolPath { tenant: self.tenant.clone(), pool: self.pool.clone() }
+        PoolPath {
+            tenant: self.tenant.clone(),
+            pool: self.pool.clone(),
+        }
     }
 }
 
@@ -271,7 +293,11 @@ impl FromStr for InstancePath {
     fn from_str(text: &str) -> Result<Self, NameError> {
         let InstanceRef { pool, prefix } = text.parse()?;
         let instance = prefix.0.parse()?;
-        Ok(Self { tenant: pool.tenant, pool: pool.pool, instance })
+        Ok(Self {
+            tenant: pool.tenant,
+            pool: pool.pool,
+            instance,
+        })
     }
 }
 
@@ -308,12 +334,17 @@ impl FromStr for InstanceRef {
     fn from_str(text: &str) -> Result<Self, NameError> {
         match text.split('/').collect::<Vec<_>>()[..] {
             [tenant, pool, instance] => Ok(Self {
-                pool: PoolPath { tenant: tenant.parse()?, pool: pool.parse()? },
+                pool: PoolPath {
+                    tenant: tenant.parse()?,
+                    pool: pool.parse()?,
+                },
                 prefix: instance.parse()?,
             }),
-            _ => {
-                Err(NameError::Path { what: "an instance", form: "tenant/pool/instance", text: text.to_owned() })
-            }
+            _ => Err(NameError::Path {
+                what: "an instance",
+                form: "tenant/pool/instance",
+                text: text.to_owned(),
+            }),
         }
     }
 }
@@ -343,7 +374,13 @@ impl NetId {
 impl TryFrom<u16> for NetId {
     type Error = NameError;
     fn try_from(number: u16) -> Result<Self, NameError> {
-        if number <= 4095 { Ok(Self(number)) } else { Err(NameError::NetId { text: number.to_string() }) }
+        if number <= 4095 {
+            Ok(Self(number))
+        } else {
+            Err(NameError::NetId {
+                text: number.to_string(),
+            })
+        }
     }
 }
 
@@ -365,7 +402,9 @@ impl FromStr for NetId {
         text.parse::<u16>()
             .ok()
             .and_then(|number| Self::try_from(number).ok())
-            .ok_or_else(|| NameError::NetId { text: text.to_owned() })
+            .ok_or_else(|| NameError::NetId {
+                text: text.to_owned(),
+            })
     }
 }
 
@@ -415,7 +454,10 @@ impl Slot {
     /// The slot of a TAP name, if it is one that [`Slot::tap`] makes.
     pub fn from_tap(name: &str) -> Option<Self> {
         let (net_id, offset) = name.strip_prefix("tn")?.split_once('i')?;
-        let slot = Self { net_id: net_id.parse().ok()?, offset: Offset(offset.parse().ok()?) };
+        let slot = Self {
+            net_id: net_id.parse().ok()?,
+            offset: Offset(offset.parse().ok()?),
+        };
         (slot.tap() == name).then_some(slot)
     }
 
@@ -463,7 +505,10 @@ impl fmt::Display for Mac {
 impl TryFrom<String> for Mac {
     type Error = String;
     fn try_from(text: String) -> Result<Self, String> {
-        let parts: Vec<u8> = text.split(':').filter_map(|part| u8::from_str_radix(part, 16).ok()).collect();
+        let parts: Vec<u8> = text
+            .split(':')
+            .filter_map(|part| u8::from_str_radix(part, 16).ok())
+            .collect();
         match <[u8; 6]>::try_from(parts) {
             Ok(bytes) if text.len() == 17 => Ok(Self(bytes)),
             _ => Err(format!("{text:?} is not a MAC address")),
@@ -519,15 +564,25 @@ impl fmt::Display for Subnet {
 impl FromStr for Subnet {
     type Err = NameError;
     fn from_str(text: &str) -> Result<Self, NameError> {
-        let net: Ipv4Net = text.parse().map_err(|_| NameError::Subnet { text: text.to_owned() })?;
+        let net: Ipv4Net = text.parse().map_err(|_| NameError::Subnet {
+            text: text.to_owned(),
+        })?;
         if net.trunc() != net {
-            return Err(NameError::HostBits { text: text.to_owned(), network: net.trunc() });
+            return Err(NameError::HostBits {
+                text: text.to_owned(),
+                network: net.trunc(),
+            });
         }
         if !CLUSTER_CIDR.contains(&net) {
-            return Err(NameError::OutsideCluster { text: text.to_owned() });
+            return Err(NameError::OutsideCluster {
+                text: text.to_owned(),
+            });
         }
         if !(20..=29).contains(&net.prefix_len()) {
-            return Err(NameError::Prefix { text: text.to_owned(), prefix: net.prefix_len() });
+            return Err(NameError::Prefix {
+                text: text.to_owned(),
+                prefix: net.prefix_len(),
+            });
         }
         Ok(Self(net))
     }
@@ -552,6 +607,11 @@ impl From<Subnet> for String {
 pub struct RevisionHash(String);
 
 impl RevisionHash {
+    /// Does it begin with these digits?
+    pub fn starts_with(&self, beginning: &RevisionHash) -> bool {
+        self.0.starts_with(&beginning.0)
+    }
+
     /// The first 12 digits, for tables.
     pub fn short(&self) -> &str {
         &self.0[..12]
@@ -565,7 +625,9 @@ impl FromStr for RevisionHash {
         if (12..=64).contains(&text.len()) && text.bytes().all(hex) {
             Ok(Self(text.to_owned()))
         } else {
-            Err(NameError::Revision { text: text.to_owned() })
+            Err(NameError::Revision {
+                text: text.to_owned(),
+            })
         }
     }
 }
@@ -577,7 +639,10 @@ mod tests {
 
     #[test]
     fn names_follow_from_net_id_and_offset() {
-        let slot = Slot { net_id: "3".parse().unwrap(), offset: Offset(5) };
+        let slot = Slot {
+            net_id: "3".parse().unwrap(),
+            offset: Offset(5),
+        };
         assert_eq!(slot.tap(), "tn3i5");
         assert_eq!(slot.mac().to_string(), "02:fc:00:03:00:05");
         assert_eq!(slot.uid(), 0x7003_0005);
@@ -587,7 +652,10 @@ mod tests {
 
     #[test]
     fn the_longest_interface_names_fit_the_kernel() {
-        let slot = Slot { net_id: NetId(4095), offset: Offset(4094) };
+        let slot = Slot {
+            net_id: NetId(4095),
+            offset: Offset(4094),
+        };
         assert!(slot.tap().len() <= 11 && slot.net_id.bridge().len() <= 14);
         assert_eq!(Slot::from_tap(&slot.tap()), Some(slot));
     }
@@ -606,7 +674,20 @@ mod tests {
             assert!(good.parse::<TenantId>().is_ok(), "{good}");
         }
         let too_long = "a".repeat(64);
-        for bad in ["", "-", "a-", "-a", "A", "a_b", "a/b", "a.b", "ä", " a", too_long.as_str(), ".."] {
+        for bad in [
+            "",
+            "-",
+            "a-",
+            "-a",
+            "A",
+            "a_b",
+            "a/b",
+            "a.b",
+            "ä",
+            " a",
+            too_long.as_str(),
+            "..",
+        ] {
             assert!(bad.parse::<TenantId>().is_err(), "{bad}");
         }
     }
@@ -620,7 +701,12 @@ mod tests {
         assert!("acme/workers/i-0f3a91c2".parse::<InstancePath>().is_ok());
         assert!("acme/workers/i-0f".parse::<InstancePath>().is_err());
         assert!("acme/workers/i-0f".parse::<InstanceRef>().is_ok());
-        for bad in ["acme/workers/0f", "acme/workers/i-0G", "acme/workers/i-0f3a91c2a", "acme/workers"] {
+        for bad in [
+            "acme/workers/0f",
+            "acme/workers/i-0G",
+            "acme/workers/i-0f3a91c2a",
+            "acme/workers",
+        ] {
             assert!(bad.parse::<InstanceRef>().is_err(), "{bad}");
         }
     }
@@ -638,6 +724,9 @@ mod tests {
         assert!(matches!(kind("10.0.0.0/8"), NameError::OutsideCluster { .. }));
         assert!(matches!(kind("nonsense"), NameError::Subnet { .. }));
         let subnet: Subnet = "10.240.3.0/29".parse().unwrap();
-        assert_eq!((subnet.gateway().to_string(), subnet.last_offset().get()), ("10.240.3.1".into(), 6));
+        assert_eq!(
+            (subnet.gateway().to_string(), subnet.last_offset().get()),
+            ("10.240.3.1".into(), 6)
+        );
     }
 }

@@ -149,7 +149,10 @@ pub struct VmmRecord {
 impl VmmRecord {
     /// What makes the process recognisable within its boot.
     pub fn identity(&self) -> Identity {
-        Identity { pid: self.pid, start_time: self.start_time }
+        Identity {
+            pid: self.pid,
+            start_time: self.start_time,
+        }
     }
 }
 
@@ -209,19 +212,22 @@ impl Instance {
     /// # Errors
     /// [`StoreError::Damaged`] where the name is none of ours.
     pub fn slot(&self, roots: &Roots) -> Result<Slot, StoreError> {
-        Slot::from_tap(&self.net.tap_dev).filter(|slot| slot.offset == self.net.offset).ok_or_else(|| {
-            StoreError::Damaged {
+        Slot::from_tap(&self.net.tap_dev)
+            .filter(|slot| slot.offset == self.net.offset)
+            .ok_or_else(|| StoreError::Damaged {
                 path: file(roots, &self.path()),
-                why: format!("tap_dev {:?} does not belong to offset {}", self.net.tap_dev, self.net.offset),
-            }
-        })
+                why: format!(
+                    "tap_dev {:?} does not belong to offset {}",
+                    self.net.tap_dev, self.net.offset
+                ),
+            })
     }
 
     /// Is its VMM there? `boot_id` is this boot's.
     pub fn vmm_is_alive(&self, boot_id: &str) -> bool {
-        self.vmm.as_ref().is_some_and(|vmm| {
-            vmm.boot_id == boot_id && crate::vmm::process::is_alive(vmm.identity())
-        })
+        self.vmm
+            .as_ref()
+            .is_some_and(|vmm| vmm.boot_id == boot_id && crate::vmm::process::is_alive(vmm.identity()))
     }
 }
 
@@ -250,7 +256,11 @@ pub fn paths(roots: &Roots, pool: &PoolPath) -> Result<Vec<InstancePath>, StoreE
         .into_iter()
         .filter_map(|name| {
             let instance = name.parse().ok()?;
-            Some(InstancePath { tenant: pool.tenant.clone(), pool: pool.pool.clone(), instance })
+            Some(InstancePath {
+                tenant: pool.tenant.clone(),
+                pool: pool.pool.clone(),
+                instance,
+            })
         })
         .collect())
 }

@@ -3,7 +3,9 @@
 use super::config::Instance;
 use crate::{
     vm::{pool::artifacts::Manifest, tenant::quota::Quotas},
-    vmm::wire::{BootSource, Call, Drive, MachineConfig, NetworkInterface, RateLimiter, Serial, TokenBucket, Vsock},
+    vmm::wire::{
+        BootSource, Call, Drive, MachineConfig, NetworkInterface, RateLimiter, Serial, TokenBucket, Vsock,
+    },
 };
 
 /// Names of files in the VMM's directory: the same in each, so that one snapshot serves any clone.
@@ -48,7 +50,10 @@ pub fn requests(instance: &Instance, manifest: &Manifest, quotas: &Quotas) -> Ve
             initrd_path: manifest.initrd.as_ref().map(|_| files::INITRD.into()),
             boot_args: command_line(instance, manifest),
         }),
-        Call::Serial(Serial { serial_out_path: files::CONSOLE.into(), rate_limiter: console_limit(quotas.log_mib) }),
+        Call::Serial(Serial {
+            serial_out_path: files::CONSOLE.into(),
+            rate_limiter: console_limit(quotas.log_mib),
+        }),
         drive("rootfs", files::ROOT, manifest.initrd.is_none()),
     ];
     if instance.resources.data_disk_mib > 0 {
@@ -61,7 +66,10 @@ pub fn requests(instance: &Instance, manifest: &Manifest, quotas: &Quotas) -> Ve
         rx_rate_limiter: net_limit.clone(),
         tx_rate_limiter: net_limit,
     }));
-    calls.push(Call::Vsock(Vsock { guest_cid: GUEST_CID, uds_path: files::VSOCK.into() }));
+    calls.push(Call::Vsock(Vsock {
+        guest_cid: GUEST_CID,
+        uds_path: files::VSOCK.into(),
+    }));
     calls.push(Call::Entropy);
     calls.push(Call::InstanceStart);
     calls
@@ -79,7 +87,13 @@ fn command_line(instance: &Instance, manifest: &Manifest) -> String {
 
 /// A second's worth of both; `None` where neither is limited.
 fn limiter(bytes_per_second: u64, ops_per_second: u32) -> Option<RateLimiter> {
-    let bucket = |size: u64| (size > 0).then_some(TokenBucket { size, one_time_burst: None, refill_time: 1000 });
+    let bucket = |size: u64| {
+        (size > 0).then_some(TokenBucket {
+            size,
+            one_time_burst: None,
+            refill_time: 1000,
+        })
+    };
     let (bandwidth, ops) = (bucket(bytes_per_second), bucket(ops_per_second.into()));
     (bandwidth.is_some() || ops.is_some()).then_some(RateLimiter { bandwidth, ops })
 }
@@ -95,7 +109,11 @@ fn console_limit(log_mib: u32) -> TokenBucket {
     let burst = day / 2;
     let size = 16 << 10;
     let refill_time = size * DAY_MS / (day - burst - size);
-    TokenBucket { size, one_time_burst: Some(burst), refill_time }
+    TokenBucket {
+        size,
+        one_time_burst: Some(burst),
+        refill_time,
+    }
 }
 
 #[cfg(test)]
@@ -106,8 +124,12 @@ mod tests {
     fn a_day_of_console_stays_within_its_share() {
         for log_mib in [0, 1, 16, 1024, u32::MAX] {
             let bucket = console_limit(log_mib);
-            let day = bucket.one_time_burst.unwrap() + bucket.size + DAY_MS / bucket.refill_time * bucket.size;
-            assert!(day <= (u64::from(log_mib.max(1)) << 20) / CONSOLE_SHARE + bucket.size, "{log_mib}: {day}");
+            let day =
+                bucket.one_time_burst.unwrap() + bucket.size + DAY_MS / bucket.refill_time * bucket.size;
+            assert!(
+                day <= (u64::from(log_mib.max(1)) << 20) / CONSOLE_SHARE + bucket.size,
+                "{log_mib}: {day}"
+            );
             assert!(bucket.refill_time > 0);
         }
     }

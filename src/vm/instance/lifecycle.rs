@@ -150,7 +150,11 @@ pub enum LifecycleError {
 }
 
 fn left_over(left: &[String]) -> String {
-    if left.is_empty() { String::new() } else { format!("; not undone: {}", left.join(", ")) }
+    if left.is_empty() {
+        String::new()
+    } else {
+        format!("; not undone: {}", left.join(", "))
+    }
 }
 
 /// Carries operations out: the roots, and the sockets to the kernel's network once they are needed.
@@ -192,7 +196,13 @@ impl Operator {
         }
     }
 
-    fn audit(&self, instance: &Instance, operation: &str, phase: Phase, more: impl FnOnce(&mut Entry)) -> Result<(), AuditError> {
+    fn audit(
+        &self,
+        instance: &Instance,
+        operation: &str,
+        phase: Phase,
+        more: impl FnOnce(&mut Entry),
+    ) -> Result<(), AuditError> {
         let mut entry = Entry::new(format!("instance.{operation}"), instance.path(), phase);
         more(&mut entry);
         let folder = tenant::config::folder(&self.roots, &instance.tenant_id);
@@ -206,11 +216,19 @@ impl Operator {
 /// When somebody else holds it for too long.
 pub fn lock_tenant(roots: &Roots, tenant: &TenantId) -> Result<Lock, StoreError> {
     let name = format!("tenant.{tenant}");
-    Lock::take(&roots.lock_file(&name), &format!("tenant {tenant}"), Sharing::Exclusive, roots.lock_timeout)
+    Lock::take(
+        &roots.lock_file(&name),
+        &format!("tenant {tenant}"),
+        Sharing::Exclusive,
+        roots.lock_timeout,
+    )
 }
 
 fn lock_path(roots: &Roots, path: &InstancePath) -> std::path::PathBuf {
-    roots.lock_file(&format!("instance.{}.{}.{}", path.tenant, path.pool, path.instance))
+    roots.lock_file(&format!(
+        "instance.{}.{}.{}",
+        path.tenant, path.pool, path.instance
+    ))
 }
 
 /// The lock of an instance, if nobody holds it.
@@ -222,7 +240,12 @@ pub fn try_lock(roots: &Roots, path: &InstancePath) -> Result<Option<Lock>, Stor
 }
 
 fn lock_instance(roots: &Roots, path: &InstancePath) -> Result<Lock, StoreError> {
-    Lock::take(&lock_path(roots, path), &path.to_string(), Sharing::Exclusive, roots.lock_timeout)
+    Lock::take(
+        &lock_path(roots, path),
+        &path.to_string(),
+        Sharing::Exclusive,
+        roots.lock_timeout,
+    )
 }
 
 /// The tenant, or [`LifecycleError::NotFound`].
@@ -233,7 +256,9 @@ pub fn load_tenant(roots: &Roots, id: &TenantId) -> Result<Tenant, LifecycleErro
     Tenant::load(roots, id).map_err(|error| match error {
         StoreError::Missing { .. } => {
             let there = tenant::config::ids(roots).unwrap_or_default();
-            LifecycleError::NotFound { what: format!("there is no tenant {id}; {}", these("there is", &there)) }
+            LifecycleError::NotFound {
+                what: format!("there is no tenant {id}; {}", these("there is", &there)),
+            }
         }
         other => other.into(),
     })
@@ -248,7 +273,10 @@ pub fn load_pool(roots: &Roots, path: &PoolPath) -> Result<(Tenant, Pool), Lifec
     let pool = Pool::load(roots, path).map_err(|error| match error {
         StoreError::Missing { .. } => {
             let there = pool::config::paths(roots, &path.tenant).unwrap_or_default();
-            let what = format!("there is no pool {path}; {}", these(&format!("{} has", path.tenant), &there));
+            let what = format!(
+                "there is no pool {path}; {}",
+                these(&format!("{} has", path.tenant), &there)
+            );
             LifecycleError::NotFound { what }
         }
         other => other.into(),
@@ -260,7 +288,10 @@ fn these<T: ToString>(there_is: &str, all: &[T]) -> String {
     match all {
         [] => format!("{there_is} none"),
         _ if all.len() > 10 => format!("{there_is} {}", all.len()),
-        _ => format!("{there_is} {}", all.iter().map(T::to_string).collect::<Vec<_>>().join(", ")),
+        _ => format!(
+            "{there_is} {}",
+            all.iter().map(T::to_string).collect::<Vec<_>>().join(", ")
+        ),
     }
 }
 
@@ -271,18 +302,33 @@ fn these<T: ToString>(there_is: &str, all: &[T]) -> String {
 pub fn resolve(roots: &Roots, typed: &InstanceRef) -> Result<InstancePath, LifecycleError> {
     load_pool(roots, &typed.pool)?;
     let all = config::paths(roots, &typed.pool)?;
-    let matching: Vec<&InstancePath> = all.iter().filter(|path| typed.prefix.matches(&path.instance)).collect();
-    let ids = |paths: &[&InstancePath]| paths.iter().map(|path| path.instance.clone()).collect::<Vec<InstanceId>>();
+    let matching: Vec<&InstancePath> = all
+        .iter()
+        .filter(|path| typed.prefix.matches(&path.instance))
+        .collect();
+    let ids = |paths: &[&InstancePath]| {
+        paths
+            .iter()
+            .map(|path| path.instance.clone())
+            .collect::<Vec<InstanceId>>()
+    };
     match matching[..] {
         [one] => Ok(one.clone()),
         [] => {
             let there = these("it has", &ids(&all.iter().collect::<Vec<_>>()));
-            let what = format!("no instance of {} starts with {}; {there}", typed.pool, typed.prefix);
+            let what = format!(
+                "no instance of {} starts with {}; {there}",
+                typed.pool, typed.prefix
+            );
             Err(LifecycleError::NotFound { what })
         }
         _ => Err(LifecycleError::Ambiguous {
             prefix: typed.to_string(),
-            candidates: ids(&matching).iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+            candidates: ids(&matching)
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .join(", "),
         }),
     }
 }
@@ -313,7 +359,11 @@ struct Creation<'a> {
 ///
 /// # Errors
 /// Nothing of it is left where it fails.
-pub fn create(operator: &mut Operator, pool: &PoolPath, options: CreateOptions) -> Result<Instance, LifecycleError> {
+pub fn create(
+    operator: &mut Operator,
+    pool: &PoolPath,
+    options: CreateOptions,
+) -> Result<Instance, LifecycleError> {
     // The environment first: without the network there is no instance, and nothing shall be half made.
     operator.net()?;
     room::check_disk(&operator.roots, &NodeConfig::load(&operator.roots)?)?;
@@ -325,8 +375,16 @@ pub fn create(operator: &mut Operator, pool: &PoolPath, options: CreateOptions) 
     store::make_folder(&instances)?;
     store::sweep(&instances)?;
     let there = config::paths(&roots, &path)?.len() as u64;
-    within("max_instances_per_pool", there, 1, tenant.quotas.max_instances_per_pool.into())
-        .map_err(|exceeded| LifecycleError::TooMany { tenant: tenant.tenant_id.clone(), exceeded })?;
+    within(
+        "max_instances_per_pool",
+        there,
+        1,
+        tenant.quotas.max_instances_per_pool.into(),
+    )
+    .map_err(|exceeded| LifecycleError::TooMany {
+        tenant: tenant.tenant_id.clone(),
+        exceeded,
+    })?;
     check_published(&roots, &options.published)?;
     let (first, last) = tenant.offsets();
     let offset = leases::choose(&roots, &tenant)?.ok_or_else(|| LifecycleError::NoAddress {
@@ -372,7 +430,8 @@ pub fn create(operator: &mut Operator, pool: &PoolPath, options: CreateOptions) 
         Step {
             name: "disk",
             run: |creation| {
-                let volumes = config::folder(&creation.operator.roots, &creation.instance.path()).join("volumes");
+                let volumes =
+                    config::folder(&creation.operator.roots, &creation.instance.path()).join("volumes");
                 store::make_folder(&volumes)?;
                 match creation.instance.resources.data_disk_mib {
                     0 => Ok(()),
@@ -389,12 +448,17 @@ pub fn create(operator: &mut Operator, pool: &PoolPath, options: CreateOptions) 
                 let net = creation.operator.net()?;
                 net.ensure_tenant(&tenant)?;
                 let _lock = wiring::lock(&creation.operator.roots, Sharing::Shared)?;
-                Ok(creation.operator.net()?.add_lease(&lease)?)
+                Ok(creation.operator.net()?.add_lease(&tenant, &lease)?)
             },
             undo: None,
         },
     ];
-    let mut creation = Creation { operator, tenant, pool, instance: instance.clone() };
+    let mut creation = Creation {
+        operator,
+        tenant,
+        pool,
+        instance: instance.clone(),
+    };
     let result = runner::run("create", &steps, &mut creation);
     match result {
         Ok(_) => {
@@ -403,7 +467,10 @@ pub fn create(operator: &mut Operator, pool: &PoolPath, options: CreateOptions) 
             failpoint::hit("create", "recorded")?;
             operator.audit(&instance, "create", Phase::Done, |entry| {
                 entry.to = Some(instance.status.to_string());
-                entry.detail = Some(format!("address {} mac {}", instance.net.guest_ip, instance.net.mac));
+                entry.detail = Some(format!(
+                    "address {} mac {}",
+                    instance.net.guest_ip, instance.net.mac
+                ));
             })?;
             Ok(instance)
         }
@@ -421,12 +488,19 @@ fn check_published(roots: &Roots, wanted: &[Port]) -> Result<(), LifecycleError>
     for tenant in tenant::config::ids(roots)? {
         for pool in pool::config::paths(roots, &tenant)? {
             for path in config::paths(roots, &pool)? {
-                let Some(instance) = store::read_if_there::<Instance>(&config::file(roots, &path))? else { continue };
+                let Some(instance) = store::read_if_there::<Instance>(&config::file(roots, &path))? else {
+                    continue;
+                };
                 let same = |port: &&Port| {
-                    wanted.iter().any(|w| (w.protocol, w.host_port) == (port.protocol, port.host_port))
+                    wanted
+                        .iter()
+                        .any(|w| (w.protocol, w.host_port) == (port.protocol, port.host_port))
                 };
                 if let Some(port) = instance.net.published.iter().find(same) {
-                    return Err(LifecycleError::PortTaken { port: port.to_string(), by: path });
+                    return Err(LifecycleError::PortTaken {
+                        port: port.to_string(),
+                        by: path,
+                    });
                 }
             }
         }
@@ -435,7 +509,11 @@ fn check_published(roots: &Roots, wanted: &[Port]) -> Result<(), LifecycleError>
 }
 
 fn intent(roots: &Roots, operation: Operation) -> Intent {
-    Intent { operation, since: roots.now(), pid: std::process::id() }
+    Intent {
+        operation,
+        since: roots.now(),
+        pid: std::process::id(),
+    }
 }
 
 /// Writes the outcome of a failed operation to the audit log and makes one error of it all.
@@ -446,12 +524,23 @@ fn report(
     failed: Failed<LifecycleError>,
     undone: Result<(), LifecycleError>,
 ) -> LifecycleError {
-    let mut left: Vec<String> = failed.left.into_iter().map(|(step, error)| format!("{step}: {error}")).collect();
+    let mut left: Vec<String> = failed
+        .left
+        .into_iter()
+        .map(|(step, error)| format!("{step}: {error}"))
+        .collect();
     left.extend(undone.err().map(|error| error.to_string()));
-    let error = LifecycleError::Step { operation, step: failed.step, error: Box::new(failed.error), left };
+    let error = LifecycleError::Step {
+        operation,
+        step: failed.step,
+        error: Box::new(failed.error),
+        left,
+    };
     let detail = error.to_string();
     // The error that is being reported matters more than one of the log.
-    let _ = operator.audit(instance, operation, Phase::Failed, |entry| entry.detail = Some(detail));
+    let _ = operator.audit(instance, operation, Phase::Failed, |entry| {
+        entry.detail = Some(detail)
+    });
     error
 }
 
@@ -470,16 +559,27 @@ pub fn start(operator: &mut Operator, path: &InstancePath) -> Result<Outcome, Li
     let current = artifacts.current()?;
     let state = effective_state(&instance, current.is_some());
     match state::next(state, Event::Start) {
-        Next::Already => return Ok(Outcome { instance, changed: false }),
-        Next::Denied if state == State::Created => return Err(LifecycleError::NoRevision { pool: pool.path() }),
+        Next::Already => {
+            return Ok(Outcome {
+                instance,
+                changed: false,
+            });
+        }
+        Next::Denied if state == State::Created => {
+            return Err(LifecycleError::NoRevision { pool: pool.path() });
+        }
         Next::Denied => return Err(denied(path, state, Event::Start)),
         Next::To(_) => {}
     }
-    let Some(revision) = current else { return Err(LifecycleError::NoRevision { pool: pool.path() }) };
+    let Some(revision) = current else {
+        return Err(LifecycleError::NoRevision { pool: pool.path() });
+    };
     let manifest = artifacts.manifest(&revision)?;
     let node = NodeConfig::load(&roots)?;
     if node.production && pool.vmm == VmmKind::Sim {
-        return Err(LifecycleError::Production { why: "it does not run the simulated VMM" });
+        return Err(LifecycleError::Production {
+            why: "it does not run the simulated VMM",
+        });
     }
     let program = launch::program(operator, &pool)?;
     operator.net()?;
@@ -498,12 +598,15 @@ pub fn start(operator: &mut Operator, path: &InstancePath) -> Result<Outcome, Li
     instance.pending = Some(intent(&roots, Operation::Start));
     instance.resources = resources;
     instance.revision = Some(revision.clone());
-    let begun = instance.save(&roots).map_err(LifecycleError::from).and_then(|()| {
-        Ok(operator.audit(&instance, "start", Phase::Intent, |entry| {
-            entry.from = Some(state.to_string());
-            entry.revision = Some(revision.to_string());
-        })?)
-    });
+    let begun = instance
+        .save(&roots)
+        .map_err(LifecycleError::from)
+        .and_then(|()| {
+            Ok(operator.audit(&instance, "start", Phase::Intent, |entry| {
+                entry.from = Some(state.to_string());
+                entry.revision = Some(revision.to_string());
+            })?)
+        });
     drop(pool_lock);
     failpoint::hit("start", "intent")?;
     let begin = std::time::Instant::now();
@@ -520,7 +623,11 @@ pub fn start(operator: &mut Operator, path: &InstancePath) -> Result<Outcome, Li
     };
     let result = match begun {
         Ok(()) => runner::run("start", &launch::steps(), &mut launch),
-        Err(error) => Err(Failed { step: "intent", error, left: Vec::new() }),
+        Err(error) => Err(Failed {
+            step: "intent",
+            error,
+            left: Vec::new(),
+        }),
     };
     match result {
         Ok(steps) => {
@@ -540,17 +647,28 @@ pub fn start(operator: &mut Operator, path: &InstancePath) -> Result<Outcome, Li
                 entry.from = Some(state.to_string());
                 entry.to = Some(State::Running.to_string());
                 entry.revision = Some(revision.to_string());
-                let vmm = instance.vmm.as_ref().map(|vmm| format!("{} {} pid {}", vmm.kind, vmm.version, vmm.pid));
+                let vmm = instance
+                    .vmm
+                    .as_ref()
+                    .map(|vmm| format!("{} {} pid {}", vmm.kind, vmm.version, vmm.pid));
                 entry.detail = vmm;
             })?;
-            Ok(Outcome { instance, changed: true })
+            Ok(Outcome {
+                instance,
+                changed: true,
+            })
         }
         Err(failed) => {
-            let undone = room::release(&roots, slot).map_err(LifecycleError::from).and_then(|()| {
-                instance.pending = None;
-                instance.last_exit = Some(Exit { when: roots.now(), why: format!("start: {}", failed.error) });
-                Ok(instance.save(&roots)?)
-            });
+            let undone = room::release(&roots, slot)
+                .map_err(LifecycleError::from)
+                .and_then(|()| {
+                    instance.pending = None;
+                    instance.last_exit = Some(Exit {
+                        when: roots.now(),
+                        why: format!("start: {}", failed.error),
+                    });
+                    Ok(instance.save(&roots)?)
+                });
             Err(report(operator, &instance, "start", failed, undone))
         }
     }
@@ -561,7 +679,10 @@ fn round(ms: f64) -> f64 {
 }
 
 fn denied(path: &InstancePath, state: State, event: Event) -> LifecycleError {
-    LifecycleError::Denied { path: path.clone(), denial: Denial { state, event } }
+    LifecycleError::Denied {
+        path: path.clone(),
+        denial: Denial { state, event },
+    }
 }
 
 /// Ends an instance's VMM: asks the guest to shut down, waits as long as the pool says, then kills. `force` kills at once.
@@ -576,7 +697,12 @@ pub fn stop(operator: &mut Operator, path: &InstancePath, force: bool) -> Result
     let has_revision = Artifacts::of(&roots, &pool.path()).current()?.is_some();
     let state = effective_state(&instance, has_revision);
     match state::next(state, Event::Stop) {
-        Next::Already => return Ok(Outcome { instance, changed: false }),
+        Next::Already => {
+            return Ok(Outcome {
+                instance,
+                changed: false,
+            });
+        }
         Next::Denied => return Err(denied(path, state, Event::Stop)),
         Next::To(_) => {}
     }
@@ -584,9 +710,14 @@ pub fn stop(operator: &mut Operator, path: &InstancePath, force: bool) -> Result
     let slot = instance.slot(&roots)?;
     instance.pending = Some(intent(&roots, Operation::Stop));
     instance.save(&roots)?;
-    operator.audit(&instance, "stop", Phase::Intent, |entry| entry.from = Some(state.to_string()))?;
+    operator.audit(&instance, "stop", Phase::Intent, |entry| {
+        entry.from = Some(state.to_string())
+    })?;
     failpoint::hit("stop", "intent")?;
-    let vmm = instance.vmm.as_ref().and_then(|vmm| process::find(vmm.identity()));
+    let vmm = instance
+        .vmm
+        .as_ref()
+        .and_then(|vmm| process::find(vmm.identity()));
     let mut why = format!("stopped by uid {}", roots.actor.uid);
     if let (Some(vmm), false) = (&vmm, force)
         && !shut_down(&roots, slot, vmm, pool.runtime_policy.graceful_shutdown_seconds)
@@ -601,7 +732,10 @@ pub fn stop(operator: &mut Operator, path: &InstancePath, force: bool) -> Result
         entry.from = Some(state.to_string());
         entry.to = Some(instance.status.to_string());
     })?;
-    Ok(Outcome { instance, changed: true })
+    Ok(Outcome {
+        instance,
+        changed: true,
+    })
 }
 
 /// Presses Ctrl-Alt-Del and waits. True where the VMM ended by that.
@@ -635,7 +769,11 @@ enum Volumes {
 ///
 /// # Errors
 /// Where it fails half-way, the next operation goes on with it.
-pub fn destroy(operator: &mut Operator, path: &InstancePath, wipe_volumes: bool) -> Result<(), LifecycleError> {
+pub fn destroy(
+    operator: &mut Operator,
+    path: &InstancePath,
+    wipe_volumes: bool,
+) -> Result<(), LifecycleError> {
     operator.net()?;
     let roots = operator.roots.clone();
     let lock = lock_instance(&roots, path)?;
@@ -646,9 +784,19 @@ pub fn destroy(operator: &mut Operator, path: &InstancePath, wipe_volumes: bool)
     let from = instance.status;
     instance.pending = Some(intent(&roots, Operation::Destroy { wipe_volumes }));
     instance.save(&roots)?;
-    operator.audit(&instance, "destroy", Phase::Intent, |entry| entry.from = Some(from.to_string()))?;
+    operator.audit(&instance, "destroy", Phase::Intent, |entry| {
+        entry.from = Some(from.to_string())
+    })?;
     failpoint::hit("destroy", "intent")?;
-    discard(operator, &instance, if wipe_volumes { Volumes::Wipe } else { Volumes::Keep })?;
+    discard(
+        operator,
+        &instance,
+        if wipe_volumes {
+            Volumes::Wipe
+        } else {
+            Volumes::Keep
+        },
+    )?;
     operator.audit(&instance, "destroy", Phase::Done, |entry| {
         entry.from = Some(from.to_string());
         entry.to = Some(State::Destroyed.to_string());
@@ -658,7 +806,9 @@ pub fn destroy(operator: &mut Operator, path: &InstancePath, wipe_volumes: bool)
 }
 
 fn gone(path: &InstancePath) -> LifecycleError {
-    LifecycleError::NotFound { what: format!("there is no instance {path}") }
+    LifecycleError::NotFound {
+        what: format!("there is no instance {path}"),
+    }
 }
 
 /// Takes everything of an instance away. Its lease is given back last but one: as long as it is held, nobody else has
@@ -668,14 +818,19 @@ fn discard(operator: &mut Operator, instance: &Instance, volumes: Volumes) -> Re
     let path = instance.path();
     let slot = instance.slot(&roots)?;
     if leases::is_held_by(&roots, &path, instance.net.offset)? {
-        let vmm = instance.vmm.as_ref().and_then(|vmm| process::find(vmm.identity()));
+        let vmm = instance
+            .vmm
+            .as_ref()
+            .and_then(|vmm| process::find(vmm.identity()));
         launch::teardown(operator, slot, vmm.as_ref())?;
         let (tenant, pool) = load_pool(&roots, &path.pool_path())?;
         let lease = wiring::lease(&tenant, &pool, instance);
         operator.net()?;
         let _tenant_lock = lock_tenant(&roots, &path.tenant)?;
         let _net_lock = wiring::lock(&roots, Sharing::Shared)?;
-        operator.net()?.remove_lease(&lease)?;
+        operator
+            .net()?
+            .remove_lease(&wiring::tenant_net(&tenant), &lease)?;
         failpoint::hit("discard", "network")?;
         leases::free(&roots, &path, instance.net.offset)?;
     }
@@ -699,7 +854,8 @@ fn keep_volume(roots: &Roots, path: &InstancePath) -> Result<(), StoreError> {
     }
     let kept = kept_folder(roots, &path.pool_path());
     store::make_folder(&kept)?;
-    fs::rename(&from, kept.join(format!("{}.data.ext4", path.instance))).map_err(StoreError::io("keep", &from))?;
+    fs::rename(&from, kept.join(format!("{}.data.ext4", path.instance)))
+        .map_err(StoreError::io("keep", &from))?;
     store::sync_folder(&kept)
 }
 
@@ -707,15 +863,24 @@ fn keep_volume(roots: &Roots, path: &InstancePath) -> Result<(), StoreError> {
 ///
 /// # Errors
 /// When there is none, it would shrink, or the tenant has no room.
-pub fn grow_disk(operator: &mut Operator, path: &InstancePath, size_mib: u64) -> Result<Instance, LifecycleError> {
+pub fn grow_disk(
+    operator: &mut Operator,
+    path: &InstancePath,
+    size_mib: u64,
+) -> Result<Instance, LifecycleError> {
     let roots = operator.roots.clone();
     let _lock = lock_instance(&roots, path)?;
     let mut instance = settled(operator, path)?;
     room::check_disk(&roots, &NodeConfig::load(&roots)?)?;
-    disk::grow(&config::folder(&roots, path).join("volumes").join(files::DATA), size_mib)?;
+    disk::grow(
+        &config::folder(&roots, path).join("volumes").join(files::DATA),
+        size_mib,
+    )?;
     instance.resources.data_disk_mib = size_mib;
     instance.save(&roots)?;
-    operator.audit(&instance, "disk-grow", Phase::Done, |entry| entry.detail = Some(format!("{size_mib} MiB")))?;
+    operator.audit(&instance, "disk-grow", Phase::Done, |entry| {
+        entry.detail = Some(format!("{size_mib} MiB"))
+    })?;
     Ok(instance)
 }
 
@@ -758,7 +923,10 @@ pub fn needs_settling(instance: &Instance, boot_id: &str) -> bool {
     instance.pending.is_some() || (instance.status.has_vmm() && !instance.vmm_is_alive(boot_id))
 }
 
-fn settle_locked(operator: &mut Operator, mut instance: Instance) -> Result<Option<Instance>, LifecycleError> {
+fn settle_locked(
+    operator: &mut Operator,
+    mut instance: Instance,
+) -> Result<Option<Instance>, LifecycleError> {
     let boot_id = process::boot_id();
     if !needs_settling(&instance, &boot_id) {
         return Ok(Some(instance));
@@ -766,7 +934,10 @@ fn settle_locked(operator: &mut Operator, mut instance: Instance) -> Result<Opti
     operator.net()?;
     let roots = operator.roots.clone();
     let slot = instance.slot(&roots)?;
-    let vmm = instance.vmm.as_ref().and_then(|vmm| process::find(vmm.identity()));
+    let vmm = instance
+        .vmm
+        .as_ref()
+        .and_then(|vmm| process::find(vmm.identity()));
     let (operation, phase) = match instance.pending.as_ref().map(|intent| intent.operation) {
         Some(Operation::Create) => {
             discard(operator, &instance, Volumes::Wipe)?;
@@ -776,7 +947,15 @@ fn settle_locked(operator: &mut Operator, mut instance: Instance) -> Result<Opti
             return Ok(None);
         }
         Some(Operation::Destroy { wipe_volumes }) => {
-            discard(operator, &instance, if wipe_volumes { Volumes::Wipe } else { Volumes::Keep })?;
+            discard(
+                operator,
+                &instance,
+                if wipe_volumes {
+                    Volumes::Wipe
+                } else {
+                    Volumes::Keep
+                },
+            )?;
             operator.audit(&instance, "destroy", Phase::Recovered, |entry| {
                 entry.detail = Some("it was cut off and finished".into());
             })?;
@@ -785,8 +964,10 @@ fn settle_locked(operator: &mut Operator, mut instance: Instance) -> Result<Opti
         Some(Operation::Start) => {
             launch::teardown(operator, slot, vmm.as_ref())?;
             instance.pending = None;
-            instance.last_exit =
-                Some(Exit { when: roots.now(), why: "a start was cut off and rolled back".into() });
+            instance.last_exit = Some(Exit {
+                when: roots.now(),
+                why: "a start was cut off and rolled back".into(),
+            });
             instance.save(&roots)?;
             ("start", Phase::Recovered)
         }
@@ -797,7 +978,11 @@ fn settle_locked(operator: &mut Operator, mut instance: Instance) -> Result<Opti
         }
         None => {
             let rebooted = instance.vmm.as_ref().is_some_and(|vmm| vmm.boot_id != boot_id);
-            let why = if rebooted { "the host rebooted" } else { "the VMM ended by itself" };
+            let why = if rebooted {
+                "the host rebooted"
+            } else {
+                "the VMM ended by itself"
+            };
             launch::teardown(operator, slot, None)?;
             finish_stop(operator, &mut instance, why.into())?;
             ("died", Phase::Observed)

@@ -67,7 +67,10 @@ fn rename_if_there(from: &Path, to: &Path) -> Result<(), StoreError> {
 /// When a file cannot be removed.
 pub fn cut(folder: &Path, limit: u64) -> Result<(), StoreError> {
     let mut old = Vec::new();
-    for name in store::names(folder, |name| name.rsplit_once('.').is_some_and(|(_, n)| n.parse::<u32>().is_ok()))? {
+    for name in store::names(folder, |name| {
+        name.rsplit_once('.')
+            .is_some_and(|(_, n)| n.parse::<u32>().is_ok())
+    })? {
         let path = folder.join(name);
         let Ok(meta) = fs::metadata(&path) else { continue };
         old.push((meta.modified().ok(), meta.len(), path));
@@ -84,7 +87,11 @@ pub fn cut(folder: &Path, limit: u64) -> Result<(), StoreError> {
     let log = folder.join(LOG);
     if fs::metadata(&log).is_ok_and(|meta| meta.len() > limit / 10) {
         // The VMM appends: what is cut off in front leaves no hole behind.
-        File::options().write(true).open(&log).and_then(|file| file.set_len(0)).map_err(StoreError::io("cut", &log))?;
+        File::options()
+            .write(true)
+            .open(&log)
+            .and_then(|file| file.set_len(0))
+            .map_err(StoreError::io("cut", &log))?;
     }
     Ok(())
 }
@@ -123,7 +130,10 @@ mod tests {
         fs::write(dir.path().join("console.log"), vec![0; 5000]).unwrap();
         fs::write(dir.path().join(LOG), vec![0; 500]).unwrap();
         cut(dir.path(), 1000).unwrap();
-        assert_eq!(store::names(dir.path(), |_| true).unwrap(), ["console.log", "console.log.1", "console.log.2", LOG]);
+        assert_eq!(
+            store::names(dir.path(), |_| true).unwrap(),
+            ["console.log", "console.log.1", "console.log.2", LOG]
+        );
         assert_eq!(fs::metadata(dir.path().join(LOG)).unwrap().len(), 0);
     }
 }

@@ -39,7 +39,6 @@ pub fn tenant_net(tenant: &Tenant) -> net::TenantNet {
         rates: net::TenantRates {
             max_conns: tenant.quotas.max_conns,
             new_per_second: tenant.quotas.conns_per_second,
-            ..net::TenantRates::default()
         },
     }
 }
@@ -60,7 +59,12 @@ pub fn lease(tenant: &Tenant, pool: &Pool, instance: &Instance) -> net::Lease {
 /// # Errors
 /// When somebody else holds it for too long.
 pub fn lock(roots: &Roots, sharing: Sharing) -> Result<Lock, StoreError> {
-    Lock::take(&roots.lock_file("net"), "the network", sharing, roots.lock_timeout)
+    Lock::take(
+        &roots.lock_file("net"),
+        "the network",
+        sharing,
+        roots.lock_timeout,
+    )
 }
 
 /// What the kernel's network should be, from the files of all tenants.
@@ -76,7 +80,9 @@ pub fn desired(roots: &Roots) -> Result<Desired, StoreError> {
             let pool = Pool::load(roots, &pool_path)?;
             for path in config::paths(roots, &pool_path)? {
                 // An instance that is made or destroyed at this moment may be gone again.
-                let Some(instance) = store::read_if_there::<Instance>(&config::file(roots, &path))? else { continue };
+                let Some(instance) = store::read_if_there::<Instance>(&config::file(roots, &path))? else {
+                    continue;
+                };
                 desired.leases.push(lease(&tenant, &pool, &instance));
                 if instance.status.has_vmm() && instance.vmm_is_alive(&boot_id) {
                     desired.attached.push(tenant.slot(instance.net.offset));

@@ -43,7 +43,11 @@ pub fn run<C, E: From<std::io::Error>>(
         let result = (step.run)(context).and_then(|()| Ok(failpoint::hit(operation, step.name)?));
         if let Err(error) = result {
             let left = undo(&steps[..=done], context);
-            return Err(Failed { step: step.name, error, left });
+            return Err(Failed {
+                step: step.name,
+                error,
+                left,
+            });
         }
         times.push((step.name.to_owned(), start.elapsed().as_secs_f64() * 1000.0));
     }
@@ -67,7 +71,11 @@ mod tests {
 
     fn steps() -> Vec<Step<Log, std::io::Error>> {
         vec![
-            Step { name: "one", run: |log| Ok(log.push("one")), undo: Some(|log| Ok(log.push("-one"))) },
+            Step {
+                name: "one",
+                run: |log| Ok(log.push("one")),
+                undo: Some(|log| Ok(log.push("-one"))),
+            },
             Step {
                 name: "two",
                 run: |log| Ok(log.push("two")),
@@ -86,12 +94,18 @@ mod tests {
         let mut log = Log::new();
         let failed = run("test", &steps(), &mut log).unwrap_err();
         assert_eq!(log, ["one", "two", "-three", "-one"]);
-        assert_eq!((failed.step, failed.left.len(), failed.left[0].0), ("three", 1, "two"));
+        assert_eq!(
+            (failed.step, failed.left.len(), failed.left[0].0),
+            ("three", 1, "two")
+        );
     }
 
     #[test]
     fn success_gives_each_step_its_time() {
         let times = run("test", &steps()[..2], &mut Log::new()).unwrap();
-        assert_eq!(times.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["one", "two"]);
+        assert_eq!(
+            times.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(),
+            ["one", "two"]
+        );
     }
 }

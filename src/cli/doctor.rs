@@ -1,0 +1,315 @@
+//! `mvm doctor`: settings of this host that hurt, each with what to do about it. Looks at everything, changes nothing.
+
+use std::{fs, path::Path};
+
+use serde::Serialize;
+
+use super::{
+    error::CliError,
+    output::{Out, Tone},
+};
+use crate::{infra::config::Roots, vmm::install};
+
+/// What was looked at, and how it is.
+#[derive(Debug, Serialize)]
+struct Check {
+    name: &'static str,
+    level: Level,
+    detail: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fix: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Level {
+    Ok,
+    Warn,
+    Fail,
+}
+
+fn ok(name: &'static str, detail: impl Into<String>) -> Check {
+    Check {
+        name,
+        level: Level::Ok,
+        detail: detail.into(),
+        fix: None,
+    }
+}
+
+fn warn(name: &'static str, detail: impl Into<String>, fix: impl Into<String>) -> Check {
+    Check {
+        name,
+        level: Level::Warn,
+        detail: detail.into(),
+        fix: Some(fix.into()),
+    }
+}
+
+fn fail(name: &'static str, detail: impl Into<String>, fix: impl Into<String>) -> Check {
+    Check {
+        name,
+        level: Level::Fail,
+        detail: detail.into(),
+        fix: Some(fix.into()),
+    }
+}
+
+/// Runs the command.
+pub fn run(out: &Out, roots: &Roots) -> Result<u8, CliError> {
+    let checks: Vec<Check> = [
+        privilege(),
+        device(
+            "kvm",
+            "/dev/kvm",
+            "load the module kvm_intel or kvm_amd; without it only --vmm sim runs",
+            Level::Warn,
+        ),
+        device("tun", "/dev/net/tun", "modprobe tun", Level::Fail),
+        firecracker(roots),
+        program("nft", "nftables"),
+        program("mke2fs", "e2fsprogs"),
+        cgroups(),
+        reflinks(roots),
+        neighbours(),
+        bridge_netfilter(),
+        conntrack(),
+        open_files(),
+        subuid(),
+        memory_overcommit(),
+    ]
+    .into_iter()
+    .collect();
+    let worst = checks.iter().map(|check| check.level).max().unwrap_or(Level::Ok);
+    let value = serde_json::json!({ "checks": checks, "ok": worst < Level::Fail });
+    out.show(&value, || {
+        let line = |check: &Check| {
+            let (tone, mark) = match check.level {
+                Level::Ok => (Tone::Good, "ok  "),
+                Level::Warn => (Tone::Doubtful, "warn"),
+                Level::Fail => (Tone::Bad, "fail"),
+            };
+            let fix = check
+                .fix
+                .as_ref()
+                .map_or(String::new(), |fix| format!("        fix: {fix}"));
+            format!("{}  {}: {}{fix}", out.paint(tone, mark), check.name, check.detail)
+        };
+        checks.iter().map(line).collect::<Vec<_>>().join("\n")
+    });
+    Ok(if worst == Level::Fail { 5 } else { 0 })
+}
+
+fn number(path: &str) -> Option<u64> {
+    fs::read_to_string(path)
+        .ok()?
+        .split_whitespace()
+        .next()?
+        .parse()
+        .ok()
+}
+
+fn privilege() -> Check {
+    match rustix::process::geteuid().is_root() {
+        true => ok("root", "runs as root"),
+        false => fail(
+            "root",
+            "does not run as root: no TAP and no bridge can be made",
+            "sudo mvm …",
+        ),
+    }
+}
+
+fn device(name: &'static str, path: &str, fix: &str, missing: Level) -> Check {
+    match fs::File::options().read(true).write(true).open(path) {
+        Ok(_) => ok(name, format!("{path} can be opened")),
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+            let group = if name == "kvm" {
+                "add yourself to the group kvm: usermod -aG kvm $USER"
+            } else {
+                fix
+            };
+            Check {
+                name,
+                level: missing,
+                detail: format!("{path} may not be opened"),
+                fix: Some(group.into()),
+            }
+        }
+        Err(error) => Check {
+            name,
+            level: missing,
+            detail: format!("{path}: {error}"),
+            fix: Some(fix.into()),
+        },
+    }
+}
+
+fn firecracker(roots: &Roots) -> Check {
+    let installed = install::list(roots).unwrap_or_default();
+    match (installed.last(), &roots.firecracker_bin) {
+        (Some(one), _) => ok("firecracker", format!("{} is installed", one.version)),
+        (None, Some(path)) => ok(
+            "firecracker",
+            format!("{} is installed at first use", path.display()),
+        ),
+        (None, None) => warn(
+            "firecracker",
+            "none is installed and none is on PATH: only --vmm sim runs",
+            "download a release, then mvm vmm install FILE",
+        ),
+    }
+}
+
+fn program(name: &'static str, package: &str) -> Check {
+    let found = [
+        "/usr/local/sbin",
+        "/usr/local/bin",
+        "/usr/sbin",
+        "/usr/bin",
+        "/sbin",
+        "/bin",
+    ]
+    .iter()
+    .map(|folder| Path::new(folder).join(name))
+    .find(|path| path.exists());
+    match found {
+        Some(path) => ok(name, format!("{}", path.display())),
+        None => fail(name, "is not there", format!("apt-get install {package}")),
+    }
+}
+
+fn cgroups() -> Check {
+    match fs::read_to_string("/sys/fs/cgroup/cgroup.controllers") {
+        Ok(controllers) if controllers.contains("memory") => {
+            ok("cgroups", "version 2 with the memory controller")
+        }
+        Ok(_) => warn(
+            "cgroups",
+            "version 2, but without the memory controller",
+            "boot with cgroup_enable=memory",
+        ),
+        Err(_) => warn(
+            "cgroups",
+            "version 2 is not mounted at /sys/fs/cgroup: what a VMM uses cannot be limited",
+            "boot with systemd.unified_cgroup_hierarchy=1",
+        ),
+    }
+}
+
+/// Tries the real place: a reflink across file systems silently becomes a copy.
+fn reflinks(roots: &Roots) -> Check {
+    let place = if roots.root.exists() {
+        roots.root.clone()
+    } else {
+        std::path::PathBuf::from("/var/lib")
+    };
+    let names = ["a", "b"].map(|name| place.join(format!(".reflink-{}-{name}", std::process::id())));
+    let tried = (|| {
+        fs::write(&names[0], [1; 4096])?;
+        let (from, to) = (fs::File::open(&names[0])?, fs::File::create(&names[1])?);
+        Ok::<bool, std::io::Error>(rustix::fs::ioctl_ficlone(&to, &from).is_ok())
+    })();
+    for name in &names {
+        let _ = fs::remove_file(name);
+    }
+    match tried {
+        Ok(true) => ok("reflinks", format!("under {}", place.display())),
+        Ok(false) => warn(
+            "reflinks",
+            format!(
+                "none under {}: root disks are copied, some 400 ms per GiB of data",
+                place.display()
+            ),
+            "put it on btrfs or xfs",
+        ),
+        Err(error) => warn(
+            "reflinks",
+            format!("cannot try under {}: {error}", place.display()),
+            "run as root",
+        ),
+    }
+}
+
+fn neighbours() -> Check {
+    match number("/proc/sys/net/ipv4/neigh/default/gc_thresh3") {
+        Some(limit) if limit < 8192 => warn(
+            "neighbours",
+            format!(
+                "net.ipv4.neigh.default.gc_thresh3 is {limit}: above {} VMs neighbours fail",
+                limit * 9 / 10
+            ),
+            "sysctl -w net.ipv4.neigh.default.gc_thresh3=16384",
+        ),
+        Some(limit) => ok("neighbours", format!("gc_thresh3 is {limit}")),
+        None => ok("neighbours", "no limit of the table is visible here"),
+    }
+}
+
+fn bridge_netfilter() -> Check {
+    match number("/proc/sys/net/bridge/bridge-nf-call-iptables") {
+        Some(1) => warn(
+            "br_netfilter",
+            "bridged frames pass the forward chains: a foreign one with policy drop stops a tenant's own traffic",
+            "sysctl -w net.bridge.bridge-nf-call-iptables=0, if nothing else needs it",
+        ),
+        _ => ok("br_netfilter", "off"),
+    }
+}
+
+fn conntrack() -> Check {
+    match number("/proc/sys/net/netfilter/nf_conntrack_max") {
+        Some(limit) if limit < 65_536 => warn(
+            "conntrack",
+            format!("nf_conntrack_max is {limit}: a few busy guests fill it"),
+            "sysctl -w net.netfilter.nf_conntrack_max=262144",
+        ),
+        Some(limit) => ok("conntrack", format!("nf_conntrack_max is {limit}")),
+        None => ok("conntrack", "not loaded yet"),
+    }
+}
+
+fn open_files() -> Check {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    match limit {
+        Some(limit) if limit < 1024 => warn("nofile", format!("{limit} open files"), "ulimit -n 65536"),
+        Some(limit) => ok("nofile", format!("{limit} open files")),
+        None => ok("nofile", "not limited"),
+    }
+}
+
+/// The uids of jailed VMMs must be nobody's.
+fn subuid() -> Check {
+    let text = fs::read_to_string("/etc/subuid").unwrap_or_default();
+    let first = 0x7000_0000_u64;
+    let last = first + (4096 << 16);
+    let clash = text.lines().find(|line| {
+        let mut fields = line
+            .split(':')
+            .skip(1)
+            .filter_map(|field| field.parse::<u64>().ok());
+        match (fields.next(), fields.next()) {
+            (Some(start), Some(count)) => start < last && start + count > first,
+            _ => false,
+        }
+    });
+    match clash {
+        Some(line) => warn(
+            "subuid",
+            format!("/etc/subuid gives uids of VMMs away: {line}"),
+            "move that range",
+        ),
+        None => ok("subuid", "the uids of VMMs are nobody's"),
+    }
+}
+
+fn memory_overcommit() -> Check {
+    match number("/proc/sys/vm/overcommit_memory") {
+        Some(2) => warn(
+            "overcommit",
+            "vm.overcommit_memory is 2: guests' memory counts in full from the start",
+            "sysctl -w vm.overcommit_memory=0",
+        ),
+        _ => ok("overcommit", "memory is given as it is touched"),
+    }
+}
