@@ -1,6 +1,7 @@
 //! The command line: arguments, what is printed, exit codes. The only place that prints.
 
 mod arguments;
+mod demo;
 mod doctor;
 mod error;
 mod events;
@@ -42,6 +43,8 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Show what mvm does, with real packets, in a throw-away root and network namespace
+    Demo(demo::DemoCommand),
     /// Show what runs on this node
     Status,
     /// Look for settings of this host that hurt
@@ -106,6 +109,7 @@ fn execute(cli: Cli, out: &Out) -> Result<u8, CliError> {
             return Ok(0);
         }
         Command::Man { dir } => return man(out, dir.as_deref()),
+        Command::Demo(demo) => return demo::run(out, demo),
         _ => {}
     }
     let environment = Environment::read();
@@ -122,7 +126,7 @@ fn execute(cli: Cli, out: &Out) -> Result<u8, CliError> {
         Command::Events(command) => events::run(out, &operator.roots, &command),
         Command::Status => status::run(out, &mut operator),
         Command::Doctor => doctor::run(out, &operator.roots),
-        Command::Completions { .. } | Command::Man { .. } => Ok(0),
+        Command::Demo(_) | Command::Completions { .. } | Command::Man { .. } => Ok(0),
     }
 }
 

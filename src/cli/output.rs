@@ -67,6 +67,11 @@ impl Out {
         }
     }
 
+    /// Are there colours?
+    pub fn is_colored(&self) -> bool {
+        self.color
+    }
+
     /// A text in a tone, where there are colours.
     pub fn paint(&self, tone: Tone, text: &str) -> String {
         if !self.color {

@@ -498,3 +498,16 @@ pub fn open_forwarding(interface: &str) -> Result<bool, NetError> {
     }
     set("ipv4", interface, "forwarding", "1").map(|()| true)
 }
+
+/// Brings an interface up.
+///
+/// # Errors
+/// When there is none of that name, or the kernel refuses.
+pub fn bring_up(socket: &mut Socket, name: &str) -> Result<(), NetError> {
+    let missing = || NetError::kernel("find", name)(io::Error::from_raw_os_error(libc::ENODEV));
+    let link = find(socket, name)?.ok_or_else(missing)?;
+    let message = Message::new(SETLINK, REQUEST, &link_header(0, link.index, IFF_UP, IFF_UP));
+    socket
+        .request(message)
+        .map_err(NetError::kernel("bring up", name))
+}
