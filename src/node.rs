@@ -137,7 +137,7 @@ pub fn recover(operator: &mut Operator) -> Result<Recovered, NodeError> {
         let desired = wiring::desired(&roots)?;
         recovered.network = operator.net()?.repair(&desired)?;
     }
-    let swept = store::sweep(&roots.root)? + store::sweep(&roots.vmm_versions())?;
+    let swept = store::sweep(&roots.root)? + store::sweep(&roots.root.join("run"))? + store::sweep(&roots.vmm_versions())?;
     note_swept(&mut recovered, swept, "the root");
     Ok(recovered)
 }

@@ -151,6 +151,11 @@ fn man(out: &Out, dir: Option<&std::path::Path>) -> Result<u8, CliError> {
     Ok(0)
 }
 
+/// A kernel of a few dozen bytes, for the demo and for tests: it prints a line and halts.
+pub fn tiny_kernel() -> Vec<u8> {
+    demo::tiny_kernel()
+}
+
 /// The whole command line as Markdown, for docs/cli.md.
 pub fn reference() -> String {
     let mut text = String::from(

@@ -594,21 +594,20 @@ pub fn start(operator: &mut Operator, path: &InstancePath) -> Result<Outcome, Li
         disk_mib: resources.data_disk_mib + manifest.rootfs.size_bytes.div_ceil(1 << 20),
     };
     room::reserve(&roots, tenant.tenant_id.as_ref(), &tenant.quotas, slot, wanted)?;
-    failpoint::hit("start", "reserved")?;
     instance.pending = Some(intent(&roots, Operation::Start));
     instance.resources = resources;
     instance.revision = Some(revision.clone());
-    let begun = instance
-        .save(&roots)
-        .map_err(LifecycleError::from)
-        .and_then(|()| {
-            Ok(operator.audit(&instance, "start", Phase::Intent, |entry| {
-                entry.from = Some(state.to_string());
-                entry.revision = Some(revision.to_string());
-            })?)
-        });
+    // From the reservation on, every failure goes the same way: back.
+    let begun = (|| -> Result<(), LifecycleError> {
+        failpoint::hit("start", "reserved")?;
+        instance.save(&roots)?;
+        operator.audit(&instance, "start", Phase::Intent, |entry| {
+            entry.from = Some(state.to_string());
+            entry.revision = Some(revision.to_string());
+        })?;
+        Ok(failpoint::hit("start", "intent")?)
+    })();
     drop(pool_lock);
-    failpoint::hit("start", "intent")?;
     let begin = std::time::Instant::now();
     let mut launch = Launch {
         operator,

@@ -341,6 +341,7 @@ pub fn destroy(operator: &mut Operator, id: &TenantId, wipe_volumes: bool) -> Re
     record(&roots, id, Entry::new("tenant.destroy", id, Phase::Done))?;
     keep_audit_log(&roots, id)?;
     store::vanish(&config::folder(&roots, id))?;
+    store::remove_file(&roots.lock_file(&format!("audit.{id}")))?;
     lock.remove();
     Ok(())
 }

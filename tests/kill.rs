@@ -1,0 +1,362 @@
+//! Every operation, killed after every step and every partial write, and made to fail there: then the world is looked at.
+//!
+//! The Nth point that an operation passes is N = 1, 2, … until it passes no more. After each kill either `node recover`
+//! or simply the same command again must put things right.
+
+mod support;
+
+use support::{Sandbox, was_killed};
+
+/// More points than any operation passes.
+const MANY: u32 = 400;
+
+/// What an operation is tested with.
+struct Case<'a> {
+    /// The command.
+    operation: &'a str,
+    /// Brings the state back in which the operation is possible.
+    reset: &'a dyn Fn(&Sandbox),
+    /// What must be true after the operation was killed and settled.
+    check: &'a dyn Fn(&Sandbox),
+    /// Does the operation, made to fail, leave what only the next one finishes?
+    finishes_later: bool,
+}
+
+fn assert_clean(sandbox: &Sandbox, when: &str) {
+    let leaks = sandbox.leaks();
+    assert!(leaks.is_empty(), "{when}: {leaks:#?}");
+}
+
+fn kill_everywhere(sandbox: &Sandbox, case: &Case) {
+    let mut points = 0;
+    for point in 1..MANY {
+        let output = sandbox.run_with(case.operation, format!("#{point}"));
+        if !was_killed(&output) {
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(
+                output.status.success(),
+                "{} does not succeed unhindered: {said}",
+                case.operation
+            );
+            points = point;
+            break;
+        }
+        // Half of the time nobody recovers: the next command on the same thing has to do it.
+        if point % 2 == 0 {
+            sandbox.ok("node recover");
+            assert_clean(
+                sandbox,
+                &format!("{} killed at point {point} and recovered", case.operation),
+            );
+            (case.check)(sandbox);
+        } else {
+            let again = sandbox.run(case.operation);
+            let code = again.status.code();
+            // It may be done, or gone: but not stuck.
+            let said = String::from_utf8_lossy(&again.stderr).into_owned();
+            assert!(
+                matches!(code, Some(0 | 3)),
+                "{} again after point {point}: {code:?} {said}",
+                case.operation
+            );
+            sandbox.ok("node recover");
+            assert_clean(
+                sandbox,
+                &format!("{} killed at point {point} and run again", case.operation),
+            );
+        }
+        (case.reset)(sandbox);
+    }
+    assert!(
+        points > 3,
+        "{} passes only {points} points: the failpoints do not work",
+        case.operation
+    );
+    (case.reset)(sandbox);
+    for point in 1..points {
+        let output = sandbox.run_with(case.operation, format!("fail:#{point}"));
+        assert!(
+            output.status.code().is_some(),
+            "{} made to fail at {point} was killed",
+            case.operation
+        );
+        if case.finishes_later || output.status.success() {
+            sandbox.ok("node recover");
+        }
+        // What is left beside the place of a file that could not be written is swept by the next writer.
+        assert_clean_but_files(sandbox, &format!("{} failed at point {point}", case.operation));
+        sandbox.ok("node recover");
+        (case.check)(sandbox);
+        (case.reset)(sandbox);
+    }
+}
+
+fn assert_clean_but_files(sandbox: &Sandbox, when: &str) {
+    let leaks: Vec<String> = sandbox
+        .leaks()
+        .into_iter()
+        .filter(|leak| !leak.starts_with("unfinished files"))
+        .collect();
+    assert!(leaks.is_empty(), "{when}: {leaks:#?}");
+}
+
+fn destroy_all_instances(sandbox: &Sandbox) {
+    for instance in sandbox.states() {
+        let path = instance.split(' ').next().unwrap_or_default();
+        sandbox.ok(&format!("instance destroy {path} --yes --wipe-volumes"));
+    }
+}
+
+fn data_disk(sandbox: &Sandbox, path: &str) -> std::path::PathBuf {
+    let parts: Vec<&str> = path.split('/').collect();
+    let pool = sandbox
+        .root()
+        .join("tenants")
+        .join(parts[0])
+        .join("pools")
+        .join(parts[1]);
+    pool.join("instances").join(parts[2]).join("volumes/data.ext4")
+}
+
+const PRECIOUS: &[u8] = b"what the guest wrote";
+
+fn write_precious(sandbox: &Sandbox, path: &str) {
+    use std::os::unix::fs::FileExt;
+    let disk = std::fs::File::options()
+        .write(true)
+        .open(data_disk(sandbox, path))
+        .expect("a data disk");
+    disk.write_all_at(PRECIOUS, 4 << 20).expect("it can be written");
+}
+
+fn assert_precious(disk: &std::path::Path) {
+    use std::os::unix::fs::FileExt;
+    let mut bytes = vec![0; PRECIOUS.len()];
+    std::fs::File::open(disk)
+        .and_then(|disk| disk.read_exact_at(&mut bytes, 4 << 20))
+        .expect("a data disk");
+    assert_eq!(bytes, PRECIOUS, "the data disk was damaged");
+}
+
+#[test]
+fn instance_create() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    sandbox.pool("sim");
+    let case = Case {
+        operation: "instance create acme/web",
+        reset: &destroy_all_instances,
+        check: &|sandbox| assert!(sandbox.states().len() <= 1),
+        finishes_later: false,
+    };
+    kill_everywhere(&sandbox, &case);
+}
+
+fn start_case(vmm: &str) {
+    let Some(sandbox) = Sandbox::new() else { return };
+    sandbox.pool(vmm);
+    let path = sandbox.instance("acme/web");
+    write_precious(&sandbox, &path);
+    let operation = format!("instance start {path}");
+    let case = Case {
+        operation: &operation,
+        reset: &|sandbox| {
+            if sandbox.states()[0].ends_with("running") {
+                sandbox.ok(&format!("instance stop {path} --force"));
+            }
+        },
+        check: &|sandbox| {
+            assert_eq!(sandbox.states().len(), 1);
+            assert_precious(&data_disk(sandbox, &path));
+        },
+        finishes_later: false,
+    };
+    kill_everywhere(&sandbox, &case);
+}
+
+#[test]
+fn instance_start() {
+    start_case("sim");
+}
+
+#[test]
+fn instance_start_on_real_firecracker() {
+    if support::firecracker().is_some() {
+        start_case("firecracker");
+    }
+}
+
+#[test]
+fn instance_stop() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    sandbox.pool("sim");
+    let path = sandbox.instance("acme/web");
+    sandbox.ok(&format!("instance start {path}"));
+    write_precious(&sandbox, &path);
+    let operation = format!("instance stop {path}");
+    let case = Case {
+        operation: &operation,
+        reset: &|sandbox| drop(sandbox.ok(&format!("instance start {path}"))),
+        check: &|sandbox| assert_precious(&data_disk(sandbox, &path)),
+        finishes_later: true,
+    };
+    kill_everywhere(&sandbox, &case);
+}
+
+fn destroy_case(flags: &str, kept: bool) {
+    let Some(sandbox) = Sandbox::new() else { return };
+    sandbox.pool("sim");
+    let current = std::cell::RefCell::new(String::new());
+    let reset = |sandbox: &Sandbox| {
+        destroy_all_instances(sandbox);
+        let _ = std::fs::remove_dir_all(sandbox.root().join("tenants/acme/pools/web/kept"));
+        let path = sandbox.instance("acme/web");
+        sandbox.ok(&format!("instance start {path}"));
+        write_precious(sandbox, &path);
+        *current.borrow_mut() = path;
+    };
+    reset(&sandbox);
+    // The path changes with each instance: a prefix that fits any is what a person would type.
+    let operation = format!("instance destroy acme/web/i- --yes {flags}");
+    let case = Case {
+        operation: &operation,
+        reset: &reset,
+        check: &|sandbox| {
+            let path = current.borrow();
+            let id = path.rsplit('/').next().unwrap_or_default();
+            let kept_disk = sandbox
+                .root()
+                .join(format!("tenants/acme/pools/web/kept/{id}.data.ext4"));
+            match sandbox.states().is_empty() {
+                true if kept => assert_precious(&kept_disk),
+                true => assert!(!kept_disk.exists()),
+                false => assert_precious(&data_disk(sandbox, &path)),
+            }
+        },
+        finishes_later: true,
+    };
+    kill_everywhere(&sandbox, &case);
+}
+
+#[test]
+fn instance_destroy_keeps_the_data_disk() {
+    destroy_case("", true);
+}
+
+#[test]
+fn instance_destroy_with_its_volumes() {
+    destroy_case("--wipe-volumes", false);
+}
+
+#[test]
+fn tenant_create() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    let case = Case {
+        operation: "tenant create acme --net-id 3 --subnet 10.240.3.0/24",
+        reset: &|sandbox| {
+            if !sandbox.ok("tenant list").as_array().is_none_or(Vec::is_empty) {
+                sandbox.ok("tenant destroy acme --yes");
+            }
+        },
+        check: &|_| (),
+        finishes_later: true,
+    };
+    kill_everywhere(&sandbox, &case);
+}
+
+#[test]
+fn tenant_destroy_with_all_in_it() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    let reset = |sandbox: &Sandbox| {
+        if !sandbox.ok("tenant list").as_array().is_none_or(Vec::is_empty) {
+            sandbox.ok("tenant destroy acme --yes --wipe-volumes");
+        }
+        sandbox.pool("sim");
+        let path = sandbox.instance("acme/web");
+        sandbox.ok(&format!("instance start {path}"));
+    };
+    reset(&sandbox);
+    let case = Case {
+        operation: "tenant destroy acme --yes --wipe-volumes",
+        reset: &reset,
+        check: &|_| (),
+        finishes_later: true,
+    };
+    kill_everywhere(&sandbox, &case);
+}
+
+#[test]
+fn pool_create() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    sandbox.ok("tenant create acme --net-id 3 --subnet 10.240.3.0/24");
+    let case = Case {
+        operation: "pool create acme/web --vmm sim",
+        reset: &|sandbox| {
+            if !sandbox.ok("pool list").as_array().is_none_or(Vec::is_empty) {
+                sandbox.ok("pool destroy acme/web --yes");
+            }
+        },
+        check: &|_| (),
+        finishes_later: true,
+    };
+    kill_everywhere(&sandbox, &case);
+}
+
+#[test]
+fn pool_import_and_rollback() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    sandbox.pool("sim");
+    let first = sandbox.ok("pool info acme/web")["revision"].clone();
+    let (kernel, rootfs) = sandbox.artifacts();
+    let import = format!(
+        "pool import acme/web --kernel {} --rootfs {} --cmdline=other",
+        kernel.display(),
+        rootfs.display()
+    );
+    let whole = |sandbox: &Sandbox| {
+        assert!(sandbox.ok("pool verify acme/web")["ok"] == true);
+        assert!(!sandbox.ok("pool info acme/web")["revision"].is_null());
+    };
+    let back = format!(
+        "pool rollback acme/web --revision {}",
+        first.as_str().unwrap_or_default()
+    );
+    let reset = |sandbox: &Sandbox| drop(sandbox.ok(&back));
+    let case = Case {
+        operation: &import,
+        reset: &reset,
+        check: &whole,
+        finishes_later: true,
+    };
+    kill_everywhere(&sandbox, &case);
+    let forward = |sandbox: &Sandbox| drop(sandbox.ok(&import));
+    forward(&sandbox);
+    let case = Case {
+        operation: &back,
+        reset: &forward,
+        check: &whole,
+        finishes_later: true,
+    };
+    kill_everywhere(&sandbox, &case);
+}
+
+#[test]
+fn recovery_itself() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    sandbox.pool("sim");
+    let path = sandbox.instance("acme/web");
+    let reset = |sandbox: &Sandbox| {
+        if sandbox.states()[0].ends_with("running") {
+            sandbox.ok(&format!("instance stop {path} --force"));
+        }
+        let output = sandbox.run_with(&format!("instance start {path}"), "start.boot");
+        assert!(was_killed(&output));
+    };
+    reset(&sandbox);
+    let case = Case {
+        operation: "node recover",
+        reset: &reset,
+        check: &|_| (),
+        finishes_later: true,
+    };
+    kill_everywhere(&sandbox, &case);
+}

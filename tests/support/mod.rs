@@ -1,0 +1,344 @@
+//! What the tests of whole commands share: a root and a network namespace of their own, and a look at what is left.
+
+#![allow(
+    dead_code,
+    clippy::allow_attributes,
+    reason = "each test binary uses a part of it"
+)]
+
+use std::{
+    ffi::OsStr,
+    fs,
+    os::unix::process::ExitStatusExt,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+};
+
+use serde_json::Value;
+
+/// Says visibly that a test did not run, and why.
+pub fn skip(reason: &str) {
+    use std::io::Write;
+    println!("SKIP ({reason})");
+    if let Some(log) = std::env::var_os("MVM_SKIP_LOG") {
+        let line = format!("{reason}\n");
+        let _ = fs::File::options()
+            .append(true)
+            .open(log)
+            .and_then(|mut log| log.write_all(line.as_bytes()));
+    }
+}
+
+/// A throw-away root, and a network namespace for this thread and what it starts.
+pub struct Sandbox {
+    dir: tempfile::TempDir,
+}
+
+impl Sandbox {
+    /// A fresh one; `None`, said visibly, where this machine does not allow it.
+    pub fn new() -> Option<Self> {
+        if !rustix::process::geteuid().is_root() {
+            skip("needs root: network namespaces and TAPs");
+            return None;
+        }
+        // SAFETY: the thread belongs to this test alone.
+        if let Err(error) = unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) } {
+            skip(&format!("no network namespaces here: {error}"));
+            return None;
+        }
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        fs::write(dir.path().join(".throw-away"), "").expect("a mark");
+        let status = Command::new("ip")
+            .args(["link", "set", "lo", "up"])
+            .status()
+            .expect("ip runs");
+        assert!(status.success());
+        Some(Self { dir })
+    }
+
+    /// The root.
+    pub fn root(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The command line of mvm on this root, from a cleared environment.
+    pub fn command(&self, arguments: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mvm"));
+        command
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .env("MVM_ROOT", self.root())
+            .args(arguments.split_whitespace())
+            .stdin(Stdio::null());
+        for name in ["FIRECRACKER_BIN", "JAILER_BIN"] {
+            if let Some(value) = std::env::var_os(name) {
+                command.env(name, value);
+            }
+        }
+        command
+    }
+
+    /// Runs a command.
+    pub fn run(&self, arguments: &str) -> Output {
+        self.command(arguments).output().expect("mvm runs")
+    }
+
+    /// Runs a command that is killed, or made to fail, at a failpoint.
+    pub fn run_with(&self, arguments: &str, failpoint: impl AsRef<OsStr>) -> Output {
+        self.command(arguments)
+            .env("MVM_FAILPOINT", failpoint)
+            .output()
+            .expect("mvm runs")
+    }
+
+    /// Runs a command that must succeed, and returns its JSON.
+    pub fn ok(&self, arguments: &str) -> Value {
+        let output = self.run(&format!("{arguments} --json"));
+        assert!(
+            output.status.success(),
+            "mvm {arguments}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        serde_json::from_slice(&output.stdout).unwrap_or_default()
+    }
+
+    /// Runs a command that must fail with an exit code, and returns its error's code.
+    pub fn refused(&self, arguments: &str, exit: i32) -> String {
+        let output = self.run(&format!("{arguments} --json"));
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(exit), "mvm {arguments}: {said}");
+        let error: Value =
+            serde_json::from_str(&said).unwrap_or_else(|_| panic!("mvm {arguments}: no JSON: {said}"));
+        error["error"]["code"].as_str().unwrap_or_default().to_owned()
+    }
+
+    /// Two files that can be imported.
+    pub fn artifacts(&self) -> (PathBuf, PathBuf) {
+        let (kernel, rootfs) = (self.root().join("kernel.in"), self.root().join("rootfs.in"));
+        if !kernel.exists() {
+            fs::write(&kernel, mvm::cli::tiny_kernel()).expect("a kernel");
+            let output = Command::new("mke2fs")
+                .args(["-q", "-F", "-t", "ext4"])
+                .arg(&rootfs)
+                .arg("4M")
+                .output();
+            assert!(output.expect("mke2fs runs").status.success());
+        }
+        (kernel, rootfs)
+    }
+
+    /// A tenant acme with a pool acme/web that has a revision.
+    pub fn pool(&self, vmm: &str) {
+        self.ok("tenant create acme --net-id 3 --subnet 10.240.3.0/24");
+        self.ok(&format!(
+            "pool create acme/web --vmm {vmm} --mem 128 --data-disk 8 --insecure"
+        ));
+        self.import("acme/web", "");
+    }
+
+    /// Gives a pool a revision; another command line is another revision.
+    pub fn import(&self, pool: &str, cmdline: &str) {
+        let (kernel, rootfs) = self.artifacts();
+        let (kernel, rootfs) = (kernel.display(), rootfs.display());
+        self.ok(&format!(
+            "pool import {pool} --kernel {kernel} --rootfs {rootfs} --cmdline=quiet{cmdline}"
+        ));
+    }
+
+    /// Makes an instance in a pool and returns its path.
+    pub fn instance(&self, pool: &str) -> String {
+        self.ok(&format!("instance create {pool}"))["path"]
+            .as_str()
+            .expect("a path")
+            .to_owned()
+    }
+
+    /// The instances, as `path status`, sorted.
+    pub fn states(&self) -> Vec<String> {
+        let list = self.ok("instance list");
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        list.as_array()
+            .into_iter()
+            .flatten()
+            .map(|i| format!("{} {}", text(&i["path"]), text(&i["status"])))
+            .collect()
+    }
+
+    /// Everything that is there and belongs to nothing, by looking at the world.
+    pub fn leaks(&self) -> Vec<String> {
+        let instances = self.ok("instance list");
+        let instances: Vec<&Value> = instances.as_array().into_iter().flatten().collect();
+        let running: Vec<&str> = instances
+            .iter()
+            .filter(|instance| instance["status"] == "running")
+            .filter_map(|instance| instance["net"]["tap_dev"].as_str())
+            .collect();
+        let mut leaks = Vec::new();
+        leaks.extend(
+            instances
+                .iter()
+                .filter(|i| !i["pending"].is_null())
+                .map(|i| format!("pending: {}", i["path"])),
+        );
+        let mut compare = |what: &str, mut is: Vec<String>, mut should: Vec<String>| {
+            is.sort();
+            should.sort();
+            if is != should {
+                leaks.push(format!("{what}: {is:?} instead of {should:?}"));
+            }
+        };
+        let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        compare("TAPs", self.links("tn"), owned(&running));
+        compare(
+            "directories",
+            names(&self.root().join("run/firecracker")),
+            owned(&running),
+        );
+        let slots = names(&self.root().join("reservations"));
+        let slots = slots
+            .iter()
+            .filter_map(|name| Some(name.split_once('.')?.0.to_owned()))
+            .collect();
+        compare("reservations", slots, owned(&running));
+        compare(
+            "processes",
+            self.vmms().into_iter().map(|(_, tap)| tap).collect(),
+            owned(&running),
+        );
+        let mut held = Vec::new();
+        for tenant in names(&self.root().join("tenants")) {
+            let leases = names(&self.root().join("tenants").join(&tenant).join("leases"));
+            held.extend(
+                leases
+                    .into_iter()
+                    .filter(|name| name.ends_with(".json"))
+                    .map(|name| format!("{tenant}/{name}")),
+            );
+        }
+        let wanted = |i: &&Value| {
+            format!(
+                "{}/{}.json",
+                i["tenant_id"].as_str().unwrap_or_default(),
+                i["net"]["offset"]
+            )
+        };
+        compare("leases", held, instances.iter().map(wanted).collect());
+        let mut unfinished = Vec::new();
+        find_unfinished(self.root(), &mut unfinished);
+        compare("unfinished files", unfinished, Vec::new());
+        let verified = self.run("net verify");
+        if !verified.status.success() {
+            leaks.push(format!(
+                "net verify: {}",
+                String::from_utf8_lossy(&verified.stdout)
+            ));
+        }
+        for tenant in names(&self.root().join("tenants")) {
+            let audited = self.run(&format!("tenant audit {tenant} --verify"));
+            if !audited.status.success() {
+                leaks.push(format!(
+                    "audit of {tenant}: {}",
+                    String::from_utf8_lossy(&audited.stderr)
+                ));
+            }
+        }
+        leaks
+    }
+
+    /// The links of this namespace whose names begin like that.
+    pub fn links(&self, prefix: &str) -> Vec<String> {
+        let output = Command::new("ip").args(["-o", "link"]).output().expect("ip runs");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let name = |line: &str| Some(line.split(": ").nth(1)?.split('@').next()?.to_owned());
+        text.lines()
+            .filter_map(name)
+            .filter(|name| name.starts_with(prefix))
+            .collect()
+    }
+
+    /// The processes that work under this root: pid and TAP.
+    pub fn vmms(&self) -> Vec<(i32, String)> {
+        let root = fs::canonicalize(self.root()).expect("the root is there");
+        let mut found = Vec::new();
+        for entry in fs::read_dir("/proc").expect("/proc is there").flatten() {
+            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
+                continue;
+            };
+            let Ok(cwd) = fs::read_link(entry.path().join("cwd")) else {
+                continue;
+            };
+            if let Ok(inside) = cwd.strip_prefix(root.join("run/firecracker")) {
+                let tap = inside
+                    .components()
+                    .next()
+                    .map(|part| part.as_os_str().to_string_lossy().into_owned());
+                found.push((pid, tap.unwrap_or_default()));
+            }
+        }
+        found
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        for (pid, _) in self.vmms() {
+            let pid = rustix::process::Pid::from_raw(pid).expect("a pid is not 0");
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+    }
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut names: Vec<String> = entries
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect();
+    names.sort();
+    names
+}
+
+fn find_unfinished(folder: &Path, found: &mut Vec<String>) {
+    for name in names(folder) {
+        let path = folder.join(&name);
+        let unfinished = [".new-", ".gone-"].iter().any(|mark| name.starts_with(mark))
+            || name.ends_with(".tmp")
+            || name.ends_with(".new");
+        if unfinished {
+            found.push(path.display().to_string());
+        } else if path.is_dir() && !path.is_symlink() {
+            find_unfinished(&path, found);
+        }
+    }
+}
+
+/// Was the command killed by a failpoint?
+pub fn was_killed(output: &Output) -> bool {
+    output.status.signal() == Some(9)
+}
+
+/// The real Firecracker that tests use; `None`, said visibly, where there is none or it cannot run.
+pub fn firecracker() -> Option<PathBuf> {
+    let named = std::env::var_os("FIRECRACKER_BIN").map(PathBuf::from);
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = named.or_else(|| {
+        std::env::split_paths(&path)
+            .map(|dir| dir.join("firecracker"))
+            .find(|file| file.is_file())
+    });
+    let kvm = fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm")
+        .is_ok();
+    match found {
+        Some(program) if kvm => Some(program),
+        Some(_) => {
+            skip("no /dev/kvm");
+            None
+        }
+        None => {
+            skip("no firecracker");
+            None
+        }
+    }
+}
