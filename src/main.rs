@@ -4,14 +4,9 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     #[cfg(all(feature = "sim", target_os = "linux"))]
-    if std::env::args_os()
-        .nth(1)
-        .is_some_and(|first| first == mvm::vmm::install::SIM_ARGUMENT)
-    {
-        let arguments = std::env::args_os()
-            .enumerate()
-            .filter(|(at, _)| *at != 1)
-            .map(|(_, argument)| argument);
+    if std::env::args_os().nth(1).is_some_and(|first| first == mvm::vmm::install::SIM_ARGUMENT) {
+        let arguments =
+            std::env::args_os().enumerate().filter(|(at, _)| *at != 1).map(|(_, argument)| argument);
         return ExitCode::from(fcsim::main(arguments) as u8);
     }
     ExitCode::from(mvm::cli::run())

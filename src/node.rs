@@ -80,9 +80,7 @@ pub struct Stats {
 /// When the state cannot be read.
 pub fn stats(roots: &Roots) -> Result<Stats, StoreError> {
     let node = NodeConfig::load(roots)?;
-    let used = room::reserved(roots)?
-        .iter()
-        .fold(Use::default(), |sum, (_, one)| sum.plus(*one));
+    let used = room::reserved(roots)?.iter().fold(Use::default(), |sum, (_, one)| sum.plus(*one));
     let tenants = tenant::config::ids(roots)?;
     let (mut pools, mut instances) = (0, 0);
     for tenant in &tenants {
@@ -137,16 +135,16 @@ pub fn recover(operator: &mut Operator) -> Result<Recovered, NodeError> {
         let desired = wiring::desired(&roots)?;
         recovered.network = operator.net()?.repair(&desired)?;
     }
-    let swept = store::sweep(&roots.root)? + store::sweep(&roots.root.join("run"))? + store::sweep(&roots.vmm_versions())?;
+    let swept = store::sweep(&roots.root)?
+        + store::sweep(&roots.root.join("run"))?
+        + store::sweep(&roots.vmm_versions())?;
     note_swept(&mut recovered, swept, "the root");
     Ok(recovered)
 }
 
 fn note_swept(recovered: &mut Recovered, count: usize, place: &str) {
     if count > 0 {
-        recovered
-            .reclaimed
-            .push(format!("{count} unfinished files of killed commands in {place}"));
+        recovered.reclaimed.push(format!("{count} unfinished files of killed commands in {place}"));
     }
 }
 
@@ -195,14 +193,10 @@ fn settle_one(
     store::sweep(&instance::config::folder(&roots, path).join("volumes"))?;
     let before = instance.generation;
     match lifecycle::settle(operator, instance)? {
-        None => recovered
-            .settled
-            .push(format!("{path}: what was left of it is gone")),
+        None => recovered.settled.push(format!("{path}: what was left of it is gone")),
         Some(instance) if instance.generation != before => {
             let why = instance.last_exit.map(|exit| exit.why).unwrap_or_default();
-            recovered
-                .settled
-                .push(format!("{path}: {} ({why})", instance.status));
+            recovered.settled.push(format!("{path}: {} ({why})", instance.status));
         }
         Some(instance) if instance.status.has_vmm() => recovered.adopted.push(path.clone()),
         Some(_) => {}
@@ -218,9 +212,7 @@ fn reclaim_leases(operator: &mut Operator, recovered: &mut Recovered) -> Result<
         for lease in leases::held(&roots, &tenant)? {
             if !instance::config::file(&roots, &lease.instance).exists() {
                 leases::free(&roots, &lease.instance, lease.offset)?;
-                recovered
-                    .reclaimed
-                    .push(format!("lease {} of {}", lease.offset, lease.instance));
+                recovered.reclaimed.push(format!("lease {} of {}", lease.offset, lease.instance));
             }
         }
     }
@@ -230,10 +222,7 @@ fn reclaim_leases(operator: &mut Operator, recovered: &mut Recovered) -> Result<
 /// VMM directories, TAPs and reservations of slots in which nothing runs.
 fn reclaim_slots(operator: &mut Operator, recovered: &mut Recovered) -> Result<(), NodeError> {
     let roots = operator.roots.clone();
-    let mut slots: BTreeSet<Slot> = room::reserved(&roots)?
-        .into_iter()
-        .map(|(slot, _)| slot)
-        .collect();
+    let mut slots: BTreeSet<Slot> = room::reserved(&roots)?.into_iter().map(|(slot, _)| slot).collect();
     let directories = store::names(&roots.vmm_dirs(), |_| true)?;
     slots.extend(directories.iter().filter_map(|name| Slot::from_tap(name)));
     slots.extend(operator.net()?.list_taps()?);
@@ -253,10 +242,7 @@ fn reclaim_slots(operator: &mut Operator, recovered: &mut Recovered) -> Result<(
                 }
                 Some(lock)
             }
-            None => match tenants
-                .iter()
-                .find(|tenant| tenant.network.tenant_net_id == slot.net_id)
-            {
+            None => match tenants.iter().find(|tenant| tenant.network.tenant_net_id == slot.net_id) {
                 Some(tenant) => {
                     let lock = lock_tenant(&roots, &tenant.tenant_id)?;
                     let held = leases::held(&roots, &tenant.tenant_id)?;
@@ -269,9 +255,7 @@ fn reclaim_slots(operator: &mut Operator, recovered: &mut Recovered) -> Result<(
             },
         };
         launch::teardown(operator, slot, None)?;
-        recovered
-            .reclaimed
-            .push(format!("what was left in slot {}", slot.tap()));
+        recovered.reclaimed.push(format!("what was left in slot {}", slot.tap()));
     }
     Ok(())
 }
@@ -290,18 +274,11 @@ pub fn collect(operator: &Operator) -> Result<Vec<String>, NodeError> {
                 dropped.push(format!("revision {} of {path}", revision.short()));
             }
             for instance in instance::config::paths(roots, &path)? {
-                logs::cut(
-                    &logs::folder(roots, &instance),
-                    u64::from(tenant.quotas.log_mib.max(1)) << 20,
-                )?;
+                logs::cut(&logs::folder(roots, &instance), u64::from(tenant.quotas.log_mib.max(1)) << 20)?;
             }
         }
     }
-    dropped.extend(
-        collect_vmms(roots)?
-            .into_iter()
-            .map(|version| format!("Firecracker {version}")),
-    );
+    dropped.extend(collect_vmms(roots)?.into_iter().map(|version| format!("Firecracker {version}")));
     dropped.extend(collect_audit_logs(roots)?);
     Ok(dropped)
 }

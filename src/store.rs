@@ -87,9 +87,7 @@ impl<'de, const N: u32> Deserialize<'de> for Schema<N> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         match u64::deserialize(deserializer)? {
             version if version == u64::from(N) => Ok(Self),
-            version => Err(serde::de::Error::custom(format!(
-                "schema_version is {version}, not {N}"
-            ))),
+            version => Err(serde::de::Error::custom(format!("schema_version is {version}, not {N}"))),
         }
     }
 }
@@ -105,9 +103,7 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T, StoreError> {
     let bytes = match fs::read(path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Err(StoreError::Missing {
-                path: path.to_path_buf(),
-            });
+            return Err(StoreError::Missing { path: path.to_path_buf() });
         }
         Err(source) => return Err(StoreError::io("read", path)(source)),
     };
@@ -122,10 +118,7 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T, StoreError> {
                 found: version.schema_version,
                 known: KNOWN_SCHEMA,
             },
-            _ => StoreError::Damaged {
-                path: path.to_path_buf(),
-                why: error.to_string(),
-            },
+            _ => StoreError::Damaged { path: path.to_path_buf(), why: error.to_string() },
         }
     })
 }
@@ -171,12 +164,8 @@ pub fn replace(path: &Path, bytes: &[u8], durability: Durability) -> Result<(), 
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let temporary = folder.join(format!(".{name}.{}.tmp", std::process::id()));
     let written = (|| {
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&temporary)?;
+        let mut file =
+            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
         // In two parts, so that a test can stop between them: a torn temporary file must never count.
         let (first, rest) = bytes.split_at(bytes.len() / 2);
         file.write_all(first)?;
@@ -203,9 +192,7 @@ pub fn replace(path: &Path, bytes: &[u8], durability: Durability) -> Result<(), 
 /// # Errors
 /// When it cannot be opened or synced.
 pub fn sync_folder(folder: &Path) -> Result<(), StoreError> {
-    File::open(folder)
-        .and_then(|folder| folder.sync_all())
-        .map_err(StoreError::io("sync", folder))
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(StoreError::io("sync", folder))
 }
 
 /// Makes a folder and those above it, 0700, where they are missing.
@@ -213,11 +200,7 @@ pub fn sync_folder(folder: &Path) -> Result<(), StoreError> {
 /// # Errors
 /// When the operating system refuses.
 pub fn make_folder(path: &Path) -> Result<(), StoreError> {
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-        .map_err(StoreError::io("create", path))
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(StoreError::io("create", path))
 }
 
 /// Removes a folder with all in it; it is well when there is none.
@@ -338,10 +321,7 @@ impl Lock {
             match tried {
                 // The holder before may have removed the file under the lock: then this is a lock on nothing.
                 Ok(()) if is_same_file(&file, path) => {
-                    let lock = Self {
-                        file,
-                        path: path.to_path_buf(),
-                    };
+                    let lock = Self { file, path: path.to_path_buf() };
                     if sharing == Sharing::Exclusive {
                         lock.sign();
                     }
@@ -353,11 +333,7 @@ impl Lock {
             }
             let waited = start.elapsed();
             if waited >= timeout {
-                return Err(StoreError::Locked {
-                    what: what.to_owned(),
-                    holder: holder(path),
-                    waited,
-                });
+                return Err(StoreError::Locked { what: what.to_owned(), holder: holder(path), waited });
             }
             std::thread::sleep(pause.min(timeout - waited));
             pause = (pause * 2).min(Duration::from_millis(20));
@@ -391,15 +367,8 @@ impl Lock {
 }
 
 fn open_lock(path: &Path) -> Result<File, StoreError> {
-    let open = || {
-        OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(path)
-    };
+    let open =
+        || OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
     match open() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             if let Some(folder) = path.parent() {
@@ -439,10 +408,7 @@ mod tests {
     }
 
     fn thing() -> Thing {
-        Thing {
-            schema_version: Schema,
-            name: "a".into(),
-        }
+        Thing { schema_version: Schema, name: "a".into() }
     }
 
     #[test]
@@ -460,28 +426,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("thing.json");
         assert!(matches!(read::<Thing>(&path), Err(StoreError::Missing { .. })));
-        for damaged in [
-            "",
-            "{",
-            "{\"name\":\"a\"}",
-            "{\"schema_version\":0,\"name\":\"a\"}",
-            "\0\0\0\0",
-        ] {
+        for damaged in ["", "{", "{\"name\":\"a\"}", "{\"schema_version\":0,\"name\":\"a\"}", "\0\0\0\0"] {
             fs::write(&path, damaged).unwrap();
-            assert!(
-                matches!(read::<Thing>(&path), Err(StoreError::Damaged { .. })),
-                "{damaged:?}"
-            );
+            assert!(matches!(read::<Thing>(&path), Err(StoreError::Damaged { .. })), "{damaged:?}");
         }
         fs::write(&path, "{\"schema_version\":2,\"nom\":\"a\"}").unwrap();
-        assert!(matches!(
-            read::<Thing>(&path),
-            Err(StoreError::Newer {
-                found: 2,
-                known: 1,
-                ..
-            })
-        ));
+        assert!(matches!(read::<Thing>(&path), Err(StoreError::Newer { found: 2, known: 1, .. })));
     }
 
     #[test]
@@ -491,10 +441,7 @@ mod tests {
         let held = Lock::take(&path, "x", Sharing::Exclusive, Duration::ZERO).unwrap();
         let error = Lock::take(&path, "tenant acme", Sharing::Shared, Duration::from_millis(1)).unwrap_err();
         let text = error.to_string();
-        assert!(
-            text.starts_with(&format!("tenant acme is locked by pid {}", std::process::id())),
-            "{text}"
-        );
+        assert!(text.starts_with(&format!("tenant acme is locked by pid {}", std::process::id())), "{text}");
         drop(held);
         assert!(Lock::try_take(&path).unwrap().is_some());
     }
@@ -512,9 +459,7 @@ mod tests {
     fn a_lock_whose_file_was_removed_is_taken_anew() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x");
-        Lock::take(&path, "x", Sharing::Exclusive, Duration::ZERO)
-            .unwrap()
-            .remove();
+        Lock::take(&path, "x", Sharing::Exclusive, Duration::ZERO).unwrap().remove();
         assert!(!path.exists());
         let lock = Lock::take(&path, "x", Sharing::Exclusive, Duration::ZERO).unwrap();
         assert!(is_same_file(&lock.file, &path));

@@ -33,21 +33,14 @@ fn kill_everywhere(sandbox: &Sandbox, case: &Case) {
         let output = sandbox.run_with(case.operation, format!("#{point}"));
         if !was_killed(&output) {
             let said = String::from_utf8_lossy(&output.stderr).into_owned();
-            assert!(
-                output.status.success(),
-                "{} does not succeed unhindered: {said}",
-                case.operation
-            );
+            assert!(output.status.success(), "{} does not succeed unhindered: {said}", case.operation);
             points = point;
             break;
         }
         // Half of the time nobody recovers: the next command on the same thing has to do it.
         if point % 2 == 0 {
             sandbox.ok("node recover");
-            assert_clean(
-                sandbox,
-                &format!("{} killed at point {point} and recovered", case.operation),
-            );
+            assert_clean(sandbox, &format!("{} killed at point {point} and recovered", case.operation));
             (case.check)(sandbox);
         } else {
             let again = sandbox.run(case.operation);
@@ -60,26 +53,15 @@ fn kill_everywhere(sandbox: &Sandbox, case: &Case) {
                 case.operation
             );
             sandbox.ok("node recover");
-            assert_clean(
-                sandbox,
-                &format!("{} killed at point {point} and run again", case.operation),
-            );
+            assert_clean(sandbox, &format!("{} killed at point {point} and run again", case.operation));
         }
         (case.reset)(sandbox);
     }
-    assert!(
-        points > 3,
-        "{} passes only {points} points: the failpoints do not work",
-        case.operation
-    );
+    assert!(points > 3, "{} passes only {points} points: the failpoints do not work", case.operation);
     (case.reset)(sandbox);
     for point in 1..points {
         let output = sandbox.run_with(case.operation, format!("fail:#{point}"));
-        assert!(
-            output.status.code().is_some(),
-            "{} made to fail at {point} was killed",
-            case.operation
-        );
+        assert!(output.status.code().is_some(), "{} made to fail at {point} was killed", case.operation);
         if case.finishes_later || output.status.success() {
             sandbox.ok("node recover");
         }
@@ -92,11 +74,8 @@ fn kill_everywhere(sandbox: &Sandbox, case: &Case) {
 }
 
 fn assert_clean_but_files(sandbox: &Sandbox, when: &str) {
-    let leaks: Vec<String> = sandbox
-        .leaks()
-        .into_iter()
-        .filter(|leak| !leak.starts_with("unfinished files"))
-        .collect();
+    let leaks: Vec<String> =
+        sandbox.leaks().into_iter().filter(|leak| !leak.starts_with("unfinished files")).collect();
     assert!(leaks.is_empty(), "{when}: {leaks:#?}");
 }
 
@@ -109,12 +88,7 @@ fn destroy_all_instances(sandbox: &Sandbox) {
 
 fn data_disk(sandbox: &Sandbox, path: &str) -> std::path::PathBuf {
     let parts: Vec<&str> = path.split('/').collect();
-    let pool = sandbox
-        .root()
-        .join("tenants")
-        .join(parts[0])
-        .join("pools")
-        .join(parts[1]);
+    let pool = sandbox.root().join("tenants").join(parts[0]).join("pools").join(parts[1]);
     pool.join("instances").join(parts[2]).join("volumes/data.ext4")
 }
 
@@ -122,19 +96,14 @@ const PRECIOUS: &[u8] = b"what the guest wrote";
 
 fn write_precious(sandbox: &Sandbox, path: &str) {
     use std::os::unix::fs::FileExt;
-    let disk = std::fs::File::options()
-        .write(true)
-        .open(data_disk(sandbox, path))
-        .expect("a data disk");
+    let disk = std::fs::File::options().write(true).open(data_disk(sandbox, path)).expect("a data disk");
     disk.write_all_at(PRECIOUS, 4 << 20).expect("it can be written");
 }
 
 fn assert_precious(disk: &std::path::Path) {
     use std::os::unix::fs::FileExt;
     let mut bytes = vec![0; PRECIOUS.len()];
-    std::fs::File::open(disk)
-        .and_then(|disk| disk.read_exact_at(&mut bytes, 4 << 20))
-        .expect("a data disk");
+    std::fs::File::open(disk).and_then(|disk| disk.read_exact_at(&mut bytes, 4 << 20)).expect("a data disk");
     assert_eq!(bytes, PRECIOUS, "the data disk was damaged");
 }
 
@@ -223,9 +192,7 @@ fn destroy_case(flags: &str, kept: bool) {
         check: &|sandbox| {
             let path = current.borrow();
             let id = path.rsplit('/').next().unwrap_or_default();
-            let kept_disk = sandbox
-                .root()
-                .join(format!("tenants/acme/pools/web/kept/{id}.data.ext4"));
+            let kept_disk = sandbox.root().join(format!("tenants/acme/pools/web/kept/{id}.data.ext4"));
             match sandbox.states().is_empty() {
                 true if kept => assert_precious(&kept_disk),
                 true => assert!(!kept_disk.exists()),
@@ -316,26 +283,13 @@ fn pool_import_and_rollback() {
         assert!(sandbox.ok("pool verify acme/web")["ok"] == true);
         assert!(!sandbox.ok("pool info acme/web")["revision"].is_null());
     };
-    let back = format!(
-        "pool rollback acme/web --revision {}",
-        first.as_str().unwrap_or_default()
-    );
+    let back = format!("pool rollback acme/web --revision {}", first.as_str().unwrap_or_default());
     let reset = |sandbox: &Sandbox| drop(sandbox.ok(&back));
-    let case = Case {
-        operation: &import,
-        reset: &reset,
-        check: &whole,
-        finishes_later: true,
-    };
+    let case = Case { operation: &import, reset: &reset, check: &whole, finishes_later: true };
     kill_everywhere(&sandbox, &case);
     let forward = |sandbox: &Sandbox| drop(sandbox.ok(&import));
     forward(&sandbox);
-    let case = Case {
-        operation: &back,
-        reset: &forward,
-        check: &whole,
-        finishes_later: true,
-    };
+    let case = Case { operation: &back, reset: &forward, check: &whole, finishes_later: true };
     kill_everywhere(&sandbox, &case);
 }
 
@@ -352,11 +306,6 @@ fn recovery_itself() {
         assert!(was_killed(&output));
     };
     reset(&sandbox);
-    let case = Case {
-        operation: "node recover",
-        reset: &reset,
-        check: &|_| (),
-        finishes_later: true,
-    };
+    let case = Case { operation: "node recover", reset: &reset, check: &|_| (), finishes_later: true };
     kill_everywhere(&sandbox, &case);
 }

@@ -29,30 +29,15 @@ enum Level {
 }
 
 fn ok(name: &'static str, detail: impl Into<String>) -> Check {
-    Check {
-        name,
-        level: Level::Ok,
-        detail: detail.into(),
-        fix: None,
-    }
+    Check { name, level: Level::Ok, detail: detail.into(), fix: None }
 }
 
 fn warn(name: &'static str, detail: impl Into<String>, fix: impl Into<String>) -> Check {
-    Check {
-        name,
-        level: Level::Warn,
-        detail: detail.into(),
-        fix: Some(fix.into()),
-    }
+    Check { name, level: Level::Warn, detail: detail.into(), fix: Some(fix.into()) }
 }
 
 fn fail(name: &'static str, detail: impl Into<String>, fix: impl Into<String>) -> Check {
-    Check {
-        name,
-        level: Level::Fail,
-        detail: detail.into(),
-        fix: Some(fix.into()),
-    }
+    Check { name, level: Level::Fail, detail: detail.into(), fix: Some(fix.into()) }
 }
 
 /// Runs the command.
@@ -89,10 +74,7 @@ pub fn run(out: &Out, roots: &Roots) -> Result<u8, CliError> {
                 Level::Warn => (Tone::Doubtful, "warn"),
                 Level::Fail => (Tone::Bad, "fail"),
             };
-            let fix = check
-                .fix
-                .as_ref()
-                .map_or(String::new(), |fix| format!("        fix: {fix}"));
+            let fix = check.fix.as_ref().map_or(String::new(), |fix| format!("        fix: {fix}"));
             format!("{}  {}: {}{fix}", out.paint(tone, mark), check.name, check.detail)
         };
         checks.iter().map(line).collect::<Vec<_>>().join("\n")
@@ -101,22 +83,13 @@ pub fn run(out: &Out, roots: &Roots) -> Result<u8, CliError> {
 }
 
 fn number(path: &str) -> Option<u64> {
-    fs::read_to_string(path)
-        .ok()?
-        .split_whitespace()
-        .next()?
-        .parse()
-        .ok()
+    fs::read_to_string(path).ok()?.split_whitespace().next()?.parse().ok()
 }
 
 fn privilege() -> Check {
     match rustix::process::geteuid().is_root() {
         true => ok("root", "runs as root"),
-        false => fail(
-            "root",
-            "does not run as root: no TAP and no bridge can be made",
-            "sudo mvm …",
-        ),
+        false => fail("root", "does not run as root: no TAP and no bridge can be made", "sudo mvm …"),
     }
 }
 
@@ -124,11 +97,8 @@ fn device(name: &'static str, path: &str, fix: &str, missing: Level) -> Check {
     match fs::File::options().read(true).write(true).open(path) {
         Ok(_) => ok(name, format!("{path} can be opened")),
         Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
-            let group = if name == "kvm" {
-                "add yourself to the group kvm: usermod -aG kvm $USER"
-            } else {
-                fix
-            };
+            let group =
+                if name == "kvm" { "add yourself to the group kvm: usermod -aG kvm $USER" } else { fix };
             Check {
                 name,
                 level: missing,
@@ -136,12 +106,9 @@ fn device(name: &'static str, path: &str, fix: &str, missing: Level) -> Check {
                 fix: Some(group.into()),
             }
         }
-        Err(error) => Check {
-            name,
-            level: missing,
-            detail: format!("{path}: {error}"),
-            fix: Some(fix.into()),
-        },
+        Err(error) => {
+            Check { name, level: missing, detail: format!("{path}: {error}"), fix: Some(fix.into()) }
+        }
     }
 }
 
@@ -149,10 +116,7 @@ fn firecracker(roots: &Roots) -> Check {
     let installed = install::list(roots).unwrap_or_default();
     match (installed.last(), &roots.firecracker_bin) {
         (Some(one), _) => ok("firecracker", format!("{} is installed", one.version)),
-        (None, Some(path)) => ok(
-            "firecracker",
-            format!("{} is installed at first use", path.display()),
-        ),
+        (None, Some(path)) => ok("firecracker", format!("{} is installed at first use", path.display())),
         (None, None) => warn(
             "firecracker",
             "none is installed and none is on PATH: only --vmm sim runs",
@@ -162,17 +126,10 @@ fn firecracker(roots: &Roots) -> Check {
 }
 
 fn program(name: &'static str, package: &str) -> Check {
-    let found = [
-        "/usr/local/sbin",
-        "/usr/local/bin",
-        "/usr/sbin",
-        "/usr/bin",
-        "/sbin",
-        "/bin",
-    ]
-    .iter()
-    .map(|folder| Path::new(folder).join(name))
-    .find(|path| path.exists());
+    let found = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"]
+        .iter()
+        .map(|folder| Path::new(folder).join(name))
+        .find(|path| path.exists());
     match found {
         Some(path) => ok(name, format!("{}", path.display())),
         None => fail(name, "is not there", format!("apt-get install {package}")),
@@ -184,11 +141,9 @@ fn cgroups() -> Check {
         Ok(controllers) if controllers.contains("memory") => {
             ok("cgroups", "version 2 with the memory controller")
         }
-        Ok(_) => warn(
-            "cgroups",
-            "version 2, but without the memory controller",
-            "boot with cgroup_enable=memory",
-        ),
+        Ok(_) => {
+            warn("cgroups", "version 2, but without the memory controller", "boot with cgroup_enable=memory")
+        }
         Err(_) => warn(
             "cgroups",
             "version 2 is not mounted at /sys/fs/cgroup: what a VMM uses cannot be limited",
@@ -199,11 +154,7 @@ fn cgroups() -> Check {
 
 /// Tries the real place: a reflink across file systems silently becomes a copy.
 fn reflinks(roots: &Roots) -> Check {
-    let place = if roots.root.exists() {
-        roots.root.clone()
-    } else {
-        std::path::PathBuf::from("/var/lib")
-    };
+    let place = if roots.root.exists() { roots.root.clone() } else { std::path::PathBuf::from("/var/lib") };
     let names = ["a", "b"].map(|name| place.join(format!(".reflink-{}-{name}", std::process::id())));
     let tried = (|| {
         fs::write(&names[0], [1; 4096])?;
@@ -217,17 +168,12 @@ fn reflinks(roots: &Roots) -> Check {
         Ok(true) => ok("reflinks", format!("under {}", place.display())),
         Ok(false) => warn(
             "reflinks",
-            format!(
-                "none under {}: root disks are copied, some 400 ms per GiB of data",
-                place.display()
-            ),
+            format!("none under {}: root disks are copied, some 400 ms per GiB of data", place.display()),
             "put it on btrfs or xfs",
         ),
-        Err(error) => warn(
-            "reflinks",
-            format!("cannot try under {}: {error}", place.display()),
-            "run as root",
-        ),
+        Err(error) => {
+            warn("reflinks", format!("cannot try under {}: {error}", place.display()), "run as root")
+        }
     }
 }
 
@@ -284,21 +230,16 @@ fn subuid() -> Check {
     let first = 0x7000_0000_u64;
     let last = first + (4096 << 16);
     let clash = text.lines().find(|line| {
-        let mut fields = line
-            .split(':')
-            .skip(1)
-            .filter_map(|field| field.parse::<u64>().ok());
+        let mut fields = line.split(':').skip(1).filter_map(|field| field.parse::<u64>().ok());
         match (fields.next(), fields.next()) {
             (Some(start), Some(count)) => start < last && start + count > first,
             _ => false,
         }
     });
     match clash {
-        Some(line) => warn(
-            "subuid",
-            format!("/etc/subuid gives uids of VMMs away: {line}"),
-            "move that range",
-        ),
+        Some(line) => {
+            warn("subuid", format!("/etc/subuid gives uids of VMMs away: {line}"), "move that range")
+        }
         None => ok("subuid", "the uids of VMMs are nobody's"),
     }
 }

@@ -58,13 +58,7 @@ pub struct CliError {
 impl CliError {
     /// An error without causes.
     pub fn new(kind: Kind, code: &'static str, what: impl Into<String>) -> Self {
-        Self {
-            kind,
-            code,
-            what: what.into(),
-            why: Vec::new(),
-            fix: None,
-        }
+        Self { kind, code, what: what.into(), why: Vec::new(), fix: None }
     }
 
     /// With what to do about it.
@@ -99,11 +93,7 @@ impl CliError {
 
     /// As lines for people.
     pub fn text(&self, color: bool) -> String {
-        let style = if color {
-            anstyle::AnsiColor::Red.on_default()
-        } else {
-            anstyle::Style::new()
-        };
+        let style = if color { anstyle::AnsiColor::Red.on_default() } else { anstyle::Style::new() };
         let mut text = format!("{style}{}{style:#}", self.what);
         for why in &self.why {
             text.push_str(&format!("\n  because: {why}"));
@@ -127,12 +117,7 @@ impl CliError {
         struct Wrapped<'a> {
             error: Body<'a>,
         }
-        let body = Body {
-            code: self.code,
-            what: &self.what,
-            why: self.why.join(": "),
-            fix: &self.fix,
-        };
+        let body = Body { code: self.code, what: &self.what, why: self.why.join(": "), fix: &self.fix };
         serde_json::to_string(&Wrapped { error: body }).unwrap_or_default()
     }
 }
@@ -142,16 +127,8 @@ pub fn usage(error: &clap::Error) -> u8 {
     let json = std::env::args().any(|argument| argument == "--json");
     if error.use_stderr() && json {
         let rendered = error.render().to_string();
-        let what = rendered
-            .lines()
-            .next()
-            .unwrap_or_default()
-            .trim_start_matches("error: ")
-            .to_owned();
-        eprintln!(
-            "{}",
-            CliError::new(Kind::Usage, "usage", what).fix("mvm --help").json()
-        );
+        let what = rendered.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
+        eprintln!("{}", CliError::new(Kind::Usage, "usage", what).fix("mvm --help").json());
     } else {
         let _ = error.print();
     }
@@ -168,28 +145,22 @@ impl From<StoreError> for CliError {
     fn from(error: StoreError) -> Self {
         let (kind, code, fix) = match &error {
             StoreError::Missing { .. } => (Kind::NotFound, "not_found", None),
-            StoreError::Damaged { .. } => (
-                Kind::Failed,
-                "damaged",
-                Some("look at the file; nothing was changed".to_owned()),
-            ),
+            StoreError::Damaged { .. } => {
+                (Kind::Failed, "damaged", Some("look at the file; nothing was changed".to_owned()))
+            }
             StoreError::Newer { .. } => (Kind::Failed, "newer_schema", Some("use the newer mvm".to_owned())),
-            StoreError::Locked { .. } => (
-                Kind::Refused,
-                "locked",
-                Some("wait for it, or end it if it hangs".to_owned()),
-            ),
+            StoreError::Locked { .. } => {
+                (Kind::Refused, "locked", Some("wait for it, or end it if it hangs".to_owned()))
+            }
             StoreError::Io { source, path, .. } => match source.kind() {
                 std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem => (
                     Kind::Environment,
                     "permission",
                     Some("run as root, or use --root with a folder of yours".into()),
                 ),
-                std::io::ErrorKind::StorageFull => (
-                    Kind::Failed,
-                    "disk_full",
-                    Some(format!("free space where {} lies", path.display())),
-                ),
+                std::io::ErrorKind::StorageFull => {
+                    (Kind::Failed, "disk_full", Some(format!("free space where {} lies", path.display())))
+                }
                 _ => (Kind::Failed, "io", None),
             },
         };
@@ -202,20 +173,11 @@ impl From<NetError> for CliError {
     fn from(error: NetError) -> Self {
         let made = Self::of(Kind::Failed, "network", &error);
         if error.is_environment() {
-            return Self {
-                kind: Kind::Environment,
-                code: "network_environment",
-                ..made
-            }
-            .fix("mvm doctor");
+            return Self { kind: Kind::Environment, code: "network_environment", ..made }.fix("mvm doctor");
         }
         if error.is_foreign() {
-            return Self {
-                kind: Kind::Refused,
-                code: "foreign",
-                ..made
-            }
-            .fix("rename or remove it, or give the tenant another net id");
+            return Self { kind: Kind::Refused, code: "foreign", ..made }
+                .fix("rename or remove it, or give the tenant another net id");
         }
         made.fix("mvm net verify")
     }
@@ -363,10 +325,9 @@ impl CliError {
             }
             LifecycleError::Net(error) if error.is_foreign() => (Kind::Refused, "foreign"),
             LifecycleError::Shell(ShellError::Spawn { .. })
-            | LifecycleError::Disk(DiskError::Format {
-                source: ShellError::Spawn { .. },
-                ..
-            }) => (Kind::Environment, "no_program"),
+            | LifecycleError::Disk(DiskError::Format { source: ShellError::Spawn { .. }, .. }) => {
+                (Kind::Environment, "no_program")
+            }
             LifecycleError::Store(StoreError::Locked { .. }) => (Kind::Refused, "locked"),
             LifecycleError::Vmm(VmmError::Refused { .. }) => (Kind::Failed, "vmm_refused"),
             LifecycleError::Vmm(VmmError::Ended { .. }) => (Kind::Failed, "vmm_ended"),
@@ -380,11 +341,7 @@ impl CliError {
             made.why.push(error.to_string());
             cause = error.source();
         }
-        if kind == Kind::Environment {
-            made.fix("mvm doctor")
-        } else {
-            made
-        }
+        if kind == Kind::Environment { made.fix("mvm doctor") } else { made }
     }
 }
 

@@ -76,11 +76,7 @@ pub fn run(out: &Out, roots: &Roots, command: &EventsCommand) -> Result<u8, CliE
             seen.insert(tenant, end);
         }
         records.sort_by_key(|record| record.at);
-        let skip = if first {
-            records.len().saturating_sub(command.last)
-        } else {
-            0
-        };
+        let skip = if first { records.len().saturating_sub(command.last) } else { 0 };
         for record in &records[skip..] {
             if out.json {
                 out.json_line(record);
@@ -114,12 +110,12 @@ pub fn line(out: &Out, record: &Record) -> String {
         (None, Some(to)) => format!(" → {to}"),
         _ => String::new(),
     };
-    let revision = entry.revision.as_ref().map_or(String::new(), |revision| {
-        format!(" revision {}", &revision[..revision.len().min(12)])
-    });
-    let detail = entry.detail.as_ref().map_or(String::new(), |detail| {
-        format!(" ({})", escape(detail.as_bytes()))
-    });
+    let revision = entry
+        .revision
+        .as_ref()
+        .map_or(String::new(), |revision| format!(" revision {}", &revision[..revision.len().min(12)]));
+    let detail =
+        entry.detail.as_ref().map_or(String::new(), |detail| format!(" ({})", escape(detail.as_bytes())));
     let at = record.at.strftime("%Y-%m-%d %H:%M:%S");
     let phase = out.paint(tone, &format!("{phase:<9}"));
     format!(

@@ -141,15 +141,9 @@ impl std::str::FromStr for Scope {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         if text.contains('/') {
             let pool: PoolPath = text.parse()?;
-            return Ok(Self {
-                tenant: pool.tenant.clone(),
-                pool: Some(pool),
-            });
+            return Ok(Self { tenant: pool.tenant.clone(), pool: Some(pool) });
         }
-        Ok(Self {
-            tenant: text.parse()?,
-            pool: None,
-        })
+        Ok(Self { tenant: text.parse()?, pool: None })
     }
 }
 
@@ -164,10 +158,7 @@ struct InstanceView {
 impl InstanceView {
     fn new(mut instance: Instance, has_revision: bool) -> Self {
         instance.status = lifecycle::effective_state(&instance, has_revision);
-        Self {
-            path: instance.path(),
-            instance,
-        }
+        Self { path: instance.path(), instance }
     }
 }
 
@@ -181,11 +172,7 @@ fn load(operator: &mut Operator, typed: &InstanceRef) -> Result<Instance, CliErr
     let path = resolve(&operator.roots, typed)?;
     let instance = Instance::load(&operator.roots, &path)?;
     lifecycle::settle(operator, instance)?.ok_or_else(|| {
-        CliError::new(
-            Kind::NotFound,
-            "not_found",
-            format!("{path} was half made, and is gone"),
-        )
+        CliError::new(Kind::NotFound, "not_found", format!("{path} was half made, and is gone"))
     })
 }
 
@@ -229,22 +216,14 @@ pub fn run(out: &Out, operator: &mut Operator, command: InstanceCommand) -> Resu
             let view = view(operator, outcome.instance)?;
             out.done(&view, || match outcome.changed {
                 true => {
-                    let why = view
-                        .instance
-                        .last_exit
-                        .as_ref()
-                        .map(|exit| exit.why.as_str())
-                        .unwrap_or_default();
+                    let why =
+                        view.instance.last_exit.as_ref().map(|exit| exit.why.as_str()).unwrap_or_default();
                     format!("{} {why}", view.instance.instance_id)
                 }
                 false => format!("{} is stopped already", view.instance.instance_id),
             });
         }
-        InstanceCommand::Wait {
-            instance,
-            state,
-            timeout,
-        } => {
+        InstanceCommand::Wait { instance, state, timeout } => {
             let path = resolve(&operator.roots, &instance)?;
             match wait::wait(operator, &path, state, Duration::from_secs(timeout))? {
                 Some(Some(instance)) => {
@@ -264,29 +243,11 @@ pub fn run(out: &Out, operator: &mut Operator, command: InstanceCommand) -> Resu
         }
         InstanceCommand::Logs { instance, follow } => {
             let path = resolve(&operator.roots, &instance)?;
-            stream(
-                out,
-                operator,
-                &path,
-                &logs::vmm_log(&operator.roots, &path),
-                follow,
-                false,
-            )?;
+            stream(out, operator, &path, &logs::vmm_log(&operator.roots, &path), follow, false)?;
         }
-        InstanceCommand::Console {
-            instance,
-            follow,
-            raw,
-        } => {
+        InstanceCommand::Console { instance, follow, raw } => {
             let path = resolve(&operator.roots, &instance)?;
-            stream(
-                out,
-                operator,
-                &path,
-                &logs::console(&operator.roots, &path),
-                follow,
-                raw,
-            )?;
+            stream(out, operator, &path, &logs::console(&operator.roots, &path), follow, raw)?;
         }
         InstanceCommand::Stats { scope } => usage(out, operator, scope.as_ref())?,
         InstanceCommand::Disk(DiskCommand::Grow { instance, size }) => {
@@ -294,30 +255,22 @@ pub fn run(out: &Out, operator: &mut Operator, command: InstanceCommand) -> Resu
             let instance = lifecycle::grow_disk(operator, &path, size)?;
             let view = view(operator, instance)?;
             out.done(&view, || {
-                format!(
-                    "the data disk of {path} has {}; a guest sees it at its next start",
-                    mib(size)
-                )
+                format!("the data disk of {path} has {}; a guest sees it at its next start", mib(size))
             });
         }
         InstanceCommand::Destroy { instance, destroy } => {
             let path = resolve(&operator.roots, &instance)?;
             out.confirm(&format!("Destroy {path}?"), destroy.yes)?;
-            let data = config::folder(&operator.roots, &path)
-                .join("volumes")
-                .join(files::DATA);
+            let data = config::folder(&operator.roots, &path).join("volumes").join(files::DATA);
             let kept = data.exists() && !destroy.wipe_volumes;
             lifecycle::destroy(operator, &path, destroy.wipe_volumes)?;
-            out.done(
-                &serde_json::json!({ "path": path, "status": "destroyed" }),
-                || match kept {
-                    true => {
-                        let kept = lifecycle::kept_folder(&operator.roots, &path.pool_path());
-                        format!("{path} destroyed; its data disk is kept in {}", kept.display())
-                    }
-                    false => format!("{path} destroyed"),
-                },
-            );
+            out.done(&serde_json::json!({ "path": path, "status": "destroyed" }), || match kept {
+                true => {
+                    let kept = lifecycle::kept_folder(&operator.roots, &path.pool_path());
+                    format!("{path} destroyed; its data disk is kept in {}", kept.display())
+                }
+                false => format!("{path} destroyed"),
+            });
         }
     }
     Ok(0)
@@ -331,16 +284,9 @@ fn started(out: &Out, view: &InstanceView, changed: bool) -> String {
     let Some(receipt) = &instance.last_receipt else {
         return String::new();
     };
-    let mut text = format!(
-        "{} {} {:.0} ms",
-        instance.instance_id, instance.net.guest_ip, receipt.total_ms
-    );
+    let mut text = format!("{} {} {:.0} ms", instance.instance_id, instance.net.guest_ip, receipt.total_ms);
     if out.verbose {
-        let steps: Vec<String> = receipt
-            .steps
-            .iter()
-            .map(|(name, ms)| format!("{name} {ms:.1}"))
-            .collect();
+        let steps: Vec<String> = receipt.steps.iter().map(|(name, ms)| format!("{name} {ms:.1}")).collect();
         text.push_str(&format!(": {}", steps.join(", ")));
     }
     if instance.vmm.as_ref().is_some_and(|vmm| vmm.kind == VmmKind::Sim) {
@@ -413,14 +359,8 @@ fn list(out: &Out, operator: &mut Operator, scope: Option<&Scope>) -> Result<(),
                 view.path.to_string(),
                 status,
                 instance.net.guest_ip.to_string(),
-                instance
-                    .vmm
-                    .as_ref()
-                    .map_or("-".into(), |vmm| vmm.kind.to_string()),
-                instance
-                    .revision
-                    .as_ref()
-                    .map_or("-".into(), |revision| revision.short().to_owned()),
+                instance.vmm.as_ref().map_or("-".into(), |vmm| vmm.kind.to_string()),
+                instance.revision.as_ref().map_or("-".into(), |revision| revision.short().to_owned()),
                 since.map_or("-".into(), |since| ago(now, since)),
             ]
         };
@@ -459,22 +399,10 @@ fn describe(out: &Out, view: &InstanceView) -> String {
             mib(resources.data_disk_mib)
         ),
     ];
-    lines.extend(
-        instance
-            .revision
-            .as_ref()
-            .map(|revision| format!("  revision  {revision}")),
-    );
+    lines.extend(instance.revision.as_ref().map(|revision| format!("  revision  {revision}")));
     if let Some(vmm) = &instance.vmm {
-        let jail = if vmm.insecure {
-            out.paint(Tone::Doubtful, ", no jail")
-        } else {
-            String::new()
-        };
-        lines.push(format!(
-            "  vmm       {} {}, pid {}{jail}",
-            vmm.kind, vmm.version, vmm.pid
-        ));
+        let jail = if vmm.insecure { out.paint(Tone::Doubtful, ", no jail") } else { String::new() };
+        lines.push(format!("  vmm       {} {}, pid {}{jail}", vmm.kind, vmm.version, vmm.pid));
     }
     if let Some(intent) = &instance.pending {
         lines.push(format!(
@@ -487,18 +415,9 @@ fn describe(out: &Out, view: &InstanceView) -> String {
     lines.push(format!("  made      {}", instance.created_at));
     lines.extend(instance.entered_running_at.map(|at| format!("  started   {at}")));
     lines.extend(instance.entered_stopped_at.map(|at| format!("  stopped   {at}")));
-    lines.extend(
-        instance
-            .last_exit
-            .as_ref()
-            .map(|exit| format!("  last exit {}, {}", exit.why, exit.when)),
-    );
+    lines.extend(instance.last_exit.as_ref().map(|exit| format!("  last exit {}, {}", exit.why, exit.when)));
     if let Some(receipt) = &instance.last_receipt {
-        let steps: Vec<String> = receipt
-            .steps
-            .iter()
-            .map(|(name, ms)| format!("{name} {ms:.1}"))
-            .collect();
+        let steps: Vec<String> = receipt.steps.iter().map(|(name, ms)| format!("{name} {ms:.1}")).collect();
         lines.push(format!(
             "  receipt   {} {:.1} ms: {}",
             receipt.operation,
@@ -521,10 +440,9 @@ fn why(out: &Out, operator: &mut Operator, typed: &InstanceRef) -> Result<(), Cl
             Some(vmm) => format!("its VMM runs as pid {} ({} {})", vmm.pid, vmm.kind, vmm.version),
             None => "its VMM runs".to_owned(),
         },
-        State::Stopped | State::Warm | State::Sleeping | State::Destroyed => instance
-            .last_exit
-            .as_ref()
-            .map_or("it was asked to".to_owned(), |exit| exit.why.clone()),
+        State::Stopped | State::Warm | State::Sleeping | State::Destroyed => {
+            instance.last_exit.as_ref().map_or("it was asked to".to_owned(), |exit| exit.why.clone())
+        }
     };
     let built = [Event::Start, Event::Stop, Event::Destroy];
     let can: Vec<&str> = built
@@ -570,11 +488,7 @@ fn stream(
         (false, false) => out.raw(escape(bytes).as_bytes()),
     };
     let watch = super::events::Watch::new(&logs::folder(&operator.roots, path)).map_err(|error| {
-        CliError::new(
-            Kind::Failed,
-            "io",
-            format!("cannot watch the logs of {path}: {error}"),
-        )
+        CliError::new(Kind::Failed, "io", format!("cannot watch the logs of {path}: {error}"))
     })?;
     let mut from = 0;
     loop {
@@ -592,10 +506,8 @@ fn stream(
 fn usage(out: &Out, operator: &mut Operator, scope: Option<&Scope>) -> Result<(), CliError> {
     let interfaces = Interfaces::read();
     let views = scoped(operator, scope)?;
-    let all: Vec<Usage> = views
-        .iter()
-        .map(|view| stats::usage(&operator.roots, &view.instance, &interfaces))
-        .collect();
+    let all: Vec<Usage> =
+        views.iter().map(|view| stats::usage(&operator.roots, &view.instance, &interfaces)).collect();
     out.show(&all, || {
         if all.is_empty() {
             return "no instances        next: mvm instance create TENANT/POOL".to_owned();

@@ -28,12 +28,7 @@ use crate::{
 
 /// Runs fleets of Firecracker microVMs for many tenants.
 #[derive(Debug, Parser)]
-#[command(
-    name = "mvm",
-    version,
-    disable_help_subcommand = true,
-    arg_required_else_help = true
-)]
+#[command(name = "mvm", version, disable_help_subcommand = true, arg_required_else_help = true)]
 pub struct Cli {
     #[command(flatten)]
     global: Global,
@@ -134,11 +129,7 @@ fn man(out: &Out, dir: Option<&std::path::Path>) -> Result<u8, CliError> {
     let command = Cli::command();
     match dir {
         Some(dir) => clap_mangen::generate_to(command, dir).map_err(|error| {
-            CliError::new(
-                Kind::Failed,
-                "io",
-                format!("cannot write to {}: {error}", dir.display()),
-            )
+            CliError::new(Kind::Failed, "io", format!("cannot write to {}: {error}", dir.display()))
         })?,
         None => {
             let mut page = Vec::new();
@@ -180,10 +171,7 @@ fn describe(text: &mut String, command: &mut clap::Command) {
     let name = command.get_bin_name().unwrap_or("mvm").to_owned();
     let help = command.render_long_help().to_string();
     let help: Vec<&str> = help.lines().map(str::trim_end).collect();
-    text.push_str(&format!(
-        "\n## {name}\n\n```text\n{}\n```\n",
-        help.join("\n").trim_end()
-    ));
+    text.push_str(&format!("\n## {name}\n\n```text\n{}\n```\n", help.join("\n").trim_end()));
     for sub in command.get_subcommands_mut() {
         describe(text, sub);
     }

@@ -78,13 +78,7 @@ pub fn run(out: &Out, operator: &mut Operator, command: NodeCommand) -> Result<u
                 )
             });
         }
-        NodeCommand::Set {
-            mem_mib,
-            mem_floor_mib,
-            max_vms,
-            disk_floor_mib,
-            production,
-        } => {
+        NodeCommand::Set { mem_mib, mem_floor_mib, max_vms, disk_floor_mib, production } => {
             let node = node::update(&operator.roots, |node| {
                 node.mem_limit_mib = mem_mib.or(node.mem_limit_mib);
                 node.mem_floor_mib = mem_floor_mib.unwrap_or(node.mem_floor_mib);
@@ -98,11 +92,7 @@ pub fn run(out: &Out, operator: &mut Operator, command: NodeCommand) -> Result<u
             let dropped = node::collect(operator)?;
             out.done(&dropped, || match dropped.len() {
                 0 => "nothing to drop".to_owned(),
-                _ => dropped
-                    .iter()
-                    .map(|what| format!("dropped {what}"))
-                    .collect::<Vec<_>>()
-                    .join("\n"),
+                _ => dropped.iter().map(|what| format!("dropped {what}")).collect::<Vec<_>>().join("\n"),
             });
         }
         NodeCommand::Recover => {

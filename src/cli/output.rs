@@ -125,11 +125,7 @@ impl Out {
     pub fn raw(&self, bytes: &[u8]) {
         let mut stdout = std::io::stdout().lock();
         if let Err(error) = stdout.write_all(bytes).and_then(|()| stdout.flush()) {
-            std::process::exit(if error.kind() == std::io::ErrorKind::BrokenPipe {
-                0
-            } else {
-                1
-            });
+            std::process::exit(if error.kind() == std::io::ErrorKind::BrokenPipe { 0 } else { 1 });
         }
     }
 
@@ -144,10 +140,7 @@ impl Out {
     pub fn progress(&self, what: &str) -> Progress {
         let (stop, stopped) = std::sync::mpsc::channel::<()>();
         if self.quiet || self.json || !std::io::stderr().is_terminal() {
-            return Progress {
-                stop: stop,
-                thread: None,
-            };
+            return Progress { stop, thread: None };
         }
         let what = what.to_owned();
         let thread = std::thread::spawn(move || {
@@ -163,10 +156,7 @@ impl Out {
                 let _ = write!(std::io::stderr(), "\r\x1b[K");
             }
         });
-        Progress {
-            stop: stop,
-            thread: Some(thread),
-        }
+        Progress { stop, thread: Some(thread) }
     }
 
     /// A table that fits the terminal.
@@ -191,11 +181,8 @@ impl Out {
     /// Prints an error and returns the exit code.
     pub fn error(&self, error: &CliError) -> u8 {
         let mut stderr = std::io::stderr().lock();
-        let text = if self.json {
-            error.json()
-        } else {
-            error.text(self.color && std::io::stderr().is_terminal())
-        };
+        let text =
+            if self.json { error.json() } else { error.text(self.color && std::io::stderr().is_terminal()) };
         let _ = writeln!(stderr, "{text}");
         error.exit_code()
     }
@@ -221,25 +208,15 @@ impl Out {
         let _ = std::io::stdin().read_line(&mut answer);
         match answer.trim().to_lowercase().as_str() {
             "y" | "yes" => Ok(()),
-            _ => Err(CliError::new(
-                Kind::Usage,
-                "not_confirmed",
-                "not confirmed; nothing was done",
-            )),
+            _ => Err(CliError::new(Kind::Usage, "not_confirmed", "not confirmed; nothing was done")),
         }
     }
 }
 
 fn width(terminal: bool) -> u16 {
-    let columns = std::env::var("COLUMNS")
-        .ok()
-        .and_then(|columns| columns.parse().ok());
+    let columns = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
     let seen = terminal
-        .then(|| {
-            rustix::termios::tcgetwinsize(std::io::stdout())
-                .ok()
-                .map(|size| size.ws_col)
-        })
+        .then(|| rustix::termios::tcgetwinsize(std::io::stdout()).ok().map(|size| size.ws_col))
         .flatten();
     seen.filter(|&width| width > 0).or(columns).unwrap_or(120)
 }

@@ -51,11 +51,7 @@ pub enum PoolCommand {
         #[arg(long, value_name = "FILE")]
         initrd: Option<PathBuf>,
         /// The kernel's command line; mvm adds who the guest is
-        #[arg(
-            long,
-            value_name = "TEXT",
-            default_value = "console=ttyS0 reboot=k panic=-1 quiet loglevel=1"
-        )]
+        #[arg(long, value_name = "TEXT", default_value = "console=ttyS0 reboot=k panic=-1 quiet loglevel=1")]
         cmdline: String,
     },
     /// List pools, of one tenant or of all
@@ -181,9 +177,7 @@ fn parse_vmm(text: &str) -> Result<(VmmKind, Option<String>), String> {
         Some(("firecracker", version)) if !version.is_empty() => {
             Ok((VmmKind::Firecracker, Some(version.to_owned())))
         }
-        _ => Err(format!(
-            "{text:?} is no VMM: expected firecracker, firecracker@VERSION or sim"
-        )),
+        _ => Err(format!("{text:?} is no VMM: expected firecracker, firecracker@VERSION or sim")),
     }
 }
 
@@ -222,20 +216,9 @@ fn view(operator: &Operator, pool: Pool) -> Result<PoolView, CliError> {
 pub fn run(out: &Out, operator: &mut Operator, command: PoolCommand) -> Result<u8, CliError> {
     match command {
         PoolCommand::Create { pool, settings } => create(out, operator, pool, settings)?,
-        PoolCommand::Import {
-            pool,
-            kernel,
-            rootfs,
-            initrd,
-            cmdline,
-        } => {
+        PoolCommand::Import { pool, kernel, rootfs, initrd, cmdline } => {
             let progress = out.progress("copying and checking");
-            let sources = Sources {
-                kernel,
-                rootfs,
-                initrd,
-                cmdline,
-            };
+            let sources = Sources { kernel, rootfs, initrd, cmdline };
             let manifest = lifecycle::import(operator, &pool, &sources)?;
             drop(progress);
             out.done(&manifest, || {
@@ -255,10 +238,9 @@ pub fn run(out: &Out, operator: &mut Operator, command: PoolCommand) -> Result<u
         PoolCommand::Update { pool, settings } => {
             let (pool, changed) = lifecycle::update(operator, &pool, |pool| settings.apply(pool))?;
             out.done(&pool, || match changed {
-                true => format!(
-                    "{} updated; what its instances get, they get at their next start",
-                    pool.path()
-                ),
+                true => {
+                    format!("{} updated; what its instances get, they get at their next start", pool.path())
+                }
                 false => format!("{} is like that already", pool.path()),
             });
         }
@@ -271,10 +253,7 @@ pub fn run(out: &Out, operator: &mut Operator, command: PoolCommand) -> Result<u
                     "{pool}: revision {} is current; what runs keeps its own",
                     manifest.revision.short()
                 ),
-                false => format!(
-                    "{pool}: revision {} is current already",
-                    manifest.revision.short()
-                ),
+                false => format!("{pool}: revision {} is current already", manifest.revision.short()),
             });
         }
         PoolCommand::Verify { pool, revision } => return verify(out, operator, &pool, revision),
@@ -292,15 +271,11 @@ pub fn run(out: &Out, operator: &mut Operator, command: PoolCommand) -> Result<u
         PoolCommand::Destroy { pool, destroy } => {
             load_pool(&operator.roots, &pool)?;
             let instances = instance::config::paths(&operator.roots, &pool)?.len();
-            out.confirm(
-                &format!("Destroy pool {pool} with its {instances} instances?"),
-                destroy.yes,
-            )?;
+            out.confirm(&format!("Destroy pool {pool} with its {instances} instances?"), destroy.yes)?;
             lifecycle::destroy(operator, &pool, destroy.wipe_volumes)?;
-            out.done(
-                &serde_json::json!({ "path": pool.to_string(), "status": "destroyed" }),
-                || format!("{pool} destroyed"),
-            );
+            out.done(&serde_json::json!({ "path": pool.to_string(), "status": "destroyed" }), || {
+                format!("{pool} destroyed")
+            });
         }
     }
     Ok(0)
@@ -384,9 +359,7 @@ fn list(out: &Out, operator: &Operator, tenant: Option<TenantId>) -> Result<(), 
             let resources = view.pool.instance_resources;
             vec![
                 view.path.clone(),
-                view.revision
-                    .as_ref()
-                    .map_or("none".into(), |revision| revision.short().to_owned()),
+                view.revision.as_ref().map_or("none".into(), |revision| revision.short().to_owned()),
                 view.pool.vmm.to_string(),
                 resources.vcpus.to_string(),
                 mib(resources.mem_mib),
@@ -395,16 +368,7 @@ fn list(out: &Out, operator: &Operator, tenant: Option<TenantId>) -> Result<(), 
                 view.pool.egress.to_string(),
             ]
         };
-        let header = [
-            "pool",
-            "revision",
-            "vmm",
-            "vcpus",
-            "memory",
-            "instances",
-            "wanted",
-            "egress",
-        ];
+        let header = ["pool", "revision", "vmm", "vcpus", "memory", "instances", "wanted", "egress"];
         out.table(&header, views.iter().map(row).collect())
     });
     Ok(())
@@ -413,23 +377,15 @@ fn list(out: &Out, operator: &Operator, tenant: Option<TenantId>) -> Result<(), 
 fn describe(out: &Out, view: &PoolView) -> String {
     let pool = &view.pool;
     let resources = pool.instance_resources;
-    let version = pool
-        .vmm_version
-        .as_deref()
-        .unwrap_or("version fixed by the first revision");
+    let version = pool.vmm_version.as_deref().unwrap_or("version fixed by the first revision");
     let mut lines = vec![
         view.path.clone(),
         format!(
             "  revision   {}",
-            view.revision
-                .as_ref()
-                .map_or("none".to_owned(), |revision| revision.to_string())
+            view.revision.as_ref().map_or("none".to_owned(), |revision| revision.to_string())
         ),
         format!("  revisions  {}", view.revisions),
-        format!(
-            "  instances  {}, {} wanted running",
-            view.instances, pool.desired_counts.running
-        ),
+        format!("  instances  {}, {} wanted running", view.instances, pool.desired_counts.running),
         format!(
             "  each       {} vCPUs, {} memory, {} data disk",
             resources.vcpus,
@@ -438,17 +394,10 @@ fn describe(out: &Out, view: &PoolView) -> String {
         ),
         match pool.vmm {
             VmmKind::Firecracker => format!("  vmm        firecracker, {version}"),
-            VmmKind::Sim => format!(
-                "  vmm        {}",
-                out.paint(Tone::Doubtful, "sim: it runs no guest")
-            ),
+            VmmKind::Sim => format!("  vmm        {}", out.paint(Tone::Doubtful, "sim: it runs no guest")),
         },
         format!("  egress     {}", pool.egress),
-        format!(
-            "  flake      {} ({})",
-            pool.flake_ref.as_deref().unwrap_or("none"),
-            pool.profile
-        ),
+        format!("  flake      {} ({})", pool.flake_ref.as_deref().unwrap_or("none"), pool.profile),
         format!("  made       {}", pool.created_at),
     ];
     if pool.insecure {
@@ -472,9 +421,7 @@ fn scale(out: &Out, operator: &mut Operator, pool: &PoolPath, running: u32) -> R
                 .last_receipt
                 .as_ref()
                 .filter(|_| scaled.did != "stopped")
-                .map_or(String::new(), |receipt| {
-                    format!(", {:.0} ms", receipt.total_ms)
-                })
+                .map_or(String::new(), |receipt| { format!(", {:.0} ms", receipt.total_ms) })
         ));
         touched.push(instance.clone());
     });
@@ -500,17 +447,9 @@ fn history(out: &Out, operator: &Operator, pool: &PoolPath) -> Result<(), CliErr
         let row = |(at, entry): (usize, &HistoryEntry)| {
             let is_current = at == last && Some(&entry.revision) == current.as_ref();
             let mark = if is_current { "current" } else { "" };
-            vec![
-                entry.revision.short().to_owned(),
-                entry.at.to_string(),
-                entry.by.clone(),
-                mark.to_owned(),
-            ]
+            vec![entry.revision.short().to_owned(), entry.at.to_string(), entry.by.clone(), mark.to_owned()]
         };
-        out.table(
-            &["revision", "since", "by", ""],
-            history.entries.iter().enumerate().map(row).collect(),
-        )
+        out.table(&["revision", "since", "by", ""], history.entries.iter().enumerate().map(row).collect())
     });
     Ok(())
 }
@@ -547,11 +486,9 @@ fn verify(
     let ok = checks.iter().all(|check| check["ok"] == true);
     out.show(&serde_json::json!({ "checks": checks, "ok": ok }), || {
         let line = |check: &serde_json::Value| match check["detail"].as_str() {
-            None => format!(
-                "{} {}",
-                out.paint(Tone::Good, "ok   "),
-                check["name"].as_str().unwrap_or_default()
-            ),
+            None => {
+                format!("{} {}", out.paint(Tone::Good, "ok   "), check["name"].as_str().unwrap_or_default())
+            }
             Some(why) => format!("{} {why}", out.paint(Tone::Bad, "wrong")),
         };
         checks.iter().map(line).collect::<Vec<_>>().join("\n")

@@ -34,9 +34,8 @@ pub fn run(out: &Out, operator: &mut Operator) -> Result<u8, CliError> {
                 let Some(instance) = store::read_if_there::<Instance>(&file)? else {
                     continue;
                 };
-                *states
-                    .entry(lifecycle::effective_state(&instance, has_revision).name())
-                    .or_insert(0u64) += 1;
+                *states.entry(lifecycle::effective_state(&instance, has_revision).name()).or_insert(0u64) +=
+                    1;
                 unsettled += u64::from(lifecycle::needs_settling(&instance, &boot_id));
                 simulated += u64::from(instance.vmm.is_some_and(|vmm| vmm.kind == VmmKind::Sim));
             }
@@ -44,20 +43,10 @@ pub fn run(out: &Out, operator: &mut Operator) -> Result<u8, CliError> {
     }
     let value = serde_json::json!({ "node": stats, "instances": states, "simulated": simulated, "unsettled": unsettled });
     out.show(&value, || {
-        let counts: Vec<String> = states
-            .iter()
-            .map(|(state, count)| format!("{count} {state}"))
-            .collect();
-        let counts = if counts.is_empty() {
-            "none".to_owned()
-        } else {
-            counts.join(", ")
-        };
+        let counts: Vec<String> = states.iter().map(|(state, count)| format!("{count} {state}")).collect();
+        let counts = if counts.is_empty() { "none".to_owned() } else { counts.join(", ") };
         let mut lines = vec![
-            format!(
-                "{} tenants, {} pools, instances: {counts}",
-                stats.tenants, stats.pools
-            ),
+            format!("{} tenants, {} pools, instances: {counts}", stats.tenants, stats.pools),
             format!(
                 "memory {} of {}, {} vCPUs on {} CPUs, disk {} free",
                 mib(stats.mem_used_mib),
@@ -68,16 +57,14 @@ pub fn run(out: &Out, operator: &mut Operator) -> Result<u8, CliError> {
             ),
         ];
         if simulated > 0 {
-            lines.push(out.paint(
-                Tone::Doubtful,
-                &format!("{simulated} of them simulated: they run no guest"),
-            ));
+            lines.push(
+                out.paint(Tone::Doubtful, &format!("{simulated} of them simulated: they run no guest")),
+            );
         }
         if unsettled > 0 {
-            lines.push(out.paint(
-                Tone::Doubtful,
-                &format!("{unsettled} to settle        next: mvm node recover"),
-            ));
+            lines.push(
+                out.paint(Tone::Doubtful, &format!("{unsettled} to settle        next: mvm node recover")),
+            );
         }
         lines.join("\n")
     });

@@ -139,36 +139,16 @@ struct TenantView {
 
 fn view(operator: &Operator, tenant: Tenant) -> Result<TenantView, CliError> {
     let reserved = room::reserved(&operator.roots)?;
-    let Use {
-        vms, vcpus, mem_mib, ..
-    } = room::used_by(&reserved, tenant.network.tenant_net_id);
+    let Use { vms, vcpus, mem_mib, .. } = room::used_by(&reserved, tenant.network.tenant_net_id);
     let pools = pool::config::paths(&operator.roots, &tenant.tenant_id)?.len();
-    Ok(TenantView {
-        tenant,
-        pools,
-        running: vms,
-        vcpus_used: vcpus,
-        mem_used_mib: mem_mib,
-    })
+    Ok(TenantView { tenant, pools, running: vms, vcpus_used: vcpus, mem_used_mib: mem_mib })
 }
 
 /// Runs the command.
 pub fn run(out: &Out, operator: &mut Operator, command: TenantCommand) -> Result<u8, CliError> {
     match command {
-        TenantCommand::Create {
-            tenant,
-            net_id,
-            subnet,
-            offset_range,
-            quotas,
-        } => {
-            let mut spec = TenantSpec {
-                id: tenant,
-                net_id,
-                subnet,
-                offset_range,
-                quotas: Quotas::default(),
-            };
+        TenantCommand::Create { tenant, net_id, subnet, offset_range, quotas } => {
+            let mut spec = TenantSpec { id: tenant, net_id, subnet, offset_range, quotas: Quotas::default() };
             quotas.apply(&mut spec.quotas);
             let (tenant, new) = lifecycle::create(operator, &spec)?;
             out.done(&tenant, || {
@@ -201,11 +181,7 @@ pub fn run(out: &Out, operator: &mut Operator, command: TenantCommand) -> Result
                         view.tenant.network.ipv4_subnet.to_string(),
                         view.pools.to_string(),
                         format!("{} of {}", view.running, view.tenant.quotas.max_running),
-                        format!(
-                            "{} of {}",
-                            mib(view.mem_used_mib),
-                            mib(view.tenant.quotas.max_mem_mib)
-                        ),
+                        format!("{} of {}", mib(view.mem_used_mib), mib(view.tenant.quotas.max_mem_mib)),
                     ]
                 };
                 let header = ["tenant", "net id", "subnet", "pools", "running", "memory"];
@@ -216,12 +192,7 @@ pub fn run(out: &Out, operator: &mut Operator, command: TenantCommand) -> Result
             let view = view(operator, load_tenant(&operator.roots, &tenant)?)?;
             out.show(&view, || describe(&view));
         }
-        TenantCommand::Update {
-            tenant,
-            pinned,
-            retention_days,
-            quotas,
-        } => {
+        TenantCommand::Update { tenant, pinned, retention_days, quotas } => {
             let (tenant, changed) = lifecycle::update(operator, &tenant, |tenant| {
                 quotas.apply(&mut tenant.quotas);
                 tenant.pinned = pinned.unwrap_or(tenant.pinned);
@@ -243,10 +214,9 @@ pub fn run(out: &Out, operator: &mut Operator, command: TenantCommand) -> Result
                 destroy.yes,
             )?;
             lifecycle::destroy(operator, &tenant, destroy.wipe_volumes)?;
-            out.done(
-                &serde_json::json!({ "tenant_id": tenant, "status": "destroyed" }),
-                || format!("{tenant} destroyed; its audit log is kept"),
-            );
+            out.done(&serde_json::json!({ "tenant_id": tenant, "status": "destroyed" }), || {
+                format!("{tenant} destroyed; its audit log is kept")
+            });
         }
         TenantCommand::Audit { tenant, verify, head } => {
             return show_audit(out, operator, &tenant, verify, head);
@@ -303,18 +273,13 @@ fn show_audit(
             operator.roots.lock_timeout,
         )?;
         let count = audit::verify(&folder)?;
-        out.show(
-            &serde_json::json!({ "tenant_id": tenant, "records": count, "ok": true }),
-            || format!("{count} records, chain whole"),
-        );
+        out.show(&serde_json::json!({ "tenant_id": tenant, "records": count, "ok": true }), || {
+            format!("{count} records, chain whole")
+        });
     } else {
         let (records, _) = audit::records(&folder, 0)?;
         out.show(&records, || {
-            records
-                .iter()
-                .map(|record| super::events::line(out, record))
-                .collect::<Vec<_>>()
-                .join("\n")
+            records.iter().map(|record| super::events::line(out, record)).collect::<Vec<_>>().join("\n")
         });
     }
     Ok(0)

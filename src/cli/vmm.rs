@@ -54,16 +54,13 @@ pub fn run(out: &Out, roots: &Roots, command: VmmCommand) -> Result<u8, CliError
             let beside = file.with_file_name("jailer");
             let jailer = jailer.or(Some(beside).filter(|path| path.is_file()));
             let installed = install::install(roots, &file, jailer.as_deref())?;
-            out.done(&installed, || {
-                format!("Firecracker {} installed", installed.version)
-            });
+            out.done(&installed, || format!("Firecracker {} installed", installed.version));
         }
         VmmCommand::Default { version } => {
             install::set_default(roots, &version)?;
-            out.done(
-                &serde_json::json!({ "version": version, "default": true }),
-                || format!("new pools get Firecracker {version}"),
-            );
+            out.done(&serde_json::json!({ "version": version, "default": true }), || {
+                format!("new pools get Firecracker {version}")
+            });
         }
         VmmCommand::Gc => {
             let removed = node::collect_vmms(roots)?;

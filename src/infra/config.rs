@@ -13,33 +13,15 @@ pub const DEFAULT_ROOT: &str = "/var/lib/mvm";
 
 /// Every environment variable that mvm reads, and what it does. The documentation is made from this list.
 pub const ENVIRONMENT: &[(&str, &str)] = &[
-    (
-        "MVM_ROOT",
-        "the folder that holds all state (default /var/lib/mvm)",
-    ),
-    (
-        "FIRECRACKER_BIN",
-        "the Firecracker to install at first use; otherwise the one on PATH",
-    ),
+    ("MVM_ROOT", "the folder that holds all state (default /var/lib/mvm)"),
+    ("FIRECRACKER_BIN", "the Firecracker to install at first use; otherwise the one on PATH"),
     ("JAILER_BIN", "the jailer that goes with it"),
-    (
-        "MVM_LOCK_TIMEOUT_MS",
-        "how long a command waits for another one's lock (default 30000)",
-    ),
+    ("MVM_LOCK_TIMEOUT_MS", "how long a command waits for another one's lock (default 30000)"),
     ("NO_COLOR", "no colours, as --no-color"),
     ("COLUMNS", "the width of tables, where output is not a terminal"),
-    (
-        "MVM_FAILPOINT",
-        "for tests, in a root marked throw-away: kill or fail the process at this point",
-    ),
-    (
-        "MVM_FIXED_CLOCK",
-        "for tests, in a root marked throw-away: the time that is now",
-    ),
-    (
-        "MVM_FIXED_IDS",
-        "for tests, in a root marked throw-away: the first instance id, counted up from there",
-    ),
+    ("MVM_FAILPOINT", "for tests, in a root marked throw-away: kill or fail the process at this point"),
+    ("MVM_FIXED_CLOCK", "for tests, in a root marked throw-away: the time that is now"),
+    ("MVM_FIXED_IDS", "for tests, in a root marked throw-away: the first instance id, counted up from there"),
 ];
 
 /// The file that marks a root as made for a test or a demo: failpoints and fixed clocks work only beside it.
@@ -93,9 +75,7 @@ impl Environment {
         let text = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
         let path = std::env::var_os("PATH").unwrap_or_default();
         let binary = |name: &str, program: &str| {
-            text(name)
-                .map(PathBuf::from)
-                .or_else(|| find_on_path(&path, program))
+            text(name).map(PathBuf::from).or_else(|| find_on_path(&path, program))
         };
         Self {
             lock_timeout_ms: text("MVM_LOCK_TIMEOUT_MS").and_then(|value| value.parse().ok()),
@@ -112,9 +92,7 @@ impl Environment {
 }
 
 fn find_on_path(path: &OsString, program: &str) -> Option<PathBuf> {
-    std::env::split_paths(path)
-        .map(|dir| dir.join(program))
-        .find(|file| file.is_file())
+    std::env::split_paths(path).map(|dir| dir.join(program)).find(|file| file.is_file())
 }
 
 impl Roots {
@@ -130,10 +108,7 @@ impl Roots {
             lock_timeout: Duration::from_millis(environment.lock_timeout_ms.unwrap_or(30_000)),
             firecracker_bin: environment.firecracker_bin.clone(),
             jailer_bin: environment.jailer_bin.clone(),
-            actor: Actor {
-                uid: environment.uid,
-                via: "cli".into(),
-            },
+            actor: Actor { uid: environment.uid, via: "cli".into() },
             fixed_clock: environment.fixed_clock.filter(|_| throw_away),
             fixed_ids: environment.fixed_ids.filter(|_| throw_away),
         })
@@ -195,10 +170,7 @@ mod tests {
     #[test]
     fn test_settings_count_only_in_a_throw_away_root() {
         let dir = tempfile::tempdir().unwrap();
-        let environment = Environment {
-            fixed_ids: Some(7),
-            ..Environment::default()
-        };
+        let environment = Environment { fixed_ids: Some(7), ..Environment::default() };
         let roots = Roots::new(dir.path(), &environment).unwrap();
         assert_eq!(roots.fixed_ids, None);
         std::fs::write(dir.path().join(THROW_AWAY_MARK), "").unwrap();

@@ -61,10 +61,7 @@ pub fn run<S: AsRef<OsStr>>(
     limit: Duration,
 ) -> Result<Vec<u8>, ShellError> {
     let program = program.as_ref().to_path_buf();
-    let spawn_error = |source| ShellError::Spawn {
-        program: program.clone(),
-        source,
-    };
+    let spawn_error = |source| ShellError::Spawn { program: program.clone(), source };
     let mut child = Command::new(&program)
         .args(arguments)
         .env_clear()
@@ -90,20 +87,13 @@ pub fn run<S: AsRef<OsStr>>(
         let status = child.wait().map_err(spawn_error)?;
         let (out, err) = (out.join().unwrap_or_default(), err.join().unwrap_or_default());
         if !ended {
-            return Err(ShellError::TimedOut {
-                program: program.clone(),
-                limit,
-            });
+            return Err(ShellError::TimedOut { program: program.clone(), limit });
         }
         if status.success() {
             return Ok(out);
         }
         let stderr = String::from_utf8_lossy(&err).trim().to_owned();
-        Err(ShellError::Failed {
-            program: program.clone(),
-            status: status.to_string(),
-            stderr,
-        })
+        Err(ShellError::Failed { program: program.clone(), status: status.to_string(), stderr })
     })
 }
 
@@ -152,10 +142,7 @@ pub fn spawn_detached<S: AsRef<OsStr>>(
     directory: &Path,
     log: File,
 ) -> Result<Child, ShellError> {
-    let error = |source| ShellError::Spawn {
-        program: program.to_path_buf(),
-        source,
-    };
+    let error = |source| ShellError::Spawn { program: program.to_path_buf(), source };
     let err = log.try_clone().map_err(error)?;
     let mut command = Command::new(program);
     command

@@ -66,15 +66,7 @@ impl Entry {
     /// An entry without states.
     pub fn new(what: impl Into<String>, path: impl ToString, phase: Phase) -> Self {
         let (what, path) = (what.into(), path.to_string());
-        Self {
-            what,
-            path,
-            phase,
-            from: None,
-            to: None,
-            revision: None,
-            detail: None,
-        }
+        Self { what, path, phase, from: None, to: None, revision: None, detail: None }
     }
 }
 
@@ -126,12 +118,7 @@ pub enum AuditError {
 }
 
 fn head_at_start() -> Head {
-    Head {
-        schema_version: Schema,
-        count: 0,
-        hash: "0".repeat(64),
-        bytes: 0,
-    }
+    Head { schema_version: Schema, count: 0, hash: "0".repeat(64), bytes: 0 }
 }
 
 /// `audit.log` in a tenant's folder.
@@ -189,12 +176,7 @@ pub fn append(roots: &Roots, tenant: &str, folder: &Path, entry: Entry) -> Resul
         return Err(io("append to")(source).into());
     }
     failpoint::hit("audit", "before-head").map_err(io("append to"))?;
-    head = Head {
-        schema_version: Schema,
-        count: record.seq,
-        hash,
-        bytes: head.bytes + line.len() as u64,
-    };
+    head = Head { schema_version: Schema, count: record.seq, hash, bytes: head.bytes + line.len() as u64 };
     let text = serde_json::to_vec(&head).map_err(|error| io("append to")(std::io::Error::other(error)))?;
     store::replace(&head_file(folder), &text, Durability::Atomic)?;
     Ok(())
@@ -225,11 +207,7 @@ fn unseal(line: &str, prev: &str) -> Result<(Record, String), &'static str> {
 
 /// A writer was killed between line and head: whole lines that continue the chain count, half a line is cut off.
 fn catch_up(path: &Path, file: &File, length: u64, head: &mut Head) -> Result<(), AuditError> {
-    let broken = |line, why| AuditError::Broken {
-        path: path.to_path_buf(),
-        line,
-        why,
-    };
+    let broken = |line, why| AuditError::Broken { path: path.to_path_buf(), line, why };
     if length < head.bytes {
         return Err(broken(head.count, "the log is shorter than its head says"));
     }
@@ -268,10 +246,7 @@ pub fn records(folder: &Path, from: u64) -> Result<(Vec<Record>, u64), StoreErro
     file.seek(SeekFrom::Start(from))
         .and_then(|_| file.read_to_end(&mut text))
         .map_err(StoreError::io("read", &path))?;
-    let whole = text
-        .iter()
-        .rposition(|&byte| byte == b'\n')
-        .map_or(0, |at| at + 1);
+    let whole = text.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
     let records = text[..whole]
         .split(|&byte| byte == b'\n')
         .filter_map(|line| serde_json::from_slice(line).ok())
@@ -294,11 +269,7 @@ pub fn head(folder: &Path) -> Result<Head, StoreError> {
 pub fn verify(folder: &Path) -> Result<u64, AuditError> {
     let path = log_file(folder);
     let head = head(folder)?;
-    let broken = |line, why| AuditError::Broken {
-        path: path.clone(),
-        line,
-        why,
-    };
+    let broken = |line, why| AuditError::Broken { path: path.clone(), line, why };
     let file = match File::open(&path) {
         Ok(file) => file,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound && head.count == 0 => return Ok(0),
@@ -308,11 +279,7 @@ pub fn verify(folder: &Path) -> Result<u64, AuditError> {
     let mut head_seen = head.count == 0;
     let mut reader = BufReader::new(file);
     let mut bytes = Vec::new();
-    while reader
-        .read_until(b'\n', &mut bytes)
-        .map_err(StoreError::io("read", &path))?
-        > 0
-    {
+    while reader.read_until(b'\n', &mut bytes).map_err(StoreError::io("read", &path))? > 0 {
         let number = count + 1;
         // Half a line behind the head is what a killed writer left: the next one cuts it off.
         let Some(line) = bytes.strip_suffix(b"\n") else {
@@ -352,13 +319,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let roots = Roots::new(dir.path(), &Environment::default()).unwrap();
         for number in 0..lines {
-            append(
-                &roots,
-                "acme",
-                dir.path(),
-                Entry::new("test.do", number, Phase::Done),
-            )
-            .unwrap();
+            append(&roots, "acme", dir.path(), Entry::new("test.do", number, Phase::Done)).unwrap();
         }
         (dir, roots)
     }
@@ -368,10 +329,7 @@ mod tests {
         let (dir, _) = log(3);
         assert_eq!(verify(dir.path()).unwrap(), 3);
         let (records, _) = records(dir.path(), 0).unwrap();
-        assert_eq!(
-            records.iter().map(|record| record.seq).collect::<Vec<_>>(),
-            [1, 2, 3]
-        );
+        assert_eq!(records.iter().map(|record| record.seq).collect::<Vec<_>>(), [1, 2, 3]);
     }
 
     #[test]
@@ -385,11 +343,8 @@ mod tests {
         };
         let own = |lines: Vec<&str>| lines.into_iter().map(str::to_owned).collect::<Vec<_>>();
         assert!(
-            change(&|lines| own(lines)
-                .iter()
-                .map(|l| l.replace("test.do", "test.xx"))
-                .collect())
-            .contains("line 1")
+            change(&|lines| own(lines).iter().map(|l| l.replace("test.do", "test.xx")).collect())
+                .contains("line 1")
         );
         assert!(change(&|lines| own(vec![lines[0], lines[2]])).contains("line 2"));
         assert!(change(&|lines| own(vec![lines[0], lines[1]])).contains("head"));
@@ -398,10 +353,7 @@ mod tests {
     #[test]
     fn half_a_line_of_a_killed_writer_is_cut_off() {
         let (dir, roots) = log(2);
-        let mut file = OpenOptions::new()
-            .append(true)
-            .open(log_file(dir.path()))
-            .unwrap();
+        let mut file = OpenOptions::new().append(true).open(log_file(dir.path())).unwrap();
         file.write_all(b"{\"seq\":3,").unwrap();
         assert_eq!(verify(dir.path()).unwrap(), 2);
         append(&roots, "acme", dir.path(), Entry::new("test.do", 3, Phase::Done)).unwrap();

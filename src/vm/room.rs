@@ -74,8 +74,7 @@ impl NodeConfig {
 
     /// Memory for guests and their VMMs, in MiB.
     pub fn memory_mib(&self, machine_mib: u64) -> u64 {
-        self.mem_limit_mib
-            .unwrap_or(machine_mib.saturating_sub(self.mem_floor_mib))
+        self.mem_limit_mib.unwrap_or(machine_mib.saturating_sub(self.mem_floor_mib))
     }
 }
 
@@ -116,22 +115,11 @@ pub enum RoomError {
 /// # Errors
 /// When somebody else holds it for too long.
 pub fn lock(roots: &Roots) -> Result<Lock, StoreError> {
-    Lock::take(
-        &roots.lock_file("node"),
-        "the node",
-        Sharing::Exclusive,
-        roots.lock_timeout,
-    )
+    Lock::take(&roots.lock_file("node"), "the node", Sharing::Exclusive, roots.lock_timeout)
 }
 
 fn file_name(slot: Slot, wanted: Use) -> String {
-    format!(
-        "{}.{}c.{}m.{}d",
-        slot.tap(),
-        wanted.vcpus,
-        wanted.mem_mib,
-        wanted.disk_mib
-    )
+    format!("{}.{}c.{}m.{}d", slot.tap(), wanted.vcpus, wanted.mem_mib, wanted.disk_mib)
 }
 
 fn parse(name: &str) -> Option<(Slot, Use)> {
@@ -140,15 +128,7 @@ fn parse(name: &str) -> Option<(Slot, Use)> {
     let vcpus = parts.next()?.strip_suffix('c')?.parse().ok()?;
     let mem_mib = parts.next()?.strip_suffix('m')?.parse().ok()?;
     let disk_mib = parts.next()?.strip_suffix('d')?.parse().ok()?;
-    Some((
-        slot,
-        Use {
-            vms: 1,
-            vcpus,
-            mem_mib,
-            disk_mib,
-        },
-    ))
+    Some((slot, Use { vms: 1, vcpus, mem_mib, disk_mib }))
 }
 
 /// All reservations.
@@ -184,27 +164,14 @@ pub fn reserve(
     check_disk(roots, &node)?;
     let machine = memory_total_mib();
     let _lock = lock(roots)?;
-    let others: Vec<_> = reserved(roots)?
-        .into_iter()
-        .filter(|(other, _)| *other != slot)
-        .collect();
+    let others: Vec<_> = reserved(roots)?.into_iter().filter(|(other, _)| *other != slot).collect();
     quotas
         .admit(used_by(&others, slot.net_id), wanted)
-        .map_err(|exceeded| RoomError::Quota {
-            tenant: tenant.to_owned(),
-            exceeded,
-        })?;
+        .map_err(|exceeded| RoomError::Quota { tenant: tenant.to_owned(), exceeded })?;
     let all = others.iter().fold(Use::default(), |sum, (_, one)| sum.plus(*one));
     let overhead = |u: Use| u.mem_mib.saturating_add(u64::from(u.vms) * VMM_OVERHEAD_MIB);
     within("VMs", all.vms.into(), 1, node.max_vms.into())
-        .and_then(|()| {
-            within(
-                "memory in MiB",
-                overhead(all),
-                overhead(wanted),
-                node.memory_mib(machine),
-            )
-        })
+        .and_then(|()| within("memory in MiB", overhead(all), overhead(wanted), node.memory_mib(machine)))
         .map_err(|exceeded| RoomError::Node { exceeded })?;
     release_unlocked(roots, slot)?;
     let folder = roots.reservations();
@@ -243,11 +210,7 @@ pub fn check_disk(roots: &Roots, node: &NodeConfig) -> Result<(), RoomError> {
         return Ok(());
     }
     let root = roots.root.display().to_string();
-    Err(RoomError::Disk {
-        free_mib,
-        floor_mib: node.disk_floor_mib,
-        root,
-    })
+    Err(RoomError::Disk { free_mib, floor_mib: node.disk_floor_mib, root })
 }
 
 /// Free space where a path lies, in MiB.
@@ -272,12 +235,7 @@ mod tests {
     #[test]
     fn a_reservation_is_what_its_name_says() {
         let slot = Slot::from_tap("tn3i5").unwrap();
-        let wanted = Use {
-            vms: 1,
-            vcpus: 2,
-            mem_mib: 1024,
-            disk_mib: 2048,
-        };
+        let wanted = Use { vms: 1, vcpus: 2, mem_mib: 1024, disk_mib: 2048 };
         assert_eq!(file_name(slot, wanted), "tn3i5.2c.1024m.2048d");
         assert_eq!(parse("tn3i5.2c.1024m.2048d"), Some((slot, wanted)));
         for junk in ["", "tn3i5", "tn3i5.2c.1024m", "x.2c.1m.1d", "tn3i5.c.1m.1d"] {

@@ -107,10 +107,7 @@ impl Client {
         loop {
             match connect_in(directory, API_SOCKET) {
                 Ok(stream) => {
-                    let client = Self {
-                        stream,
-                        directory: directory.to_path_buf(),
-                    };
+                    let client = Self { stream, directory: directory.to_path_buf() };
                     client.set_limit(CALL_LIMIT)?;
                     return Ok(client);
                 }
@@ -119,10 +116,7 @@ impl Client {
                     if error.kind() == io::ErrorKind::ConnectionRefused && Instant::now() < deadline =>
                 {
                     if has_ended(pidfd) {
-                        return Err(VmmError::Ended {
-                            request: request(),
-                            log: log_tail(directory),
-                        });
+                        return Err(VmmError::Ended { request: request(), log: log_tail(directory) });
                     }
                     std::thread::sleep(Duration::from_micros(50));
                     continue;
@@ -138,23 +132,13 @@ impl Client {
             }
             let left = deadline.saturating_duration_since(Instant::now());
             let timeout = Timespec::try_from(left).unwrap_or_default();
-            let mut fds = [
-                PollFd::new(&watch, PollFlags::IN),
-                PollFd::new(pidfd, PollFlags::IN),
-            ];
+            let mut fds = [PollFd::new(&watch, PollFlags::IN), PollFd::new(pidfd, PollFlags::IN)];
             match poll(&mut fds, Some(&timeout)) {
                 Ok(0) => {
-                    return Err(VmmError::TimedOut {
-                        request: request(),
-                        limit,
-                        log: log_tail(directory),
-                    });
+                    return Err(VmmError::TimedOut { request: request(), limit, log: log_tail(directory) });
                 }
                 Ok(_) if !fds[1].revents().is_empty() => {
-                    return Err(VmmError::Ended {
-                        request: request(),
-                        log: log_tail(directory),
-                    });
+                    return Err(VmmError::Ended { request: request(), log: log_tail(directory) });
                 }
                 Ok(_) => drop(rustix::io::read(&watch, &mut [0; 1024][..])),
                 Err(rustix::io::Errno::INTR) => {}
@@ -173,10 +157,7 @@ impl Client {
             path: directory.join(API_SOCKET),
             source,
         })?;
-        let client = Self {
-            stream,
-            directory: directory.to_path_buf(),
-        };
+        let client = Self { stream, directory: directory.to_path_buf() };
         client.set_limit(CALL_LIMIT)?;
         Ok(client)
     }
@@ -197,10 +178,9 @@ impl Client {
     /// # Errors
     /// [`VmmError::Refused`] carries the VMM's own words.
     pub fn call(&mut self, call: &Call) -> Result<(), VmmError> {
-        let (method, path, body) = call.request().map_err(|error| VmmError::Nonsense {
-            request: format!("{call:?}"),
-            why: error.to_string(),
-        })?;
+        let (method, path, body) = call
+            .request()
+            .map_err(|error| VmmError::Nonsense { request: format!("{call:?}"), why: error.to_string() })?;
         self.exchange(method, &path, &body).map(drop)
     }
 
@@ -210,10 +190,8 @@ impl Client {
     /// As [`Client::call`].
     pub fn info(&mut self) -> Result<InstanceInfo, VmmError> {
         let body = self.exchange("GET", "/", b"")?;
-        serde_json::from_slice(&body).map_err(|error| VmmError::Nonsense {
-            request: "GET /".into(),
-            why: error.to_string(),
-        })
+        serde_json::from_slice(&body)
+            .map_err(|error| VmmError::Nonsense { request: "GET /".into(), why: error.to_string() })
     }
 
     fn exchange(&mut self, method: &str, path: &str, body: &[u8]) -> Result<Vec<u8>, VmmError> {
@@ -237,36 +215,20 @@ impl Client {
             Ok(fault) => fault.fault_message,
             Err(_) => String::from_utf8_lossy(&answer).trim().to_owned(),
         };
-        Err(VmmError::Refused {
-            request,
-            status,
-            message,
-        })
+        Err(VmmError::Refused { request, status, message })
     }
 
     fn explain(&self, request: &str, error: io::Error) -> VmmError {
         let request = request.to_owned();
         match error.kind() {
-            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => VmmError::TimedOut {
-                request,
-                limit: CALL_LIMIT,
-                log: log_tail(&self.directory),
-            },
-            io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => {
-                VmmError::Ended {
-                    request,
-                    log: log_tail(&self.directory),
-                }
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+                VmmError::TimedOut { request, limit: CALL_LIMIT, log: log_tail(&self.directory) }
             }
-            io::ErrorKind::InvalidData => VmmError::Nonsense {
-                request,
-                why: error.to_string(),
-            },
-            _ => VmmError::Io {
-                action: "talk to",
-                path: self.directory.join(API_SOCKET),
-                source: error,
-            },
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => {
+                VmmError::Ended { request, log: log_tail(&self.directory) }
+            }
+            io::ErrorKind::InvalidData => VmmError::Nonsense { request, why: error.to_string() },
+            _ => VmmError::Io { action: "talk to", path: self.directory.join(API_SOCKET), source: error },
         }
     }
 }
@@ -276,11 +238,8 @@ impl Client {
 /// # Errors
 /// When there is none, or nobody listens.
 pub fn connect_in(directory: &Path, name: &str) -> io::Result<UnixStream> {
-    let folder = rustix::fs::open(
-        directory,
-        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )?;
+    let folder =
+        rustix::fs::open(directory, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     UnixStream::connect(format!("/proc/self/fd/{}/{name}", folder.as_raw_fd()))
 }
 
@@ -298,15 +257,11 @@ fn read_answer(stream: &mut impl Read) -> io::Result<(u16, Vec<u8>)> {
     loop {
         let mut headers = [httparse::EMPTY_HEADER; 32];
         let mut response = httparse::Response::new(&mut headers);
-        if let httparse::Status::Complete(start) = response
-            .parse(&bytes)
-            .map_err(|error| nonsense(&error.to_string()))?
+        if let httparse::Status::Complete(start) =
+            response.parse(&bytes).map_err(|error| nonsense(&error.to_string()))?
         {
             let status = response.code.ok_or_else(|| nonsense("no status"))?;
-            let length = match response
-                .headers
-                .iter()
-                .find(|h| h.name.eq_ignore_ascii_case("content-length"))
+            let length = match response.headers.iter().find(|h| h.name.eq_ignore_ascii_case("content-length"))
             {
                 Some(header) => str::from_utf8(header.value)
                     .ok()
@@ -347,10 +302,7 @@ pub fn log_tail(directory: &Path) -> String {
     };
     let text = String::from_utf8_lossy(&read().unwrap_or_default()).into_owned();
     let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
-    lines[lines.len().saturating_sub(5)..]
-        .iter()
-        .map(|line| format!("\n  {}", line.escape_debug()))
-        .collect()
+    lines[lines.len().saturating_sub(5)..].iter().map(|line| format!("\n  {}", line.escape_debug())).collect()
 }
 
 #[cfg(test)]
@@ -363,31 +315,21 @@ mod tests {
 
     #[test]
     fn answers_with_and_without_a_body() {
-        assert_eq!(
-            answer(b"HTTP/1.1 204 \r\nServer: Firecracker API\r\n\r\n").unwrap(),
-            (204, vec![])
-        );
+        assert_eq!(answer(b"HTTP/1.1 204 \r\nServer: Firecracker API\r\n\r\n").unwrap(), (204, vec![]));
         let (status, body) = answer(b"HTTP/1.1 400 \r\nContent-Length: 2\r\n\r\n{}").unwrap();
         assert_eq!((status, body.as_slice()), (400, b"{}".as_slice()));
     }
 
     #[test]
     fn a_cut_answer_means_that_the_vmm_ended() {
-        for cut in [
-            &b""[..],
-            b"HTTP/1.1 20",
-            b"HTTP/1.1 200 \r\nContent-Length: 9\r\n\r\n{}",
-        ] {
+        for cut in [&b""[..], b"HTTP/1.1 20", b"HTTP/1.1 200 \r\nContent-Length: 9\r\n\r\n{}"] {
             assert_eq!(answer(cut).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
         }
     }
 
     #[test]
     fn nonsense_is_no_answer() {
-        for junk in [
-            &b"hello\r\n\r\n"[..],
-            b"HTTP/1.1 200 \r\nContent-Length: 99999999999\r\n\r\n",
-        ] {
+        for junk in [&b"hello\r\n\r\n"[..], b"HTTP/1.1 200 \r\nContent-Length: 99999999999\r\n\r\n"] {
             assert_eq!(answer(junk).unwrap_err().kind(), io::ErrorKind::InvalidData);
         }
     }

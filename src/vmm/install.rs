@@ -79,10 +79,7 @@ const DEFAULT: &str = "default";
 /// When the folder cannot be read.
 pub fn list(roots: &Roots) -> Result<Vec<Installed>, StoreError> {
     let folder = roots.vmm_versions();
-    let default = fs::read_to_string(folder.join(DEFAULT))
-        .unwrap_or_default()
-        .trim()
-        .to_owned();
+    let default = fs::read_to_string(folder.join(DEFAULT)).unwrap_or_default().trim().to_owned();
     let mut all = Vec::new();
     for name in store::names(&folder, |name| !name.starts_with('.') && name != DEFAULT)? {
         let Some((version, arch)) = name.rsplit_once('-') else {
@@ -92,13 +89,7 @@ pub fn list(roots: &Roots) -> Result<Vec<Installed>, StoreError> {
         let jailer = Some(folder.join(&name).join("jailer")).filter(|path| path.exists());
         if firecracker.exists() {
             let default = default == version;
-            all.push(Installed {
-                version: version.into(),
-                arch: arch.into(),
-                firecracker,
-                jailer,
-                default,
-            });
+            all.push(Installed { version: version.into(), arch: arch.into(), firecracker, jailer, default });
         }
     }
     all.sort_by_key(|installed| version_key(&installed.version));
@@ -106,10 +97,7 @@ pub fn list(roots: &Roots) -> Result<Vec<Installed>, StoreError> {
 }
 
 fn version_key(version: &str) -> Vec<u64> {
-    version
-        .split(['.', '-'])
-        .map(|part| part.parse().unwrap_or(0))
-        .collect()
+    version.split(['.', '-']).map(|part| part.parse().unwrap_or(0)).collect()
 }
 
 /// The Firecracker to run: this version, or the default, or the newest, or the one that the environment names, which is
@@ -137,23 +125,12 @@ pub fn firecracker(roots: &Roots, version: Option<&str>) -> Result<Program, Inst
         }
         (None, None) => return Err(InstallError::None),
     };
-    Ok(Program {
-        path: chosen.firecracker,
-        first_arguments: Vec::new(),
-        version: chosen.version,
-    })
+    Ok(Program { path: chosen.firecracker, first_arguments: Vec::new(), version: chosen.version })
 }
 
 fn no_such(version: Option<&str>, installed: Vec<Installed>) -> InstallError {
-    let installed = installed
-        .into_iter()
-        .map(|one| one.version)
-        .collect::<Vec<_>>()
-        .join(", ");
-    InstallError::NoSuchVersion {
-        version: version.unwrap_or_default().to_owned(),
-        installed,
-    }
+    let installed = installed.into_iter().map(|one| one.version).collect::<Vec<_>>().join(", ");
+    InstallError::NoSuchVersion { version: version.unwrap_or_default().to_owned(), installed }
 }
 
 /// The simulated VMM: this very program under another name.
@@ -178,10 +155,7 @@ pub fn sim() -> Result<Program, InstallError> {
 /// # Errors
 /// [`InstallError::NotFirecracker`] where it names none.
 pub fn install(roots: &Roots, firecracker: &Path, jailer: Option<&Path>) -> Result<Installed, InstallError> {
-    let not = |why: String| InstallError::NotFirecracker {
-        path: firecracker.to_path_buf(),
-        why,
-    };
+    let not = |why: String| InstallError::NotFirecracker { path: firecracker.to_path_buf(), why };
     let said = shell::run(firecracker, ["--version"], b"", Duration::from_secs(10))
         .map_err(|error| not(error.to_string()))?;
     let said = String::from_utf8_lossy(&said);
@@ -190,21 +164,14 @@ pub fn install(roots: &Roots, firecracker: &Path, jailer: Option<&Path>) -> Resu
         .find_map(|line| line.strip_prefix("Firecracker v"))
         .map(str::trim)
         .filter(|version| {
-            !version.is_empty()
-                && version
-                    .chars()
-                    .all(|c| c.is_ascii_alphanumeric() || ".-".contains(c))
+            !version.is_empty() && version.chars().all(|c| c.is_ascii_alphanumeric() || ".-".contains(c))
         })
         .ok_or_else(|| not(format!("it says {:?}", said.lines().next().unwrap_or_default())))?
         .to_owned();
     let folder = roots.vmm_versions();
     store::make_folder(&folder)?;
-    let _lock = Lock::take(
-        &roots.lock_file("vmm"),
-        "the VMM versions",
-        Sharing::Exclusive,
-        roots.lock_timeout,
-    )?;
+    let _lock =
+        Lock::take(&roots.lock_file("vmm"), "the VMM versions", Sharing::Exclusive, roots.lock_timeout)?;
     store::sweep(&folder)?;
     let arch = std::env::consts::ARCH;
     let name = format!("{version}-{arch}");
@@ -218,9 +185,7 @@ pub fn install(roots: &Roots, firecracker: &Path, jailer: Option<&Path>) -> Resu
             fs::copy(from, &to).map_err(StoreError::io("copy", from))?;
             fs::set_permissions(&to, fs::Permissions::from_mode(0o755))
                 .map_err(StoreError::io("write", &to))?;
-            fs::File::open(&to)
-                .and_then(|file| file.sync_all())
-                .map_err(StoreError::io("sync", &to))?;
+            fs::File::open(&to).and_then(|file| file.sync_all()).map_err(StoreError::io("sync", &to))?;
         }
         fs::rename(&new, &place).map_err(StoreError::io("rename", &new))?;
         store::sync_folder(&folder)?;
@@ -239,11 +204,7 @@ pub fn set_default(roots: &Roots, version: &str) -> Result<(), InstallError> {
         return Err(no_such(Some(version), installed));
     }
     let file = roots.vmm_versions().join(DEFAULT);
-    Ok(store::replace(
-        &file,
-        format!("{version}\n").as_bytes(),
-        store::Durability::Durable,
-    )?)
+    Ok(store::replace(&file, format!("{version}\n").as_bytes(), store::Durability::Durable)?)
 }
 
 /// Removes a version.
@@ -251,12 +212,8 @@ pub fn set_default(roots: &Roots, version: &str) -> Result<(), InstallError> {
 /// # Errors
 /// When it cannot be removed.
 pub fn remove(roots: &Roots, installed: &Installed) -> Result<(), StoreError> {
-    let _lock = Lock::take(
-        &roots.lock_file("vmm"),
-        "the VMM versions",
-        Sharing::Exclusive,
-        roots.lock_timeout,
-    )?;
+    let _lock =
+        Lock::take(&roots.lock_file("vmm"), "the VMM versions", Sharing::Exclusive, roots.lock_timeout)?;
     match installed.firecracker.parent() {
         Some(folder) => store::vanish(folder),
         None => Ok(()),

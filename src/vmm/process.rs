@@ -54,35 +54,15 @@ pub struct Vmm {
 /// # Errors
 /// When the program cannot be run.
 pub fn spawn(program: &Program, directory: &Path, id: &str) -> Result<Vmm, ShellError> {
-    let wrap = |source| ShellError::Spawn {
-        program: program.path.clone(),
-        source,
-    };
-    let log = File::options()
-        .append(true)
-        .create(true)
-        .open(directory.join(LOG))
-        .map_err(wrap)?;
+    let wrap = |source| ShellError::Spawn { program: program.path.clone(), source };
+    let log = File::options().append(true).create(true).open(directory.join(LOG)).map_err(wrap)?;
     let arguments = program.first_arguments.iter().cloned().chain(
-        [
-            "--api-sock",
-            API_SOCKET,
-            "--id",
-            id,
-            "--level",
-            "Warning",
-            "--log-path",
-            LOG,
-        ]
-        .map(OsString::from),
+        ["--api-sock", API_SOCKET, "--id", id, "--level", "Warning", "--log-path", LOG].map(OsString::from),
     );
     let child = shell::spawn_detached(&program.path, arguments, directory, log)?;
     let pid = child.id().cast_signed();
     match (handle(pid), stat(pid)) {
-        (Some(pidfd), Some((start_time, _))) => Ok(Vmm {
-            identity: Identity { pid, start_time },
-            pidfd,
-        }),
+        (Some(pidfd), Some((start_time, _))) => Ok(Vmm { identity: Identity { pid, start_time }, pidfd }),
         _ => Err(wrap(io::Error::other("it ended at once"))),
     }
 }
@@ -97,10 +77,7 @@ fn stat(pid: i32) -> Option<(u64, u8)> {
     // The name in parentheses may hold anything: what follows the last one is fixed.
     let (_, rest) = text.rsplit_once(") ")?;
     let fields: Vec<&str> = rest.split(' ').collect();
-    Some((
-        fields.get(19)?.parse().ok()?,
-        *fields.first()?.as_bytes().first()?,
-    ))
+    Some((fields.get(19)?.parse().ok()?, *fields.first()?.as_bytes().first()?))
 }
 
 /// Finds the VMM with this identity; `None` if it has ended.
@@ -132,10 +109,7 @@ pub fn find_in(directory: &Path) -> Vec<Vmm> {
 fn adopt(pid: i32) -> Option<Vmm> {
     let pidfd = handle(pid)?;
     let (start_time, _) = stat(pid)?;
-    Some(Vmm {
-        identity: Identity { pid, start_time },
-        pidfd,
-    })
+    Some(Vmm { identity: Identity { pid, start_time }, pidfd })
 }
 
 /// The working directories of all processes that this one may see.
@@ -152,10 +126,7 @@ pub fn all_working_directories() -> Vec<(i32, PathBuf)> {
             let cwd = std::fs::read_link(format!("/proc/{pid}/cwd")).ok()?;
             // A folder that was removed under a process keeps its name with this mark.
             let text = cwd.to_str()?;
-            Some((
-                pid,
-                PathBuf::from(text.strip_suffix(" (deleted)").unwrap_or(text)),
-            ))
+            Some((pid, PathBuf::from(text.strip_suffix(" (deleted)").unwrap_or(text))))
         })
         .collect()
 }
@@ -200,10 +171,7 @@ impl Vmm {
 
 /// The id of this boot of the host.
 pub fn boot_id() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
-        .unwrap_or_default()
-        .trim()
-        .to_owned()
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
 
 #[cfg(test)]
@@ -212,15 +180,10 @@ mod tests {
 
     fn sleeper(directory: &Path) -> Vmm {
         let log = File::create(directory.join("log")).unwrap();
-        let child = shell::spawn_detached(Path::new("/bin/sleep"), ["1000"], directory, log).unwrap();
+        let mut child = shell::spawn_detached(Path::new("/bin/sleep"), ["1000"], directory, log).unwrap();
+        assert!(child.try_wait().unwrap().is_none());
         let pid = child.id().cast_signed();
-        Vmm {
-            identity: Identity {
-                pid,
-                start_time: stat(pid).unwrap().0,
-            },
-            pidfd: handle(pid).unwrap(),
-        }
+        Vmm { identity: Identity { pid, start_time: stat(pid).unwrap().0 }, pidfd: handle(pid).unwrap() }
     }
 
     #[test]
@@ -228,19 +191,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let vmm = sleeper(dir.path());
         let found = find_in(dir.path());
-        assert_eq!(
-            found.iter().map(|vmm| vmm.identity).collect::<Vec<_>>(),
-            [vmm.identity]
-        );
+        assert_eq!(found.iter().map(|vmm| vmm.identity).collect::<Vec<_>>(), [vmm.identity]);
         assert!(find(vmm.identity).is_some());
-        let other = Identity {
-            start_time: vmm.identity.start_time + 1,
-            ..vmm.identity
-        };
-        assert!(
-            find(other).is_none() && !is_alive(other),
-            "a pid that was used again is nobody of ours"
-        );
+        let other = Identity { start_time: vmm.identity.start_time + 1, ..vmm.identity };
+        assert!(find(other).is_none() && !is_alive(other), "a pid that was used again is nobody of ours");
         vmm.kill().unwrap();
         assert!(!is_alive(vmm.identity) && find_in(dir.path()).is_empty());
         vmm.kill().unwrap();

@@ -41,25 +41,18 @@ impl Call {
             Call::MachineConfig(body) => ("/machine-config".into(), serde_json::to_vec(body)?),
             Call::BootSource(body) => ("/boot-source".into(), serde_json::to_vec(body)?),
             Call::Drive(body) => (format!("/drives/{}", body.drive_id), serde_json::to_vec(body)?),
-            Call::NetworkInterface(body) => (
-                format!("/network-interfaces/{}", body.iface_id),
-                serde_json::to_vec(body)?,
-            ),
+            Call::NetworkInterface(body) => {
+                (format!("/network-interfaces/{}", body.iface_id), serde_json::to_vec(body)?)
+            }
             Call::Vsock(body) => ("/vsock".into(), serde_json::to_vec(body)?),
             Call::Entropy => ("/entropy".into(), b"{}".to_vec()),
             Call::Serial(body) => ("/serial".into(), serde_json::to_vec(body)?),
-            Call::InstanceStart => (
-                "/actions".into(),
-                serde_json::to_vec(&Action {
-                    action_type: "InstanceStart",
-                })?,
-            ),
-            Call::SendCtrlAltDel => (
-                "/actions".into(),
-                serde_json::to_vec(&Action {
-                    action_type: "SendCtrlAltDel",
-                })?,
-            ),
+            Call::InstanceStart => {
+                ("/actions".into(), serde_json::to_vec(&Action { action_type: "InstanceStart" })?)
+            }
+            Call::SendCtrlAltDel => {
+                ("/actions".into(), serde_json::to_vec(&Action { action_type: "SendCtrlAltDel" })?)
+            }
         };
         Ok(("PUT", path, body))
     }

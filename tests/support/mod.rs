@@ -1,10 +1,6 @@
 //! What the tests of whole commands share: a root and a network namespace of their own, and a look at what is left.
 
-#![allow(
-    dead_code,
-    clippy::allow_attributes,
-    reason = "each test binary uses a part of it"
-)]
+#![allow(dead_code, clippy::allow_attributes, reason = "each test binary uses a part of it")]
 
 use std::{
     ffi::OsStr,
@@ -22,10 +18,7 @@ pub fn skip(reason: &str) {
     println!("SKIP ({reason})");
     if let Some(log) = std::env::var_os("MVM_SKIP_LOG") {
         let line = format!("{reason}\n");
-        let _ = fs::File::options()
-            .append(true)
-            .open(log)
-            .and_then(|mut log| log.write_all(line.as_bytes()));
+        let _ = fs::File::options().append(true).open(log).and_then(|mut log| log.write_all(line.as_bytes()));
     }
 }
 
@@ -48,10 +41,7 @@ impl Sandbox {
         }
         let dir = tempfile::tempdir().expect("a temporary folder");
         fs::write(dir.path().join(".throw-away"), "").expect("a mark");
-        let status = Command::new("ip")
-            .args(["link", "set", "lo", "up"])
-            .status()
-            .expect("ip runs");
+        let status = Command::new("ip").args(["link", "set", "lo", "up"]).status().expect("ip runs");
         assert!(status.success());
         Some(Self { dir })
     }
@@ -85,20 +75,13 @@ impl Sandbox {
 
     /// Runs a command that is killed, or made to fail, at a failpoint.
     pub fn run_with(&self, arguments: &str, failpoint: impl AsRef<OsStr>) -> Output {
-        self.command(arguments)
-            .env("MVM_FAILPOINT", failpoint)
-            .output()
-            .expect("mvm runs")
+        self.command(arguments).env("MVM_FAILPOINT", failpoint).output().expect("mvm runs")
     }
 
     /// Runs a command that must succeed, and returns its JSON.
     pub fn ok(&self, arguments: &str) -> Value {
         let output = self.run(&format!("{arguments} --json"));
-        assert!(
-            output.status.success(),
-            "mvm {arguments}: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        assert!(output.status.success(), "mvm {arguments}: {}", String::from_utf8_lossy(&output.stderr));
         serde_json::from_slice(&output.stdout).unwrap_or_default()
     }
 
@@ -117,11 +100,8 @@ impl Sandbox {
         let (kernel, rootfs) = (self.root().join("kernel.in"), self.root().join("rootfs.in"));
         if !kernel.exists() {
             fs::write(&kernel, mvm::cli::tiny_kernel()).expect("a kernel");
-            let output = Command::new("mke2fs")
-                .args(["-q", "-F", "-t", "ext4"])
-                .arg(&rootfs)
-                .arg("4M")
-                .output();
+            let output =
+                Command::new("mke2fs").args(["-q", "-F", "-t", "ext4"]).arg(&rootfs).arg("4M").output();
             assert!(output.expect("mke2fs runs").status.success());
         }
         (kernel, rootfs)
@@ -130,9 +110,7 @@ impl Sandbox {
     /// A tenant acme with a pool acme/web that has a revision.
     pub fn pool(&self, vmm: &str) {
         self.ok("tenant create acme --net-id 3 --subnet 10.240.3.0/24");
-        self.ok(&format!(
-            "pool create acme/web --vmm {vmm} --mem 128 --data-disk 8 --insecure"
-        ));
+        self.ok(&format!("pool create acme/web --vmm {vmm} --mem 128 --data-disk 8 --insecure"));
         self.import("acme/web", "");
     }
 
@@ -140,17 +118,12 @@ impl Sandbox {
     pub fn import(&self, pool: &str, cmdline: &str) {
         let (kernel, rootfs) = self.artifacts();
         let (kernel, rootfs) = (kernel.display(), rootfs.display());
-        self.ok(&format!(
-            "pool import {pool} --kernel {kernel} --rootfs {rootfs} --cmdline=quiet{cmdline}"
-        ));
+        self.ok(&format!("pool import {pool} --kernel {kernel} --rootfs {rootfs} --cmdline=quiet{cmdline}"));
     }
 
     /// Makes an instance in a pool and returns its path.
     pub fn instance(&self, pool: &str) -> String {
-        self.ok(&format!("instance create {pool}"))["path"]
-            .as_str()
-            .expect("a path")
-            .to_owned()
+        self.ok(&format!("instance create {pool}"))["path"].as_str().expect("a path").to_owned()
     }
 
     /// The instances, as `path status`, sorted.
@@ -175,10 +148,7 @@ impl Sandbox {
             .collect();
         let mut leaks = Vec::new();
         leaks.extend(
-            instances
-                .iter()
-                .filter(|i| !i["pending"].is_null())
-                .map(|i| format!("pending: {}", i["path"])),
+            instances.iter().filter(|i| !i["pending"].is_null()).map(|i| format!("pending: {}", i["path"])),
         );
         let mut compare = |what: &str, mut is: Vec<String>, mut should: Vec<String>| {
             is.sort();
@@ -189,22 +159,11 @@ impl Sandbox {
         };
         let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
         compare("TAPs", self.links("tn"), owned(&running));
-        compare(
-            "directories",
-            names(&self.root().join("run/firecracker")),
-            owned(&running),
-        );
+        compare("directories", names(&self.root().join("run/firecracker")), owned(&running));
         let slots = names(&self.root().join("reservations"));
-        let slots = slots
-            .iter()
-            .filter_map(|name| Some(name.split_once('.')?.0.to_owned()))
-            .collect();
+        let slots = slots.iter().filter_map(|name| Some(name.split_once('.')?.0.to_owned())).collect();
         compare("reservations", slots, owned(&running));
-        compare(
-            "processes",
-            self.vmms().into_iter().map(|(_, tap)| tap).collect(),
-            owned(&running),
-        );
+        compare("processes", self.vmms().into_iter().map(|(_, tap)| tap).collect(), owned(&running));
         let mut held = Vec::new();
         for tenant in names(&self.root().join("tenants")) {
             let leases = names(&self.root().join("tenants").join(&tenant).join("leases"));
@@ -216,11 +175,7 @@ impl Sandbox {
             );
         }
         let wanted = |i: &&Value| {
-            format!(
-                "{}/{}.json",
-                i["tenant_id"].as_str().unwrap_or_default(),
-                i["net"]["offset"]
-            )
+            format!("{}/{}.json", i["tenant_id"].as_str().unwrap_or_default(), i["net"]["offset"])
         };
         compare("leases", held, instances.iter().map(wanted).collect());
         let mut unfinished = Vec::new();
@@ -228,18 +183,12 @@ impl Sandbox {
         compare("unfinished files", unfinished, Vec::new());
         let verified = self.run("net verify");
         if !verified.status.success() {
-            leaks.push(format!(
-                "net verify: {}",
-                String::from_utf8_lossy(&verified.stdout)
-            ));
+            leaks.push(format!("net verify: {}", String::from_utf8_lossy(&verified.stdout)));
         }
         for tenant in names(&self.root().join("tenants")) {
             let audited = self.run(&format!("tenant audit {tenant} --verify"));
             if !audited.status.success() {
-                leaks.push(format!(
-                    "audit of {tenant}: {}",
-                    String::from_utf8_lossy(&audited.stderr)
-                ));
+                leaks.push(format!("audit of {tenant}: {}", String::from_utf8_lossy(&audited.stderr)));
             }
         }
         leaks
@@ -250,10 +199,7 @@ impl Sandbox {
         let output = Command::new("ip").args(["-o", "link"]).output().expect("ip runs");
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let name = |line: &str| Some(line.split(": ").nth(1)?.split('@').next()?.to_owned());
-        text.lines()
-            .filter_map(name)
-            .filter(|name| name.starts_with(prefix))
-            .collect()
+        text.lines().filter_map(name).filter(|name| name.starts_with(prefix)).collect()
     }
 
     /// The processes that work under this root: pid and TAP.
@@ -268,10 +214,8 @@ impl Sandbox {
                 continue;
             };
             if let Ok(inside) = cwd.strip_prefix(root.join("run/firecracker")) {
-                let tap = inside
-                    .components()
-                    .next()
-                    .map(|part| part.as_os_str().to_string_lossy().into_owned());
+                let tap =
+                    inside.components().next().map(|part| part.as_os_str().to_string_lossy().into_owned());
                 found.push((pid, tap.unwrap_or_default()));
             }
         }
@@ -290,9 +234,7 @@ impl Drop for Sandbox {
 
 fn names(folder: &Path) -> Vec<String> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    let mut names: Vec<String> = entries
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .collect();
+    let mut names: Vec<String> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
     names.sort();
     names
 }
@@ -321,15 +263,9 @@ pub fn firecracker() -> Option<PathBuf> {
     let named = std::env::var_os("FIRECRACKER_BIN").map(PathBuf::from);
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found = named.or_else(|| {
-        std::env::split_paths(&path)
-            .map(|dir| dir.join("firecracker"))
-            .find(|file| file.is_file())
+        std::env::split_paths(&path).map(|dir| dir.join("firecracker")).find(|file| file.is_file())
     });
-    let kvm = fs::File::options()
-        .read(true)
-        .write(true)
-        .open("/dev/kvm")
-        .is_ok();
+    let kvm = fs::File::options().read(true).write(true).open("/dev/kvm").is_ok();
     match found {
         Some(program) if kvm => Some(program),
         Some(_) => {

@@ -26,16 +26,7 @@ pub fn run() -> Result<()> {
     crate::run("cargo", &["fmt", "--all", "--check"])?;
     crate::run(
         "cargo",
-        &[
-            "clippy",
-            "--workspace",
-            "--all-targets",
-            "--locked",
-            "--quiet",
-            "--",
-            "-D",
-            "warnings",
-        ],
+        &["clippy", "--workspace", "--all-targets", "--locked", "--quiet", "--", "-D", "warnings"],
     )?;
     crate::tidy::run()?;
     crate::docs::check()?;
@@ -55,10 +46,7 @@ fn licences() -> Result<()> {
     let mut wrong = Vec::new();
     for package in metadata["packages"].as_array().into_iter().flatten() {
         let name = package["name"].as_str().unwrap_or_default();
-        let licence = package["license"]
-            .as_str()
-            .unwrap_or_default()
-            .replace('/', " OR ");
+        let licence = package["license"].as_str().unwrap_or_default().replace('/', " OR ");
         let allowed = |one: &str| LICENCES.contains(&one.trim().trim_matches(['(', ')']));
         // `A AND B` needs both, `A OR B` one of them; no dependency nests them deeper than that.
         let fine = licence.split(" AND ").all(|part| part.split(" OR ").any(allowed));

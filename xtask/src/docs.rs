@@ -34,13 +34,8 @@ pub fn check() -> Result<()> {
 fn generated() -> Result<Vec<(&'static str, String)>> {
     let page =
         std::fs::read_to_string(ARCHITECTURE).with_context(|| format!("cannot read {ARCHITECTURE}"))?;
-    let begin = page
-        .find(BEGIN)
-        .context("docs/architecture.md has no mermaid block")?
-        + BEGIN.len();
-    let end = page
-        .find(END)
-        .context("docs/architecture.md has no end of its mermaid block")?;
+    let begin = page.find(BEGIN).context("docs/architecture.md has no mermaid block")? + BEGIN.len();
+    let end = page.find(END).context("docs/architecture.md has no end of its mermaid block")?;
     let diagram = mvm::vm::instance::state::diagram();
     let architecture = format!("{}{diagram}{}", &page[..begin], &page[end..]);
     Ok(vec![(CLI, mvm::cli::reference()), (ARCHITECTURE, architecture)])

@@ -39,19 +39,14 @@ fn main() -> Result<()> {
 
 /// The workspace's folder.
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .unwrap_or(Path::new("."))
-        .to_path_buf()
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new(".")).to_path_buf()
 }
 
 /// Runs a program and fails with it.
 fn run(program: &str, arguments: &[&str]) -> Result<()> {
     println!("$ {program} {}", arguments.join(" "));
-    let status = Command::new(program)
-        .args(arguments)
-        .status()
-        .with_context(|| format!("cannot run {program}"))?;
+    let status =
+        Command::new(program).args(arguments).status().with_context(|| format!("cannot run {program}"))?;
     if !status.success() {
         bail!("{program} {} failed: {status}", arguments.first().unwrap_or(&""));
     }

@@ -10,21 +10,15 @@ const NEEDED: [(&str, &str); 3] = [("nft", "nftables"), ("mke2fs", "e2fsprogs"),
 /// # Errors
 /// When an installation fails.
 pub fn ensure() -> Result<()> {
-    let missing: Vec<&str> = NEEDED
-        .iter()
-        .filter(|(program, _)| !is_there(program))
-        .map(|(_, package)| *package)
-        .collect();
+    let missing: Vec<&str> =
+        NEEDED.iter().filter(|(program, _)| !is_there(program)).map(|(_, package)| *package).collect();
     if missing.is_empty() {
         return Ok(());
     }
     let root =
         std::fs::metadata("/proc/self").is_ok_and(|meta| std::os::unix::fs::MetadataExt::uid(&meta) == 0);
     if !root {
-        bail!(
-            "missing Debian packages: {}; install them, or run this as root",
-            missing.join(" ")
-        );
+        bail!("missing Debian packages: {}; install them, or run this as root", missing.join(" "));
     }
     println!("installing missing Debian packages: {}", missing.join(" "));
     crate::run("apt-get", &["update", "-qq"])?;
@@ -37,7 +31,5 @@ pub fn ensure() -> Result<()> {
 pub fn is_there(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let system = ["/usr/sbin", "/sbin"].map(std::path::PathBuf::from);
-    std::env::split_paths(&path)
-        .chain(system)
-        .any(|folder| folder.join(program).is_file())
+    std::env::split_paths(&path).chain(system).any(|folder| folder.join(program).is_file())
 }

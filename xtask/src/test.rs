@@ -19,10 +19,8 @@ pub struct TestArguments {
 pub fn run(arguments: &TestArguments) -> Result<()> {
     crate::setup::ensure()?;
     let skips = tempfile::NamedTempFile::new().context("no temporary file")?;
-    let nextest = Command::new("cargo")
-        .args(["nextest", "--version"])
-        .output()
-        .is_ok_and(|out| out.status.success());
+    let nextest =
+        Command::new("cargo").args(["nextest", "--version"]).output().is_ok_and(|out| out.status.success());
     let mut command = Command::new("cargo");
     match nextest {
         true => command.args([

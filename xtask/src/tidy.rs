@@ -8,14 +8,8 @@ use anyhow::{Context, Result, bail};
 const MAX_LINES: usize = 600;
 
 /// Layers of the library from top to bottom: a file may use its own and those below.
-const LAYERS: [&[&str]; 6] = [
-    &["cli"],
-    &["node"],
-    &["vm"],
-    &["security"],
-    &["vmm", "net"],
-    &["store", "infra"],
-];
+const LAYERS: [&[&str]; 6] =
+    [&["cli"], &["node"], &["vm"], &["security"], &["vmm", "net"], &["store", "infra"]];
 
 /// Things that one layer takes from above, and why.
 const EXCEPTIONS: [(&str, &str); 2] = [
@@ -53,12 +47,8 @@ fn check_rust(name: &str, text: &str, wrong: &mut Vec<String>) {
     if !text.trim_start().starts_with("//!") {
         wrong.push(format!("{name} does not begin with //!"));
     }
-    let stubs = [
-        concat!("to", "do!("),
-        concat!("unimple", "mented!("),
-        concat!("FIX", "ME"),
-        concat!("dbg", "!("),
-    ];
+    let stubs =
+        [concat!("to", "do!("), concat!("unimple", "mented!("), concat!("FIX", "ME"), concat!("dbg", "!(")];
     for stub in stubs {
         if text.contains(stub) {
             wrong.push(format!("{name} holds {stub}"));
@@ -82,9 +72,7 @@ fn check_layer(path: &str, text: &str, wrong: &mut Vec<String>) {
     let module = path.split(['/', '.']).next().unwrap_or_default();
     let Some(own) = layer_of(module) else { return };
     for (used, whole) in uses(text) {
-        let excepted = EXCEPTIONS
-            .iter()
-            .any(|(from, to)| path.starts_with(from) && whole.starts_with(to));
+        let excepted = EXCEPTIONS.iter().any(|(from, to)| path.starts_with(from) && whole.starts_with(to));
         if layer_of(&used).is_some_and(|layer| layer < own) && !excepted {
             wrong.push(format!("src/{path} uses {whole}, which lies above it"));
         }
@@ -122,23 +110,13 @@ fn uses(text: &str) -> Vec<(String, String)> {
 }
 
 fn path_of(text: &str) -> Option<(String, String)> {
-    let path: String = text
-        .trim()
-        .chars()
-        .take_while(|c| c.is_alphanumeric() || matches!(c, '_' | ':'))
-        .collect();
-    let first = path
-        .split("::")
-        .next()
-        .filter(|first| !first.is_empty())?
-        .to_owned();
+    let path: String =
+        text.trim().chars().take_while(|c| c.is_alphanumeric() || matches!(c, '_' | ':')).collect();
+    let first = path.split("::").next().filter(|first| !first.is_empty())?.to_owned();
     // `vm::{naming::…}` names what it takes inside its own group.
     let rest = text.trim().get(path.len()..).unwrap_or_default();
     let whole = match rest.strip_prefix('{') {
-        Some(group) => format!(
-            "{path}{}",
-            group.trim().split([':', ',', '}']).next().unwrap_or_default()
-        ),
+        Some(group) => format!("{path}{}", group.trim().split([':', ',', '}']).next().unwrap_or_default()),
         None => path,
     };
     Some((first, whole))

@@ -86,12 +86,7 @@ fn staged(out: &Out, root: &Path, start: std::time::Instant) -> Result<u8, CliEr
     let before = World::look(root);
     let program = std::env::current_exe().map_err(|error| lacking(error.to_string()))?;
     let mut child = Command::new(program);
-    child
-        .arg("demo")
-        .arg("--inside")
-        .arg(root)
-        .env_remove("MVM_ROOT")
-        .stdin(std::process::Stdio::null());
+    child.arg("demo").arg("--inside").arg(root).env_remove("MVM_ROOT").stdin(std::process::Stdio::null());
     if out.json {
         child.arg("--json").stdout(std::process::Stdio::piped());
     }
@@ -110,11 +105,7 @@ fn staged(out: &Out, root: &Path, start: std::time::Instant) -> Result<u8, CliEr
             Ok(report) => report,
             Err(_) => return Ok(output.status.code().map_or(1, |code| code as u8)),
         };
-        for check in report
-            .checks
-            .iter_mut()
-            .filter(|check| check.name == "leaks" && !host.is_empty())
-        {
+        for check in report.checks.iter_mut().filter(|check| check.name == "leaks" && !host.is_empty()) {
             check.ok = false;
             check.detail = format!("on the host: {}", host.join(", "));
         }
@@ -122,11 +113,7 @@ fn staged(out: &Out, root: &Path, start: std::time::Instant) -> Result<u8, CliEr
         ok = report.ok;
         out.show(&report, String::new);
     } else if !host.is_empty() {
-        out.say(format!(
-            "  {} the host changed: {}",
-            out.paint(Tone::Bad, "✗"),
-            host.join(", ")
-        ));
+        out.say(format!("  {} the host changed: {}", out.paint(Tone::Bad, "✗"), host.join(", ")));
     } else if ok {
         let seconds = format!("{:.1} s", start.elapsed().as_secs_f64());
         out.say(format!(
@@ -144,21 +131,10 @@ fn staged(out: &Out, root: &Path, start: std::time::Instant) -> Result<u8, CliEr
 /// Programs that the story needs and Debian's packages for them: installed as root, named otherwise.
 fn packages(out: &Out) -> Result<(), CliError> {
     let needed = [("nft", "nftables"), ("mke2fs", "e2fsprogs")];
-    let folders = [
-        "/usr/local/sbin",
-        "/usr/local/bin",
-        "/usr/sbin",
-        "/usr/bin",
-        "/sbin",
-        "/bin",
-    ];
+    let folders = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
     let missing: Vec<&str> = needed
         .iter()
-        .filter(|(program, _)| {
-            !folders
-                .iter()
-                .any(|folder| Path::new(folder).join(program).exists())
-        })
+        .filter(|(program, _)| !folders.iter().any(|folder| Path::new(folder).join(program).exists()))
         .map(|(_, package)| *package)
         .collect();
     if missing.is_empty() {
@@ -170,14 +146,11 @@ fn packages(out: &Out) -> Result<(), CliError> {
             .fix(format!("sudo apt-get install {names}")));
     }
     out.note(format!("installing missing Debian packages: {names}"));
-    for arguments in [
-        vec!["update", "-qq"],
-        [vec!["install", "-y", "-qq", "--no-install-recommends"], missing].concat(),
-    ] {
-        let output = Command::new("apt-get")
-            .args(&arguments)
-            .output()
-            .map_err(|error| lacking(error.to_string()))?;
+    for arguments in
+        [vec!["update", "-qq"], [vec!["install", "-y", "-qq", "--no-install-recommends"], missing].concat()]
+    {
+        let output =
+            Command::new("apt-get").args(&arguments).output().map_err(|error| lacking(error.to_string()))?;
         if !output.status.success() {
             let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
             return Err(lacking(format!("apt-get {} failed: {said}", arguments[0])));

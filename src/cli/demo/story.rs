@@ -42,12 +42,7 @@ struct Stage<'a> {
 pub fn play(out: &Out, root: &Path) -> Result<u8, CliError> {
     enter_namespaces()?;
     let program = std::env::current_exe().map_err(|error| lacking(error.to_string()))?;
-    let mut stage = Stage {
-        out,
-        root: root.to_path_buf(),
-        program,
-        checks: Vec::new(),
-    };
+    let mut stage = Stage { out, root: root.to_path_buf(), program, checks: Vec::new() };
     let vmm = vmm_and_why();
     out.say(format!("  {vmm}, throw-away root and network namespace"));
     let before = World::look(root);
@@ -59,14 +54,7 @@ pub fn play(out: &Out, root: &Path) -> Result<u8, CliError> {
     stage.leave_nothing(&before)?;
     let ok = stage.checks.iter().all(|check| check.ok);
     if out.json {
-        out.show(
-            &Report {
-                vmm,
-                checks: stage.checks,
-                ok,
-            },
-            String::new,
-        );
+        out.show(&Report { vmm, checks: stage.checks, ok }, String::new);
     }
     Ok(if ok { 0 } else { 1 })
 }
@@ -76,13 +64,7 @@ fn vmm_and_why() -> String {
     let environment = Environment::read();
     let why = match environment.firecracker_bin {
         None => "there is no firecracker on PATH",
-        Some(_)
-            if std::fs::File::options()
-                .read(true)
-                .write(true)
-                .open("/dev/kvm")
-                .is_err() =>
-        {
+        Some(_) if std::fs::File::options().read(true).write(true).open("/dev/kvm").is_err() => {
             "firecracker is there, but /dev/kvm cannot be opened"
         }
         Some(_) => "firecracker and /dev/kvm are there, but no guest image that speaks IP",
@@ -92,10 +74,7 @@ fn vmm_and_why() -> String {
 
 /// A network and a mount namespace; a user namespace around them for who is not root.
 fn enter_namespaces() -> Result<(), CliError> {
-    let (uid, gid) = (
-        rustix::process::getuid().as_raw(),
-        rustix::process::getgid().as_raw(),
-    );
+    let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
     let root = rustix::process::geteuid().is_root();
     let mut flags = UnshareFlags::NEWNET | UnshareFlags::NEWNS;
     if !root {
@@ -114,11 +93,7 @@ fn enter_namespaces() -> Result<(), CliError> {
         write("setgroups", "deny".into())?;
         write("uid_map", format!("0 {uid} 1"))?;
         write("gid_map", format!("0 {gid} 1"))?;
-        if let Err(error) = std::fs::File::options()
-            .read(true)
-            .write(true)
-            .open("/dev/net/tun")
-        {
+        if let Err(error) = std::fs::File::options().read(true).write(true).open("/dev/net/tun") {
             return Err(lacking(format!("/dev/net/tun: {error}")).fix("run as root"));
         }
     }
@@ -135,18 +110,11 @@ impl Stage<'_> {
 
     fn command(&self, arguments: &str, failpoint: Option<&str>) -> Result<Output, CliError> {
         let mut command = Command::new(&self.program);
-        command
-            .args(arguments.split(' '))
-            .arg("--json")
-            .arg("--root")
-            .arg(&self.root)
-            .stdin(Stdio::null());
+        command.args(arguments.split(' ')).arg("--json").arg("--root").arg(&self.root).stdin(Stdio::null());
         if let Some(point) = failpoint {
             command.env("MVM_FAILPOINT", point);
         }
-        command
-            .output()
-            .map_err(|error| failed(format!("cannot run mvm {arguments}: {error}")))
+        command.output().map_err(|error| failed(format!("cannot run mvm {arguments}: {error}")))
     }
 
     /// Runs a command of mvm that must succeed, and returns what it prints.
@@ -160,24 +128,10 @@ impl Stage<'_> {
     }
 
     fn shown(&mut self, name: &str, ok: bool, title: &str, detail: String, ms: Option<f64>) {
-        let (tone, mark) = if ok {
-            (Tone::Good, "✓")
-        } else {
-            (Tone::Bad, "✗")
-        };
-        let time = ms.map_or(String::new(), |ms| {
-            self.out.paint(Tone::Aside, &format!("  {ms:.1} ms"))
-        });
-        self.out.say(format!(
-            "  {} {title}: {detail}{time}",
-            self.out.paint(tone, mark)
-        ));
-        self.checks.push(Check {
-            name: name.into(),
-            ok,
-            detail,
-            ms,
-        });
+        let (tone, mark) = if ok { (Tone::Good, "✓") } else { (Tone::Bad, "✗") };
+        let time = ms.map_or(String::new(), |ms| self.out.paint(Tone::Aside, &format!("  {ms:.1} ms")));
+        self.out.say(format!("  {} {title}: {detail}{time}", self.out.paint(tone, mark)));
+        self.checks.push(Check { name: name.into(), ok, detail, ms });
     }
 
     fn build(&mut self) -> Result<(), CliError> {
@@ -219,26 +173,14 @@ impl Stage<'_> {
     fn packets(&mut self) -> Result<(), CliError> {
         let east_west = self.ping("tn3i3", "10.240.3.4", 2000)?;
         let detail = "acme's 10.240.3.3 pings its neighbour 10.240.3.4";
-        self.shown(
-            "east_west",
-            east_west.is_some(),
-            "east/west",
-            format!("{detail}, answered"),
-            east_west,
-        );
+        self.shown("east_west", east_west.is_some(), "east/west", format!("{detail}, answered"), east_west);
 
         // Its positive twin: globex's guest is there and answers its own gateway's side.
         let own = self.ping("tn4i3", "10.240.4.1", 2000)?.is_some();
         let guest = self.ping("tn3i3", "10.240.4.3", DENIED_MS)?.is_none();
         let gateway = self.ping("tn3i3", "10.240.4.1", DENIED_MS)?.is_none();
         let detail = "acme reaches neither globex's guest nor its gateway, which answers globex".to_owned();
-        self.shown(
-            "cross_tenant",
-            own && guest && gateway,
-            "cross-tenant",
-            detail,
-            None,
-        );
+        self.shown("cross_tenant", own && guest && gateway, "cross-tenant", detail, None);
 
         self.spoof()?;
         self.host_port()
@@ -275,13 +217,7 @@ impl Stage<'_> {
         let detail = format!(
             "port {HOST_PORT} of the host, open to itself, is closed to guests; the gateway answers ping"
         );
-        self.shown(
-            "host_port",
-            listens && refused && gateway.is_some(),
-            "host port",
-            detail,
-            gateway,
-        );
+        self.shown("host_port", listens && refused && gateway.is_some(), "host port", detail, gateway);
         Ok(())
     }
 
@@ -291,10 +227,7 @@ impl Stage<'_> {
         let output = self.command(&format!("instance start {path}"), None)?;
         let error: Value = serde_json::from_slice(&output.stderr).unwrap_or_default();
         let ok = output.status.code() == Some(4) && error["error"]["code"] == "quota";
-        let what = error["error"]["what"]
-            .as_str()
-            .unwrap_or("it was not refused")
-            .to_owned();
+        let what = error["error"]["what"].as_str().unwrap_or("it was not refused").to_owned();
         self.shown("quota", ok, "third start refused", what, None);
         Ok(())
     }
@@ -302,15 +235,8 @@ impl Stage<'_> {
     fn kill(&mut self) -> Result<(), CliError> {
         self.mvm("tenant update acme --max-running 3")?;
         let all = self.mvm("instance list acme/workers")?;
-        let idle = all
-            .as_array()
-            .into_iter()
-            .flatten()
-            .find(|instance| instance["status"] == "ready");
-        let path = idle
-            .and_then(|instance| instance["path"].as_str())
-            .unwrap_or_default()
-            .to_owned();
+        let idle = all.as_array().into_iter().flatten().find(|instance| instance["status"] == "ready");
+        let path = idle.and_then(|instance| instance["path"].as_str()).unwrap_or_default().to_owned();
         let output = self.command(&format!("instance start {path}"), Some("start.spawn"))?;
         let killed = std::os::unix::process::ExitStatusExt::signal(&output.status) == Some(9);
         let begun = Instant::now();
@@ -322,13 +248,7 @@ impl Stage<'_> {
         let answers = self.ping("tn3i3", "10.240.3.5", 2000)?.is_some();
         let detail =
             "mvm killed at step 4/7 of a start; the next command cleaned up, then it started".to_owned();
-        self.shown(
-            "kill",
-            killed && clean && !left && again && answers,
-            "kill -9",
-            detail,
-            Some(ms),
-        );
+        self.shown("kill", killed && clean && !left && again && answers, "kill -9", detail, Some(ms));
         Ok(())
     }
 
@@ -340,13 +260,7 @@ impl Stage<'_> {
             ok &= report["ok"] == true;
             records += report["records"].as_u64().unwrap_or_default();
         }
-        self.shown(
-            "audit",
-            ok,
-            "audit",
-            format!("{records} records, both chains whole"),
-            None,
-        );
+        self.shown("audit", ok, "audit", format!("{records} records, both chains whole"), None);
         Ok(())
     }
 
@@ -358,11 +272,8 @@ impl Stage<'_> {
         }
         let after = World::look(&self.root);
         // mvm's own tables stay, empty: a table is never deleted, so that no packet passes in between.
-        let left: Vec<String> = before
-            .difference(&after)
-            .into_iter()
-            .filter(|thing| !thing.starts_with("new rule "))
-            .collect();
+        let left: Vec<String> =
+            before.difference(&after).into_iter().filter(|thing| !thing.starts_with("new rule ")).collect();
         let rules = self.mvm("net verify")?["ok"] == true;
         let reservations =
             std::fs::read_dir(self.root.join("reservations")).map_or(0, |entries| entries.count());

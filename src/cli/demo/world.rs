@@ -23,15 +23,10 @@ impl World {
         let rules = shell::run("nft", ["list", "ruleset"], b"", Duration::from_secs(10)).unwrap_or_default();
         // Counters and timeouts of the host's own rules change all the time: the rules' heads are compared.
         let head = |line: &&str| {
-            ["table ", "chain ", "set ", "map "]
-                .iter()
-                .any(|kind| line.trim().starts_with(kind))
+            ["table ", "chain ", "set ", "map "].iter().any(|kind| line.trim().starts_with(kind))
         };
         seen.extend(
-            String::from_utf8_lossy(&rules)
-                .lines()
-                .filter(head)
-                .map(|line| format!("rule {}", line.trim())),
+            String::from_utf8_lossy(&rules).lines().filter(head).map(|line| format!("rule {}", line.trim())),
         );
         seen.extend(mounts().into_iter().map(|mount| format!("mount {mount}")));
         for (pid, cwd) in process::all_working_directories() {
@@ -41,10 +36,7 @@ impl World {
         }
         let unified = ["/sys/fs/cgroup/unified/mvm", "/sys/fs/cgroup/mvm"];
         seen.extend(
-            unified
-                .iter()
-                .filter(|path| Path::new(path).exists())
-                .map(|path| format!("cgroup {path}")),
+            unified.iter().filter(|path| Path::new(path).exists()).map(|path| format!("cgroup {path}")),
         );
         Self(seen)
     }
@@ -64,18 +56,13 @@ impl World {
 
 fn mounts() -> Vec<String> {
     let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    text.lines()
-        .filter_map(|line| line.split(' ').nth(4).map(str::to_owned))
-        .collect()
+    text.lines().filter_map(|line| line.split(' ').nth(4).map(str::to_owned)).collect()
 }
 
 /// Ends what still works under `root`.
 pub fn end_processes_in(root: &Path) {
     let root = fs::canonicalize(root).unwrap_or_else(|_| root.to_path_buf());
-    for (_, cwd) in process::all_working_directories()
-        .into_iter()
-        .filter(|(_, cwd)| cwd.starts_with(&root))
-    {
+    for (_, cwd) in process::all_working_directories().into_iter().filter(|(_, cwd)| cwd.starts_with(&root)) {
         for vmm in process::find_in(&cwd) {
             let _ = vmm.kill();
         }

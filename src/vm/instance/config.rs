@@ -149,10 +149,7 @@ pub struct VmmRecord {
 impl VmmRecord {
     /// What makes the process recognisable within its boot.
     pub fn identity(&self) -> Identity {
-        Identity {
-            pid: self.pid,
-            start_time: self.start_time,
-        }
+        Identity { pid: self.pid, start_time: self.start_time }
     }
 }
 
@@ -212,15 +209,12 @@ impl Instance {
     /// # Errors
     /// [`StoreError::Damaged`] where the name is none of ours.
     pub fn slot(&self, roots: &Roots) -> Result<Slot, StoreError> {
-        Slot::from_tap(&self.net.tap_dev)
-            .filter(|slot| slot.offset == self.net.offset)
-            .ok_or_else(|| StoreError::Damaged {
+        Slot::from_tap(&self.net.tap_dev).filter(|slot| slot.offset == self.net.offset).ok_or_else(|| {
+            StoreError::Damaged {
                 path: file(roots, &self.path()),
-                why: format!(
-                    "tap_dev {:?} does not belong to offset {}",
-                    self.net.tap_dev, self.net.offset
-                ),
-            })
+                why: format!("tap_dev {:?} does not belong to offset {}", self.net.tap_dev, self.net.offset),
+            }
+        })
     }
 
     /// Is its VMM there? `boot_id` is this boot's.
@@ -256,11 +250,7 @@ pub fn paths(roots: &Roots, pool: &PoolPath) -> Result<Vec<InstancePath>, StoreE
         .into_iter()
         .filter_map(|name| {
             let instance = name.parse().ok()?;
-            Some(InstancePath {
-                tenant: pool.tenant.clone(),
-                pool: pool.pool.clone(),
-                instance,
-            })
+            Some(InstancePath { tenant: pool.tenant.clone(), pool: pool.pool.clone(), instance })
         })
         .collect())
 }

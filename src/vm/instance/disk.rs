@@ -119,9 +119,7 @@ fn copy_range(source: &File, target: &File, mut from: u64, end: u64) -> io::Resu
 fn copy_by_hand(source: &File, target: &File, mut from: u64, end: u64) -> io::Result<()> {
     let mut buffer = vec![0; 1 << 20];
     while from < end {
-        let want = usize::try_from(end - from)
-            .unwrap_or(usize::MAX)
-            .min(buffer.len());
+        let want = usize::try_from(end - from).unwrap_or(usize::MAX).min(buffer.len());
         source.read_exact_at(&mut buffer[..want], from)?;
         target.write_all_at(&buffer[..want], from)?;
         from += want as u64;
@@ -143,19 +141,9 @@ pub fn make_data_disk(path: &Path, size_mib: u64) -> Result<(), DiskError> {
             .mode(0o600)
             .open(&new)
             .map_err(StoreError::io("create", &new))?;
-        file.set_len(size_mib << 20)
-            .map_err(StoreError::io("size", &new))?;
+        file.set_len(size_mib << 20).map_err(StoreError::io("size", &new))?;
         // Lazy initialisation leaves the inode tables to the guest's kernel, and the file sparse.
-        let options = [
-            "-q",
-            "-F",
-            "-t",
-            "ext4",
-            "-m",
-            "0",
-            "-E",
-            "lazy_itable_init=1,lazy_journal_init=1",
-        ];
+        let options = ["-q", "-F", "-t", "ext4", "-m", "0", "-E", "lazy_itable_init=1,lazy_journal_init=1"];
         let arguments = options.iter().map(AsRef::as_ref).chain([new.as_os_str()]);
         shell::run("mke2fs", arguments, b"", Duration::from_secs(120))
             .map_err(|source| DiskError::Format { size_mib, source })?;
@@ -183,9 +171,7 @@ pub fn grow(path: &Path, size_mib: u64) -> Result<(), DiskError> {
     if size_mib << 20 < now {
         return Err(DiskError::Shrink { now_mib: now >> 20 });
     }
-    file.set_len(size_mib << 20)
-        .and_then(|()| file.sync_all())
-        .map_err(StoreError::io("grow", path))?;
+    file.set_len(size_mib << 20).and_then(|()| file.sync_all()).map_err(StoreError::io("grow", path))?;
     Ok(())
 }
 
@@ -219,10 +205,7 @@ mod tests {
         let path = dir.path().join("data.ext4");
         make_data_disk(&path, 64).unwrap();
         let mut magic = [0; 2];
-        File::open(&path)
-            .unwrap()
-            .read_exact_at(&mut magic, 1080)
-            .unwrap();
+        File::open(&path).unwrap().read_exact_at(&mut magic, 1080).unwrap();
         assert_eq!(magic, [0x53, 0xef]);
         grow(&path, 64).unwrap();
         grow(&path, 128).unwrap();

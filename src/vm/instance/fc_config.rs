@@ -66,10 +66,7 @@ pub fn requests(instance: &Instance, manifest: &Manifest, quotas: &Quotas) -> Ve
         rx_rate_limiter: net_limit.clone(),
         tx_rate_limiter: net_limit,
     }));
-    calls.push(Call::Vsock(Vsock {
-        guest_cid: GUEST_CID,
-        uds_path: files::VSOCK.into(),
-    }));
+    calls.push(Call::Vsock(Vsock { guest_cid: GUEST_CID, uds_path: files::VSOCK.into() }));
     calls.push(Call::Entropy);
     calls.push(Call::InstanceStart);
     calls
@@ -87,13 +84,8 @@ fn command_line(instance: &Instance, manifest: &Manifest) -> String {
 
 /// A second's worth of both; `None` where neither is limited.
 fn limiter(bytes_per_second: u64, ops_per_second: u32) -> Option<RateLimiter> {
-    let bucket = |size: u64| {
-        (size > 0).then_some(TokenBucket {
-            size,
-            one_time_burst: None,
-            refill_time: 1000,
-        })
-    };
+    let bucket =
+        |size: u64| (size > 0).then_some(TokenBucket { size, one_time_burst: None, refill_time: 1000 });
     let (bandwidth, ops) = (bucket(bytes_per_second), bucket(ops_per_second.into()));
     (bandwidth.is_some() || ops.is_some()).then_some(RateLimiter { bandwidth, ops })
 }
@@ -107,13 +99,10 @@ const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 fn console_limit(log_mib: u32) -> TokenBucket {
     let day = (u64::from(log_mib.max(1)) << 20) / CONSOLE_SHARE;
     let burst = day / 2;
-    let size = 16 << 10;
-    let refill_time = size * DAY_MS / (day - burst - size);
-    TokenBucket {
-        size,
-        one_time_burst: Some(burst),
-        refill_time,
-    }
+    // Not smaller than a thousandth, or the refill time would be too few ms to be exact.
+    let size = (16 << 10).max(day / 1000);
+    let refill_time = (u128::from(size) * u128::from(DAY_MS)).div_ceil(u128::from(day - burst - size)) as u64;
+    TokenBucket { size, one_time_burst: Some(burst), refill_time }
 }
 
 #[cfg(test)]

@@ -64,41 +64,21 @@ type LaunchStep<'a> = Step<Launch<'a>, LifecycleError>;
 /// The steps of a start.
 pub fn steps<'a>() -> [LaunchStep<'a>; 7] {
     [
-        Step {
-            name: "disks",
-            run: disks,
-            undo: None,
-        },
+        Step { name: "disks", run: disks, undo: None },
         Step {
             name: "directory",
             run: directory,
             undo: Some(|launch| remove_directory(launch.operator, launch.slot)),
         },
-        Step {
-            name: "tap",
-            run: tap,
-            undo: Some(|launch| remove_tap(launch.operator, launch.slot)),
-        },
+        Step { name: "tap", run: tap, undo: Some(|launch| remove_tap(launch.operator, launch.slot)) },
         Step {
             name: "spawn",
             run: spawn,
             undo: Some(|launch| kill(launch.operator, launch.slot, launch.vmm.as_ref())),
         },
-        Step {
-            name: "configure",
-            run: configure,
-            undo: None,
-        },
-        Step {
-            name: "boot",
-            run: boot,
-            undo: None,
-        },
-        Step {
-            name: "join",
-            run: join,
-            undo: None,
-        },
+        Step { name: "configure", run: configure, undo: None },
+        Step { name: "boot", run: boot, undo: None },
+        Step { name: "join", run: join, undo: None },
     ]
 }
 
@@ -112,9 +92,7 @@ fn disks(launch: &mut Launch) -> Result<(), LifecycleError> {
     let name = root_disk(revision.short());
     if !volumes.join(&name).exists() {
         store::sweep(&volumes)?;
-        let from = Artifacts::of(roots, &launch.pool.path())
-            .revision(revision)
-            .join(files::ROOT);
+        let from = Artifacts::of(roots, &launch.pool.path()).revision(revision).join(files::ROOT);
         // Whole or not there: a copy that was cut off has another name.
         let new = volumes.join(format!(".new-{name}"));
         disk::copy(&from, &new)?;
@@ -155,10 +133,7 @@ fn directory(launch: &mut Launch) -> Result<(), LifecycleError> {
     if launch.manifest.initrd.is_some() {
         link(&revision.join(files::INITRD), files::INITRD)?;
     }
-    link(
-        &volumes.join(root_disk(launch.manifest.revision.short())),
-        files::ROOT,
-    )?;
+    link(&volumes.join(root_disk(launch.manifest.revision.short())), files::ROOT)?;
     if launch.instance.resources.data_disk_mib > 0 {
         link(&volumes.join(files::DATA), files::DATA)?;
     }

@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File},
     io::{self, Read, Seek, SeekFrom},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
@@ -67,14 +68,13 @@ fn rename_if_there(from: &Path, to: &Path) -> Result<(), StoreError> {
 /// When a file cannot be removed.
 pub fn cut(folder: &Path, limit: u64) -> Result<(), StoreError> {
     let mut old = Vec::new();
-    for name in store::names(folder, |name| {
-        name.rsplit_once('.')
-            .is_some_and(|(_, n)| n.parse::<u32>().is_ok())
-    })? {
+    for name in store::names(folder, |_| true)? {
+        let Some(number) = name.rsplit_once('.').and_then(|(_, number)| number.parse::<u32>().ok()) else { continue };
         let path = folder.join(name);
         let Ok(meta) = fs::metadata(&path) else { continue };
-        old.push((meta.modified().ok(), meta.len(), path));
+        old.push((std::cmp::Reverse(number), meta.len(), path));
     }
+    // The higher the number, the older.
     old.sort();
     let mut total: u64 = old.iter().map(|(_, size, _)| size).sum();
     for (_, size, path) in old {
@@ -85,8 +85,8 @@ pub fn cut(folder: &Path, limit: u64) -> Result<(), StoreError> {
         total -= size;
     }
     let log = folder.join(LOG);
-    if fs::metadata(&log).is_ok_and(|meta| meta.len() > limit / 10) {
-        // The VMM appends: what is cut off in front leaves no hole behind.
+    if fs::metadata(&log).is_ok_and(|meta| meta.blocks() * 512 > limit / 10) {
+        // The VMM writes on where it was: what is cut off in front becomes a hole, which takes no space.
         File::options()
             .write(true)
             .open(&log)
@@ -109,6 +109,8 @@ pub fn read(path: &Path, from: u64) -> Result<(Vec<u8>, u64), StoreError> {
     let length = file.metadata().map_err(StoreError::io("look at", path))?.len();
     // A new run began: its log is read from the beginning.
     let from = if length < from { 0 } else { from };
+    // What was cut off in front is a hole.
+    let from = rustix::fs::seek(&file, rustix::fs::SeekFrom::Data(from)).unwrap_or(from);
     let mut bytes = Vec::new();
     file.seek(SeekFrom::Start(from))
         .and_then(|_| file.read_to_end(&mut bytes))
@@ -128,7 +130,7 @@ mod tests {
             fs::write(dir.path().join(format!("console.log.{number}")), vec![0; size]).unwrap();
         }
         fs::write(dir.path().join("console.log"), vec![0; 5000]).unwrap();
-        fs::write(dir.path().join(LOG), vec![0; 500]).unwrap();
+        fs::write(dir.path().join(LOG), vec![1; 500]).unwrap();
         cut(dir.path(), 1000).unwrap();
         assert_eq!(
             store::names(dir.path(), |_| true).unwrap(),

@@ -59,12 +59,7 @@ pub fn lease(tenant: &Tenant, pool: &Pool, instance: &Instance) -> net::Lease {
 /// # Errors
 /// When somebody else holds it for too long.
 pub fn lock(roots: &Roots, sharing: Sharing) -> Result<Lock, StoreError> {
-    Lock::take(
-        &roots.lock_file("net"),
-        "the network",
-        sharing,
-        roots.lock_timeout,
-    )
+    Lock::take(&roots.lock_file("net"), "the network", sharing, roots.lock_timeout)
 }
 
 /// What the kernel's network should be, from the files of all tenants.

@@ -7,6 +7,9 @@ use std::time::Instant;
 
 use crate::infra::failpoint;
 
+/// Takes back what a step did.
+pub type Undo<C, E> = fn(&mut C) -> Result<(), E>;
+
 /// One step of an operation on a context `C`.
 pub struct Step<C, E> {
     /// Its name, for receipts, failpoints and error texts.
@@ -14,7 +17,7 @@ pub struct Step<C, E> {
     /// Does it.
     pub run: fn(&mut C) -> Result<(), E>,
     /// Takes back what it did, all or in part; `None` where there is nothing to take back.
-    pub undo: Option<fn(&mut C) -> Result<(), E>>,
+    pub undo: Option<Undo<C, E>>,
 }
 
 /// A step failed; what was done before was undone, but for what `left` says.
@@ -43,11 +46,7 @@ pub fn run<C, E: From<std::io::Error>>(
         let result = (step.run)(context).and_then(|()| Ok(failpoint::hit(operation, step.name)?));
         if let Err(error) = result {
             let left = undo(&steps[..=done], context);
-            return Err(Failed {
-                step: step.name,
-                error,
-                left,
-            });
+            return Err(Failed { step: step.name, error, left });
         }
         times.push((step.name.to_owned(), start.elapsed().as_secs_f64() * 1000.0));
     }
@@ -56,11 +55,7 @@ pub fn run<C, E: From<std::io::Error>>(
 
 /// Undoes steps in reverse, going on where one cannot be undone. Returns what could not.
 pub fn undo<C, E>(steps: &[Step<C, E>], context: &mut C) -> Vec<(&'static str, E)> {
-    steps
-        .iter()
-        .rev()
-        .filter_map(|step| Some((step.name, (step.undo?)(context).err()?)))
-        .collect()
+    steps.iter().rev().filter_map(|step| Some((step.name, (step.undo?)(context).err()?))).collect()
 }
 
 #[cfg(test)]
@@ -69,23 +64,17 @@ mod tests {
 
     type Log = Vec<&'static str>;
 
+    fn note(log: &mut Log, text: &'static str) -> Result<(), std::io::Error> {
+        log.push(text);
+        Ok(())
+    }
+
     fn steps() -> Vec<Step<Log, std::io::Error>> {
+        let stuck = |_: &mut Log| Err(std::io::Error::other("stuck"));
         vec![
-            Step {
-                name: "one",
-                run: |log| Ok(log.push("one")),
-                undo: Some(|log| Ok(log.push("-one"))),
-            },
-            Step {
-                name: "two",
-                run: |log| Ok(log.push("two")),
-                undo: Some(|_| Err(std::io::Error::other("stuck"))),
-            },
-            Step {
-                name: "three",
-                run: |_| Err(std::io::Error::other("no")),
-                undo: Some(|log| Ok(log.push("-three"))),
-            },
+            Step { name: "one", run: |log| note(log, "one"), undo: Some(|log| note(log, "-one")) },
+            Step { name: "two", run: |log| note(log, "two"), undo: Some(stuck) },
+            Step { name: "three", run: stuck, undo: Some(|log| note(log, "-three")) },
         ]
     }
 
@@ -94,18 +83,12 @@ mod tests {
         let mut log = Log::new();
         let failed = run("test", &steps(), &mut log).unwrap_err();
         assert_eq!(log, ["one", "two", "-three", "-one"]);
-        assert_eq!(
-            (failed.step, failed.left.len(), failed.left[0].0),
-            ("three", 1, "two")
-        );
+        assert_eq!((failed.step, failed.left.len(), failed.left[0].0), ("three", 1, "two"));
     }
 
     #[test]
     fn success_gives_each_step_its_time() {
         let times = run("test", &steps()[..2], &mut Log::new()).unwrap();
-        assert_eq!(
-            times.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(),
-            ["one", "two"]
-        );
+        assert_eq!(times.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["one", "two"]);
     }
 }

@@ -206,42 +206,26 @@ pub struct Denial {
 impl Denial {
     /// The states in which the event is possible.
     pub fn works_from(self) -> Vec<State> {
-        State::ALL
-            .into_iter()
-            .filter(|&state| matches!(next(state, self.event), Next::To(_)))
-            .collect()
+        State::ALL.into_iter().filter(|&state| matches!(next(state, self.event), Next::To(_))).collect()
     }
 
     /// The verb that leads from the state to one in which the event is possible, or to where it would lead.
     pub fn way(self) -> Option<Event> {
-        let goal = State::ALL
-            .into_iter()
-            .find_map(|state| match next(state, self.event) {
-                Next::To(goal) => Some(goal),
-                Next::Already | Next::Denied => None,
-            });
+        let goal = State::ALL.into_iter().find_map(|state| match next(state, self.event) {
+            Next::To(goal) => Some(goal),
+            Next::Already | Next::Denied => None,
+        });
         let verbs = [Event::Resume, Event::Wake, Event::Start, Event::Stop];
         let leads_to = |verb: Event, wanted: &dyn Fn(State) -> bool| matches!(next(self.state, verb), Next::To(state) if wanted(state));
-        verbs
-            .into_iter()
-            .find(|&verb| leads_to(verb, &|state| Some(state) == goal))
-            .or_else(|| {
-                verbs
-                    .into_iter()
-                    .find(|&verb| leads_to(verb, &|state| self.works_from().contains(&state)))
-            })
+        verbs.into_iter().find(|&verb| leads_to(verb, &|state| Some(state) == goal)).or_else(|| {
+            verbs.into_iter().find(|&verb| leads_to(verb, &|state| self.works_from().contains(&state)))
+        })
     }
 }
 
 impl fmt::Display for Denial {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "it is {}; {} works from {}",
-            self.state,
-            self.event,
-            list(self.works_from())
-        )
+        write!(f, "it is {}; {} works from {}", self.state, self.event, list(self.works_from()))
     }
 }
 
@@ -297,46 +281,18 @@ mod tests {
 
     #[test]
     fn a_denial_names_the_way() {
-        let denial = Denial {
-            state: State::Warm,
-            event: Event::Start,
-        };
+        let denial = Denial { state: State::Warm, event: Event::Start };
         assert_eq!(denial.to_string(), "it is warm; start works from ready, stopped");
         assert_eq!(denial.way(), Some(Event::Resume));
-        assert_eq!(
-            Denial {
-                state: State::Sleeping,
-                event: Event::Start
-            }
-            .way(),
-            Some(Event::Wake)
-        );
-        assert_eq!(
-            Denial {
-                state: State::Stopped,
-                event: Event::Pause
-            }
-            .way(),
-            Some(Event::Start)
-        );
-        assert_eq!(
-            Denial {
-                state: State::Created,
-                event: Event::Stop
-            }
-            .way(),
-            None
-        );
+        assert_eq!(Denial { state: State::Sleeping, event: Event::Start }.way(), Some(Event::Wake));
+        assert_eq!(Denial { state: State::Stopped, event: Event::Pause }.way(), Some(Event::Start));
+        assert_eq!(Denial { state: State::Created, event: Event::Stop }.way(), None);
     }
 
     #[test]
     fn every_state_can_be_destroyed_and_only_once() {
         for state in State::ALL {
-            let expected = if state == State::Destroyed {
-                Next::Already
-            } else {
-                Next::To(State::Destroyed)
-            };
+            let expected = if state == State::Destroyed { Next::Already } else { Next::To(State::Destroyed) };
             assert_eq!(next(state, Event::Destroy), expected);
         }
     }

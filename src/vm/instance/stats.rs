@@ -44,32 +44,19 @@ impl Interfaces {
 fn interface(line: &str) -> Option<(String, (u64, u64))> {
     let (name, counters) = line.split_once(':')?;
     let counters: Vec<&str> = counters.split_whitespace().collect();
-    Some((
-        name.trim().to_owned(),
-        (counters.first()?.parse().ok()?, counters.get(8)?.parse().ok()?),
-    ))
+    Some((name.trim().to_owned(), (counters.first()?.parse().ok()?, counters.get(8)?.parse().ok()?)))
 }
 
 /// What an instance uses.
 pub fn usage(roots: &Roots, instance: &Instance, interfaces: &Interfaces) -> Usage {
     let path = instance.path();
-    let (cpu_ms, rss_bytes) = instance
-        .vmm
-        .as_ref()
-        .and_then(|vmm| process_usage(vmm.pid, vmm.start_time))
-        .unwrap_or_default();
+    let (cpu_ms, rss_bytes) =
+        instance.vmm.as_ref().and_then(|vmm| process_usage(vmm.pid, vmm.start_time)).unwrap_or_default();
     // What the host receives on a TAP is what the guest sent.
-    let (host_rx, host_tx) = interfaces
-        .0
-        .get(&instance.net.tap_dev)
-        .copied()
-        .unwrap_or_default();
+    let (host_rx, host_tx) = interfaces.0.get(&instance.net.tap_dev).copied().unwrap_or_default();
     let volumes = config::folder(roots, &path).join("volumes");
     let mut disk_bytes = 0;
-    let root = instance
-        .revision
-        .as_ref()
-        .map(|revision| super::launch::root_disk(revision.short()));
+    let root = instance.revision.as_ref().map(|revision| super::launch::root_disk(revision.short()));
     for name in [Some(files::DATA.to_owned()), root].into_iter().flatten() {
         disk_bytes += std::fs::metadata(volumes.join(name)).map_or(0, |meta| meta.blocks() * 512);
     }

@@ -41,24 +41,14 @@ pub fn wait(
             Some(instance) => lifecycle::settle(operator, instance)?,
             None => None,
         };
-        let state = instance
-            .as_ref()
-            .map_or(State::Destroyed, |instance| instance.status);
-        if state == wanted
-            && instance
-                .as_ref()
-                .is_none_or(|instance| instance.pending.is_none())
-        {
+        let state = instance.as_ref().map_or(State::Destroyed, |instance| instance.status);
+        if state == wanted && instance.as_ref().is_none_or(|instance| instance.pending.is_none()) {
             return Ok(Some(instance));
         }
         if instance.is_none() {
-            return Err(LifecycleError::NotFound {
-                what: format!("there is no instance {path}"),
-            });
+            return Err(LifecycleError::NotFound { what: format!("there is no instance {path}") });
         }
-        let vmm = instance
-            .and_then(|instance| instance.vmm)
-            .and_then(|vmm| process::find(vmm.identity()));
+        let vmm = instance.and_then(|instance| instance.vmm).and_then(|vmm| process::find(vmm.identity()));
         let left = deadline.saturating_duration_since(Instant::now());
         let timeout = Timespec::try_from(left).unwrap_or_default();
         let mut fds = vec![PollFd::new(&watch, PollFlags::IN)];

@@ -142,10 +142,7 @@ impl Artifacts {
     /// Those of this pool.
     pub fn of(roots: &Roots, pool: &PoolPath) -> Self {
         let pool = pool::config::folder(roots, pool);
-        Self {
-            folder: pool.join("artifacts"),
-            history: pool.join("build_history.json"),
-        }
+        Self { folder: pool.join("artifacts"), history: pool.join("build_history.json") }
     }
 
     fn revisions(&self) -> PathBuf {
@@ -165,15 +162,9 @@ impl Artifacts {
         let link = self.folder.join("current");
         match fs::read_link(&link) {
             Ok(target) => {
-                let name = target
-                    .file_name()
-                    .unwrap_or_default()
-                    .to_string_lossy()
-                    .into_owned();
-                let damaged = |_| StoreError::Damaged {
-                    path: link.clone(),
-                    why: format!("it leads to {target:?}"),
-                };
+                let name = target.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                let damaged =
+                    |_| StoreError::Damaged { path: link.clone(), why: format!("it leads to {target:?}") };
                 name.parse().map(Some).map_err(damaged)
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -248,17 +239,10 @@ impl Artifacts {
         };
         let kernel = take(&sources.kernel, files::KERNEL)?;
         let rootfs = take(&sources.rootfs, files::ROOT)?;
-        let initrd = sources
-            .initrd
-            .as_deref()
-            .map(|path| take(path, files::INITRD))
-            .transpose()?;
+        let initrd = sources.initrd.as_deref().map(|path| take(path, files::INITRD)).transpose()?;
         failpoint::hit("import", "copied").map_err(StoreError::io("import", new))?;
         let mut hasher = Sha256::new();
-        for part in [Some(&kernel), Some(&rootfs), initrd.as_ref()]
-            .into_iter()
-            .flatten()
-        {
+        for part in [Some(&kernel), Some(&rootfs), initrd.as_ref()].into_iter().flatten() {
             hasher.update(format!("{} {}\n", part.sha256, part.file));
         }
         hasher.update(format!("{} {}", std::env::consts::ARCH, sources.cmdline));
@@ -309,11 +293,7 @@ impl Artifacts {
         store::sync_folder(&self.folder)?;
         failpoint::hit("switch", "switched").map_err(StoreError::io("switch", &link))?;
         let mut history = self.history()?;
-        history.entries.push(HistoryEntry {
-            revision: revision.clone(),
-            at: roots.now(),
-            by: by.to_owned(),
-        });
+        history.entries.push(HistoryEntry { revision: revision.clone(), at: roots.now(), by: by.to_owned() });
         let surplus = history.entries.len().saturating_sub(HISTORY_LENGTH);
         history.entries.drain(..surplus);
         store::write(&self.history, &history)
@@ -325,28 +305,17 @@ impl Artifacts {
     /// [`ArtifactError::Changed`] names the first file that is not what was imported.
     pub fn verify(&self, revision: &RevisionHash) -> Result<Manifest, ArtifactError> {
         let manifest = self.manifest(revision)?;
-        for part in [
-            Some(&manifest.kernel),
-            Some(&manifest.rootfs),
-            manifest.initrd.as_ref(),
-        ]
-        .into_iter()
-        .flatten()
+        for part in
+            [Some(&manifest.kernel), Some(&manifest.rootfs), manifest.initrd.as_ref()].into_iter().flatten()
         {
             let path = self.revision(revision).join(&part.file);
-            let changed = |why| ArtifactError::Changed {
-                path: path.clone(),
-                why,
-            };
+            let changed = |why| ArtifactError::Changed { path: path.clone(), why };
             let size = match fs::metadata(&path) {
                 Ok(meta) => meta.len(),
                 Err(error) => return Err(changed(error.to_string())),
             };
             if size != part.size_bytes {
-                return Err(changed(format!(
-                    "it has {size} bytes instead of {}",
-                    part.size_bytes
-                )));
+                return Err(changed(format!("it has {size} bytes instead of {}", part.size_bytes)));
             }
             if hash_file(&path)? != part.sha256 {
                 return Err(changed("its sha256 is another one".into()));
@@ -386,32 +355,21 @@ fn hash_file(path: &Path) -> Result<String, StoreError> {
 }
 
 fn head_of(path: &Path, what: &'static str) -> Result<Vec<u8>, ArtifactError> {
-    let wrong = |why| ArtifactError::Wrong {
-        path: path.to_path_buf(),
-        what,
-        why,
-    };
+    let wrong = |why| ArtifactError::Wrong { path: path.to_path_buf(), what, why };
     let meta = fs::metadata(path).map_err(|error| wrong(error.to_string()))?;
     if !meta.is_file() {
         return Err(wrong("it is no regular file".into()));
     }
     let file = File::open(path).map_err(|error| wrong(error.to_string()))?;
     let mut head = vec![0; usize::try_from(meta.len()).unwrap_or(usize::MAX).min(4096)];
-    file.read_exact_at(&mut head, 0)
-        .map_err(|error| wrong(error.to_string()))?;
+    file.read_exact_at(&mut head, 0).map_err(|error| wrong(error.to_string()))?;
     Ok(head)
 }
 
 fn check_kernel(path: &Path) -> Result<(), ArtifactError> {
     let (what, arch) = ("a kernel that Firecracker boots", std::env::consts::ARCH);
     let head = head_of(path, what)?;
-    let wrong = |why: &str| {
-        Err(ArtifactError::Wrong {
-            path: path.to_path_buf(),
-            what,
-            why: why.into(),
-        })
-    };
+    let wrong = |why: &str| Err(ArtifactError::Wrong { path: path.to_path_buf(), what, why: why.into() });
     let at = |offset: usize, bytes: &[u8]| head.get(offset..offset + bytes.len()) == Some(bytes);
     if at(0x202, b"HdrS") {
         return wrong("it is a bzImage; Firecracker takes the uncompressed ELF inside (vmlinux)");
@@ -435,11 +393,7 @@ fn check_file_system(path: &Path) -> Result<(), ArtifactError> {
         return Ok(());
     }
     let why = "it holds no ext4, xfs, squashfs or erofs".to_owned();
-    Err(ArtifactError::Wrong {
-        path: path.to_path_buf(),
-        what,
-        why,
-    })
+    Err(ArtifactError::Wrong { path: path.to_path_buf(), what, why })
 }
 
 fn check_initrd(path: &Path) -> Result<(), ArtifactError> {
@@ -458,9 +412,5 @@ fn check_initrd(path: &Path) -> Result<(), ArtifactError> {
         return Ok(());
     }
     let why = "it is no cpio archive, plain or compressed by gzip, zstd, xz or lz4".to_owned();
-    Err(ArtifactError::Wrong {
-        path: path.to_path_buf(),
-        what,
-        why,
-    })
+    Err(ArtifactError::Wrong { path: path.to_path_buf(), what, why })
 }

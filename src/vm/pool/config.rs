@@ -145,22 +145,14 @@ impl Resources {
     /// What is wrong, as a sentence.
     pub fn check(self) -> Result<Self, String> {
         if self.vcpus == 0 || self.vcpus > 32 || (self.vcpus > 1 && self.vcpus % 2 == 1) {
-            return Err(format!(
-                "{} vCPUs: Firecracker takes 1 or an even number up to 32",
-                self.vcpus
-            ));
+            return Err(format!("{} vCPUs: Firecracker takes 1 or an even number up to 32", self.vcpus));
         }
         if !(32..=1024 * 1024).contains(&self.mem_mib) {
-            return Err(format!(
-                "{} MiB of memory: from 32 MiB to 1 TiB is possible",
-                self.mem_mib
-            ));
+            return Err(format!("{} MiB of memory: from 32 MiB to 1 TiB is possible", self.mem_mib));
         }
         match self.data_disk_mib {
             0 | 8..=16_777_216 => Ok(self),
-            size => Err(format!(
-                "a data disk of {size} MiB: none (0) or 8 MiB to 16 TiB is possible"
-            )),
+            size => Err(format!("a data disk of {size} MiB: none (0) or 8 MiB to 16 TiB is possible")),
         }
     }
 }
@@ -184,10 +176,7 @@ impl Pool {
 
     /// Its path.
     pub fn path(&self) -> PoolPath {
-        PoolPath {
-            tenant: self.tenant_id.clone(),
-            pool: self.pool_id.clone(),
-        }
+        PoolPath { tenant: self.tenant_id.clone(), pool: self.pool_id.clone() }
     }
 }
 
@@ -214,12 +203,7 @@ pub fn paths(roots: &Roots, tenant: &TenantId) -> Result<Vec<PoolPath>, StoreErr
     let names = store::names(&pools_folder(roots, tenant), |name| !name.starts_with('.'))?;
     Ok(names
         .into_iter()
-        .filter_map(|name| {
-            Some(PoolPath {
-                tenant: tenant.clone(),
-                pool: name.parse().ok()?,
-            })
-        })
+        .filter_map(|name| Some(PoolPath { tenant: tenant.clone(), pool: name.parse().ok()? }))
         .collect())
 }
 
@@ -229,29 +213,16 @@ mod tests {
 
     #[test]
     fn resources_are_what_firecracker_takes() {
-        let fine = Resources {
-            vcpus: 2,
-            mem_mib: 128,
-            data_disk_mib: 0,
-        };
+        let fine = Resources { vcpus: 2, mem_mib: 128, data_disk_mib: 0 };
         assert!(fine.check().is_ok());
         for bad in [
             Resources { vcpus: 0, ..fine },
             Resources { vcpus: 3, ..fine },
             Resources { vcpus: 34, ..fine },
             Resources { mem_mib: 0, ..fine },
-            Resources {
-                mem_mib: u64::MAX,
-                ..fine
-            },
-            Resources {
-                data_disk_mib: 1,
-                ..fine
-            },
-            Resources {
-                data_disk_mib: u64::MAX,
-                ..fine
-            },
+            Resources { mem_mib: u64::MAX, ..fine },
+            Resources { data_disk_mib: 1, ..fine },
+            Resources { data_disk_mib: u64::MAX, ..fine },
         ] {
             assert!(bad.check().is_err(), "{bad:?}");
         }

@@ -119,21 +119,11 @@ pub enum PoolError {
 /// When somebody else holds it for too long.
 pub fn lock(roots: &Roots, path: &PoolPath, sharing: Sharing) -> Result<Lock, StoreError> {
     let name = format!("pool.{}.{}", path.tenant, path.pool);
-    Lock::take(
-        &roots.lock_file(&name),
-        &format!("pool {path}"),
-        sharing,
-        roots.lock_timeout,
-    )
+    Lock::take(&roots.lock_file(&name), &format!("pool {path}"), sharing, roots.lock_timeout)
 }
 
 fn record(roots: &Roots, path: &PoolPath, entry: Entry) -> Result<(), AuditError> {
-    audit::append(
-        roots,
-        path.tenant.as_ref(),
-        &tenant::config::folder(roots, &path.tenant),
-        entry,
-    )
+    audit::append(roots, path.tenant.as_ref(), &tenant::config::folder(roots, &path.tenant), entry)
 }
 
 /// Makes a pool. True where it is new; the same again is well.
@@ -142,14 +132,10 @@ fn record(roots: &Roots, path: &PoolPath, entry: Entry) -> Result<(), AuditError
 /// [`PoolError`] names what is in the way.
 pub fn create(operator: &Operator, pool: &Pool) -> Result<(Pool, bool), PoolError> {
     let roots = &operator.roots;
-    pool.instance_resources
-        .check()
-        .map_err(|why| PoolError::Resources { why })?;
+    pool.instance_resources.check().map_err(|why| PoolError::Resources { why })?;
     let node = NodeConfig::load(roots)?;
     if node.production && (pool.vmm == VmmKind::Sim || pool.insecure) {
-        return Err(PoolError::Production {
-            why: "it takes neither the simulated VMM nor --insecure",
-        });
+        return Err(PoolError::Production { why: "it takes neither the simulated VMM nor --insecure" });
     }
     room::check_disk(roots, &node)?;
     let path = pool.path();
@@ -162,10 +148,8 @@ pub fn create(operator: &Operator, pool: &Pool) -> Result<(Pool, bool), PoolErro
         };
     }
     let count = config::paths(roots, &path.tenant)?.len() as u64;
-    within("max_pools", count, 1, tenant.quotas.max_pools.into()).map_err(|exceeded| PoolError::TooMany {
-        tenant: path.tenant.to_string(),
-        exceeded,
-    })?;
+    within("max_pools", count, 1, tenant.quotas.max_pools.into())
+        .map_err(|exceeded| PoolError::TooMany { tenant: path.tenant.to_string(), exceeded })?;
     record(roots, &path, Entry::new("pool.create", &path, Phase::Intent))?;
     let folder = config::pools_folder(roots, &path.tenant);
     store::make_folder(&folder)?;
@@ -188,17 +172,10 @@ fn difference(there: &Pool, wanted: &Pool) -> Option<String> {
     if wanted.vmm_version.is_none() {
         same.vmm_version.clone_from(&there.vmm_version);
     }
-    let (there, wanted) = (
-        serde_json::to_value(there).ok()?,
-        serde_json::to_value(&same).ok()?,
-    );
+    let (there, wanted) = (serde_json::to_value(there).ok()?, serde_json::to_value(&same).ok()?);
     let fields = there.as_object()?;
     let name = |name: &String| there.get(name) != wanted.get(name);
-    fields
-        .keys()
-        .chain(wanted.as_object()?.keys())
-        .find(|field| name(field))
-        .cloned()
+    fields.keys().chain(wanted.as_object()?.keys()).find(|field| name(field)).cloned()
 }
 
 /// Changes a pool under its tenant's lock. What its instances get, they get at their next start; egress applies at once.
@@ -215,9 +192,7 @@ pub fn update(
     let (tenant, old) = lifecycle::load_pool(&roots, path)?;
     let mut pool = old.clone();
     change(&mut pool);
-    pool.instance_resources
-        .check()
-        .map_err(|why| PoolError::Resources { why })?;
+    pool.instance_resources.check().map_err(|why| PoolError::Resources { why })?;
     if pool == old {
         return Ok((pool, false));
     }
@@ -236,10 +211,7 @@ pub fn update(
                 continue;
             };
             let lease = wiring::lease(&tenant, &pool, &instance);
-            operator
-                .net()?
-                .update_egress(&lease)
-                .map_err(LifecycleError::from)?;
+            operator.net()?.update_egress(&lease).map_err(LifecycleError::from)?;
         }
     }
     record(&roots, path, Entry::new("pool.update", path, Phase::Done))?;
@@ -301,11 +273,7 @@ pub fn rollback(
                     let shorts: Vec<_> = there.iter().map(RevisionHash::short).collect();
                     let there = format!(
                         "it has {}",
-                        if shorts.is_empty() {
-                            "none".into()
-                        } else {
-                            shorts.join(", ")
-                        }
+                        if shorts.is_empty() { "none".into() } else { shorts.join(", ") }
                     );
                     return Err(PoolError::NoSuchRevision {
                         path: path.clone(),
@@ -348,26 +316,15 @@ pub fn collect(operator: &Operator, path: &PoolPath) -> Result<Vec<RevisionHash>
     let artifacts = Artifacts::of(roots, path);
     artifacts.sweep()?;
     let current = artifacts.current()?;
-    let history = artifacts
-        .history()?
-        .entries
-        .into_iter()
-        .rev()
-        .map(|entry| entry.revision);
-    let before = history
-        .into_iter()
-        .find(|revision| Some(revision) != current.as_ref());
+    let history = artifacts.history()?.entries.into_iter().rev().map(|entry| entry.revision);
+    let before = history.into_iter().find(|revision| Some(revision) != current.as_ref());
     let mut needed: Vec<RevisionHash> = current.into_iter().chain(before).collect();
     for instance in instance::config::paths(roots, path)? {
         let instance = store::read_if_there::<Instance>(&instance::config::file(roots, &instance))?;
         needed.extend(instance.and_then(|instance| instance.revision));
     }
     let mut removed = Vec::new();
-    for revision in artifacts
-        .all()?
-        .into_iter()
-        .filter(|revision| !needed.contains(revision))
-    {
+    for revision in artifacts.all()?.into_iter().filter(|revision| !needed.contains(revision)) {
         artifacts.remove(&revision)?;
         removed.push(revision);
     }
@@ -381,17 +338,11 @@ pub fn collect(operator: &Operator, path: &PoolPath) -> Result<Vec<RevisionHash>
 pub fn volumes(roots: &Roots, path: &PoolPath) -> Result<Vec<String>, StoreError> {
     let mut disks = Vec::new();
     for path in instance::config::paths(roots, path)? {
-        if instance::config::folder(roots, &path)
-            .join("volumes")
-            .join(files::DATA)
-            .exists()
-        {
+        if instance::config::folder(roots, &path).join("volumes").join(files::DATA).exists() {
             disks.push(path.to_string());
         }
     }
-    let kept = store::names(&lifecycle::kept_folder(roots, path), |name| {
-        !name.starts_with('.')
-    })?;
+    let kept = store::names(&lifecycle::kept_folder(roots, path), |name| !name.starts_with('.'))?;
     disks.extend(kept.into_iter().map(|name| format!("{path}/kept/{name}")));
     Ok(disks)
 }
@@ -405,10 +356,7 @@ pub fn destroy(operator: &mut Operator, path: &PoolPath, wipe_volumes: bool) -> 
     lifecycle::load_pool(&roots, path)?;
     let disks = volumes(&roots, path)?;
     if !wipe_volumes && !disks.is_empty() {
-        return Err(PoolError::HasVolumes {
-            path: path.clone(),
-            disks: disks.join(", "),
-        });
+        return Err(PoolError::HasVolumes { path: path.clone(), disks: disks.join(", ") });
     }
     record(&roots, path, Entry::new("pool.destroy", path, Phase::Intent))?;
     for instance in instance::config::paths(&roots, path)? {
@@ -473,30 +421,15 @@ pub fn scale(
     let surplus = up.len().saturating_sub(wanted);
     for instance in up.iter().rev().take(surplus) {
         let outcome = lifecycle::stop(operator, &instance.path(), false)?;
-        tell(
-            &outcome.instance,
-            &Scaled {
-                path: instance.path(),
-                did: "stopped",
-            },
-        );
+        tell(&outcome.instance, &Scaled { path: instance.path(), did: "stopped" });
     }
     for number in 0..wanted.saturating_sub(up.len()) {
         let (instance, did) = match down.get(number) {
             Some(instance) => (instance.clone(), "started"),
-            None => (
-                lifecycle::create(operator, path, CreateOptions::default())?,
-                "created",
-            ),
+            None => (lifecycle::create(operator, path, CreateOptions::default())?, "created"),
         };
         let outcome = lifecycle::start(operator, &instance.path())?;
-        tell(
-            &outcome.instance,
-            &Scaled {
-                path: instance.path(),
-                did,
-            },
-        );
+        tell(&outcome.instance, &Scaled { path: instance.path(), did });
     }
     Ok(())
 }

@@ -66,10 +66,7 @@ impl Tenant {
 
     /// The slot at an offset.
     pub fn slot(&self, offset: Offset) -> Slot {
-        Slot {
-            net_id: self.network.tenant_net_id,
-            offset,
-        }
+        Slot { net_id: self.network.tenant_net_id, offset }
     }
 
     /// The offsets that instances may have here, first and last.

@@ -66,9 +66,7 @@ pub fn choose(roots: &Roots, tenant: &Tenant) -> Result<Option<Offset>, StoreErr
     freed.retain(|offset| !known.contains(offset));
     known.extend(&freed);
     let (first, last) = tenant.offsets();
-    let fresh = (first.get()..=last.get())
-        .map(Offset::new)
-        .find(|offset| !known.contains(offset));
+    let fresh = (first.get()..=last.get()).map(Offset::new).find(|offset| !known.contains(offset));
     if fresh.is_some() {
         return Ok(fresh);
     }
@@ -87,12 +85,7 @@ pub fn choose(roots: &Roots, tenant: &Tenant) -> Result<Option<Offset>, StoreErr
 pub fn hold(roots: &Roots, instance: &InstancePath, offset: Offset) -> Result<(), StoreError> {
     let folder = folder(roots, &instance.tenant);
     store::make_folder(&folder)?;
-    let lease = Lease {
-        schema_version: Schema,
-        offset,
-        instance: instance.clone(),
-        leased_at: roots.now(),
-    };
+    let lease = Lease { schema_version: Schema, offset, instance: instance.clone(), leased_at: roots.now() };
     store::write(&held_file(&folder, offset), &lease)?;
     store::remove_file(&freed_file(&folder, offset))
 }
@@ -116,13 +109,7 @@ pub fn free(roots: &Roots, instance: &InstancePath, offset: Offset) -> Result<()
     }
     let folder = folder(roots, &instance.tenant);
     let held = held_file(&folder, offset);
-    store::write(
-        &freed_file(&folder, offset),
-        &Freed {
-            schema_version: Schema,
-            freed_at: roots.now(),
-        },
-    )?;
+    store::write(&freed_file(&folder, offset), &Freed { schema_version: Schema, freed_at: roots.now() })?;
     failpoint::hit("lease", "freed").map_err(StoreError::io("free", &held))?;
     store::remove_file(&held)?;
     store::sync_folder(&folder)
@@ -192,11 +179,7 @@ mod tests {
         assert_eq!(choose(), None);
         for number in [5, 3] {
             free(&roots, &instance(99), Offset::new(number)).unwrap();
-            assert_eq!(
-                choose(),
-                if number == 5 { None } else { Some(5) },
-                "only its holder frees a lease"
-            );
+            assert_eq!(choose(), if number == 5 { None } else { Some(5) }, "only its holder frees a lease");
             free(&roots, &instance(number.into()), Offset::new(number)).unwrap();
         }
         assert_eq!(choose(), Some(5));

@@ -176,11 +176,7 @@ pub fn create(operator: &mut Operator, spec: &TenantSpec) -> Result<(Tenant, boo
         return Err(error);
     }
     failpoint::hit("tenant-create", "network")?;
-    record(
-        &roots,
-        &spec.id,
-        Entry::new("tenant.create", &spec.id, Phase::Done),
-    )?;
+    record(&roots, &spec.id, Entry::new("tenant.create", &spec.id, Phase::Done))?;
     Ok((tenant, true))
 }
 
@@ -192,29 +188,12 @@ fn bring_up(operator: &mut Operator, tenant: &Tenant) -> Result<(), TenantError>
 
 fn same(tenant: &Tenant, spec: &TenantSpec) -> Result<(), TenantError> {
     let differs = |what, is: String, wanted: String| {
-        if is == wanted {
-            Ok(())
-        } else {
-            Err(TenantError::Exists {
-                id: spec.id.clone(),
-                what,
-                is,
-                wanted,
-            })
-        }
+        if is == wanted { Ok(()) } else { Err(TenantError::Exists { id: spec.id.clone(), what, is, wanted }) }
     };
     let network = &tenant.network;
-    differs(
-        "net id",
-        network.tenant_net_id.to_string(),
-        spec.net_id.to_string(),
-    )?;
+    differs("net id", network.tenant_net_id.to_string(), spec.net_id.to_string())?;
     differs("subnet", network.ipv4_subnet.to_string(), spec.subnet.to_string())?;
-    differs(
-        "offset range",
-        format!("{:?}", network.offset_range),
-        format!("{:?}", spec.offset_range),
-    )?;
+    differs("offset range", format!("{:?}", network.offset_range), format!("{:?}", spec.offset_range))?;
     let quotas = |quotas: &Quotas| serde_json::to_string(quotas).unwrap_or_default();
     differs("quotas", quotas(&tenant.quotas), quotas(&spec.quotas))
 }
@@ -223,47 +202,26 @@ fn check_network(roots: &Roots, spec: &TenantSpec) -> Result<(), TenantError> {
     for other in config::all(roots)? {
         let network = &other.network;
         if network.tenant_net_id == spec.net_id {
-            return Err(TenantError::NetIdUsed {
-                net_id: spec.net_id,
-                by: other.tenant_id,
-            });
+            return Err(TenantError::NetIdUsed { net_id: spec.net_id, by: other.tenant_id });
         }
         if network.ipv4_subnet.overlaps(spec.subnet) {
             let (subnet, other_subnet) = (spec.subnet, network.ipv4_subnet);
-            return Err(TenantError::Overlap {
-                subnet,
-                other: other_subnet,
-                by: other.tenant_id,
-            });
+            return Err(TenantError::Overlap { subnet, other: other_subnet, by: other.tenant_id });
         }
     }
-    let left = |left: String| {
-        Err(TenantError::NetIdLeft {
-            net_id: spec.net_id,
-            left,
-        })
-    };
+    let left = |left: String| Err(TenantError::NetIdLeft { net_id: spec.net_id, left });
     for name in store::names(&roots.vmm_dirs(), |_| true)? {
         if Slot::from_tap(&name).is_some_and(|slot| slot.net_id == spec.net_id) {
             return left(format!("the VMM directory {name}"));
         }
     }
-    if room::reserved(roots)?
-        .iter()
-        .any(|(slot, _)| slot.net_id == spec.net_id)
-    {
+    if room::reserved(roots)?.iter().any(|(slot, _)| slot.net_id == spec.net_id) {
         return left("a reservation".into());
     }
     if let Some((first, last)) = spec.offset_range {
         let (low, high) = (Offset::FIRST_INSTANCE, spec.subnet.last_offset());
         if first > last || last < low || first > high {
-            return Err(TenantError::OffsetRange {
-                first,
-                last,
-                low,
-                high,
-                subnet: spec.subnet,
-            });
+            return Err(TenantError::OffsetRange { first, last, low, high, subnet: spec.subnet });
         }
     }
     Ok(())
@@ -318,10 +276,7 @@ pub fn destroy(operator: &mut Operator, id: &TenantId, wipe_volumes: bool) -> Re
     let tenant = lifecycle::load_tenant(&roots, id)?;
     let disks = volumes(&roots, id)?;
     if !wipe_volumes && !disks.is_empty() {
-        return Err(TenantError::HasVolumes {
-            id: id.clone(),
-            disks: disks.join(", "),
-        });
+        return Err(TenantError::HasVolumes { id: id.clone(), disks: disks.join(", ") });
     }
     record(&roots, id, Entry::new("tenant.destroy", id, Phase::Intent))?;
     for path in pool::config::paths(&roots, id)? {

@@ -104,16 +104,7 @@ pub struct Exceeded {
 /// # Errors
 /// [`Exceeded`] says by how much not.
 pub fn within(what: &'static str, used: u64, wanted: u64, limit: u64) -> Result<(), Exceeded> {
-    if used.saturating_add(wanted) <= limit {
-        Ok(())
-    } else {
-        Err(Exceeded {
-            what,
-            used,
-            wanted,
-            limit,
-        })
-    }
+    if used.saturating_add(wanted) <= limit { Ok(()) } else { Err(Exceeded { what, used, wanted, limit }) }
 }
 
 impl Quotas {
@@ -122,24 +113,9 @@ impl Quotas {
     /// # Errors
     /// The first limit that would be exceeded.
     pub fn admit(&self, used: Use, wanted: Use) -> Result<(), Exceeded> {
-        within(
-            "max_running",
-            used.vms.into(),
-            wanted.vms.into(),
-            self.max_running.into(),
-        )?;
-        within(
-            "VMs of a tenant on one node",
-            used.vms.into(),
-            wanted.vms.into(),
-            MAX_VMS_OF_TENANT.into(),
-        )?;
-        within(
-            "max_vcpus",
-            used.vcpus.into(),
-            wanted.vcpus.into(),
-            self.max_vcpus.into(),
-        )?;
+        within("max_running", used.vms.into(), wanted.vms.into(), self.max_running.into())?;
+        within("VMs of a tenant on one node", used.vms.into(), wanted.vms.into(), MAX_VMS_OF_TENANT.into())?;
+        within("max_vcpus", used.vcpus.into(), wanted.vcpus.into(), self.max_vcpus.into())?;
         within("max_mem_mib", used.mem_mib, wanted.mem_mib, self.max_mem_mib)?;
         within(
             "max_disk_gib (in MiB)",
@@ -156,32 +132,16 @@ mod tests {
 
     #[test]
     fn each_limit_is_reached_and_not_passed() {
-        let quotas = Quotas {
-            max_vcpus: 4,
-            max_mem_mib: 400,
-            max_running: 4,
-            max_disk_gib: 4,
-            ..Quotas::default()
-        };
-        let one = Use {
-            vms: 1,
-            vcpus: 1,
-            mem_mib: 100,
-            disk_mib: 1024,
-        };
+        let quotas =
+            Quotas { max_vcpus: 4, max_mem_mib: 400, max_running: 4, max_disk_gib: 4, ..Quotas::default() };
+        let one = Use { vms: 1, vcpus: 1, mem_mib: 100, disk_mib: 1024 };
         let three = one.plus(one).plus(one);
         assert_eq!(quotas.admit(three, one), Ok(()));
         let cases = [
             (Use { vms: 2, ..one }, "max_running"),
             (Use { vcpus: 2, ..one }, "max_vcpus"),
             (Use { mem_mib: 101, ..one }, "max_mem_mib"),
-            (
-                Use {
-                    disk_mib: 1025,
-                    ..one
-                },
-                "max_disk_gib (in MiB)",
-            ),
+            (Use { disk_mib: 1025, ..one }, "max_disk_gib (in MiB)"),
         ];
         for (wanted, what) in cases {
             assert_eq!(quotas.admit(three, wanted).unwrap_err().what, what);
@@ -190,26 +150,9 @@ mod tests {
 
     #[test]
     fn no_quota_lets_a_tenant_pass_what_a_bridge_takes() {
-        let quotas = Quotas {
-            max_running: u32::MAX,
-            max_vcpus: u32::MAX,
-            max_mem_mib: u64::MAX,
-            ..Quotas::default()
-        };
-        let used = Use {
-            vms: MAX_VMS_OF_TENANT,
-            ..Use::default()
-        };
-        assert!(
-            quotas
-                .admit(
-                    used,
-                    Use {
-                        vms: 1,
-                        ..Use::default()
-                    }
-                )
-                .is_err()
-        );
+        let quotas =
+            Quotas { max_running: u32::MAX, max_vcpus: u32::MAX, max_mem_mib: u64::MAX, ..Quotas::default() };
+        let used = Use { vms: MAX_VMS_OF_TENANT, ..Use::default() };
+        assert!(quotas.admit(used, Use { vms: 1, ..Use::default() }).is_err());
     }
 }

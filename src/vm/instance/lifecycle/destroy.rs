@@ -1,0 +1,112 @@
+//! Removing an instance, from any state.
+
+use std::fs;
+
+use super::{LifecycleError, Operator, intent, load_pool, lock_tenant, lookup::lock_instance};
+use crate::{
+    infra::{config::Roots, failpoint},
+    security::audit::Phase,
+    store::{self, Sharing, StoreError},
+    vm::{
+        instance::{
+            config::{self, Instance, Operation},
+            fc_config::files,
+            launch, net as wiring,
+            state::State,
+        },
+        naming::{InstancePath, PoolPath},
+        pool,
+        tenant::leases,
+    },
+    vmm::process,
+};
+
+/// What becomes of a data disk when its instance goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Volumes {
+    /// It is kept in the pool's `kept/`.
+    Keep,
+    /// It is removed.
+    Wipe,
+}
+
+/// Removes an instance from any state. Its data disk is kept in the pool's `kept/`, unless `wipe_volumes`.
+///
+/// # Errors
+/// Where it fails half-way, the next operation goes on with it.
+pub fn destroy(
+    operator: &mut Operator,
+    path: &InstancePath,
+    wipe_volumes: bool,
+) -> Result<(), LifecycleError> {
+    operator.net()?;
+    let roots = operator.roots.clone();
+    let lock = lock_instance(&roots, path)?;
+    let Some(mut instance) = store::read_if_there::<Instance>(&config::file(&roots, path))? else {
+        lock.remove();
+        return Err(gone(path));
+    };
+    let from = instance.status;
+    instance.pending = Some(intent(&roots, Operation::Destroy { wipe_volumes }));
+    instance.save(&roots)?;
+    operator.audit(&instance, "destroy", Phase::Intent, |entry| entry.from = Some(from.to_string()))?;
+    failpoint::hit("destroy", "intent")?;
+    discard(operator, &instance, if wipe_volumes { Volumes::Wipe } else { Volumes::Keep })?;
+    operator.audit(&instance, "destroy", Phase::Done, |entry| {
+        entry.from = Some(from.to_string());
+        entry.to = Some(State::Destroyed.to_string());
+    })?;
+    lock.remove();
+    Ok(())
+}
+
+pub(super) fn gone(path: &InstancePath) -> LifecycleError {
+    LifecycleError::NotFound { what: format!("there is no instance {path}") }
+}
+
+/// Takes everything of an instance away. Its lease is given back last but one: as long as it is held, nobody else has
+/// the slot, and once it is free, nothing of the slot is touched again.
+pub(super) fn discard(
+    operator: &mut Operator,
+    instance: &Instance,
+    volumes: Volumes,
+) -> Result<(), LifecycleError> {
+    let roots = operator.roots.clone();
+    let path = instance.path();
+    let slot = instance.slot(&roots)?;
+    if leases::is_held_by(&roots, &path, instance.net.offset)? {
+        let vmm = instance.vmm.as_ref().and_then(|vmm| process::find(vmm.identity()));
+        launch::teardown(operator, slot, vmm.as_ref())?;
+        let (tenant, pool) = load_pool(&roots, &path.pool_path())?;
+        let lease = wiring::lease(&tenant, &pool, instance);
+        operator.net()?;
+        let _tenant_lock = lock_tenant(&roots, &path.tenant)?;
+        let _net_lock = wiring::lock(&roots, Sharing::Shared)?;
+        operator.net()?.remove_lease(&wiring::tenant_net(&tenant), &lease)?;
+        failpoint::hit("discard", "network")?;
+        leases::free(&roots, &path, instance.net.offset)?;
+    }
+    failpoint::hit("discard", "lease")?;
+    if volumes == Volumes::Keep {
+        keep_volume(&roots, &path)?;
+    }
+    failpoint::hit("discard", "volumes")?;
+    Ok(store::vanish(&config::folder(&roots, &path))?)
+}
+
+/// Where the data disks of destroyed instances are kept.
+pub fn kept_folder(roots: &Roots, pool: &PoolPath) -> std::path::PathBuf {
+    pool::config::folder(roots, pool).join("kept")
+}
+
+fn keep_volume(roots: &Roots, path: &InstancePath) -> Result<(), StoreError> {
+    let from = config::folder(roots, path).join("volumes").join(files::DATA);
+    if !from.exists() {
+        return Ok(());
+    }
+    let kept = kept_folder(roots, &path.pool_path());
+    store::make_folder(&kept)?;
+    fs::rename(&from, kept.join(format!("{}.data.ext4", path.instance)))
+        .map_err(StoreError::io("keep", &from))?;
+    store::sync_folder(&kept)
+}

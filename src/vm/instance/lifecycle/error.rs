@@ -1,0 +1,123 @@
+//! Why an operation on an instance did not do what it should.
+
+use crate::{
+    infra::shell::ShellError,
+    net::NetError,
+    security::audit::AuditError,
+    store::StoreError,
+    vm::{
+        instance::{disk::DiskError, state::Denial},
+        naming::{InstancePath, PoolPath, TenantId},
+        room::RoomError,
+        tenant::quota::Exceeded,
+    },
+    vmm::{client::VmmError, install::InstallError},
+};
+
+/// Why an operation on an instance did not do what it should.
+#[derive(Debug, thiserror::Error)]
+pub enum LifecycleError {
+    /// There is no such thing.
+    #[error("{what}")]
+    NotFound {
+        /// What is not there, and what is.
+        what: String,
+    },
+    /// More than one instance begins like that.
+    #[error("{prefix} is ambiguous: {candidates}")]
+    Ambiguous {
+        /// What was typed.
+        prefix: String,
+        /// The instances that begin like that.
+        candidates: String,
+    },
+    /// The state does not allow it.
+    #[error("{path} cannot {event}: {denial}", event = denial.event)]
+    Denied {
+        /// The instance.
+        path: InstancePath,
+        /// Why.
+        denial: Denial,
+    },
+    /// The pool has nothing to run yet.
+    #[error("{pool} has no revision to run yet")]
+    NoRevision {
+        /// The pool.
+        pool: PoolPath,
+    },
+    /// The pool has as many instances as its tenant's quota allows.
+    #[error("the quota of tenant {tenant} does not allow it: {exceeded}")]
+    TooMany {
+        /// The tenant.
+        tenant: TenantId,
+        /// Which limit.
+        exceeded: Exceeded,
+    },
+    /// All addresses are leased.
+    #[error("tenant {tenant} has no free address: all {count} of {subnet} on this node are leased")]
+    NoAddress {
+        /// The tenant.
+        tenant: TenantId,
+        /// How many it has.
+        count: u32,
+        /// Its subnet.
+        subnet: String,
+    },
+    /// Another instance publishes that port.
+    #[error("{port} of the host is published by {by} already")]
+    PortTaken {
+        /// The port.
+        port: String,
+        /// Who publishes it.
+        by: InstancePath,
+    },
+    /// A production node refuses what is for trying out.
+    #[error("this node is in production: {why}")]
+    Production {
+        /// What it refuses.
+        why: &'static str,
+    },
+    /// A step failed; what was done before was undone.
+    #[error("{operation} failed at its step {step}: {error}{left}", left = left_over(left))]
+    Step {
+        /// The operation.
+        operation: &'static str,
+        /// The step.
+        step: &'static str,
+        /// Why.
+        error: Box<LifecycleError>,
+        /// What could not be undone.
+        left: Vec<String>,
+    },
+    /// No room.
+    #[error(transparent)]
+    Room(#[from] RoomError),
+    /// The state could not be read or written.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The kernel's network refused.
+    #[error(transparent)]
+    Net(#[from] NetError),
+    /// The VMM refused or ended.
+    #[error(transparent)]
+    Vmm(#[from] VmmError),
+    /// No VMM.
+    #[error(transparent)]
+    Install(#[from] InstallError),
+    /// A program could not be run.
+    #[error(transparent)]
+    Shell(#[from] ShellError),
+    /// A disk could not be made.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// The audit log cannot be written.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
+    /// A failpoint.
+    #[error(transparent)]
+    Failpoint(#[from] std::io::Error),
+}
+
+fn left_over(left: &[String]) -> String {
+    if left.is_empty() { String::new() } else { format!("; not undone: {}", left.join(", ")) }
+}

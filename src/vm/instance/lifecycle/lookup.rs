@@ -1,0 +1,115 @@
+//! Finding and locking what an operation is about.
+
+use super::LifecycleError;
+use crate::{
+    infra::config::Roots,
+    store::{Lock, Sharing, StoreError},
+    vm::{
+        instance::{
+            config::{self, Instance},
+            state::State,
+        },
+        naming::{InstanceId, InstancePath, InstanceRef, PoolPath, TenantId},
+        pool::{self, config::Pool},
+        tenant::{self, config::Tenant},
+    },
+};
+
+/// The lock of a tenant: held while its pools, instances and leases are counted or change in number.
+///
+/// # Errors
+/// When somebody else holds it for too long.
+pub fn lock_tenant(roots: &Roots, tenant: &TenantId) -> Result<Lock, StoreError> {
+    let name = format!("tenant.{tenant}");
+    Lock::take(&roots.lock_file(&name), &format!("tenant {tenant}"), Sharing::Exclusive, roots.lock_timeout)
+}
+
+fn lock_path(roots: &Roots, path: &InstancePath) -> std::path::PathBuf {
+    roots.lock_file(&format!("instance.{}.{}.{}", path.tenant, path.pool, path.instance))
+}
+
+/// The lock of an instance, if nobody holds it.
+///
+/// # Errors
+/// When the lock file cannot be opened.
+pub fn try_lock(roots: &Roots, path: &InstancePath) -> Result<Option<Lock>, StoreError> {
+    Lock::try_take(&lock_path(roots, path))
+}
+
+pub(super) fn lock_instance(roots: &Roots, path: &InstancePath) -> Result<Lock, StoreError> {
+    Lock::take(&lock_path(roots, path), &path.to_string(), Sharing::Exclusive, roots.lock_timeout)
+}
+
+/// The tenant, or [`LifecycleError::NotFound`].
+///
+/// # Errors
+/// When it cannot be read.
+pub fn load_tenant(roots: &Roots, id: &TenantId) -> Result<Tenant, LifecycleError> {
+    Tenant::load(roots, id).map_err(|error| match error {
+        StoreError::Missing { .. } => {
+            let there = tenant::config::ids(roots).unwrap_or_default();
+            LifecycleError::NotFound {
+                what: format!("there is no tenant {id}; {}", these("there is", &there)),
+            }
+        }
+        other => other.into(),
+    })
+}
+
+/// The pool, or [`LifecycleError::NotFound`].
+///
+/// # Errors
+/// When it cannot be read.
+pub fn load_pool(roots: &Roots, path: &PoolPath) -> Result<(Tenant, Pool), LifecycleError> {
+    let tenant = load_tenant(roots, &path.tenant)?;
+    let pool = Pool::load(roots, path).map_err(|error| match error {
+        StoreError::Missing { .. } => {
+            let there = pool::config::paths(roots, &path.tenant).unwrap_or_default();
+            let what = format!("there is no pool {path}; {}", these(&format!("{} has", path.tenant), &there));
+            LifecycleError::NotFound { what }
+        }
+        other => other.into(),
+    })?;
+    Ok((tenant, pool))
+}
+
+fn these<T: ToString>(there_is: &str, all: &[T]) -> String {
+    match all {
+        [] => format!("{there_is} none"),
+        _ if all.len() > 10 => format!("{there_is} {}", all.len()),
+        _ => format!("{there_is} {}", all.iter().map(T::to_string).collect::<Vec<_>>().join(", ")),
+    }
+}
+
+/// The one instance that a person means.
+///
+/// # Errors
+/// [`LifecycleError::NotFound`] and [`LifecycleError::Ambiguous`] name those that there are.
+pub fn resolve(roots: &Roots, typed: &InstanceRef) -> Result<InstancePath, LifecycleError> {
+    load_pool(roots, &typed.pool)?;
+    let all = config::paths(roots, &typed.pool)?;
+    let matching: Vec<&InstancePath> =
+        all.iter().filter(|path| typed.prefix.matches(&path.instance)).collect();
+    let ids =
+        |paths: &[&InstancePath]| paths.iter().map(|path| path.instance.clone()).collect::<Vec<InstanceId>>();
+    match matching[..] {
+        [one] => Ok(one.clone()),
+        [] => {
+            let there = these("it has", &ids(&all.iter().collect::<Vec<_>>()));
+            let what = format!("no instance of {} starts with {}; {there}", typed.pool, typed.prefix);
+            Err(LifecycleError::NotFound { what })
+        }
+        _ => Err(LifecycleError::Ambiguous {
+            prefix: typed.to_string(),
+            candidates: ids(&matching).iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+        }),
+    }
+}
+
+/// The state as it is: an instance that was made before its pool's first revision is Ready once there is one.
+pub fn effective_state(instance: &Instance, pool_has_revision: bool) -> State {
+    match instance.status {
+        State::Created if pool_has_revision => State::Ready,
+        state => state,
+    }
+}

@@ -1,0 +1,91 @@
+//! Ending an instance's VMM.
+
+use std::time::Duration;
+
+use super::{
+    LifecycleError, Operator, Outcome, denied, effective_state, intent, load_pool, lookup::lock_instance,
+    settle::settled,
+};
+use crate::{
+    infra::{config::Roots, failpoint},
+    security::audit::Phase,
+    store::StoreError,
+    vm::{
+        instance::{
+            config::{Exit, Instance, Operation},
+            launch,
+            state::{self, Event, Next, State},
+        },
+        naming::{InstancePath, Slot},
+        pool::artifacts::Artifacts,
+    },
+    vmm::{
+        client::Client,
+        process::{self, Vmm},
+        wire::Call,
+    },
+};
+
+/// Ends an instance's VMM: asks the guest to shut down, waits as long as the pool says, then kills. `force` kills at once.
+///
+/// # Errors
+/// Where it fails half-way, the next operation goes on with it.
+pub fn stop(operator: &mut Operator, path: &InstancePath, force: bool) -> Result<Outcome, LifecycleError> {
+    let roots = operator.roots.clone();
+    let (_, pool) = load_pool(&roots, &path.pool_path())?;
+    let _lock = lock_instance(&roots, path)?;
+    let mut instance = settled(operator, path)?;
+    let has_revision = Artifacts::of(&roots, &pool.path()).current()?.is_some();
+    let state = effective_state(&instance, has_revision);
+    match state::next(state, Event::Stop) {
+        Next::Already => {
+            return Ok(Outcome { instance, changed: false });
+        }
+        Next::Denied => return Err(denied(path, state, Event::Stop)),
+        Next::To(_) => {}
+    }
+    operator.net()?;
+    let slot = instance.slot(&roots)?;
+    instance.pending = Some(intent(&roots, Operation::Stop));
+    instance.save(&roots)?;
+    operator.audit(&instance, "stop", Phase::Intent, |entry| entry.from = Some(state.to_string()))?;
+    failpoint::hit("stop", "intent")?;
+    let vmm = instance.vmm.as_ref().and_then(|vmm| process::find(vmm.identity()));
+    let mut why = format!("stopped by uid {}", roots.actor.uid);
+    if let (Some(vmm), false) = (&vmm, force)
+        && !shut_down(&roots, slot, vmm, pool.runtime_policy.graceful_shutdown_seconds)
+    {
+        why.push_str("; the guest did not shut down and was killed");
+    }
+    failpoint::hit("stop", "shutdown")?;
+    launch::teardown(operator, slot, vmm.as_ref())?;
+    finish_stop(operator, &mut instance, why)?;
+    failpoint::hit("stop", "recorded")?;
+    operator.audit(&instance, "stop", Phase::Done, |entry| {
+        entry.from = Some(state.to_string());
+        entry.to = Some(instance.status.to_string());
+    })?;
+    Ok(Outcome { instance, changed: true })
+}
+
+/// Presses Ctrl-Alt-Del and waits. True where the VMM ended by that.
+fn shut_down(roots: &Roots, slot: Slot, vmm: &Vmm, seconds: u32) -> bool {
+    let directory = roots.vmm_dir(&slot.tap());
+    // A VMM that does not answer is killed, as one whose guest does not.
+    let asked = Client::connect_now(&directory).and_then(|mut client| client.call(&Call::SendCtrlAltDel));
+    asked.is_ok() && vmm.ended_within(Duration::from_secs(seconds.into()))
+}
+
+pub(super) fn finish_stop(
+    operator: &Operator,
+    instance: &mut Instance,
+    why: String,
+) -> Result<(), StoreError> {
+    let now = operator.roots.now();
+    instance.pending = None;
+    instance.status = State::Stopped;
+    instance.vmm = None;
+    instance.entered_stopped_at = Some(now);
+    instance.last_exit = Some(Exit { when: now, why });
+    instance.save(&operator.roots)
+}
