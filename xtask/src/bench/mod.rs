@@ -1,0 +1,238 @@
+//! Measures what has a figure: against the bare thing in the same run, where there is one. Never a test: figures of a busy
+//! machine are looked at by people.
+
+mod fleet;
+mod start;
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+
+#[derive(Debug, Args)]
+pub struct BenchArguments {
+    /// What to measure; everything but the cold build, where nothing is named
+    what: Vec<What>,
+    /// Pairs of starts, mvm's and the bare one's
+    #[arg(long, default_value_t = 50)]
+    pairs: u32,
+    /// Instances of the large fleet; a tenth of them runs
+    #[arg(long, default_value_t = 10_000)]
+    instances: u32,
+    /// Also write the results as JSON into this file
+    #[arg(long)]
+    json: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum What {
+    /// `mvm --version`
+    Version,
+    /// `instance start` against bare Firecracker
+    Start,
+    /// Many instances: list, stats, net verify, the thousandth start
+    Fleet,
+    /// 200 lives, 4 at once
+    Churn,
+    /// A cold build of the workspace
+    Build,
+}
+
+/// One figure.
+#[derive(Debug, Serialize)]
+struct Figure {
+    what: String,
+    value: String,
+    must: String,
+    ok: bool,
+}
+
+fn figure(what: impl Into<String>, value: impl Into<String>, must: impl Into<String>, ok: bool) -> Figure {
+    Figure { what: what.into(), value: value.into(), must: must.into(), ok }
+}
+
+/// Runs it.
+///
+/// # Errors
+/// When something cannot be measured; a figure that is missed is no error.
+pub fn run(arguments: &BenchArguments) -> Result<()> {
+    crate::setup::ensure()?;
+    let wanted = |what| match arguments.what.is_empty() {
+        true => what != What::Build,
+        false => arguments.what.contains(&what),
+    };
+    let mut figures = Vec::new();
+    if wanted(What::Build) {
+        figures.push(cold_build()?);
+    }
+    crate::run("cargo", &["build", "--release", "--quiet", "--package", "mvm"])?;
+    let program = std::path::absolute("target/release/mvm")?;
+    // SAFETY: no other thread runs yet, so nothing else notices that the namespaces change.
+    unsafe {
+        rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET | rustix::thread::UnshareFlags::NEWNS)
+    }
+    .context("a network namespace is needed: run as root")?;
+    if wanted(What::Version) {
+        figures.extend(version(&program)?);
+    }
+    if wanted(What::Start) {
+        figures.extend(start::measure(&program, arguments.pairs)?);
+    }
+    if wanted(What::Churn) {
+        figures.push(fleet::churn(&program)?);
+    }
+    if wanted(What::Fleet) {
+        figures.extend(fleet::measure(&program, arguments.instances)?);
+    }
+    report(&figures, arguments.json.as_deref())
+}
+
+fn report(figures: &[Figure], json: Option<&Path>) -> Result<()> {
+    let conditions = conditions();
+    println!("\n{conditions}\n");
+    println!("| what | measured | must reach | |\n| --- | --- | --- | --- |");
+    for Figure { what, value, must, ok } in figures {
+        println!("| {what} | {value} | {must} | {} |", if *ok { "✓" } else { "✗" });
+    }
+    let report = serde_json::json!({ "conditions": conditions, "figures": figures });
+    let text = serde_json::to_string_pretty(&report)?;
+    match json {
+        Some(path) => std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display())),
+        None => {
+            println!("\n{text}");
+            Ok(())
+        }
+    }
+}
+
+fn conditions() -> String {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    let memory = read("/proc/meminfo").split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0);
+    format!(
+        "{cpus} CPUs, {} GiB, kernel {}, load {}",
+        memory >> 20,
+        read("/proc/sys/kernel/osrelease"),
+        read("/proc/loadavg").split(' ').next().unwrap_or_default()
+    )
+}
+
+/// The value below which a share of the values lies.
+fn percentile(values: &[f64], share: f64) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    match sorted.len() {
+        0 => f64::NAN,
+        count => sorted[((count - 1) as f64 * share).round() as usize],
+    }
+}
+
+fn ms(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1000.0
+}
+
+fn version(program: &Path) -> Result<Vec<Figure>> {
+    let mut times = Vec::new();
+    for _ in 0..50 {
+        let start = Instant::now();
+        Command::new(program).arg("--version").stdout(Stdio::null()).status()?;
+        times.push(ms(start.elapsed()));
+    }
+    let p50 = percentile(&times, 0.5);
+    let rss = peak_rss_mib(Command::new(program).arg("--version"))?;
+    Ok(vec![
+        figure("mvm --version, time", format!("{p50:.1} ms"), "≤ 5 ms", p50 <= 5.0),
+        figure("mvm --version, memory", format!("{rss:.1} MiB"), "≤ 10 MiB", rss <= 10.0),
+    ])
+}
+
+/// The most memory that a command had in RAM, as the kernel tells its parent.
+fn peak_rss_mib(command: &mut Command) -> Result<f64> {
+    let child = command.stdout(Stdio::null()).spawn()?;
+    let pid = child.id().cast_signed();
+    // SAFETY: rusage is plain data that wait4 fills in; the pid is this process's child and nobody else waits for it.
+    let (waited, usage) = unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        (libc::wait4(pid, std::ptr::null_mut(), 0, &mut usage), usage)
+    };
+    if waited != pid {
+        bail!("cannot wait for a child");
+    }
+    Ok(usage.ru_maxrss as f64 / 1024.0)
+}
+
+fn cold_build() -> Result<Figure> {
+    let folder = tempfile::tempdir()?;
+    let start = Instant::now();
+    let folder = folder.path().to_str().context("a temporary folder without a name")?.to_owned();
+    crate::run("cargo", &["build", "--workspace", "--quiet", "--target-dir", &folder])?;
+    let seconds = start.elapsed().as_secs_f64();
+    Ok(figure("cold build of the workspace, debug", format!("{seconds:.0} s"), "≤ 240 s", seconds <= 240.0))
+}
+
+/// A root of its own, and mvm on it.
+struct Mvm {
+    program: PathBuf,
+    root: tempfile::TempDir,
+}
+
+impl Mvm {
+    fn new(program: &Path) -> Result<Self> {
+        // Not in /tmp, which may be memory: what is measured is a disk's fsync.
+        let root = tempfile::tempdir_in("target")?;
+        std::fs::write(root.path().join(".throw-away"), "")?;
+        let mvm = Self { program: program.to_path_buf(), root };
+        mvm.ok("node set --mem-mib 100000000 --max-vms 100000 --disk-floor-mib 1")?;
+        Ok(mvm)
+    }
+
+    fn command(&self, arguments: &str) -> Command {
+        let mut command = Command::new(&self.program);
+        command.arg("--root").arg(self.root.path()).args(arguments.split_whitespace()).stdin(Stdio::null());
+        command
+    }
+
+    fn ok(&self, arguments: &str) -> Result<Output> {
+        let output = self.command(arguments).output()?;
+        if !output.status.success() {
+            bail!("mvm {arguments}: {}", String::from_utf8_lossy(&output.stderr).trim());
+        }
+        Ok(output)
+    }
+
+    fn json(&self, arguments: &str) -> Result<serde_json::Value> {
+        Ok(serde_json::from_slice(&self.ok(&format!("{arguments} --json"))?.stdout)?)
+    }
+
+    /// A kernel of a few dozen bytes, and a small file system.
+    fn artifacts(&self) -> Result<(PathBuf, PathBuf)> {
+        let (kernel, rootfs) = (self.root.path().join("kernel.in"), self.root.path().join("rootfs.in"));
+        std::fs::write(&kernel, mvm::cli::tiny_kernel())?;
+        let made = Command::new("mke2fs").args(["-q", "-F", "-t", "ext4"]).arg(&rootfs).arg("4M").output()?;
+        if !made.status.success() {
+            bail!("mke2fs: {}", String::from_utf8_lossy(&made.stderr));
+        }
+        Ok((kernel, rootfs))
+    }
+
+    fn import(&self, pool: &str) -> Result<()> {
+        let (kernel, rootfs) = self.artifacts()?;
+        self.ok(&format!("pool import {pool} --kernel {} --rootfs {}", kernel.display(), rootfs.display()))?;
+        Ok(())
+    }
+}
+
+impl Drop for Mvm {
+    fn drop(&mut self) {
+        let tenants = self.json("tenant list").unwrap_or_default();
+        for tenant in tenants.as_array().into_iter().flatten() {
+            let id = tenant["tenant_id"].as_str().unwrap_or_default();
+            let _ = self.ok(&format!("tenant destroy {id} --yes --wipe-volumes"));
+        }
+    }
+}
