@@ -109,6 +109,8 @@ impl Client {
                 Ok(stream) => {
                     let client = Self { stream, directory: directory.to_path_buf() };
                     client.set_limit(CALL_LIMIT)?;
+                    // Closing a watch waits for a grace period of the kernel, 6 ms: not in the way of the guest.
+                    std::thread::spawn(move || drop(watch));
                     return Ok(client);
                 }
                 // Bound but not listening yet: there is no event for that, and it takes microseconds.
