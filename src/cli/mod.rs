@@ -14,6 +14,7 @@ mod status;
 mod tenant;
 mod vmm;
 
+pub use self::demo::{tell as tell_guest, tiny_kernel};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use self::{
@@ -140,11 +141,6 @@ fn man(out: &Out, dir: Option<&std::path::Path>) -> Result<u8, CliError> {
         }
     }
     Ok(0)
-}
-
-/// A kernel of a few dozen bytes, for the demo and for tests: it prints a line and halts.
-pub fn tiny_kernel() -> Vec<u8> {
-    demo::tiny_kernel()
 }
 
 /// The whole command line as Markdown, for docs/cli.md.

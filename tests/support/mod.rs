@@ -278,3 +278,35 @@ pub fn firecracker() -> Option<PathBuf> {
         }
     }
 }
+
+/// Waits for something that an event elsewhere makes true, and fails after half a minute.
+pub fn wait_until(what: &str, mut is_true: impl FnMut() -> bool) {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    while !is_true() {
+        assert!(std::time::Instant::now() < deadline, "not within 30 s: {what}");
+        std::thread::park_timeout(std::time::Duration::from_millis(2));
+    }
+}
+
+/// Kills a process and waits until it is gone.
+pub fn kill_and_wait(pid: i32) {
+    use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+    let pidfd = pidfd_open(Pid::from_raw(pid).expect("a pid is not 0"), PidfdFlags::empty()).expect("it is there");
+    pidfd_send_signal(&pidfd, Signal::KILL).expect("it can be killed");
+    assert!(mvm::infra::shell::ended_within(&pidfd, std::time::Duration::from_secs(10)));
+}
+
+impl Sandbox {
+    /// Tells the simulated guest on a TAP what to do.
+    pub fn tell(&self, tap: &str, command: &Value) -> Value {
+        let directory = self.root().join("run/firecracker").join(tap).join("root");
+        mvm::cli::tell_guest(&directory, command).expect("the guest answers")
+    }
+
+    /// Moves this thread, and what it starts from now on, into a network namespace in which nothing is.
+    pub fn enter_empty_network(&self) {
+        // SAFETY: the thread belongs to this test alone.
+        unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }.expect("a namespace");
+        assert!(Command::new("ip").args(["link", "set", "lo", "up"]).status().expect("ip runs").success());
+    }
+}

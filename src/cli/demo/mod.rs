@@ -12,7 +12,7 @@ use std::{path::Path, process::Command};
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
-pub use self::guest::tiny_kernel;
+pub use self::guest::{tell, tiny_kernel};
 use self::world::World;
 use super::{
     error::{CliError, Kind},
