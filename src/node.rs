@@ -19,7 +19,7 @@ use crate::{
         naming::{InstancePath, Slot},
         pool::{
             self,
-            config::Pool,
+            config::{Pool, VmmKind},
             lifecycle::{self as pools, PoolError},
         },
         room::{self, NodeConfig},
@@ -294,7 +294,8 @@ pub fn collect_vmms(roots: &Roots) -> Result<Vec<String>, StoreError> {
             needed.extend(Pool::load(roots, &path)?.vmm_version);
             for path in instance::config::paths(roots, &path)? {
                 let instance = store::read_if_there::<Instance>(&instance::config::file(roots, &path))?;
-                needed.extend(instance.and_then(|instance| instance.vmm).map(|vmm| vmm.version));
+                let vmm = instance.and_then(|instance| instance.vmm);
+                needed.extend(vmm.filter(|vmm| vmm.kind == VmmKind::Firecracker).map(|vmm| vmm.version));
             }
         }
     }

@@ -143,7 +143,7 @@ pub fn sim() -> Result<Program, InstallError> {
         .map(|path| Program {
             path,
             first_arguments: vec![SIM_ARGUMENT.into()],
-            version: format!("sim-{}", fcsim::VERSION),
+            version: fcsim::VERSION.to_owned(),
         })
         .map_err(|source| StoreError::io("find", Path::new("/proc/self/exe"))(source).into());
     #[cfg(not(feature = "sim"))]

@@ -367,8 +367,8 @@ pub fn destroy(operator: &mut Operator, path: &PoolPath, wipe_volumes: bool) -> 
         }
     }
     failpoint::hit("pool-destroy", "instances")?;
-    let _tenant_lock = lock_tenant(&roots, &path.tenant)?;
     let lock = lock(&roots, path, Sharing::Exclusive)?;
+    let _tenant_lock = lock_tenant(&roots, &path.tenant)?;
     if !instance::config::paths(&roots, path)?.is_empty() {
         return Err(PoolError::NotEmpty { path: path.clone() });
     }

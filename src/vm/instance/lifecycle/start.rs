@@ -1,7 +1,7 @@
 //! Booting an instance.
 
 use super::{
-    LifecycleError, Operator, Outcome, denied, effective_state, intent, load_pool, lookup::lock_instance,
+    LifecycleError, Operator, Outcome, denied, effective_state, intent, load_pool, lock_tenant, lookup::lock_instance,
     report, settle::settled,
 };
 use crate::{
@@ -15,7 +15,7 @@ use crate::{
             runner::{self, Failed},
             state::{self, Event, Next, State},
         },
-        naming::InstancePath,
+        naming::{InstancePath, PoolPath},
         pool::{self, artifacts::Artifacts, config::VmmKind},
         room::{self, NodeConfig},
         tenant::quota::Use,
@@ -55,6 +55,9 @@ pub fn start(operator: &mut Operator, path: &InstancePath) -> Result<Outcome, Li
         return Err(LifecycleError::Production { why: "it does not run the simulated VMM" });
     }
     let program = launch::program(operator, &pool)?;
+    if pool.vmm == VmmKind::Firecracker && pool.vmm_version.is_none() {
+        fix_version(operator, &pool.path(), &program.version)?;
+    }
     operator.net()?;
     let slot = instance.slot(&roots)?;
     let mut resources = pool.instance_resources;
@@ -131,6 +134,14 @@ pub fn start(operator: &mut Operator, path: &InstancePath) -> Result<Outcome, Li
             Err(report(operator, &instance, "start", failed, undone))
         }
     }
+}
+
+/// A pool whose first revision was imported before any Firecracker was installed gets its version by its first start.
+fn fix_version(operator: &Operator, path: &PoolPath, version: &str) -> Result<(), LifecycleError> {
+    let _lock = lock_tenant(&operator.roots, &path.tenant)?;
+    let (_, mut pool) = load_pool(&operator.roots, path)?;
+    pool.vmm_version.get_or_insert_with(|| version.to_owned());
+    Ok(pool.save(&operator.roots)?)
 }
 
 fn round(ms: f64) -> f64 {
