@@ -13,7 +13,9 @@ fn main() -> ExitCode {
     return ExitCode::from(mvm::cli::run());
     #[cfg(not(target_os = "linux"))]
     {
-        eprintln!("mvm runs on Linux; on a Mac it runs inside a Lima VM, which this version does not set up yet");
+        eprintln!(
+            "mvm runs on Linux; on a Mac it runs inside a Lima VM, which this version does not set up yet"
+        );
         ExitCode::from(5)
     }
 }

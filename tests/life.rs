@@ -44,7 +44,9 @@ fn an_instance_lives_from_create_to_destroy() {
         assert_eq!(started["vmm"]["kind"], vmm);
         let steps = started["last_receipt"]["steps"].as_array().map_or(0, Vec::len);
         assert_eq!(steps, 7);
-        wait_until("the guest prints", || fs::metadata(console(sandbox, &path)).is_ok_and(|meta| meta.len() > 0));
+        wait_until("the guest prints", || {
+            fs::metadata(console(sandbox, &path)).is_ok_and(|meta| meta.len() > 0)
+        });
         assert!(sandbox.leaks().is_empty(), "{:?}", sandbox.leaks());
         // Asked again, it says so and changes nothing.
         let again = sandbox.ok(&format!("instance start {path}"));
@@ -71,7 +73,8 @@ fn a_vmm_that_ended_by_itself_is_found_and_audited() {
         let info = sandbox.ok(&format!("instance info {path}"));
         assert_eq!(info["last_exit"]["why"], "the VMM ended by itself");
         let log = sandbox.ok("tenant audit acme");
-        let observed = |record: &serde_json::Value| record["phase"] == "observed" && record["what"] == "instance.died";
+        let observed =
+            |record: &serde_json::Value| record["phase"] == "observed" && record["what"] == "instance.died";
         assert!(log.as_array().is_some_and(|records| records.iter().any(observed)));
         assert!(sandbox.leaks().is_empty(), "{:?}", sandbox.leaks());
         sandbox.ok(&format!("instance start {path}"));
@@ -204,7 +207,11 @@ fn running_instances_keep_their_revision() {
     let path = sandbox.instance("acme/web");
     let first = sandbox.ok(&format!("instance start {path}"))["revision"].clone();
     sandbox.import("acme/web", "2");
-    assert_eq!(sandbox.ok("pool gc acme/web"), json!([]), "the running one and the one to go back to are needed");
+    assert_eq!(
+        sandbox.ok("pool gc acme/web"),
+        json!([]),
+        "the running one and the one to go back to are needed"
+    );
     assert_eq!(sandbox.ok(&format!("instance info {path}"))["revision"], first);
     sandbox.import("acme/web", "3");
     sandbox.ok(&format!("instance stop {path} --force"));
@@ -224,7 +231,8 @@ fn waiting_ends_with_the_event() {
     assert!(waiter.wait().expect("it ends").success());
     let begun = Instant::now();
     assert_eq!(sandbox.refused(&format!("instance wait {path} --for stopped --timeout 0"), 1), "timeout");
-    let mut waiter = sandbox.command(&format!("instance wait {path} --for stopped")).spawn().expect("mvm runs");
+    let mut waiter =
+        sandbox.command(&format!("instance wait {path} --for stopped")).spawn().expect("mvm runs");
     support::kill_and_wait(sandbox.vmms()[0].0);
     assert!(waiter.wait().expect("it ends").success());
     assert!(begun.elapsed() < Duration::from_secs(50));
@@ -234,7 +242,11 @@ fn waiting_ends_with_the_event() {
 fn reflinks_are_used_where_the_file_system_has_them() {
     let Some(sandbox) = Sandbox::new() else { return };
     // SAFETY: the thread belongs to this test alone; mounts stay in its own namespace.
-    if unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS | rustix::thread::UnshareFlags::FS) }.is_err() {
+    if unsafe {
+        rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS | rustix::thread::UnshareFlags::FS)
+    }
+    .is_err()
+    {
         return support::skip("no mount namespaces here");
     }
     let image = sandbox.root().join("btrfs.img");
@@ -246,7 +258,8 @@ fn reflinks_are_used_where_the_file_system_has_them() {
     };
     let private = run("mount", &["--make-rprivate".as_ref(), "/".as_ref()]);
     let made = run("mkfs.btrfs", &["-q".as_ref(), image.as_ref()]);
-    if !private || !made || !run("mount", &["-o".as_ref(), "loop".as_ref(), image.as_ref(), mounted.as_ref()]) {
+    if !private || !made || !run("mount", &["-o".as_ref(), "loop".as_ref(), image.as_ref(), mounted.as_ref()])
+    {
         return support::skip("no btrfs on a loop device here");
     }
     let (from, to) = (mounted.join("a"), mounted.join("b"));

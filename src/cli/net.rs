@@ -31,9 +31,7 @@ pub fn run(out: &Out, operator: &mut Operator, command: NetCommand) -> Result<u8
                 net.verify(&wiring::desired(&operator.roots)?)?
             };
             let ok = findings.iter().all(|finding| finding.ok);
-            out.show(&serde_json::json!({ "checks": findings, "ok": ok }), || {
-                describe(out, &findings)
-            });
+            out.show(&serde_json::json!({ "checks": findings, "ok": ok }), || describe(out, &findings));
             Ok(if ok { 0 } else { 1 })
         }
         NetCommand::Repair => {
@@ -54,15 +52,9 @@ pub fn run(out: &Out, operator: &mut Operator, command: NetCommand) -> Result<u8
 
 fn describe(out: &Out, findings: &[Finding]) -> String {
     let line = |finding: &Finding| {
-        let mark = if finding.ok {
-            out.paint(Tone::Good, "ok   ")
-        } else {
-            out.paint(Tone::Bad, "wrong")
-        };
-        let repair = finding
-            .repair
-            .as_ref()
-            .map_or(String::new(), |repair| format!("        repair: {repair}"));
+        let mark = if finding.ok { out.paint(Tone::Good, "ok   ") } else { out.paint(Tone::Bad, "wrong") };
+        let repair =
+            finding.repair.as_ref().map_or(String::new(), |repair| format!("        repair: {repair}"));
         format!("{mark} {}: {}{repair}", finding.name, finding.detail)
     };
     findings.iter().map(line).collect::<Vec<_>>().join("\n")

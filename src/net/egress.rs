@@ -93,9 +93,7 @@ impl FromStr for Egress {
             .and_then(|rules| rules.split(',').map(rule).collect::<Option<Vec<_>>>())
             .filter(|rules| (1..=64).contains(&rules.len()))
             .map(Egress::Allow)
-            .ok_or_else(|| PolicyError::Policy {
-                text: text.to_owned(),
-            })
+            .ok_or_else(|| PolicyError::Policy { text: text.to_owned() })
     }
 }
 
@@ -145,13 +143,7 @@ pub struct Port {
 
 impl fmt::Display for Port {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{}:{}:{}",
-            self.protocol.name(),
-            self.host_port,
-            self.guest_port
-        )
+        write!(f, "{}:{}:{}", self.protocol.name(), self.host_port, self.guest_port)
     }
 }
 
@@ -168,15 +160,9 @@ impl FromStr for Port {
                 "udp" => Protocol::Udp,
                 _ => return None,
             };
-            Some(Self {
-                protocol,
-                host_port: port(host)?,
-                guest_port: port(guest)?,
-            })
+            Some(Self { protocol, host_port: port(host)?, guest_port: port(guest)? })
         };
-        parse().ok_or_else(|| PolicyError::Port {
-            text: text.to_owned(),
-        })
+        parse().ok_or_else(|| PolicyError::Port { text: text.to_owned() })
     }
 }
 
@@ -199,19 +185,10 @@ mod tests {
 
     #[test]
     fn policies_are_shown_as_they_are_typed() {
-        for text in [
-            "internet",
-            "open",
-            "deny",
-            "allow:1.2.3.0/24",
-            "allow:1.2.3.0/24:443,9.9.9.9/32:53",
-        ] {
+        for text in ["internet", "open", "deny", "allow:1.2.3.0/24", "allow:1.2.3.0/24:443,9.9.9.9/32:53"] {
             assert_eq!(text.parse::<Egress>().unwrap().to_string(), text);
         }
-        assert_eq!(
-            "allow:9.9.9.9".parse::<Egress>().unwrap().to_string(),
-            "allow:9.9.9.9/32"
-        );
+        assert_eq!("allow:9.9.9.9".parse::<Egress>().unwrap().to_string(), "allow:9.9.9.9/32");
         for bad in [
             "",
             "all",

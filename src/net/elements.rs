@@ -68,22 +68,12 @@ pub struct Element {
 impl Element {
     /// An element of the inet table.
     pub fn inet(set: impl Into<String>, key: Vec<Key>) -> Self {
-        Self {
-            family: INET,
-            set: set.into(),
-            key,
-            value: None,
-        }
+        Self { family: INET, set: set.into(), key, value: None }
     }
 
     /// An element of the bridge table.
     pub fn bridge(set: impl Into<String>, key: Vec<Key>) -> Self {
-        Self {
-            family: BRIDGE,
-            set: set.into(),
-            key,
-            value: None,
-        }
+        Self { family: BRIDGE, set: set.into(), key, value: None }
     }
 
     /// Leading to something.
@@ -113,9 +103,7 @@ impl Element {
             let verdict = |element: Message, code: i32, chain: &str| {
                 // NFTA_DATA_VERDICT { NFTA_VERDICT_CODE, NFTA_VERDICT_CHAIN }
                 element.with_nested(2, |data| {
-                    data.with_nested(2, |verdict| {
-                        verdict.with(1, &code.to_be_bytes()).with_text(2, chain)
-                    })
+                    data.with_nested(2, |verdict| verdict.with(1, &code.to_be_bytes()).with_text(2, chain))
                 })
             };
             match &self.value {
@@ -246,9 +234,8 @@ pub fn remove_raw(socket: &mut Socket, family: u8, set: &str, keys: &[Vec<u8>]) 
 /// # Errors
 /// When the kernel refuses.
 pub fn dump(socket: &mut Socket, family: u8, set: &str) -> Result<Option<Vec<(Vec<u8>, Vec<u8>)>>, NetError> {
-    let message = Message::new(GETSETELEM, REQUEST | DUMP, &generic(family))
-        .with_text(1, TABLE)
-        .with_text(2, set);
+    let message =
+        Message::new(GETSETELEM, REQUEST | DUMP, &generic(family)).with_text(1, TABLE).with_text(2, set);
     let mut all = Vec::new();
     let read = socket.exchange(message, |_, payload| {
         let Some(list) = payload.get(4..).and_then(|body| netlink::attribute(body, 3)) else {

@@ -59,17 +59,12 @@ impl NetError {
                     || (*action == "open" && source.kind() == io::ErrorKind::NotFound)
             }
             Self::Setting { source, .. } => {
-                matches!(
-                    source.kind(),
-                    io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
-                )
+                matches!(source.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem)
             }
-            Self::Rules {
-                source: ShellError::Spawn { .. },
-            } => true,
-            Self::Rules {
-                source: ShellError::Failed { stderr, .. },
-            } => stderr.contains("Operation not permitted"),
+            Self::Rules { source: ShellError::Spawn { .. } } => true,
+            Self::Rules { source: ShellError::Failed { stderr, .. } } => {
+                stderr.contains("Operation not permitted")
+            }
             Self::Foreign { .. } | Self::Rules { .. } => false,
         }
     }

@@ -91,9 +91,7 @@ fn parse_link(payload: &[u8]) -> Option<Link> {
             IFLA_MASTER => link.master = netlink::number(value),
             IFLA_MTU => link.mtu = netlink::number(value).unwrap_or_default(),
             IFLA_LINKINFO => {
-                link.kind = netlink::attribute(value, IFLA_INFO_KIND)
-                    .map(netlink::text)
-                    .unwrap_or_default();
+                link.kind = netlink::attribute(value, IFLA_INFO_KIND).map(netlink::text).unwrap_or_default();
                 if let Some(data) = netlink::attribute(value, IFLA_INFO_SLAVE_DATA) {
                     link.port_flags = netlink::attributes(data)
                         .filter_map(|(kind, value)| Some((kind, *value.first()?)))
@@ -139,10 +137,7 @@ fn set(family: &str, interface: &str, setting: &str, value: &str) -> Result<(), 
     match fs::write(&file, value) {
         // A kernel without IPv6, or without the setting, has nothing to switch off.
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        result => result.map_err(|source| NetError::Setting {
-            setting: file,
-            source,
-        }),
+        result => result.map_err(|source| NetError::Setting { setting: file, source }),
     }
 }
 
@@ -181,15 +176,11 @@ pub fn ensure_bridge(socket: &mut Socket, net_id: NetId, subnet: Subnet, mtu: u3
                 .with(IFLA_ADDRESS, &net_id.gateway_mac().octets())
                 .with(IFLA_MTU, &mtu.to_ne_bytes())
                 .with_nested(IFLA_LINKINFO, |info| {
-                    info.with_text(IFLA_INFO_KIND, "bridge")
-                        .with_nested(IFLA_INFO_DATA, |data| {
-                            data.with(IFLA_BR_STP_STATE, &0_u32.to_ne_bytes())
-                                .with(IFLA_BR_MCAST_SNOOPING, &[0])
-                        })
+                    info.with_text(IFLA_INFO_KIND, "bridge").with_nested(IFLA_INFO_DATA, |data| {
+                        data.with(IFLA_BR_STP_STATE, &0_u32.to_ne_bytes()).with(IFLA_BR_MCAST_SNOOPING, &[0])
+                    })
                 });
-            socket
-                .request(message)
-                .map_err(NetError::kernel("make bridge", &name))?;
+            socket.request(message).map_err(NetError::kernel("make bridge", &name))?;
             find(socket, &name)?.ok_or_else(|| {
                 NetError::kernel("make bridge", &name)(io::Error::other("it vanished at once"))
             })?
@@ -207,14 +198,10 @@ pub fn ensure_bridge(socket: &mut Socket, net_id: NetId, subnet: Subnet, mtu: u3
         .with(1, &gateway)
         .with(2, &gateway)
         .with(4, &broadcast);
-    socket
-        .request(message)
-        .map_err(NetError::kernel("give its address to", &name))?;
+    socket.request(message).map_err(NetError::kernel("give its address to", &name))?;
     let message = Message::new(SETLINK, REQUEST, &link_header(0, link.index, IFF_UP, IFF_UP))
         .with_text(IFLA_IFALIAS, ALIAS);
-    socket
-        .request(message)
-        .map_err(NetError::kernel("bring up", &name))
+    socket.request(message).map_err(NetError::kernel("bring up", &name))
 }
 
 /// Is this bridge the one that mvm made for the tenant?
@@ -224,10 +211,7 @@ fn check_bridge(link: &Link, net_id: NetId) -> Result<(), NetError> {
     }
     let kind = if link.kind.is_empty() { "link" } else { &link.kind };
     let mac = link.mac.map_or("none".to_owned(), |mac| mac.to_string());
-    Err(NetError::Foreign {
-        name: link.name.clone(),
-        found: format!("it is a {kind} with the MAC {mac}"),
-    })
+    Err(NetError::Foreign { name: link.name.clone(), found: format!("it is a {kind} with the MAC {mac}") })
 }
 
 /// Removes a tenant's bridge; it is well when there is none.
@@ -261,30 +245,16 @@ pub fn create_tap(socket: &mut Socket, slot: Slot, owner: Option<u32>, mtu: u32)
         remove(socket, &link)?;
     }
     open_tap(&name, Some(owner)).map_err(|error| NetError::Kernel {
-        action: if error.kind() == io::ErrorKind::NotFound {
-            "open"
-        } else {
-            "make TAP"
-        },
-        name: if error.kind() == io::ErrorKind::NotFound {
-            "/dev/net/tun".into()
-        } else {
-            name.clone()
-        },
+        action: if error.kind() == io::ErrorKind::NotFound { "open" } else { "make TAP" },
+        name: if error.kind() == io::ErrorKind::NotFound { "/dev/net/tun".into() } else { name.clone() },
         source: error,
     })?;
     let index = find(socket, &name)?.map_or(0, |link| link.index);
     set("ipv6", &name, "disable_ipv6", "1")?;
-    let message = Message::new(
-        SETLINK,
-        REQUEST,
-        &link_header(0, index, IFF_NOARP, IFF_NOARP | IFF_UP),
-    )
-    .with(IFLA_MTU, &mtu.to_ne_bytes())
-    .with_text(IFLA_IFALIAS, ALIAS);
-    socket
-        .request(message)
-        .map_err(NetError::kernel("set up TAP", &name))
+    let message = Message::new(SETLINK, REQUEST, &link_header(0, index, IFF_NOARP, IFF_NOARP | IFF_UP))
+        .with(IFLA_MTU, &mtu.to_ne_bytes())
+        .with_text(IFLA_IFALIAS, ALIAS);
+    socket.request(message).map_err(NetError::kernel("set up TAP", &name))
 }
 
 fn check_tap(link: &Link) -> Result<(), NetError> {
@@ -349,11 +319,7 @@ mod tap_ioctl {
     }
 
     fn result(code: libc::c_int) -> io::Result<()> {
-        if code < 0 {
-            Err(io::Error::last_os_error())
-        } else {
-            Ok(())
-        }
+        if code < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 }
 
@@ -372,17 +338,11 @@ pub fn join(socket: &mut Socket, slot: Slot) -> Result<(), NetError> {
     let message = Message::new(SETLINK, REQUEST, &link_header(0, tap.index, 0, IFF_UP))
         .with(IFLA_MASTER, &bridge.index.to_ne_bytes());
     socket.request(message).map_err(refused("put on its bridge"))?;
-    let message = Message::new(SETLINK, REQUEST, &link_header(AF_BRIDGE, tap.index, 0, 0)).with_nested(
-        IFLA_PROTINFO,
-        |info| {
-            PORT_FLAGS
-                .iter()
-                .fold(info, |info, (kind, value, _)| info.with(*kind, &[*value]))
-        },
-    );
-    socket
-        .request(message)
-        .map_err(refused("set the port flags of"))?;
+    let message = Message::new(SETLINK, REQUEST, &link_header(AF_BRIDGE, tap.index, 0, 0))
+        .with_nested(IFLA_PROTINFO, |info| {
+            PORT_FLAGS.iter().fold(info, |info, (kind, value, _)| info.with(*kind, &[*value]))
+        });
+    socket.request(message).map_err(refused("set the port flags of"))?;
     // struct ndmsg: static, in the bridge's table. NDA_LLADDR
     let mut fixed = vec![AF_BRIDGE, 0, 0, 0];
     fixed.extend_from_slice(&tap.index.to_ne_bytes());
@@ -426,9 +386,7 @@ pub fn add_neighbour(socket: &mut Socket, slot: Slot, ip: Ipv4Addr) -> Result<()
     };
     let message =
         neighbour(NEWNEIGH, REQUEST | CREATE | REPLACE, link.index, ip).with(2, &slot.mac().octets());
-    socket
-        .request(message)
-        .map_err(NetError::kernel("pin a neighbour on", &bridge))
+    socket.request(message).map_err(NetError::kernel("pin a neighbour on", &bridge))
 }
 
 /// Unpins a guest's address; it is well when it was not pinned.
@@ -457,9 +415,7 @@ pub fn ensure_unreachable(socket: &mut Socket) -> Result<(), NetError> {
     let message = Message::new(NEWROUTE, REQUEST | CREATE | REPLACE, &fixed)
         .with(1, &CLUSTER_CIDR.network().octets())
         .with(6, &4_000_000_u32.to_ne_bytes());
-    socket
-        .request(message)
-        .map_err(NetError::kernel("route", CLUSTER_CIDR))
+    socket.request(message).map_err(NetError::kernel("route", CLUSTER_CIDR))
 }
 
 /// The interface of the default route; `None` where there is none.
@@ -468,11 +424,7 @@ pub fn ensure_unreachable(socket: &mut Socket) -> Result<(), NetError> {
 /// When the kernel refuses.
 pub fn uplink(socket: &mut Socket) -> Result<Option<Link>, NetError> {
     let mut index = None;
-    let message = Message::new(
-        GETROUTE,
-        REQUEST | DUMP,
-        &[AF_INET, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
-    );
+    let message = Message::new(GETROUTE, REQUEST | DUMP, &[AF_INET, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
     socket
         .exchange(message, |_, payload| {
             // A default route: no destination bits, unicast, in the main table.
@@ -507,7 +459,5 @@ pub fn bring_up(socket: &mut Socket, name: &str) -> Result<(), NetError> {
     let missing = || NetError::kernel("find", name)(io::Error::from_raw_os_error(libc::ENODEV));
     let link = find(socket, name)?.ok_or_else(missing)?;
     let message = Message::new(SETLINK, REQUEST, &link_header(0, link.index, IFF_UP, IFF_UP));
-    socket
-        .request(message)
-        .map_err(NetError::kernel("bring up", name))
+    socket.request(message).map_err(NetError::kernel("bring up", name))
 }

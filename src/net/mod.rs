@@ -40,10 +40,7 @@ impl TenantRates {
 
 impl Default for TenantRates {
     fn default() -> Self {
-        Self {
-            max_conns: 2000,
-            new_per_second: 200,
-        }
+        Self { max_conns: 2000, new_per_second: 200 }
     }
 }
 
@@ -117,10 +114,7 @@ impl Net {
         let open = |socket: std::io::Result<Socket>| socket.map_err(NetError::kernel("open", "netlink"));
         // Not closed with the value: the kernel closes it at the end of the process, when nobody waits for it any more.
         let netfilter = std::mem::ManuallyDrop::new(open(Socket::netfilter())?);
-        Ok(Self {
-            route: open(Socket::route())?,
-            netfilter,
-        })
+        Ok(Self { route: open(Socket::route())?, netfilter })
     }
 
     /// Makes the tables where they are not there yet.
@@ -370,10 +364,7 @@ mod conntrack {
             let Some(body) = payload.get(4..) else { return };
             // CTA_TUPLE_ORIG and CTA_TUPLE_REPLY
             let (original, reply) = (netlink::attribute(body, 1), netlink::attribute(body, 2));
-            if [original, reply]
-                .into_iter()
-                .flatten()
-                .any(|tuple| involves(tuple, ip))
+            if [original, reply].into_iter().flatten().any(|tuple| involves(tuple, ip))
                 && let Some(original) = original
             {
                 tuples.push(original.to_vec());
@@ -383,10 +374,7 @@ mod conntrack {
             Ok(()) => {}
             // No conntrack in this kernel or namespace: no flows.
             Err(error)
-                if matches!(
-                    error.raw_os_error(),
-                    Some(libc::EINVAL | libc::EOPNOTSUPP | libc::ENOENT)
-                ) =>
+                if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP | libc::ENOENT)) =>
             {
                 return Ok(());
             }

@@ -92,9 +92,7 @@ pub fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
 
 /// The value of one attribute.
 pub fn attribute(bytes: &[u8], wanted: u16) -> Option<&[u8]> {
-    attributes(bytes)
-        .find(|(kind, _)| *kind == wanted)
-        .map(|(_, value)| value)
+    attributes(bytes).find(|(kind, _)| *kind == wanted).map(|(_, value)| value)
 }
 
 /// A number in the machine's order.
@@ -266,18 +264,13 @@ mod tests {
     fn attributes_are_read_as_they_are_written() {
         let message = Message::new(16, REQUEST, &link_header(0, 0, 0, 0))
             .with_text(3, "br-tenant-3")
-            .with_nested(18, |inner| {
-                inner.with_text(1, "bridge").with(2, &7_u32.to_ne_bytes())
-            });
+            .with_nested(18, |inner| inner.with_text(1, "bridge").with(2, &7_u32.to_ne_bytes()));
         let bytes = message.finish(1);
         let body = &bytes[32..];
         assert_eq!(text(attribute(body, 3).unwrap()), "br-tenant-3");
         let inner = attribute(body, 18).unwrap();
         assert_eq!(
-            (
-                text(attribute(inner, 1).unwrap()),
-                number(attribute(inner, 2).unwrap())
-            ),
+            (text(attribute(inner, 1).unwrap()), number(attribute(inner, 2).unwrap())),
             ("bridge".into(), Some(7))
         );
         assert_eq!(number(&bytes[..4]), Some(bytes.len() as u32));

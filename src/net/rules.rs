@@ -155,11 +155,7 @@ add rule inet mvm srcnat iifname "br-tenant-*" oifname != "br-tenant-*" masquera
 /// What a tenant's rates need besides the base: its limiting sets and the chains that ask them. Set-level statements are
 /// cloned into each element, so each distinct rate has a set of its own.
 pub fn rates(tenant: &TenantNet) -> String {
-    let (max, new, burst) = (
-        tenant.rates.max_conns,
-        tenant.rates.new_per_second,
-        tenant.rates.burst(),
-    );
+    let (max, new, burst) = (tenant.rates.max_conns, tenant.rates.new_per_second, tenant.rates.burst());
     let (chain, chain_in) = (rates_chain(tenant), rates_in_chain(tenant));
     format!(
         "add set inet mvm new_over_{new} {{ type ipv4_addr; limit rate over {new}/second burst {burst} packets; }}\n\
@@ -211,16 +207,10 @@ pub fn egress(egress: &Egress) -> String {
          add rule inet mvm {chain} ip daddr 10.240.0.0/12 reject with icmp admin-prohibited\n"
     );
     for EgressRule { net, port } in rules {
-        let port = port.map_or(String::new(), |port| {
-            format!("meta l4proto {{ tcp, udp }} th dport {port} ")
-        });
-        text.push_str(&format!(
-            "add rule inet mvm {chain} ip daddr {net} {port}accept\n"
-        ));
+        let port = port.map_or(String::new(), |port| format!("meta l4proto {{ tcp, udp }} th dport {port} "));
+        text.push_str(&format!("add rule inet mvm {chain} ip daddr {net} {port}accept\n"));
     }
-    text.push_str(&format!(
-        "add rule inet mvm {chain} reject with icmp admin-prohibited\n"
-    ));
+    text.push_str(&format!("add rule inet mvm {chain} reject with icmp admin-prohibited\n"));
     text
 }
 
@@ -265,10 +255,7 @@ pub fn lease_elements(tenant: &TenantNet, lease: &Lease) -> Vec<Element> {
             Element::inet("published", vec![protocol(), Key::Port(port.host_port)])
                 .with(Value::Data(vec![ip(), Key::Port(port.guest_port)])),
         );
-        elements.push(Element::inet(
-            "published_to",
-            vec![ip(), protocol(), Key::Port(port.guest_port)],
-        ));
+        elements.push(Element::inet("published_to", vec![ip(), protocol(), Key::Port(port.guest_port)]));
     }
     elements
 }
@@ -282,26 +269,15 @@ pub fn egress_element(lease: &Lease) -> Element {
 /// Every element that there should be, by family and set. Sets that may be empty are there too.
 pub fn elements(desired: &Desired) -> BTreeMap<(u8, String), Vec<Element>> {
     let mut all: BTreeMap<(u8, String), Vec<Element>> = BTreeMap::new();
-    let fixed = [
-        "same_bridge",
-        "gateways",
-        "rates",
-        "rates_in",
-        "egress",
-        "published",
-        "published_to",
-    ];
+    let fixed = ["same_bridge", "gateways", "rates", "rates_in", "egress", "published", "published_to"];
     for set in fixed {
         all.entry((super::elements::INET, set.into())).or_default();
     }
     for set in ["port_ip", "port_arp", "arp_over", "bcast_over"] {
         all.entry((super::elements::BRIDGE, set.into())).or_default();
     }
-    let mut put = |element: Element| {
-        all.entry((element.family, element.set.clone()))
-            .or_default()
-            .push(element)
-    };
+    let mut put =
+        |element: Element| all.entry((element.family, element.set.clone())).or_default().push(element);
     let mut tenants = BTreeMap::new();
     for tenant in &desired.tenants {
         tenant_elements(tenant).into_iter().for_each(&mut put);
@@ -361,10 +337,7 @@ mod tests {
     fn a_list_of_networks_has_a_chain_of_its_own() {
         let policy: Egress = "allow:1.2.3.0/24:443,9.9.9.9/32".parse().unwrap();
         let text = egress(&policy);
-        assert!(
-            text.contains("ip daddr 1.2.3.0/24 meta l4proto { tcp, udp } th dport 443 accept"),
-            "{text}"
-        );
+        assert!(text.contains("ip daddr 1.2.3.0/24 meta l4proto { tcp, udp } th dport 443 accept"), "{text}");
         assert!(text.contains("ip daddr 9.9.9.9/32 accept"), "{text}");
         assert!(egress_chain(&policy).len() == 19);
         assert_eq!(egress(&Egress::Open), "");

@@ -29,10 +29,8 @@ pub struct Difference {
 
 /// Compares a set's elements. One whose key is right and whose value is not is both: it is removed and added again.
 pub fn difference(wanted: &[Element], there: &[(Vec<u8>, Vec<u8>)]) -> Difference {
-    let there_by_key: HashMap<&[u8], &[u8]> = there
-        .iter()
-        .map(|(key, value)| (key.as_slice(), value.as_slice()))
-        .collect();
+    let there_by_key: HashMap<&[u8], &[u8]> =
+        there.iter().map(|(key, value)| (key.as_slice(), value.as_slice())).collect();
     let mut keys = HashSet::new();
     let mut difference = Difference::default();
     for element in wanted {
@@ -47,12 +45,9 @@ pub fn difference(wanted: &[Element], there: &[(Vec<u8>, Vec<u8>)]) -> Differenc
         }
         keys.insert(key);
     }
-    difference.surplus.extend(
-        there
-            .iter()
-            .filter(|(key, _)| !keys.contains(key))
-            .map(|(key, _)| key.clone()),
-    );
+    difference
+        .surplus
+        .extend(there.iter().filter(|(key, _)| !keys.contains(key)).map(|(key, _)| key.clone()));
     difference
 }
 
@@ -69,20 +64,11 @@ pub fn our_bridges(all: &[Link]) -> Vec<NetId> {
 fn finding(name: impl Into<String>, wrong: Vec<String>, fine: impl Into<String>) -> Finding {
     let ok = wrong.is_empty();
     let count = wrong.len();
-    let mut detail = if ok {
-        fine.into()
-    } else {
-        wrong.into_iter().take(5).collect::<Vec<_>>().join("; ")
-    };
+    let mut detail = if ok { fine.into() } else { wrong.into_iter().take(5).collect::<Vec<_>>().join("; ") };
     if count > 5 {
         detail.push_str(&format!("; and {} more", count - 5));
     }
-    Finding {
-        name: name.into(),
-        ok,
-        detail,
-        repair: (!ok).then(|| REPAIR.to_owned()),
-    }
+    Finding { name: name.into(), ok, detail, repair: (!ok).then(|| REPAIR.to_owned()) }
 }
 
 impl Net {
@@ -112,11 +98,7 @@ impl Net {
         }
         let (is, should) = (listing()?, expected(desired)?);
         let wrong = compare_chains(&is, &should);
-        Ok(finding(
-            "rules",
-            wrong,
-            format!("{} chains as they should be", should.len()),
-        ))
+        Ok(finding("rules", wrong, format!("{} chains as they should be", should.len())))
     }
 
     fn verify_elements(&mut self, desired: &Desired) -> Result<Finding, NetError> {
@@ -132,30 +114,19 @@ impl Net {
             };
             let difference = difference(&wanted, &there);
             if !difference.missing.is_empty() {
-                wrong.push(format!(
-                    "{} elements are missing in {set}",
-                    difference.missing.len()
-                ));
+                wrong.push(format!("{} elements are missing in {set}", difference.missing.len()));
             }
             if !difference.surplus.is_empty() {
                 wrong.push(format!("{} elements too many in {set}", difference.surplus.len()));
             }
         }
-        Ok(finding(
-            "elements",
-            wrong,
-            format!("{count} elements for {} leases", desired.leases.len()),
-        ))
+        Ok(finding("elements", wrong, format!("{count} elements for {} leases", desired.leases.len())))
     }
 
     fn verify_forwarding(&mut self, desired: &Desired) -> Result<Finding, NetError> {
         let mut wrong = Vec::new();
         let Some(uplink) = links::uplink(&mut self.route)? else {
-            return Ok(finding(
-                "uplink",
-                wrong,
-                "there is no default route: guests reach no outside",
-            ));
+            return Ok(finding("uplink", wrong, "there is no default route: guests reach no outside"));
         };
         if !desired.tenants.is_empty()
             && links::setting("ipv4", &uplink.name, "forwarding").as_deref() != Some("1")
@@ -188,17 +159,10 @@ fn verify_bridges(desired: &Desired, all: &[Link]) -> Finding {
         }
     }
     let wanted: HashSet<NetId> = desired.tenants.iter().map(|tenant| tenant.net_id).collect();
-    for net_id in our_bridges(all)
-        .into_iter()
-        .filter(|net_id| !wanted.contains(net_id))
-    {
+    for net_id in our_bridges(all).into_iter().filter(|net_id| !wanted.contains(net_id)) {
         wrong.push(format!("{} belongs to no tenant", net_id.bridge()));
     }
-    finding(
-        "bridges",
-        wrong,
-        format!("{} bridges as they should be", desired.tenants.len()),
-    )
+    finding("bridges", wrong, format!("{} bridges as they should be", desired.tenants.len()))
 }
 
 fn verify_taps(desired: &Desired, all: &[Link]) -> Finding {
@@ -226,19 +190,12 @@ fn verify_taps(desired: &Desired, all: &[Link]) -> Finding {
         }
     }
     let wanted: HashSet<Slot> = desired.attached.iter().copied().collect();
-    for link in all
-        .iter()
-        .filter(|link| link.kind == "tun" && link.alias == links::ALIAS)
-    {
+    for link in all.iter().filter(|link| link.kind == "tun" && link.alias == links::ALIAS) {
         if Slot::from_tap(&link.name).is_some_and(|slot| !wanted.contains(&slot)) {
             wrong.push(format!("{} belongs to nothing that runs", link.name));
         }
     }
-    let mut made = finding(
-        "TAPs",
-        wrong,
-        format!("{} TAPs on their bridges", desired.attached.len()),
-    );
+    let mut made = finding("TAPs", wrong, format!("{} TAPs on their bridges", desired.attached.len()));
     if !made.ok && made.detail.contains("belongs to nothing") {
         made.repair = Some("mvm node recover".into());
     }
@@ -252,13 +209,8 @@ type Chains = HashMap<String, Vec<String>>;
 fn listing() -> Result<Chains, NetError> {
     let mut chains = Chains::new();
     for (family, table) in rules::TABLES {
-        let text = shell::run(
-            "nft",
-            ["-t", "list", "table", family, table],
-            b"",
-            Duration::from_secs(30),
-        )
-        .map_err(|source| NetError::Rules { source })?;
+        let text = shell::run("nft", ["-t", "list", "table", family, table], b"", Duration::from_secs(30))
+            .map_err(|source| NetError::Rules { source })?;
         chains.extend(parse_chains(family, &String::from_utf8_lossy(&text)));
     }
     Ok(chains)
@@ -276,9 +228,7 @@ fn expected(desired: &Desired) -> Result<Chains, NetError> {
     };
     std::thread::scope(|scope| {
         scope.spawn(scratch).join().unwrap_or_else(|_| {
-            Err(NetError::kernel("list", "rules")(std::io::Error::other(
-                "the thread that did it panicked",
-            )))
+            Err(NetError::kernel("list", "rules")(std::io::Error::other("the thread that did it panicked")))
         })
     })
 }
@@ -287,10 +237,7 @@ fn parse_chains(family: &str, text: &str) -> Chains {
     let mut chains = Chains::new();
     let mut current: Option<String> = None;
     for line in text.lines().map(str::trim) {
-        if let Some(name) = line
-            .strip_prefix("chain ")
-            .and_then(|rest| rest.strip_suffix(" {"))
-        {
+        if let Some(name) = line.strip_prefix("chain ").and_then(|rest| rest.strip_suffix(" {")) {
             current = Some(format!("{family} {name}"));
             chains.insert(format!("{family} {name}"), Vec::new());
         } else if line == "}" {
@@ -317,11 +264,7 @@ fn compare_chains(is: &Chains, should: &Chains) -> Vec<String> {
     let mut strangers: Vec<&String> = is.keys().filter(|name| !should.contains_key(*name)).collect();
     strangers.retain(|name| !name.starts_with("inet egress_") && !name.starts_with("inet rates_"));
     strangers.sort();
-    wrong.extend(
-        strangers
-            .into_iter()
-            .map(|name| format!("chain {name} is not mvm's")),
-    );
+    wrong.extend(strangers.into_iter().map(|name| format!("chain {name} is not mvm's")));
     wrong
 }
 
@@ -337,9 +280,6 @@ mod tests {
         assert!(compare_chains(&should, &should).is_empty());
         let changed = parse_chains("inet", &text.replace("drop", "accept"));
         assert_eq!(compare_chains(&changed, &should), ["chain inet raw was changed"]);
-        assert_eq!(
-            compare_chains(&Chains::new(), &should),
-            ["chain inet raw is not there"]
-        );
+        assert_eq!(compare_chains(&Chains::new(), &should), ["chain inet raw is not there"]);
     }
 }

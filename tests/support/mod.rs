@@ -291,7 +291,8 @@ pub fn wait_until(what: &str, mut is_true: impl FnMut() -> bool) {
 /// Kills a process and waits until it is gone.
 pub fn kill_and_wait(pid: i32) {
     use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-    let pidfd = pidfd_open(Pid::from_raw(pid).expect("a pid is not 0"), PidfdFlags::empty()).expect("it is there");
+    let pidfd =
+        pidfd_open(Pid::from_raw(pid).expect("a pid is not 0"), PidfdFlags::empty()).expect("it is there");
     pidfd_send_signal(&pidfd, Signal::KILL).expect("it can be killed");
     assert!(mvm::infra::shell::ended_within(&pidfd, std::time::Duration::from_secs(10)));
 }

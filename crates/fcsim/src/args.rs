@@ -7,62 +7,22 @@ type Known = (&'static str, bool, Option<&'static str>, &'static str);
 
 /// All arguments, in the order of their names, which is the order of the help text.
 const KNOWN: &[Known] = &[
-    (
-        "api-sock",
-        true,
-        Some("/run/firecracker.socket"),
-        "Path to unix domain socket used by the API.",
-    ),
+    ("api-sock", true, Some("/run/firecracker.socket"), "Path to unix domain socket used by the API."),
     (
         "boot-timer",
         false,
         None,
         "Whether or not to load boot timer device for logging elapsed time since InstanceStart command.",
     ),
-    (
-        "config-file",
-        true,
-        None,
-        "Path to a file that contains the microVM configuration in JSON format.",
-    ),
-    (
-        "describe-snapshot",
-        true,
-        None,
-        "Print the data format version of the provided snapshot state file.",
-    ),
+    ("config-file", true, None, "Path to a file that contains the microVM configuration in JSON format."),
+    ("describe-snapshot", true, None, "Print the data format version of the provided snapshot state file."),
     ("enable-pci", false, None, "Enables PCIe support."),
-    (
-        "http-api-max-payload-size",
-        true,
-        Some("51200"),
-        "Http API request payload max size, in bytes.",
-    ),
-    (
-        "id",
-        true,
-        Some("anonymous-instance"),
-        "MicroVM unique identifier.",
-    ),
+    ("http-api-max-payload-size", true, Some("51200"), "Http API request payload max size, in bytes."),
+    ("id", true, Some("anonymous-instance"), "MicroVM unique identifier."),
     ("level", true, None, "Set the logger level."),
-    (
-        "log-path",
-        true,
-        None,
-        "Path to a fifo or a file used for configuring the logger on startup.",
-    ),
-    (
-        "metadata",
-        true,
-        None,
-        "Path to a file that contains metadata in JSON format to add to the mmds.",
-    ),
-    (
-        "metrics-path",
-        true,
-        None,
-        "Path to a fifo or a file used for configuring the metrics on startup.",
-    ),
+    ("log-path", true, None, "Path to a fifo or a file used for configuring the logger on startup."),
+    ("metadata", true, None, "Path to a file that contains metadata in JSON format to add to the mmds."),
+    ("metrics-path", true, None, "Path to a fifo or a file used for configuring the metrics on startup."),
     ("mmds-size-limit", true, None, "Mmds data store limit, in bytes."),
     ("module", true, None, "Set the logger module filter."),
     (
@@ -89,24 +49,14 @@ const KNOWN: &[Known] = &[
         None,
         "Optional parameter which allows specifying the path to a custom seccomp filter. For advanced users.",
     ),
-    (
-        "show-level",
-        false,
-        None,
-        "Whether or not to output the level in the logs.",
-    ),
+    ("show-level", false, None, "Whether or not to output the level in the logs."),
     (
         "show-log-origin",
         false,
         None,
         "Whether or not to include the file path and line number of the log's origin.",
     ),
-    (
-        "snapshot-version",
-        false,
-        None,
-        "Print the supported data format version.",
-    ),
+    ("snapshot-version", false, None, "Print the supported data format version."),
     (
         "start-time-cpu-us",
         true,
@@ -151,12 +101,7 @@ pub(crate) struct Args(BTreeMap<&'static str, String>);
 impl Args {
     /// The value of an argument, or its default.
     pub(crate) fn value(&self, name: &str) -> Option<&str> {
-        let default = || {
-            KNOWN
-                .iter()
-                .find(|known| known.0 == name)
-                .and_then(|known| known.2)
-        };
+        let default = || KNOWN.iter().find(|known| known.0 == name).and_then(|known| known.2);
         self.0.get(name).map(String::as_str).or_else(default)
     }
 
@@ -179,9 +124,7 @@ pub(crate) fn parse(args: &[String]) -> Result<Parsed, ArgsError> {
     let mut parsed = Args::default();
     let mut rest = args.iter();
     while let Some(arg) = rest.next() {
-        let name = arg
-            .strip_prefix("--")
-            .ok_or_else(|| ArgsError::UnexpectedArgument(arg.clone()))?;
+        let name = arg.strip_prefix("--").ok_or_else(|| ArgsError::UnexpectedArgument(arg.clone()))?;
         let known = KNOWN.iter().find(|known| known.0 == name);
         let &(name, takes_value, ..) = known.ok_or_else(|| ArgsError::UnexpectedArgument(name.to_owned()))?;
         if parsed.flag(name) {
@@ -189,9 +132,7 @@ pub(crate) fn parse(args: &[String]) -> Result<Parsed, ArgsError> {
         }
         let value = if takes_value {
             let value = rest.next().filter(|value| !value.starts_with("--"));
-            value
-                .cloned()
-                .ok_or_else(|| ArgsError::MissingValue(name.to_owned()))?
+            value.cloned().ok_or_else(|| ArgsError::MissingValue(name.to_owned()))?
         } else {
             String::new()
         };
@@ -201,10 +142,7 @@ pub(crate) fn parse(args: &[String]) -> Result<Parsed, ArgsError> {
         return Err(ArgsError::MissingArgument("config-file".to_owned()));
     }
     if parsed.flag("no-seccomp") && given("--seccomp-filter") {
-        return Err(ArgsError::ForbiddenArgument(
-            "no-seccomp".to_owned(),
-            "seccomp-filter".to_owned(),
-        ));
+        return Err(ArgsError::ForbiddenArgument("no-seccomp".to_owned(), "seccomp-filter".to_owned()));
     }
     Ok(Parsed::Run(parsed))
 }
@@ -226,10 +164,7 @@ pub(crate) fn help() -> String {
     let at = lines.partition_point(|line| line.0 < help.0);
     lines.insert(at, help);
     let width = lines.iter().map(|line| line.0.len()).max().unwrap_or(0);
-    let lines: Vec<_> = lines
-        .iter()
-        .map(|(form, text)| format!("{form:width$}   {text}"))
-        .collect();
+    let lines: Vec<_> = lines.iter().map(|(form, text)| format!("{form:width$}   {text}")).collect();
     format!("optional arguments:\n{}", lines.join("\n"))
 }
 
@@ -243,27 +178,12 @@ mod tests {
 
     #[test]
     fn wrong_arguments_are_named() {
-        assert_eq!(
-            error(&["--nope"]),
-            Some(ArgsError::UnexpectedArgument("nope".into()))
-        );
-        assert_eq!(
-            error(&["nope"]),
-            Some(ArgsError::UnexpectedArgument("nope".into()))
-        );
+        assert_eq!(error(&["--nope"]), Some(ArgsError::UnexpectedArgument("nope".into())));
+        assert_eq!(error(&["nope"]), Some(ArgsError::UnexpectedArgument("nope".into())));
         assert_eq!(error(&["--id"]), Some(ArgsError::MissingValue("id".into())));
-        assert_eq!(
-            error(&["--id", "--id"]),
-            Some(ArgsError::MissingValue("id".into()))
-        );
-        assert_eq!(
-            error(&["--id", "a", "--id", "b"]),
-            Some(ArgsError::DuplicateArgument("id".into()))
-        );
-        assert_eq!(
-            error(&["--no-api"]),
-            Some(ArgsError::MissingArgument("config-file".into()))
-        );
+        assert_eq!(error(&["--id", "--id"]), Some(ArgsError::MissingValue("id".into())));
+        assert_eq!(error(&["--id", "a", "--id", "b"]), Some(ArgsError::DuplicateArgument("id".into())));
+        assert_eq!(error(&["--no-api"]), Some(ArgsError::MissingArgument("config-file".into())));
         assert_eq!(error(&["--id", "a", "--", "--nope"]), None);
     }
 

@@ -91,10 +91,7 @@ pub(crate) enum FaultsError {
 impl Faults {
     /// Reads them from the environment.
     pub(crate) fn from_env() -> Result<Self, FaultsError> {
-        let text = match (
-            std::env::var("FCSIM_FAULTS"),
-            std::env::var_os("FCSIM_FAULTS_FILE"),
-        ) {
+        let text = match (std::env::var("FCSIM_FAULTS"), std::env::var_os("FCSIM_FAULTS_FILE")) {
             (Ok(text), _) => text,
             (Err(_), Some(path)) => {
                 std::fs::read_to_string(&path).map_err(|error| FaultsError::File(path.into(), error))?
@@ -107,10 +104,7 @@ impl Faults {
     /// The fault of this request, if it has one: waits as asked and counts it.
     pub(crate) fn of(&self, request: &Request) -> Option<Effect> {
         std::thread::sleep(Duration::from_millis(self.delay_ms));
-        let fault = self
-            .requests
-            .iter()
-            .find(|fault| fault.matches(request.method, &request.path))?;
+        let fault = self.requests.iter().find(|fault| fault.matches(request.method, &request.path))?;
         std::thread::sleep(Duration::from_millis(fault.delay_ms));
         fault.effect.clone()
     }
@@ -122,22 +116,12 @@ impl RequestFault {
             Some(beginning) => path.starts_with(beginning),
             None => path == self.path,
         };
-        if !same_path
-            || self
-                .method
-                .as_ref()
-                .is_some_and(|wanted| *wanted != method.to_string())
-        {
+        if !same_path || self.method.as_ref().is_some_and(|wanted| *wanted != method.to_string()) {
             return false;
         }
-        let mut seen = self
-            .seen
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut seen = self.seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         *seen += 1;
-        let last = self
-            .times
-            .map_or(u64::MAX, |times| self.nth.saturating_add(times).saturating_sub(1));
+        let last = self.times.map_or(u64::MAX, |times| self.nth.saturating_add(times).saturating_sub(1));
         (self.nth..=last).contains(&*seen)
     }
 }
@@ -146,10 +130,7 @@ impl Effect {
     /// The answer that is given in place of serving the request.
     pub(crate) fn answer(&self) -> Option<Response> {
         match self {
-            Self::Answer {
-                status,
-                fault_message,
-            } => Some(crate::api::fault(*status, fault_message)),
+            Self::Answer { status, fault_message } => Some(crate::api::fault(*status, fault_message)),
             _ => None,
         }
     }
@@ -166,16 +147,8 @@ mod tests {
         let text =
             r#"{"requests":[{"method":"PUT","path":"/snapshot/*","nth":2,"times":1,"effect":"die_before"}]}"#;
         let faults: Faults = serde_json::from_str(text).unwrap();
-        let put = Request {
-            method: Method::Put,
-            path: "/snapshot/create".into(),
-            body: None,
-        };
-        let get = Request {
-            method: Method::Get,
-            path: "/snapshot/create".into(),
-            body: None,
-        };
+        let put = Request { method: Method::Put, path: "/snapshot/create".into(), body: None };
+        let get = Request { method: Method::Get, path: "/snapshot/create".into(), body: None };
         assert_eq!(faults.of(&get), None);
         assert_eq!(faults.of(&put), None);
         assert_eq!(faults.of(&put), Some(Effect::DieBefore));

@@ -78,19 +78,12 @@ pub(crate) fn update(config: LoggerConfig) -> Result<(), LogFileError> {
 /// Writes one line, where level and module let it through. What cannot be written is lost, as there.
 pub(crate) fn write(level: Level, module: &str, origin: &str, message: fmt::Arguments<'_>) {
     let mut settings = settings();
-    let wanted = settings
-        .module
-        .as_ref()
-        .is_none_or(|filter| module.starts_with(filter.as_str()));
+    let wanted = settings.module.as_ref().is_none_or(|filter| module.starts_with(filter.as_str()));
     if level > settings.level || !wanted {
         return;
     }
     let thread = std::thread::current();
-    let id = if settings.id.is_empty() {
-        "anonymous-instance"
-    } else {
-        &settings.id
-    };
+    let id = if settings.id.is_empty() { "anonymous-instance" } else { &settings.id };
     let mut line = format!("{} [{id}:{}", LocalTime::now(), thread.name().unwrap_or("-"));
     if settings.show_level {
         line.push_str(match level {
@@ -108,9 +101,7 @@ pub(crate) fn write(level: Level, module: &str, origin: &str, message: fmt::Argu
     line.push_str(&format!("] {message}\n"));
     let _ = match &mut settings.target {
         Some(file) => file.write_all(line.as_bytes()),
-        None => std::io::stdout()
-            .write_all(line.as_bytes())
-            .and_then(|()| std::io::stdout().flush()),
+        None => std::io::stdout().write_all(line.as_bytes()).and_then(|()| std::io::stdout().flush()),
     };
 }
 

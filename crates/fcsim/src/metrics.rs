@@ -38,11 +38,7 @@ fn values() -> MutexGuard<'static, BTreeMap<&'static str, BTreeMap<String, u64>>
 
 /// Counts something once more.
 pub(crate) fn count(group: &'static str, name: &str) {
-    *values()
-        .entry(group)
-        .or_default()
-        .entry(name.to_owned())
-        .or_default() += 1;
+    *values().entry(group).or_default().entry(name.to_owned()).or_default() += 1;
 }
 
 /// Notes how long something took.
@@ -62,10 +58,7 @@ pub(crate) fn init(config: &MetricsConfig) -> Result<(), MetricsError> {
 /// Writes a line, where a file was set.
 pub(crate) fn flush() -> Result<(), MetricsError> {
     let Some(target) = TARGET.get() else { return Ok(()) };
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_millis() as u64;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
     let mut document = json!({
         "utc_timestamp_ms": now,
         "api_server": { "process_startup_time_us": 0, "process_startup_time_cpu_us": 0 },
@@ -86,6 +79,5 @@ pub(crate) fn flush() -> Result<(), MetricsError> {
     let mut line = document.to_string();
     line.push('\n');
     let mut file = target.lock().unwrap_or_else(PoisonError::into_inner);
-    file.write_all(line.as_bytes())
-        .map_err(|error| MetricsError::Write(OsError(error)))
+    file.write_all(line.as_bytes()).map_err(|error| MetricsError::Write(OsError(error)))
 }

@@ -92,10 +92,7 @@ impl MainError {
 
 /// Runs the program with these arguments, the first of which is its name.
 pub(crate) fn main(args: impl Iterator<Item = std::ffi::OsString>) -> i32 {
-    let args: Vec<String> = args
-        .skip(1)
-        .map(|arg| arg.to_string_lossy().into_owned())
-        .collect();
+    let args: Vec<String> = args.skip(1).map(|arg| arg.to_string_lossy().into_owned()).collect();
     match run(&args) {
         Ok(()) => {
             log!(Info, "Firecracker exiting successfully. exit_code=0");
@@ -113,10 +110,7 @@ pub(crate) fn main(args: impl Iterator<Item = std::ffi::OsString>) -> i32 {
 
 /// Ends the process as a panic does in Firecracker, which aborts.
 fn panic(message: &str) -> ! {
-    log!(
-        Error,
-        "Firecracker panicked at src/firecracker/src/main.rs:309:48:\n{message}"
-    );
+    log!(Error, "Firecracker panicked at src/firecracker/src/main.rs:309:48:\n{message}");
     std::process::abort()
 }
 
@@ -149,17 +143,11 @@ fn run(args: &[String]) -> Result<(), MainError> {
     log!(Info, "Running Firecracker v{version}");
     signals::install();
     if let Some(path) = args.value("metrics-path") {
-        metrics::init(&MetricsConfig {
-            metrics_path: PathBuf::from(path),
-        })?;
+        metrics::init(&MetricsConfig { metrics_path: PathBuf::from(path) })?;
     }
     check_seccomp(&args)?;
-    let config = args
-        .value("config-file")
-        .map(|path| read(path, "the configuration file"));
-    let metadata = args
-        .value("metadata")
-        .map(|path| read(path, "the mmds content file"));
+    let config = args.value("config-file").map(|path| read(path, "the configuration file"));
+    let metadata = args.value("metadata").map(|path| read(path, "the mmds content file"));
     let payload_limit = number(&args, "http-api-max-payload-size", "usize").unwrap_or(51_200);
     let mmds_limit = number(&args, "mmds-size-limit", "usize").unwrap_or(payload_limit);
     for name in ["start-time-us", "start-time-cpu-us", "parent-cpu-time-us"] {
@@ -186,15 +174,7 @@ fn run(args: &[String]) -> Result<(), MainError> {
         run_without_api(vmm, &config.unwrap_or_default(), metadata.as_deref(), &exit)
     } else {
         let socket = PathBuf::from(args.value("api-sock").unwrap_or_default());
-        run_with_api(
-            vmm,
-            &socket,
-            payload_limit,
-            config.as_deref(),
-            metadata.as_deref(),
-            &faults,
-            &exit,
-        )
+        run_with_api(vmm, &socket, payload_limit, config.as_deref(), metadata.as_deref(), &faults, &exit)
     }
 }
 
@@ -203,11 +183,7 @@ fn instance_id(args: &Args) -> String {
     if !(1..=64).contains(&id.len()) {
         panic(&format!("Invalid instance ID: InvalidLen({}, 1, 64)", id.len()));
     }
-    if let Some((at, wrong)) = id
-        .chars()
-        .enumerate()
-        .find(|(_, c)| !(*c == '-' || c.is_alphanumeric()))
-    {
+    if let Some((at, wrong)) = id.chars().enumerate().find(|(_, c)| !(*c == '-' || c.is_alphanumeric())) {
         panic(&format!("Invalid instance ID: InvalidChar({wrong:?}, {at})"));
     }
     id.to_owned()
@@ -232,10 +208,7 @@ fn check_seccomp(args: &Args) -> Result<(), MainError> {
         return Ok(());
     };
     match File::open(path) {
-        Err(error) => Err(MainError::SeccompFilter(format!(
-            "Filter file open error: {}",
-            OsError(error)
-        ))),
+        Err(error) => Err(MainError::SeccompFilter(format!("Filter file open error: {}", OsError(error)))),
         Ok(_) => Ok(()),
     }
 }
@@ -254,9 +227,7 @@ fn number<T: std::str::FromStr<Err = std::num::ParseIntError>>(
 ) -> Option<T> {
     args.value(name).map(|text| match text.parse() {
         Ok(number) => number,
-        Err(error) => panic(&format!(
-            "'{name}' parameter expected to be of '{kind}' type.: {error:?}"
-        )),
+        Err(error) => panic(&format!("'{name}' parameter expected to be of '{kind}' type.: {error:?}")),
     })
 }
 
@@ -264,9 +235,7 @@ fn put_metadata(vmm: &mut Vmm, metadata: Option<&str>) -> Result<(), MainError> 
     let Some(text) = metadata else { return Ok(()) };
     let value = match serde_json::from_str(text) {
         Ok(value) => value,
-        Err(error) => panic(&format!(
-            "MMDS error: metadata provided not valid json: {error:?}"
-        )),
+        Err(error) => panic(&format!("MMDS error: metadata provided not valid json: {error:?}")),
     };
     match vmm.act(api::Action::PutMmds(value)) {
         Ok(_) => {
@@ -283,8 +252,7 @@ fn put_metadata(vmm: &mut Vmm, metadata: Option<&str>) -> Result<(), MainError> 
 
 fn run_without_api(mut vmm: Vmm, config: &str, metadata: Option<&str>, exit: &Exit) -> Result<(), MainError> {
     put_metadata(&mut vmm, metadata)?;
-    vmm.start_from_json(config)
-        .map_err(MainError::NoApiBuildFromJson)?;
+    vmm.start_from_json(config).map_err(MainError::NoApiBuildFromJson)?;
     let event = exit.event().map_err(|error| MainError::Server(error.into()))?;
     let mut fds = [rustix::event::PollFd::new(&event, rustix::event::PollFlags::IN)];
     while exit.code().is_none() {
@@ -363,13 +331,8 @@ fn answer(vmm: &mut Vmm, request: &Request) -> Response {
         crate::http::Method::Patch => "patch_api_requests",
         crate::http::Method::Delete => "hotplug",
     };
-    let resource = request
-        .path
-        .trim_start_matches('/')
-        .split('/')
-        .next()
-        .unwrap_or_default()
-        .replace('-', "_");
+    let resource =
+        request.path.trim_start_matches('/').split('/').next().unwrap_or_default().replace('-', "_");
     metrics::count(group, &format!("{resource}_count"));
     let routed = match api::route(request) {
         Ok(routed) => routed,
@@ -381,17 +344,11 @@ fn answer(vmm: &mut Vmm, request: &Request) -> Response {
     };
     let mut response = match vmm.act(routed.action) {
         Ok(api::Reply::Empty) => {
-            log!(
-                Info,
-                "The request was executed successfully. Status code: 204 No Content."
-            );
+            log!(Info, "The request was executed successfully. Status code: 204 No Content.");
             Response::empty(204)
         }
         Ok(api::Reply::Json(body)) => {
-            log!(
-                Info,
-                "The request was executed successfully. Status code: 200 OK."
-            );
+            log!(Info, "The request was executed successfully. Status code: 200 OK.");
             Response::with_body(200, body)
         }
         Err(error) => {
@@ -417,10 +374,7 @@ fn log_request(request: &Request) {
         Some(_) if request.path == "/cpu-config" => {
             ". To view the CPU template received by the API, configure log-level to DEBUG".to_owned()
         }
-        Some(body) => format!(
-            " with body {:?}",
-            str::from_utf8(body).unwrap_or("inconvertible to UTF-8")
-        ),
+        Some(body) => format!(" with body {:?}", str::from_utf8(body).unwrap_or("inconvertible to UTF-8")),
         None => String::new(),
     };
     let method = match request.method {
@@ -429,9 +383,5 @@ fn log_request(request: &Request) {
         crate::http::Method::Patch => "Patch",
         crate::http::Method::Delete => "Delete",
     };
-    log!(
-        Info,
-        "The API server received a {method} request on {:?}{body}.",
-        request.path
-    );
+    log!(Info, "The API server received a {method} request on {:?}{body}.", request.path);
 }

@@ -69,7 +69,9 @@ fn rename_if_there(from: &Path, to: &Path) -> Result<(), StoreError> {
 pub fn cut(folder: &Path, limit: u64) -> Result<(), StoreError> {
     let mut old = Vec::new();
     for name in store::names(folder, |_| true)? {
-        let Some(number) = name.rsplit_once('.').and_then(|(_, number)| number.parse::<u32>().ok()) else { continue };
+        let Some(number) = name.rsplit_once('.').and_then(|(_, number)| number.parse::<u32>().ok()) else {
+            continue;
+        };
         let path = folder.join(name);
         let Ok(meta) = fs::metadata(&path) else { continue };
         old.push((std::cmp::Reverse(number), meta.len(), path));

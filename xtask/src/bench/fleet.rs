@@ -48,8 +48,12 @@ fn fleet(program: &Path, instances: u32) -> Result<Mvm> {
     let start = Instant::now();
     for tenant in 0..tenants {
         let count = (instances - tenant * PER_TENANT).min(PER_TENANT);
-        let quotas = "--max-running 1000 --max-vcpus 100000 --max-mem-mib 100000000 --max-instances-per-pool 10000";
-        mvm.ok(&format!("tenant create t{tenant} --net-id {tenant} --subnet 10.240.{}.0/20 {quotas}", tenant * 16))?;
+        let quotas =
+            "--max-running 1000 --max-vcpus 100000 --max-mem-mib 100000000 --max-instances-per-pool 10000";
+        mvm.ok(&format!(
+            "tenant create t{tenant} --net-id {tenant} --subnet 10.240.{}.0/20 {quotas}",
+            tenant * 16
+        ))?;
         let pool = format!("t{tenant}/web");
         mvm.ok(&format!("pool create {pool} --vmm sim --mem 128 --data-disk 0"))?;
         mvm.import(&pool)?;
@@ -66,9 +70,11 @@ fn fleet(program: &Path, instances: u32) -> Result<Mvm> {
 /// Each command's time, the median of seven, and its memory.
 fn times(mvm: &Mvm) -> Result<Vec<(&'static str, f64, f64)>> {
     let mut all = Vec::new();
-    for (name, arguments) in
-        [("instance list", "instance list"), ("instance stats", "instance stats"), ("net verify", "net verify")]
-    {
+    for (name, arguments) in [
+        ("instance list", "instance list"),
+        ("instance stats", "instance stats"),
+        ("net verify", "net verify"),
+    ] {
         let mut times = Vec::new();
         for _ in 0..7 {
             let start = Instant::now();
@@ -102,8 +108,11 @@ pub fn churn(program: &Path) -> Result<Figure> {
     mvm.import("acme/web")?;
     let start = Instant::now();
     std::thread::scope(|scope| -> Result<()> {
-        let workers: Vec<_> = (0..4).map(|_| scope.spawn(|| (0..50).try_for_each(|_| one_life(&mvm)))).collect();
-        workers.into_iter().try_for_each(|worker| worker.join().map_err(|_| anyhow::anyhow!("a worker panicked"))?)
+        let workers: Vec<_> =
+            (0..4).map(|_| scope.spawn(|| (0..50).try_for_each(|_| one_life(&mvm)))).collect();
+        workers
+            .into_iter()
+            .try_for_each(|worker| worker.join().map_err(|_| anyhow::anyhow!("a worker panicked"))?)
     })?;
     let seconds = start.elapsed().as_secs_f64();
     let value = format!("{seconds:.1} s");

@@ -74,7 +74,9 @@ pub fn run(arguments: &BenchArguments) -> Result<()> {
     let program = std::path::absolute("target/release/mvm")?;
     // SAFETY: no other thread runs yet, so nothing else notices that the namespaces change.
     unsafe {
-        rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET | rustix::thread::UnshareFlags::NEWNS)
+        rustix::thread::unshare_unsafe(
+            rustix::thread::UnshareFlags::NEWNET | rustix::thread::UnshareFlags::NEWNS,
+        )
     }
     .context("a network namespace is needed: run as root")?;
     if wanted(What::Version) {
@@ -113,7 +115,8 @@ fn report(figures: &[Figure], json: Option<&Path>) -> Result<()> {
 fn conditions() -> String {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-    let memory = read("/proc/meminfo").split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0);
+    let memory =
+        read("/proc/meminfo").split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0);
     format!(
         "{cpus} CPUs, {} GiB, kernel {}, load {}",
         memory >> 20,

@@ -44,7 +44,12 @@ pub fn measure(program: &Path, pairs: u32) -> Result<Vec<Figure>> {
         let ratio = ours / theirs;
         let ok = ratio <= 1.3 || ours - theirs <= 12.0;
         let value = format!("{ours:.1} ms against {theirs:.1} ms: {ratio:.2}×, +{:.1} ms", ours - theirs);
-        figures.push(figure(format!("start to first byte, {name}, {pairs} pairs"), value, "≤ 1.3× or ≤ +12 ms", ok));
+        figures.push(figure(
+            format!("start to first byte, {name}, {pairs} pairs"),
+            value,
+            "≤ 1.3× or ≤ +12 ms",
+            ok,
+        ));
     }
     let exit = format!("{:.1} ms", percentile(&whole, 0.5));
     figures.push(figure("start, the command's time to exit, p50", exit, "given", true));
@@ -88,7 +93,8 @@ impl FirstByte {
 
 fn mvm_start(mvm: &Mvm, path: &str) -> Result<(Duration, Duration)> {
     let parts: Vec<&str> = path.split('/').collect();
-    let folder = mvm.root.path().join(format!("tenants/{}/pools/{}/instances/{}/logs", parts[0], parts[1], parts[2]));
+    let folder =
+        mvm.root.path().join(format!("tenants/{}/pools/{}/instances/{}/logs", parts[0], parts[1], parts[2]));
     let console = folder.join("console.log");
     // The console of the run before would be taken for this one's.
     let _ = std::fs::remove_file(&console);
@@ -118,7 +124,8 @@ impl Bare {
         let (kernel, rootfs) = mvm.artifacts()?;
         std::fs::copy(kernel, folder.join("vmlinux"))?;
         std::fs::copy(&rootfs, folder.join("rootfs.ext4"))?;
-        let data = Command::new("mke2fs").args(["-q", "-F"]).arg(folder.join("data.ext4")).arg("64M").output()?;
+        let data =
+            Command::new("mke2fs").args(["-q", "-F"]).arg(folder.join("data.ext4")).arg("64M").output()?;
         let tap = Command::new("ip").args(["tuntap", "add", "bare0", "mode", "tap", "vnet_hdr"]).output()?;
         if !data.status.success() || !tap.status.success() {
             bail!("cannot prepare the bare run");
@@ -165,11 +172,23 @@ impl Bare {
         };
         let calls = [
             ("/machine-config", r#"{"vcpu_count":1,"mem_size_mib":128,"track_dirty_pages":true}"#),
-            ("/boot-source", r#"{"kernel_image_path":"vmlinux","boot_args":"console=ttyS0 reboot=k panic=-1 quiet"}"#),
+            (
+                "/boot-source",
+                r#"{"kernel_image_path":"vmlinux","boot_args":"console=ttyS0 reboot=k panic=-1 quiet"}"#,
+            ),
             ("/serial", r#"{"serial_out_path":"console.log"}"#),
-            ("/drives/rootfs", r#"{"drive_id":"rootfs","path_on_host":"rootfs.ext4","is_root_device":true,"is_read_only":false}"#),
-            ("/drives/data", r#"{"drive_id":"data","path_on_host":"data.ext4","is_root_device":false,"is_read_only":false}"#),
-            ("/network-interfaces/eth0", r#"{"iface_id":"eth0","host_dev_name":"bare0","guest_mac":"02:fc:00:03:00:99"}"#),
+            (
+                "/drives/rootfs",
+                r#"{"drive_id":"rootfs","path_on_host":"rootfs.ext4","is_root_device":true,"is_read_only":false}"#,
+            ),
+            (
+                "/drives/data",
+                r#"{"drive_id":"data","path_on_host":"data.ext4","is_root_device":false,"is_read_only":false}"#,
+            ),
+            (
+                "/network-interfaces/eth0",
+                r#"{"iface_id":"eth0","host_dev_name":"bare0","guest_mac":"02:fc:00:03:00:99"}"#,
+            ),
             ("/vsock", r#"{"guest_cid":3,"uds_path":"v.sock"}"#),
             ("/entropy", "{}"),
             ("/actions", r#"{"action_type":"InstanceStart"}"#),

@@ -46,10 +46,7 @@ pub(crate) struct Routed {
 
 impl From<Action> for Routed {
     fn from(action: Action) -> Self {
-        Self {
-            action,
-            deprecation: None,
-        }
+        Self { action, deprecation: None }
     }
 }
 
@@ -100,10 +97,7 @@ fn get<'a>(resource: &str, tokens: &mut impl Iterator<Item = &'a str>) -> Outcom
             (Some("statistics"), _) => Action::GetBalloonStats,
             (Some("hinting"), Some("status")) => Action::GetHintingStatus,
             (Some("hinting"), rest) => {
-                return Err(RouteError::Path(
-                    Method::Get,
-                    format!("/hinting/{}", rest.unwrap_or_default()),
-                ));
+                return Err(RouteError::Path(Method::Get, format!("/hinting/{}", rest.unwrap_or_default())));
             }
             (Some(other), _) => return Err(RouteError::Path(Method::Get, other.to_owned())),
         },
@@ -150,10 +144,7 @@ fn put<'a>(resource: &str, tokens: &mut impl Iterator<Item = &'a str>, body: &[u
                 .cpu_template
                 .is_some()
                 .then_some("PUT /machine-config: cpu_template field is deprecated.");
-            return Ok(Routed {
-                action: Action::UpdateMachineConfig(config.into()),
-                deprecation,
-            });
+            return Ok(Routed { action: Action::UpdateMachineConfig(config.into()), deprecation });
         }
         "mmds" => match tokens.next() {
             None => Action::PutMmds(parse(body)?),
@@ -161,10 +152,7 @@ fn put<'a>(resource: &str, tokens: &mut impl Iterator<Item = &'a str>, body: &[u
                 let config: MmdsConfig = parse(body)?;
                 let deprecation = (config.version == MmdsVersion::V1)
                     .then_some("PUT /mmds/config: V1 is deprecated. Use V2 instead.");
-                return Ok(Routed {
-                    action: Action::SetMmdsConfig(config),
-                    deprecation,
-                });
+                return Ok(Routed { action: Action::SetMmdsConfig(config), deprecation });
             }
             Some(other) => return Err(RouteError::Path(Method::Put, other.to_owned())),
         },
@@ -176,14 +164,9 @@ fn put<'a>(resource: &str, tokens: &mut impl Iterator<Item = &'a str>, body: &[u
         },
         "vsock" => {
             let config: VsockDeviceConfig = parse(body)?;
-            let deprecation = config
-                .vsock_id
-                .is_some()
-                .then_some("PUT /vsock: vsock_id field is deprecated.");
-            return Ok(Routed {
-                action: Action::SetVsock(config),
-                deprecation,
-            });
+            let deprecation =
+                config.vsock_id.is_some().then_some("PUT /vsock: vsock_id field is deprecated.");
+            return Ok(Routed { action: Action::SetVsock(config), deprecation });
         }
         "hotplug" if tokens.next() == Some("memory") => Action::SetMemoryHotplug(parse(body)?),
         _ => return unknown(Method::Put, resource),
@@ -203,10 +186,7 @@ fn load(body: &[u8]) -> Outcome {
     }
     let deprecation = (config.mem_file_path.is_some() || config.enable_diff_snapshots)
         .then_some("PUT /snapshot/load: mem_file_path and enable_diff_snapshots fields are deprecated.");
-    Ok(Routed {
-        action: Action::LoadSnapshot(config),
-        deprecation,
-    })
+    Ok(Routed { action: Action::LoadSnapshot(config), deprecation })
 }
 
 fn patch<'a>(resource: &str, tokens: &mut impl Iterator<Item = &'a str>, body: Option<&[u8]>) -> Outcome {
@@ -244,10 +224,7 @@ fn patch<'a>(resource: &str, tokens: &mut impl Iterator<Item = &'a str>, body: O
                 .cpu_template
                 .is_some()
                 .then_some("PATCH /machine-config: cpu_template field is deprecated.");
-            return Ok(Routed {
-                action: Action::UpdateMachineConfig(update),
-                deprecation,
-            });
+            return Ok(Routed { action: Action::UpdateMachineConfig(update), deprecation });
         }
         "mmds" => Action::PatchMmds(parse(body)?),
         "vm" => match parse::<Vm>(body)?.state {
@@ -265,9 +242,7 @@ fn patch_balloon<'a>(tokens: &mut impl Iterator<Item = &'a str>, body: Option<&[
         (Some("statistics"), Some(body)) => Action::UpdateBalloonStats(parse(body)?),
         (Some("hinting"), body) => match tokens.next() {
             Some("start") => Action::StartHinting(match body {
-                None | Some([]) => StartHintingCmd {
-                    acknowledge_on_stop: true,
-                },
+                None | Some([]) => StartHintingCmd { acknowledge_on_stop: true },
                 Some(body) => parse(body)?,
             }),
             Some("stop") => Action::StopHinting,
@@ -295,17 +270,9 @@ fn delete<'a>(resource: &str, tokens: &mut impl Iterator<Item = &'a str>) -> Out
 }
 
 fn same_id(path: &str, body: &str) -> Result<(), RouteError> {
-    if path == body {
-        Ok(())
-    } else {
-        Err(RouteError::IdMismatch)
-    }
+    if path == body { Ok(()) } else { Err(RouteError::IdMismatch) }
 }
 
 fn same_iface(path: &str, body: &str) -> Result<(), RouteError> {
-    if path == body {
-        Ok(())
-    } else {
-        Err(RouteError::IfaceMismatch(path.to_owned(), body.to_owned()))
-    }
+    if path == body { Ok(()) } else { Err(RouteError::IfaceMismatch(path.to_owned(), body.to_owned())) }
 }

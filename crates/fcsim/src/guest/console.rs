@@ -30,9 +30,7 @@ impl Console {
             .rate_limiter
             .and_then(crate::wire::TokenBucketConfig::effective)
             .map(|limit| Bucket::new(limit.size, limit.one_time_burst.unwrap_or(0), limit.refill_time));
-        Ok(Self {
-            out: Mutex::new(Out { file, bucket }),
-        })
+        Ok(Self { out: Mutex::new(Out { file, bucket }) })
     }
 
     /// Prints a line. The guest is never blocked: what nobody takes, and what the limiter does not let through, is lost.
@@ -65,10 +63,7 @@ fn write_now(out: io::Result<impl Write + AsFd>, bytes: &[u8]) -> io::Result<()>
 
 fn writable(fd: BorrowedFd<'_>) -> bool {
     let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::OUT)];
-    let now = Timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
     matches!(poll(&mut fds, Some(&now)), Ok(1)) && fds[0].revents().contains(PollFlags::OUT)
 }
 
@@ -84,13 +79,7 @@ struct Bucket {
 
 impl Bucket {
     fn new(size: u64, burst: u64, refill_ms: u64) -> Self {
-        Self {
-            size,
-            burst,
-            budget: size,
-            refill: Duration::from_millis(refill_ms),
-            last: Instant::now(),
-        }
+        Self { size, burst, budget: size, refill: Duration::from_millis(refill_ms), last: Instant::now() }
     }
 
     /// Takes up to so many tokens and says how many it got.

@@ -122,10 +122,7 @@ enum Refusal {
 
 /// The answer to a line.
 pub(super) fn answer(shared: &Arc<Shared>, line: &[u8]) -> Value {
-    match serde_json::from_slice(line)
-        .map_err(Refusal::from)
-        .and_then(|command| perform(shared, command))
-    {
+    match serde_json::from_slice(line).map_err(Refusal::from).and_then(|command| perform(shared, command)) {
         Ok(answer) => answer,
         Err(refusal) => json!({ "error": refusal.to_string() }),
     }
@@ -137,34 +134,15 @@ fn until(timeout_ms: u64) -> Duration {
 
 fn perform(shared: &Arc<Shared>, command: Command) -> Result<Value, Refusal> {
     Ok(match command {
-        Command::Ping {
-            to,
-            timeout_ms,
-            as_ip,
-            as_mac,
-            iface,
-        } => {
-            let spoofed = Spoofed {
-                mac: as_mac.map(|mac| mac.0),
-                ip: as_ip,
-            };
+        Command::Ping { to, timeout_ms, as_ip, as_mac, iface } => {
+            let spoofed = Spoofed { mac: as_mac.map(|mac| mac.0), ip: as_ip };
             match nic(shared, iface.as_deref())?.ping(to, spoofed, until(timeout_ms)) {
                 Ok(time) => json!({ "answered": true, "ms": time.as_secs_f64() * 1000.0 }),
                 Err(silence) => json!({ "answered": false, "arp": silence != Silence::Arp }),
             }
         }
-        Command::Tcp {
-            to,
-            port,
-            timeout_ms,
-            as_ip,
-            as_mac,
-            iface,
-        } => {
-            let spoofed = Spoofed {
-                mac: as_mac.map(|mac| mac.0),
-                ip: as_ip,
-            };
+        Command::Tcp { to, port, timeout_ms, as_ip, as_mac, iface } => {
+            let spoofed = Spoofed { mac: as_mac.map(|mac| mac.0), ip: as_ip };
             match nic(shared, iface.as_deref())?.connect(to, port, spoofed, until(timeout_ms)) {
                 Ok(TcpAnswer::Open) => json!({ "result": "open" }),
                 Ok(TcpAnswer::Refused) => json!({ "result": "refused" }),
@@ -177,12 +155,7 @@ fn perform(shared: &Arc<Shared>, command: Command) -> Result<Value, Refusal> {
             nic(shared, iface.as_deref())?.send(&frame)?;
             json!({ "sent": frame.len() })
         }
-        Command::Recv {
-            timeout_ms,
-            ethertype,
-            contains,
-            iface,
-        } => {
+        Command::Recv { timeout_ms, ethertype, contains, iface } => {
             let contains = from_hex(&contains.unwrap_or_default())?;
             let wanted = |frame: &[u8]| {
                 ethertype.is_none_or(|kind| frames::ethertype(frame) == Some(kind))
@@ -195,13 +168,7 @@ fn perform(shared: &Arc<Shared>, command: Command) -> Result<Value, Refusal> {
             nic(shared, iface.as_deref())?.listen(port);
             json!({ "listening": port })
         }
-        Command::Address {
-            ip,
-            prefix,
-            gw,
-            mac,
-            iface,
-        } => {
+        Command::Address { ip, prefix, gw, mac, iface } => {
             let nic = nic(shared, iface.as_deref())?;
             let mut address = nic.address();
             address.ip = ip.or(address.ip);
@@ -219,9 +186,7 @@ fn perform(shared: &Arc<Shared>, command: Command) -> Result<Value, Refusal> {
         }
         Command::PrintForever { every_us } => {
             let shared = Arc::clone(shared);
-            spawn("chatty", move || {
-                print_forever(&shared, Duration::from_micros(every_us))
-            })?;
+            spawn("chatty", move || print_forever(&shared, Duration::from_micros(every_us)))?;
             json!({ "printing": true })
         }
         Command::Dirty { pages } => {
@@ -258,10 +223,7 @@ fn perform(shared: &Arc<Shared>, command: Command) -> Result<Value, Refusal> {
                 return Err(Refusal::ReadOnly);
             }
             let length = disk.file.metadata()?.len();
-            if offset
-                .checked_add(bytes.len() as u64)
-                .is_none_or(|end| end > length)
-            {
+            if offset.checked_add(bytes.len() as u64).is_none_or(|end| end > length) {
                 return Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into());
             }
             disk.file.write_all_at(&bytes, offset)?;
@@ -283,9 +245,7 @@ fn print_forever(shared: &Shared, every: Duration) {
     for number in 0_u64.. {
         {
             let _running = shared.gate.enter();
-            shared.console.print(&format!(
-                "fcsim guest: line {number} of a guest that never stops printing"
-            ));
+            shared.console.print(&format!("fcsim guest: line {number} of a guest that never stops printing"));
         }
         std::thread::sleep(every);
     }
@@ -293,18 +253,11 @@ fn print_forever(shared: &Shared, every: Duration) {
 
 fn nic(shared: &Shared, id: Option<&str>) -> Result<Arc<Nic>, Refusal> {
     let nics = lock(&shared.nics);
-    nics.iter()
-        .find(|nic| id.is_none_or(|id| nic.id == id))
-        .cloned()
-        .ok_or(Refusal::NoInterface)
+    nics.iter().find(|nic| id.is_none_or(|id| nic.id == id)).cloned().ok_or(Refusal::NoInterface)
 }
 
 fn disk(shared: &Shared, id: &str) -> Result<super::Disk, Refusal> {
-    lock(&shared.disks)
-        .iter()
-        .find(|disk| disk.id == id)
-        .cloned()
-        .ok_or(Refusal::NoDrive)
+    lock(&shared.disks).iter().find(|disk| disk.id == id).cloned().ok_or(Refusal::NoDrive)
 }
 
 fn from_hex(text: &str) -> Result<Vec<u8>, Refusal> {
@@ -314,10 +267,7 @@ fn from_hex(text: &str) -> Result<Vec<u8>, Refusal> {
         return Err(Refusal::Hex);
     }
     // two digits make at most 255
-    pairs
-        .iter()
-        .map(|[high, low]| Ok((digit(*high)? * 16 + digit(*low)?) as u8))
-        .collect()
+    pairs.iter().map(|[high, low]| Ok((digit(*high)? * 16 + digit(*low)?) as u8)).collect()
 }
 
 fn to_hex(bytes: &[u8]) -> String {

@@ -89,11 +89,7 @@ fn parse_arp(arp: &[u8]) -> Option<Packet> {
     }
     let (sender_mac, sender, target) = (mac_at(arp, 8)?, ip_at(arp, 14)?, ip_at(arp, 24)?);
     match u16_at(arp, 6)? {
-        1 => Some(Packet::ArpRequest {
-            sender_mac,
-            sender,
-            target,
-        }),
+        1 => Some(Packet::ArpRequest { sender_mac, sender, target }),
         2 => Some(Packet::ArpReply { sender_mac, sender }),
         _ => None,
     }
@@ -107,28 +103,14 @@ fn ip_parts(ip: &[u8]) -> Option<(u8, Ipv4Addr, Ipv4Addr, &[u8])> {
         return None;
     }
     let total = usize::from(u16_at(ip, 2)?).min(ip.len());
-    Some((
-        *ip.get(9)?,
-        ip_at(ip, 12)?,
-        ip_at(ip, 16)?,
-        ip.get(header..total)?,
-    ))
+    Some((*ip.get(9)?, ip_at(ip, 12)?, ip_at(ip, 16)?, ip.get(header..total)?))
 }
 
 fn parse_ip(from_mac: Mac, ip: &[u8]) -> Option<Packet> {
     let (protocol, from, to, payload) = ip_parts(ip)?;
     match (protocol, *payload.first()?) {
-        (ICMP, 8) => Some(Packet::EchoRequest {
-            from_mac,
-            from,
-            to,
-            rest: payload.get(4..)?.to_vec(),
-        }),
-        (ICMP, 0) => Some(Packet::EchoReply {
-            from,
-            id: u16_at(payload, 4)?,
-            seq: u16_at(payload, 6)?,
-        }),
+        (ICMP, 8) => Some(Packet::EchoRequest { from_mac, from, to, rest: payload.get(4..)?.to_vec() }),
+        (ICMP, 0) => Some(Packet::EchoReply { from, id: u16_at(payload, 4)?, seq: u16_at(payload, 6)? }),
         (ICMP, 3) => {
             // the quote may be cut after the first 8 bytes of the segment
             let quote = payload.get(8..)?;
@@ -263,26 +245,12 @@ mod tests {
     fn what_is_built_is_understood() {
         assert_eq!(
             parse(&arp_request(A, B.1)),
-            Some(Packet::ArpRequest {
-                sender_mac: A.0,
-                sender: A.1,
-                target: B.1
-            })
+            Some(Packet::ArpRequest { sender_mac: A.0, sender: A.1, target: B.1 })
         );
-        assert_eq!(
-            parse(&arp_reply(A, B)),
-            Some(Packet::ArpReply {
-                sender_mac: A.0,
-                sender: A.1
-            })
-        );
+        assert_eq!(parse(&arp_reply(A, B)), Some(Packet::ArpReply { sender_mac: A.0, sender: A.1 }));
         assert_eq!(
             parse(&echo_reply(A, B, &[0, 1, 0, 2])),
-            Some(Packet::EchoReply {
-                from: A.1,
-                id: 1,
-                seq: 2
-            })
+            Some(Packet::EchoReply { from: A.1, id: 1, seq: 2 })
         );
         let syn = Packet::Tcp {
             from_mac: A.0,
@@ -305,11 +273,7 @@ mod tests {
 
     #[test]
     fn a_cut_frame_is_no_packet() {
-        for frame in [
-            echo_request(A, B, 7, 1),
-            arp_request(A, B.1),
-            tcp(A, B, (1, 2), (3, 4), ACK),
-        ] {
+        for frame in [echo_request(A, B, 7, 1), arp_request(A, B.1), tcp(A, B, (1, 2), (3, 4), ACK)] {
             for length in 0..33 {
                 assert_eq!(parse(&frame[..length]), None);
             }

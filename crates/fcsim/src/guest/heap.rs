@@ -40,11 +40,7 @@ pub(crate) enum Corruption {
 impl Heap {
     /// Makes a heap in fresh memory and writes its first pages.
     pub(crate) fn create(seed: u64, image: &mut Image) -> Self {
-        let mut heap = Self {
-            seed,
-            count: 0,
-            pages: (image.pages() / 4).clamp(1, MAX_PAGES),
-        };
+        let mut heap = Self { seed, count: 0, pages: (image.pages() / 4).clamp(1, MAX_PAGES) };
         heap.dirty(image, AT_BOOT);
         heap
     }
@@ -96,14 +92,10 @@ impl Heap {
                 let place = self.place(image, page);
                 let found = image.read(place);
                 if found != content(self.seed, page, expected) {
-                    return Err(Corruption::Page {
-                        page: place,
-                        expected,
-                    });
+                    return Err(Corruption::Page { page: place, expected });
                 }
-                sum = (0..PAGE / 8).fold(sum, |sum, word| {
-                    (sum ^ get(&found, word)).wrapping_mul(0x0100_0000_01b3)
-                });
+                sum = (0..PAGE / 8)
+                    .fold(sum, |sum, word| (sum ^ get(&found, word)).wrapping_mul(0x0100_0000_01b3));
             }
         }
         Ok(sum)

@@ -40,22 +40,14 @@ impl Image {
     /// Fresh memory of so many MiB.
     pub(crate) fn new(mib: u64, track: bool) -> Self {
         let bytes = mib.saturating_mul(1 << 20);
-        Self {
-            bytes,
-            base: None,
-            written: BTreeMap::new(),
-            dirty: track.then(BTreeSet::new),
-        }
+        Self { bytes, base: None, written: BTreeMap::new(), dirty: track.then(BTreeSet::new) }
     }
 
     /// Memory of so many MiB from a file, which must be at least as long.
     pub(crate) fn load(path: &Path, mib: u64, track: bool) -> Result<Self, MemoryFileError> {
         let file = File::open(path).map_err(|error| MemoryFileError::Open(error.into()))?;
         let mut image = Self::new(mib, track);
-        let length = file
-            .metadata()
-            .map_err(|error| MemoryFileError::Open(error.into()))?
-            .len();
+        let length = file.metadata().map_err(|error| MemoryFileError::Open(error.into()))?.len();
         if image.bytes > length {
             return Err(MemoryFileError::TooShort);
         }
@@ -77,10 +69,9 @@ impl Image {
         if let Some(written) = self.written.get(&page) {
             return **written;
         }
-        if let (Some(base), Some(offset)) = (
-            &self.base,
-            page.checked_mul(PAGE_U64).filter(|&at| at < self.bytes),
-        ) {
+        if let (Some(base), Some(offset)) =
+            (&self.base, page.checked_mul(PAGE_U64).filter(|&at| at < self.bytes))
+        {
             // a loaded file that was cut short meanwhile reads as zeroes: the guest's own check will see it
             let _ = base.read_exact_at(&mut buffer, offset);
         }
@@ -163,14 +154,10 @@ impl Image {
             let Ok(start) = rustix::fs::seek(base, SeekFrom::Data(at)) else {
                 break;
             };
-            let end = rustix::fs::seek(base, SeekFrom::Hole(start))
-                .unwrap_or(self.bytes)
-                .min(self.bytes);
+            let end = rustix::fs::seek(base, SeekFrom::Hole(start)).unwrap_or(self.bytes).min(self.bytes);
             at = start;
             while at < end {
-                let length = buffer
-                    .len()
-                    .min(usize::try_from(end - at).unwrap_or(buffer.len()));
+                let length = buffer.len().min(usize::try_from(end - at).unwrap_or(buffer.len()));
                 let read = base.read_at(&mut buffer[..length], at).map_err(failed)?;
                 if read == 0 {
                     return Ok(());
@@ -203,10 +190,7 @@ mod tests {
         image.write(200, &page(7));
         image.save(&path, SnapshotType::Diff).unwrap();
         let loaded = Image::load(&path, 1, false).unwrap();
-        assert_eq!(
-            (loaded.read(3), loaded.read(200), loaded.read(4)),
-            (page(3), page(7), page(0))
-        );
+        assert_eq!((loaded.read(3), loaded.read(200), loaded.read(4)), (page(3), page(7), page(0)));
     }
 
     #[test]
@@ -230,11 +214,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut image = Image::new(1, true);
         image.write(5, &page(5));
-        assert!(
-            image
-                .save(&dir.path().join("none/mem"), SnapshotType::Diff)
-                .is_err()
-        );
+        assert!(image.save(&dir.path().join("none/mem"), SnapshotType::Diff).is_err());
         let path = dir.path().join("mem");
         image.save(&path, SnapshotType::Diff).unwrap();
         assert_eq!(Image::load(&path, 1, false).unwrap().read(5), page(5));
@@ -252,16 +232,11 @@ mod tests {
         loaded.write(1, &page(2));
         loaded.write(2, &page(3));
         loaded.save(&dir.path().join("diff"), SnapshotType::Diff).unwrap();
-        loaded
-            .save(&dir.path().join("other"), SnapshotType::Full)
-            .unwrap();
+        loaded.save(&dir.path().join("other"), SnapshotType::Full).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), before);
         std::fs::remove_file(&path).unwrap();
         assert_eq!(loaded.read(1), page(2));
-        assert_eq!(
-            Image::load(&dir.path().join("other"), 1, false).unwrap().read(2),
-            page(3)
-        );
+        assert_eq!(Image::load(&dir.path().join("other"), 1, false).unwrap().read(2), page(3));
     }
 
     #[test]
@@ -269,9 +244,6 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("mem");
         std::fs::write(&path, [0; 4096]).unwrap();
-        assert!(matches!(
-            Image::load(&path, 1, false),
-            Err(MemoryFileError::TooShort)
-        ));
+        assert!(matches!(Image::load(&path, 1, false), Err(MemoryFileError::TooShort)));
     }
 }

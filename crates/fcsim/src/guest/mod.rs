@@ -52,10 +52,7 @@ pub(crate) struct Exit {
 impl Exit {
     /// No end yet.
     pub(crate) fn new() -> io::Result<Self> {
-        Ok(Self {
-            event: eventfd(0, EventfdFlags::CLOEXEC)?,
-            code: Mutex::new(None),
-        })
+        Ok(Self { event: eventfd(0, EventfdFlags::CLOEXEC)?, code: Mutex::new(None) })
     }
 
     /// Becomes readable at the end.
@@ -65,10 +62,7 @@ impl Exit {
 
     /// Ends the process with a code.
     pub(crate) fn set(&self, code: i32) {
-        self.code
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get_or_insert(code);
+        self.code.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(code);
         // the counter is far from full: a write cannot fail
         let _ = rustix::io::write(&self.event, &1_u64.to_ne_bytes());
     }
@@ -177,10 +171,7 @@ impl Guest {
     fn start(parts: Parts, heap: Heap, restored: bool) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             gate: Gate::default(),
-            memory: Mutex::new(Memory {
-                image: parts.image,
-                heap,
-            }),
+            memory: Mutex::new(Memory { image: parts.image, heap }),
             memory_mib: parts.memory_mib,
             cmdline: parts.cmdline,
             console: parts.console,
@@ -196,10 +187,7 @@ impl Guest {
         });
         let of_thread = Arc::clone(&shared);
         spawn("fc_vcpu 0", move || run(&of_thread, restored))?;
-        Ok(Self {
-            shared,
-            reset: AtomicBool::new(false),
-        })
+        Ok(Self { shared, reset: AtomicBool::new(false) })
     }
 
     /// Lets it run.
@@ -244,10 +232,7 @@ impl Guest {
     pub(crate) fn state(&self) -> GuestState {
         GuestState {
             heap: self.memory().heap,
-            addresses: lock(&self.shared.nics)
-                .iter()
-                .map(|nic| (nic.id.clone(), nic.address()))
-                .collect(),
+            addresses: lock(&self.shared.nics).iter().map(|nic| (nic.id.clone(), nic.address())).collect(),
             cmdline: self.shared.cmdline.clone(),
         }
     }
@@ -278,11 +263,7 @@ impl Shared {
 
 /// Starts a thread with a small stack: a machine may carry thousands of these.
 fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
-    std::thread::Builder::new()
-        .name(name.to_owned())
-        .stack_size(256 << 10)
-        .spawn(body)
-        .map(|_| ())
+    std::thread::Builder::new().name(name.to_owned()).stack_size(256 << 10).spawn(body).map(|_| ())
 }
 
 /// The guest's life.
@@ -298,20 +279,14 @@ fn run(shared: &Arc<Shared>, restored: bool) {
             let mut memory = lock(&shared.memory);
             let Memory { image, heap } = &mut *memory;
             if let Err(corruption) = heap.check(image) {
-                shared.console.print(&format!(
-                    "fcsim guest: panic: memory is not what it was: {corruption}"
-                ));
+                shared.console.print(&format!("fcsim guest: panic: memory is not what it was: {corruption}"));
                 return shared.exit.set(1);
             }
             heap.wake(image);
             drop(memory);
-            shared
-                .console
-                .print(&format!("fcsim guest: restored, {}", shared.describe()));
+            shared.console.print(&format!("fcsim guest: restored, {}", shared.describe()));
         } else {
-            shared
-                .console
-                .print(&format!("fcsim guest: boot, {}", shared.describe()));
+            shared.console.print(&format!("fcsim guest: boot, {}", shared.describe()));
         }
     }
     loop {
@@ -329,15 +304,9 @@ fn run(shared: &Arc<Shared>, restored: bool) {
 /// Waits for something to do and does it; false at the end.
 fn turn(shared: &Arc<Shared>) -> io::Result<bool> {
     let nics = lock(&shared.nics).clone();
-    let listener = shared
-        .vsock
-        .as_ref()
-        .filter(|_| !shared.vsock_dead.load(Ordering::Relaxed));
+    let listener = shared.vsock.as_ref().filter(|_| !shared.vsock_dead.load(Ordering::Relaxed));
     let mut fds = vec![PollFd::from_borrowed_fd(shared.wake.as_fd(), PollFlags::IN)];
-    fds.extend(
-        nics.iter()
-            .map(|nic| PollFd::from_borrowed_fd(nic.tap().file.as_fd(), PollFlags::IN)),
-    );
+    fds.extend(nics.iter().map(|nic| PollFd::from_borrowed_fd(nic.tap().file.as_fd(), PollFlags::IN)));
     fds.extend(listener.map(|listener| PollFd::from_borrowed_fd(listener.as_fd(), PollFlags::IN)));
     match poll(&mut fds, None) {
         Ok(_) | Err(rustix::io::Errno::INTR) => {}
@@ -378,10 +347,7 @@ impl Settings {
     fn of(cmdline: &str) -> Self {
         let value = |key: &str| cmdline.split_whitespace().find_map(|word| word.strip_prefix(key));
         let (ip, prefix) = match value("mvm.ip=").map(|text| text.split_once('/').unwrap_or((text, "24"))) {
-            Some((ip, prefix)) => (
-                ip.parse().ok(),
-                prefix.parse().ok().filter(|prefix| *prefix <= 32),
-            ),
+            Some((ip, prefix)) => (ip.parse().ok(), prefix.parse().ok().filter(|prefix| *prefix <= 32)),
             None => (None, None),
         };
         Self {

@@ -26,20 +26,13 @@ pub(crate) struct Address {
 
 impl Address {
     fn on_link(&self, other: Ipv4Addr) -> bool {
-        let mask = u32::MAX
-            .checked_shl(32 - u32::from(self.prefix.clamp(1, 32)))
-            .unwrap_or(u32::MAX);
-        self.ip
-            .is_some_and(|ip| u32::from(ip) & mask == u32::from(other) & mask)
+        let mask = u32::MAX.checked_shl(32 - u32::from(self.prefix.clamp(1, 32))).unwrap_or(u32::MAX);
+        self.ip.is_some_and(|ip| u32::from(ip) & mask == u32::from(other) & mask)
     }
 
     /// Whom to ask for: the host itself or the gateway.
     pub(crate) fn next_hop(&self, to: Ipv4Addr) -> Ipv4Addr {
-        if self.on_link(to) {
-            to
-        } else {
-            self.gateway.unwrap_or(to)
-        }
+        if self.on_link(to) { to } else { self.gateway.unwrap_or(to) }
     }
 }
 
@@ -69,19 +62,9 @@ pub(crate) struct Nic {
 impl Nic {
     /// An interface on an open TAP.
     pub(crate) fn new(id: String, tap: Tap, address: Address) -> Self {
-        let state = State {
-            address,
-            also: Vec::new(),
-            listening: BTreeSet::new(),
-            frames: VecDeque::new(),
-            next: 0,
-        };
-        Self {
-            id,
-            tap,
-            state: Mutex::new(state),
-            arrived: Condvar::new(),
-        }
+        let state =
+            State { address, also: Vec::new(), listening: BTreeSet::new(), frames: VecDeque::new(), next: 0 };
+        Self { id, tap, state: Mutex::new(state), arrived: Condvar::new() }
     }
 
     /// The TAP behind it.
@@ -132,11 +115,7 @@ impl Nic {
         let mut state = self.state();
         let own = state.address;
         let reply = frames::parse(frame).and_then(|packet| match packet {
-            Packet::ArpRequest {
-                sender_mac,
-                sender,
-                target,
-            } => {
+            Packet::ArpRequest { sender_mac, sender, target } => {
                 let is = if own.ip == Some(target) {
                     Some((own.mac, target))
                 } else {
@@ -144,29 +123,14 @@ impl Nic {
                 };
                 is.map(|is| frames::arp_reply(is, (sender_mac, sender)))
             }
-            Packet::EchoRequest {
-                from_mac,
-                from,
-                to,
-                rest,
-            } if own.ip == Some(to) => Some(frames::echo_reply((own.mac, to), (from_mac, from), &rest)),
-            Packet::Tcp {
-                from_mac,
-                from,
-                to,
-                source_port,
-                port,
-                seq,
-                flags,
-            } if own.ip == Some(to) && flags & (SYN | ACK) == SYN && state.listening.contains(&port) => {
+            Packet::EchoRequest { from_mac, from, to, rest } if own.ip == Some(to) => {
+                Some(frames::echo_reply((own.mac, to), (from_mac, from), &rest))
+            }
+            Packet::Tcp { from_mac, from, to, source_port, port, seq, flags }
+                if own.ip == Some(to) && flags & (SYN | ACK) == SYN && state.listening.contains(&port) =>
+            {
                 let numbers = (1, seq.wrapping_add(1));
-                Some(frames::tcp(
-                    (own.mac, to),
-                    (from_mac, from),
-                    (port, source_port),
-                    numbers,
-                    SYN | ACK,
-                ))
+                Some(frames::tcp((own.mac, to), (from_mac, from), (port, source_port), numbers, SYN | ACK))
             }
             _ => None,
         });
@@ -199,14 +163,8 @@ impl Nic {
                 return Some(found);
             }
             next = state.next;
-            let left = until
-                .checked_duration_since(Instant::now())
-                .filter(|left| !left.is_zero())?;
-            state = self
-                .arrived
-                .wait_timeout(state, left)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            let left = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())?;
+            state = self.arrived.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
@@ -217,14 +175,8 @@ impl Nic {
             if let Some(at) = state.frames.iter().position(|(_, frame)| wanted(frame)) {
                 return state.frames.remove(at).map(|(_, frame)| frame);
             }
-            let left = until
-                .checked_duration_since(Instant::now())
-                .filter(|left| !left.is_zero())?;
-            state = self
-                .arrived
-                .wait_timeout(state, left)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            let left = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())?;
+            state = self.arrived.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
@@ -232,11 +184,8 @@ impl Nic {
     fn resolve(&self, target: Ipv4Addr, until: Instant) -> Option<Mac> {
         let address = self.address();
         let from = self.next();
-        self.send(&frames::arp_request(
-            (address.mac, address.ip.unwrap_or(Ipv4Addr::UNSPECIFIED)),
-            target,
-        ))
-        .ok()?;
+        self.send(&frames::arp_request((address.mac, address.ip.unwrap_or(Ipv4Addr::UNSPECIFIED)), target))
+            .ok()?;
         self.wait(from, until, |frame| match frames::parse(frame) {
             Some(Packet::ArpReply { sender_mac, sender }) if sender == target => Some(sender_mac),
             _ => None,
@@ -253,15 +202,11 @@ impl Nic {
         let until = Instant::now() + timeout;
         let own = self.address();
         let hop = self.resolve(own.next_hop(to), until).ok_or(Silence::Arp)?;
-        let source = (
-            spoofed.mac.unwrap_or(own.mac),
-            spoofed.ip.or(own.ip).unwrap_or(Ipv4Addr::UNSPECIFIED),
-        );
+        let source = (spoofed.mac.unwrap_or(own.mac), spoofed.ip.or(own.ip).unwrap_or(Ipv4Addr::UNSPECIFIED));
         let (from, start) = (self.next(), Instant::now());
         let id = (super::heap::mix(from ^ u64::from(u32::from(to))) & 0xffff) as u16;
         let _also = self.answer_also(source);
-        self.send(&frames::echo_request(source, (hop, to), id, 1))
-            .map_err(|_| Silence::Send)?;
+        self.send(&frames::echo_request(source, (hop, to), id, 1)).map_err(|_| Silence::Send)?;
         self.wait(from, until, |frame| {
             let wanted = Packet::EchoReply { from: to, id, seq: 1 };
             (frames::parse(frame)? == wanted).then_some(())
@@ -281,10 +226,7 @@ impl Nic {
         let until = Instant::now() + timeout;
         let own = self.address();
         let hop = self.resolve(own.next_hop(to), until).ok_or(Silence::Arp)?;
-        let source = (
-            spoofed.mac.unwrap_or(own.mac),
-            spoofed.ip.or(own.ip).unwrap_or(Ipv4Addr::UNSPECIFIED),
-        );
+        let source = (spoofed.mac.unwrap_or(own.mac), spoofed.ip.or(own.ip).unwrap_or(Ipv4Addr::UNSPECIFIED));
         let from = self.next();
         let number = super::heap::mix(from ^ u64::from(port) ^ u64::from(std::process::id()));
         let (own_port, seq) = (32_768 + (number & 0x3fff) as u16, (number >> 32) as u32);
@@ -293,38 +235,26 @@ impl Nic {
             .map_err(|_| Silence::Send)?;
         let (answer, ack) = self
             .wait(from, until, |frame| match frames::parse(frame)? {
-                Packet::Tcp {
-                    from,
-                    source_port,
-                    port: to_port,
-                    flags,
-                    seq,
-                    ..
-                } if (from, source_port, to_port) == (to, port, own_port) => {
+                Packet::Tcp { from, source_port, port: to_port, flags, seq, .. }
+                    if (from, source_port, to_port) == (to, port, own_port) =>
+                {
                     if flags & RST != 0 {
                         Some((TcpAnswer::Refused, 0))
                     } else {
                         (flags & (SYN | ACK) == SYN | ACK).then_some((TcpAnswer::Open, seq))
                     }
                 }
-                Packet::Unreachable {
-                    to: about,
-                    source_port,
-                    port: to_port,
-                    ..
-                } if (about, source_port, to_port) == (to, own_port, port) => Some((TcpAnswer::Rejected, 0)),
+                Packet::Unreachable { to: about, source_port, port: to_port, .. }
+                    if (about, source_port, to_port) == (to, own_port, port) =>
+                {
+                    Some((TcpAnswer::Rejected, 0))
+                }
                 _ => None,
             })
             .ok_or(Silence::Reply)?;
         if answer == TcpAnswer::Open {
             let numbers = (seq.wrapping_add(1), ack.wrapping_add(1));
-            let _ = self.send(&frames::tcp(
-                source,
-                (hop, to),
-                (own_port, port),
-                numbers,
-                RST | ACK,
-            ));
+            let _ = self.send(&frames::tcp(source, (hop, to), (own_port, port), numbers, RST | ACK));
         }
         Ok(answer)
     }
@@ -389,10 +319,7 @@ mod tests {
             prefix: 24,
             gateway: Some(gateway),
         };
-        assert_eq!(
-            address.next_hop(Ipv4Addr::new(10, 240, 3, 200)),
-            Ipv4Addr::new(10, 240, 3, 200)
-        );
+        assert_eq!(address.next_hop(Ipv4Addr::new(10, 240, 3, 200)), Ipv4Addr::new(10, 240, 3, 200));
         assert_eq!(address.next_hop(Ipv4Addr::new(10, 240, 4, 3)), gateway);
         assert_eq!(address.next_hop(Ipv4Addr::new(8, 8, 8, 8)), gateway);
     }

@@ -36,10 +36,7 @@ pub(super) struct Connections {
 
 impl Default for Connections {
     fn default() -> Self {
-        Self {
-            open: Mutex::default(),
-            port: AtomicU32::new(1 << 30),
-        }
+        Self { open: Mutex::default(), port: AtomicU32::new(1 << 30) }
     }
 }
 
@@ -85,11 +82,7 @@ fn serve(shared: &Arc<Shared>, mut stream: &UnixStream) -> io::Result<()> {
     }
     let own = shared.connections.port.fetch_add(1, Ordering::Relaxed);
     stream.write_all(format!("OK {own}\n").as_bytes())?;
-    if port == ECHO {
-        echo(shared, stream)
-    } else {
-        control_channel(shared, stream)
-    }
+    if port == ECHO { echo(shared, stream) } else { control_channel(shared, stream) }
 }
 
 fn wait_readable(stream: &UnixStream) -> io::Result<()> {

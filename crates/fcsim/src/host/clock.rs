@@ -20,10 +20,7 @@ impl LocalTime {
         let mut fields: libc::tm = unsafe { std::mem::zeroed() };
         // SAFETY: both pointers are to live values of the right types; localtime_r keeps neither.
         unsafe { libc::localtime_r(&raw const seconds, &raw mut fields) };
-        Self {
-            fields,
-            nanos: since.subsec_nanos(),
-        }
+        Self { fields, nanos: since.subsec_nanos() }
     }
 }
 

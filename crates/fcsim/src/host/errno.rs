@@ -23,11 +23,7 @@ impl std::error::Error for OsError {}
 
 impl fmt::Display for OsError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self
-            .0
-            .raw_os_error()
-            .and_then(|code| Some((musl_text(code)?, code)))
-        {
+        match self.0.raw_os_error().and_then(|code| Some((musl_text(code)?, code))) {
             Some((text, code)) => write!(f, "{text} (os error {code})"),
             None => self.0.fmt(f),
         }

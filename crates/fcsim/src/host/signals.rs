@@ -24,10 +24,7 @@ pub(crate) fn install() {
 }
 
 extern "C" fn on_fatal(signal: libc::c_int) {
-    let code = FATAL
-        .iter()
-        .find(|(number, _)| *number == signal)
-        .map_or(2, |(_, code)| *code);
+    let code = FATAL.iter().find(|(number, _)| *number == signal).map_or(2, |(_, code)| *code);
     // SAFETY: _exit is async-signal-safe and does not return.
     unsafe { libc::_exit(code) }
 }

@@ -62,17 +62,9 @@ impl Tap {
         request.ifr_ifru.ifru_flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR;
         // SAFETY: TUNSETIFF reads and writes one ifreq, which lives through the call.
         if unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF as _, &raw mut request) } < 0 {
-            return Err(TapError::SetIff(
-                io::Error::last_os_error().into(),
-                name.to_owned(),
-            ));
+            return Err(TapError::SetIff(io::Error::last_os_error().into(), name.to_owned()));
         }
-        let name = request
-            .ifr_name
-            .iter()
-            .take_while(|&&c| c != 0)
-            .map(|&c| c as u8 as char)
-            .collect();
+        let name = request.ifr_name.iter().take_while(|&&c| c != 0).map(|&c| c as u8 as char).collect();
         let size = VNET_HEADER as libc::c_int;
         // SAFETY: TUNSETVNETHDRSZ reads one int, which lives through the call.
         if unsafe { libc::ioctl(file.as_raw_fd(), TUNSETVNETHDRSZ as _, &raw const size) } < 0 {

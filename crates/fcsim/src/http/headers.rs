@@ -16,14 +16,10 @@ impl Headers {
             RequestError::Header(format!("Header contains invalid characters. Key: {error}"))
         })?;
         let Some((name, value)) = line.split_once(':') else {
-            return Err(RequestError::Header(format!(
-                "Header is incorrectly formatted. Key: {line}"
-            )));
+            return Err(RequestError::Header(format!("Header is incorrectly formatted. Key: {line}")));
         };
         let invalid = |name: &str, value: &str| {
-            Err(RequestError::Header(format!(
-                "Invalid value. Key:{name}; Value:{value}"
-            )))
+            Err(RequestError::Header(format!("Invalid value. Key:{name}; Value:{value}")))
         };
         match name.to_ascii_lowercase().trim() {
             "content-length" => match value.trim().parse() {

@@ -64,28 +64,18 @@ pub(crate) struct Response {
 impl Response {
     /// A response without a body.
     pub(crate) fn empty(status: u16) -> Self {
-        Self {
-            status,
-            deprecation: false,
-            body: None,
-        }
+        Self { status, deprecation: false, body: None }
     }
 
     /// A response with a body.
     pub(crate) fn with_body(status: u16, body: String) -> Self {
-        Self {
-            status,
-            deprecation: false,
-            body: Some(body),
-        }
+        Self { status, deprecation: false, body: Some(body) }
     }
 
     /// The bytes on the wire: no reason phrase, and a space where it would be.
     pub(crate) fn to_bytes(&self) -> Vec<u8> {
-        let mut text = format!(
-            "HTTP/1.1 {} \r\nServer: Firecracker API\r\nConnection: keep-alive\r\n",
-            self.status
-        );
+        let mut text =
+            format!("HTTP/1.1 {} \r\nServer: Firecracker API\r\nConnection: keep-alive\r\n", self.status);
         if self.deprecation {
             text.push_str("Deprecation: true\r\n");
         }
@@ -95,9 +85,7 @@ impl Response {
             (None, _) => Some(0),
         };
         if let Some(length) = length {
-            text.push_str(&format!(
-                "Content-Type: application/json\r\nContent-Length: {length}\r\n"
-            ));
+            text.push_str(&format!("Content-Type: application/json\r\nContent-Length: {length}\r\n"));
         }
         text.push_str("\r\n");
         text.push_str(self.body.as_deref().unwrap_or_default());
@@ -112,18 +100,12 @@ mod tests {
     #[test]
     fn a_204_has_no_length_and_no_reason() {
         let bytes = Response::empty(204).to_bytes();
-        assert_eq!(
-            bytes,
-            b"HTTP/1.1 204 \r\nServer: Firecracker API\r\nConnection: keep-alive\r\n\r\n"
-        );
+        assert_eq!(bytes, b"HTTP/1.1 204 \r\nServer: Firecracker API\r\nConnection: keep-alive\r\n\r\n");
     }
 
     #[test]
     fn deprecation_comes_before_the_type() {
-        let response = Response {
-            deprecation: true,
-            ..Response::with_body(400, "{}".into())
-        };
+        let response = Response { deprecation: true, ..Response::with_body(400, "{}".into()) };
         let text = String::from_utf8(response.to_bytes()).unwrap_or_default();
         assert!(text.contains(
             "keep-alive\r\nDeprecation: true\r\nContent-Type: application/json\r\nContent-Length: 2"

@@ -161,10 +161,7 @@ impl Parser {
         if size == 0 {
             self.finish(None);
         } else if size > self.limit {
-            return Err(RequestError::TooLarge {
-                size,
-                limit: self.limit,
-            });
+            return Err(RequestError::TooLarge { size, limit: self.limit });
         } else {
             if self.headers.expect_continue {
                 self.events.push_back(Event::Continue);
@@ -177,8 +174,7 @@ impl Parser {
     fn finish(&mut self, body: Option<Vec<u8>>) {
         self.state = State::RequestLine;
         if let Some((method, path)) = self.pending.take() {
-            self.events
-                .push_back(Event::Request(Request { method, path, body }));
+            self.events.push_back(Event::Request(Request { method, path, body }));
         }
     }
 }
@@ -215,11 +211,7 @@ mod tests {
     use super::*;
 
     fn request(method: Method, path: &str, body: Option<&str>) -> Option<Event> {
-        Some(Event::Request(Request {
-            method,
-            path: path.into(),
-            body: body.map(|text| text.into()),
-        }))
+        Some(Event::Request(Request { method, path: path.into(), body: body.map(|text| text.into()) }))
     }
 
     #[test]
@@ -236,9 +228,7 @@ mod tests {
     #[test]
     fn a_body_past_the_limit_is_refused_by_its_header() {
         let mut parser = Parser::new(10);
-        let error = parser
-            .feed(b"PUT / HTTP/1.1\r\nContent-Length: 11\r\n\r\n")
-            .unwrap_err();
+        let error = parser.feed(b"PUT / HTTP/1.1\r\nContent-Length: 11\r\n\r\n").unwrap_err();
         assert_eq!(error, RequestError::TooLarge { size: 11, limit: 10 });
     }
 

@@ -49,12 +49,7 @@ struct Connection {
 impl Server {
     /// Binds the socket.
     pub(crate) fn bind(path: &Path, limit: usize, stop: OwnedFd) -> io::Result<Self> {
-        Ok(Self {
-            listener: UnixListener::bind(path)?,
-            stop,
-            limit,
-            connections: Vec::new(),
-        })
+        Ok(Self { listener: UnixListener::bind(path)?, stop, limit, connections: Vec::new() })
     }
 
     /// Serves until a request or the stop descriptor ends it.
@@ -92,11 +87,7 @@ impl Server {
             PollFd::from_borrowed_fd(self.listener.as_fd(), PollFlags::IN),
         ];
         fds.extend(self.connections.iter().map(|connection| {
-            let wanted = if connection.out.is_empty() {
-                PollFlags::IN
-            } else {
-                PollFlags::OUT
-            };
+            let wanted = if connection.out.is_empty() { PollFlags::IN } else { PollFlags::OUT };
             PollFd::from_borrowed_fd(connection.stream.as_fd(), wanted | PollFlags::RDHUP)
         }));
         loop {
@@ -106,12 +97,8 @@ impl Server {
                 Err(error) => return Err(error.into()),
             }
         }
-        let ready = fds[2..]
-            .iter()
-            .map(PollFd::revents)
-            .enumerate()
-            .filter(|(_, flags)| !flags.is_empty())
-            .collect();
+        let ready =
+            fds[2..].iter().map(PollFd::revents).enumerate().filter(|(_, flags)| !flags.is_empty()).collect();
         Ok((!fds[0].revents().is_empty(), !fds[1].revents().is_empty(), ready))
     }
 
@@ -124,12 +111,7 @@ impl Server {
             return Ok(());
         }
         let parser = Parser::new(self.limit);
-        self.connections.push(Connection {
-            stream,
-            parser,
-            out: Vec::new(),
-            closed: false,
-        });
+        self.connections.push(Connection { stream, parser, out: Vec::new(), closed: false });
         Ok(())
     }
 
@@ -194,16 +176,12 @@ impl Connection {
                 }
                 Ok(count) => self.parser.feed(&buffer[..count]),
                 Err(error)
-                    if matches!(
-                        error.kind(),
-                        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
-                    ) =>
+                    if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) =>
                 {
                     return;
                 }
                 Err(error) => {
-                    self.out
-                        .extend(Response::with_body(500, error.to_string()).to_bytes());
+                    self.out.extend(Response::with_body(500, error.to_string()).to_bytes());
                     return;
                 }
             }
@@ -222,11 +200,7 @@ impl Connection {
             Ok(count) => {
                 self.out.drain(..count);
             }
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
-                ) => {}
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
             Err(_) => self.closed = true,
         }
     }

@@ -18,18 +18,13 @@ const LIMIT: usize = 10_000_000;
 /// Writes the file, which is truncated before.
 pub(crate) fn write(path: &Path, state: &VmState) -> Result<(), CreateError> {
     let failed = |what| move |error: std::io::Error| CreateError::StateFile(what, OsError(error));
-    let mut file = OpenOptions::new()
-        .create(true)
-        .write(true)
-        .truncate(true)
-        .open(path)
-        .map_err(failed("open"))?;
+    let mut file =
+        OpenOptions::new().create(true).write(true).truncate(true).open(path).map_err(failed("open"))?;
     let mut bytes = [MAGIC, VERSION.as_bytes(), b"\n"].concat();
     bytes.extend(serde_json::to_vec(state).map_err(|_| StateFileError::Content)?);
     let sum = crc64(&bytes);
     bytes.extend(sum.to_le_bytes());
-    file.write_all(&bytes)
-        .map_err(|error| StateFileError::Io(error.into()))?;
+    file.write_all(&bytes).map_err(|error| StateFileError::Io(error.into()))?;
     file.sync_all().map_err(failed("sync_all"))
 }
 
@@ -46,9 +41,7 @@ pub(crate) fn version(file: &File) -> Result<String, StateFileError> {
 
 fn parse(file: &File) -> Result<(String, VmState), StateFileError> {
     let mut bytes = Vec::new();
-    file.take(LIMIT as u64 + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|error| StateFileError::Io(error.into()))?;
+    file.take(LIMIT as u64 + 1).read_to_end(&mut bytes).map_err(|error| StateFileError::Io(error.into()))?;
     if bytes.len() > LIMIT {
         return Err(StateFileError::TooLong(LIMIT));
     }
@@ -56,10 +49,7 @@ fn parse(file: &File) -> Result<(String, VmState), StateFileError> {
         return Err(StateFileError::TooShort);
     };
     let rest = content.strip_prefix(MAGIC).ok_or(StateFileError::Content)?;
-    let end = rest
-        .iter()
-        .position(|&byte| byte == b'\n')
-        .ok_or(StateFileError::Content)?;
+    let end = rest.iter().position(|&byte| byte == b'\n').ok_or(StateFileError::Content)?;
     let version = String::from_utf8_lossy(&rest[..end]).into_owned();
     // a document that is cut or has something after it is no content; one in which a value changed has the wrong sum
     let state = serde_json::from_slice(&rest[end + 1..]).map_err(|_| StateFileError::Content)?;
@@ -76,11 +66,7 @@ fn parse(file: &File) -> Result<(String, VmState), StateFileError> {
 fn crc64(bytes: &[u8]) -> u64 {
     !bytes.iter().fold(u64::MAX, |crc, &byte| {
         (0..8).fold(crc ^ u64::from(byte), |crc, _| {
-            if crc & 1 == 1 {
-                (crc >> 1) ^ 0xc96c_5795_d787_0f42
-            } else {
-                crc >> 1
-            }
+            if crc & 1 == 1 { (crc >> 1) ^ 0xc96c_5795_d787_0f42 } else { crc >> 1 }
         })
     })
 }

@@ -22,10 +22,7 @@ impl Balloon {
         if config.amount_mib.checked_mul(PAGES_PER_MIB).is_none() {
             return Err(BalloonError::TooMuchMemory(u32::MAX / PAGES_PER_MIB));
         }
-        Ok(Self {
-            config,
-            ..Self::default()
-        })
+        Ok(Self { config, ..Self::default() })
     }
 
     /// What it holds.
@@ -34,11 +31,7 @@ impl Balloon {
             return Err(BalloonError::StatisticsDisabled);
         }
         let target_mib = self.config.amount_mib;
-        Ok(BalloonStats {
-            target_pages: target_mib * PAGES_PER_MIB,
-            target_mib,
-            ..BalloonStats::default()
-        })
+        Ok(BalloonStats { target_pages: target_mib * PAGES_PER_MIB, target_mib, ..BalloonStats::default() })
     }
 
     /// Asks for another size.
@@ -85,18 +78,11 @@ impl Balloon {
     /// How it stands.
     pub(super) fn hinting_status(&self) -> Result<HintingStatus, BalloonError> {
         self.with_hinting()?;
-        Ok(HintingStatus {
-            host_cmd: self.host_command,
-            guest_cmd: None,
-        })
+        Ok(HintingStatus { host_cmd: self.host_command, guest_cmd: None })
     }
 
     fn with_hinting(&self) -> Result<(), BalloonError> {
-        if self.config.free_page_hinting {
-            Ok(())
-        } else {
-            Err(BalloonError::HintingNotEnabled)
-        }
+        if self.config.free_page_hinting { Ok(()) } else { Err(BalloonError::HintingNotEnabled) }
     }
 
     fn command(&mut self, number: u32, driver: bool) -> Result<(), BalloonError> {
@@ -120,10 +106,7 @@ impl Resources {
 
     /// Its configuration, before the start.
     pub(super) fn balloon_config(&self) -> Result<BalloonDeviceConfig, BalloonConfigError> {
-        self.balloon
-            .as_ref()
-            .map(|balloon| balloon.config.clone())
-            .ok_or(BalloonConfigError::NotFound)
+        self.balloon.as_ref().map(|balloon| balloon.config.clone()).ok_or(BalloonConfigError::NotFound)
     }
 
     /// The balloon of a running VM.

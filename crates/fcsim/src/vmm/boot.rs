@@ -47,11 +47,7 @@ impl Vmm {
             exit: Arc::clone(&self.settings.exit),
             faults: Arc::clone(&self.settings.faults),
         };
-        let seed = self
-            .settings
-            .faults
-            .seed
-            .unwrap_or_else(|| seed_of(&self.settings.id));
+        let seed = self.settings.faults.seed.unwrap_or_else(|| seed_of(&self.settings.id));
         let guest = Guest::boot(parts, seed).map_err(|error| StartError::Serial(error.into()))?;
         guest.resume();
         self.guest = Some(guest);
@@ -62,9 +58,8 @@ impl Vmm {
 
 /// The seed of a guest's memory follows from its id, so that a run can be repeated.
 fn seed_of(id: &str) -> u64 {
-    id.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    })
+    id.bytes()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 fn free_huge_pages() -> u64 {
@@ -89,10 +84,9 @@ fn check_template(template: StaticCpuTemplate) -> Result<(), TemplateError> {
         StaticCpuTemplate::T2A => ("AuthenticAMD", &[("25", "1", "1")]),
         StaticCpuTemplate::T2S => ("GenuineIntel", &[("6", "85", "4"), ("6", "85", "7")]),
         StaticCpuTemplate::T2CL => ("GenuineIntel", &[("6", "85", "7"), ("6", "106", "6")]),
-        StaticCpuTemplate::C3 | StaticCpuTemplate::T2 => (
-            "GenuineIntel",
-            &[("6", "85", "4"), ("6", "85", "7"), ("6", "106", "6")],
-        ),
+        StaticCpuTemplate::C3 | StaticCpuTemplate::T2 => {
+            ("GenuineIntel", &[("6", "85", "4"), ("6", "85", "7"), ("6", "106", "6")])
+        }
     };
     if field("vendor_id") != vendor {
         Err(TemplateError::Vendor)

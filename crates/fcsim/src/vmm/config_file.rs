@@ -63,10 +63,7 @@ impl Vmm {
         self.configure(json)?;
         self.boot_path = true;
         self.start()?;
-        log!(
-            Info,
-            "Successfully started microvm that was configured from one single json"
-        );
+        log!(Info, "Successfully started microvm that was configured from one single json");
         Ok(())
     }
 

@@ -36,10 +36,7 @@ impl Drive {
                     io_engine: Some(config.io_engine.unwrap_or_default()),
                     ..config
                 };
-                Ok(Self {
-                    config,
-                    file: Some(file),
-                })
+                Ok(Self { config, file: Some(file) })
             }
             (None, Some(socket))
                 if config.is_read_only.is_none()
@@ -67,24 +64,15 @@ impl Drive {
 
 fn open_file(path: &str, read_only: bool) -> Result<Arc<File>, BlockError> {
     let wrong = |error: std::io::Error| BlockError::File(error.into(), path.to_owned());
-    let file = OpenOptions::new()
-        .read(true)
-        .write(!read_only)
-        .open(path)
-        .map_err(wrong)?;
+    let file = OpenOptions::new().read(true).write(!read_only).open(path).map_err(wrong)?;
     rustix::fs::seek(&file, rustix::fs::SeekFrom::End(0)).map_err(|error| wrong(error.into()))?;
     Ok(Arc::new(file))
 }
 
 /// Opens the file of a pmem device once, to see whether it could be mapped.
 pub(super) fn check_pmem(config: &PmemConfig) -> Result<(), PmemError> {
-    let file = OpenOptions::new()
-        .read(true)
-        .write(!config.read_only)
-        .open(&config.path_on_host);
-    let meta = file
-        .and_then(|file| file.metadata())
-        .map_err(|error| PmemError::File(error.into()))?;
+    let file = OpenOptions::new().read(true).write(!config.read_only).open(&config.path_on_host);
+    let meta = file.and_then(|file| file.metadata()).map_err(|error| PmemError::File(error.into()))?;
     match (meta.len(), meta.is_file()) {
         (0, _) => Err(PmemError::Empty),
         (_, true) => Ok(()),
@@ -94,18 +82,13 @@ pub(super) fn check_pmem(config: &PmemConfig) -> Result<(), PmemError> {
 
 impl Resources {
     pub(super) fn has_root_drive(&self) -> bool {
-        self.drives
-            .first()
-            .is_some_and(|drive| drive.config.is_root_device)
+        self.drives.first().is_some_and(|drive| drive.config.is_root_device)
     }
 
     /// Adds a drive or replaces the one with its id.
     pub(super) fn insert_drive(&mut self, config: BlockDeviceConfig) -> Result<(), DriveError> {
         let root = config.is_root_device;
-        let position = self
-            .drives
-            .iter()
-            .position(|drive| drive.config.drive_id == config.drive_id);
+        let position = self.drives.iter().position(|drive| drive.config.drive_id == config.drive_id);
         if root && self.pmem.iter().any(|pmem| pmem.root_device) {
             return Err(DriveError::SecondRoot);
         }
@@ -128,10 +111,7 @@ impl Resources {
 
     /// Changes the file or the limiter of a running VM's drive.
     pub(super) fn update_drive(&mut self, update: BlockDeviceUpdateConfig) -> Result<(), DriveError> {
-        let found = self
-            .drives
-            .iter_mut()
-            .find(|drive| drive.config.drive_id == update.drive_id);
+        let found = self.drives.iter_mut().find(|drive| drive.config.drive_id == update.drive_id);
         let drive = found.ok_or(DriveError::Update(DeviceError::NotFound))?;
         let wrong = |error: BlockError| DriveError::Update(error.into());
         if update.path_on_host.is_none() && update.rate_limiter.is_none() {

@@ -69,11 +69,7 @@ pub(crate) enum ActionError {
 impl ActionError {
     /// The status of the answer.
     pub(crate) fn status(&self) -> u16 {
-        if matches!(self, Self::MmdsLimit(_)) {
-            413
-        } else {
-            400
-        }
+        if matches!(self, Self::MmdsLimit(_)) { 413 } else { 400 }
     }
 }
 

@@ -24,17 +24,12 @@ impl Vmm {
     /// Adds a drive.
     pub(super) fn hotplug_drive(&mut self, config: BlockDeviceConfig) -> Result<(), ActionError> {
         self.check_hotplug(
-            self.resources
-                .drives
-                .iter()
-                .any(|drive| drive.config.drive_id == config.drive_id),
+            self.resources.drives.iter().any(|drive| drive.config.drive_id == config.drive_id),
         )?;
         if config.is_root_device {
             return Err(DriveError::RootExists.into());
         }
-        self.resources
-            .drives
-            .push(Drive::open(config).map_err(DriveError::from)?);
+        self.resources.drives.push(Drive::open(config).map_err(DriveError::from)?);
         self.hand_over_disks();
         Ok(())
     }
@@ -52,12 +47,7 @@ impl Vmm {
 
     /// Adds a network interface.
     pub(super) fn hotplug_net(&mut self, config: NetworkInterfaceConfig) -> Result<(), ActionError> {
-        self.check_hotplug(
-            self.resources
-                .nets
-                .iter()
-                .any(|net| net.config.iface_id == config.iface_id),
-        )?;
+        self.check_hotplug(self.resources.nets.iter().any(|net| net.config.iface_id == config.iface_id))?;
         self.resources.hotplug_net(config)?;
         self.hand_over_nics();
         Ok(())
@@ -71,10 +61,7 @@ impl Vmm {
         let resources = &mut self.resources;
         match kind {
             DeviceKind::Drive => {
-                let at = resources
-                    .drives
-                    .iter()
-                    .position(|drive| drive.config.drive_id == id);
+                let at = resources.drives.iter().position(|drive| drive.config.drive_id == id);
                 let at = at.ok_or(ActionError::DeviceNotFound)?;
                 if resources.drives[at].config.is_root_device {
                     return Err(ActionError::CannotUnplugRoot);

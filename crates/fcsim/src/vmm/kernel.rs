@@ -32,10 +32,7 @@ impl BootFiles {
         let kernel =
             File::open(&config.kernel_image_path).map_err(|error| BootSourceError::Kernel(error.into()))?;
         let initrd = config.initrd_path.as_deref().map(File::open).transpose();
-        Ok(Self {
-            kernel,
-            initrd: initrd.map_err(|error| BootSourceError::Initrd(error.into()))?,
-        })
+        Ok(Self { kernel, initrd: initrd.map_err(|error| BootSourceError::Initrd(error.into()))? })
     }
 
     /// Would Firecracker load them into so much memory?
@@ -54,9 +51,7 @@ impl BootFiles {
 
 fn check_kernel(kernel: &File, memory: u64) -> Result<(), KernelError> {
     let mut header = [0; HEADER];
-    kernel
-        .read_exact_at(&mut header, 0)
-        .map_err(|_| KernelError("Unable to read elf header"))?;
+    kernel.read_exact_at(&mut header, 0).map_err(|_| KernelError("Unable to read elf header"))?;
     let u16_at = |at: usize| u16::from_le_bytes([header[at], header[at + 1]]);
     let u64_at = |bytes: &[u8], at: usize| {
         let mut word = [0; 8];
@@ -67,9 +62,7 @@ fn check_kernel(kernel: &File, memory: u64) -> Result<(), KernelError> {
         return Err(KernelError("Invalid Elf magic number"));
     }
     if header[5] != 1 {
-        return Err(KernelError(
-            "Trying to load big-endian binary on little-endian machine",
-        ));
+        return Err(KernelError("Trying to load big-endian binary on little-endian machine"));
     }
     if usize::from(u16_at(54)) != PROGRAM_HEADER {
         return Err(KernelError("Invalid program header size"));
@@ -88,9 +81,7 @@ fn check_kernel(kernel: &File, memory: u64) -> Result<(), KernelError> {
     for index in 0..count {
         let mut program = [0; PROGRAM_HEADER];
         let at = offset.saturating_add(index * PROGRAM_HEADER as u64);
-        kernel
-            .read_exact_at(&mut program, at)
-            .map_err(|_| KernelError("Unable to read program header"))?;
+        kernel.read_exact_at(&mut program, at).map_err(|_| KernelError("Unable to read program header"))?;
         let kind = u32::from_le_bytes([program[0], program[1], program[2], program[3]]);
         let (from, to, size) = (u64_at(&program, 8), u64_at(&program, 24), u64_at(&program, 32));
         if kind != PT_LOAD || size == 0 {
@@ -99,9 +90,7 @@ fn check_kernel(kernel: &File, memory: u64) -> Result<(), KernelError> {
         if i64::try_from(from).is_err() {
             return Err(KernelError("Unable to seek to kernel start"));
         }
-        let fits_memory = to
-            .checked_add(size)
-            .is_some_and(|end| end <= memory.min(DEVICE_HOLE));
+        let fits_memory = to.checked_add(size).is_some_and(|end| end <= memory.min(DEVICE_HOLE));
         let fits_file = from.checked_add(size).is_some_and(|end| end <= length);
         if !fits_memory || !fits_file {
             return Err(KernelError("Unable to read kernel image"));

@@ -29,11 +29,7 @@ impl Resources {
         {
             return Err(MachineConfigError::InvalidMemorySize);
         }
-        if self
-            .balloon
-            .as_ref()
-            .is_some_and(|balloon| mem_size_mib < balloon.config.amount_mib as usize)
-        {
+        if self.balloon.as_ref().is_some_and(|balloon| mem_size_mib < balloon.config.amount_mib as usize) {
             return Err(MachineConfigError::IncompatibleBalloonSize);
         }
         self.machine = MachineConfig {
@@ -67,12 +63,8 @@ impl Resources {
 
     /// The kernel's command line: as configured, and what the VMM adds to it.
     pub(super) fn command_line(&self) -> Option<String> {
-        let (boot, init) = split_command_line(
-            self.boot_source
-                .boot_args
-                .as_deref()
-                .unwrap_or(DEFAULT_COMMAND_LINE),
-        );
+        let (boot, init) =
+            split_command_line(self.boot_source.boot_args.as_deref().unwrap_or(DEFAULT_COMMAND_LINE));
         let mut line = boot.to_owned();
         let mut add = |word: &str| {
             if !line.is_empty() {
@@ -88,11 +80,7 @@ impl Resources {
                 Some(uuid) => add(&format!("root=PARTUUID={uuid}")),
                 None => add("root=/dev/vda"),
             }
-            add(if root.config.is_read_only == Some(true) {
-                "ro"
-            } else {
-                "rw"
-            });
+            add(if root.config.is_read_only == Some(true) { "ro" } else { "rw" });
         } else if let Some(root) = self.pmem.iter().position(|pmem| pmem.root_device) {
             add(&format!("root=/dev/pmem{root}"));
             add(if self.pmem[root].read_only { "ro" } else { "rw" });
@@ -109,11 +97,8 @@ impl Resources {
         &mut self,
         config: MemoryHotplugConfig,
     ) -> Result<(), MemoryHotplugError> {
-        let MemoryHotplugConfig {
-            total_size_mib: total,
-            block_size_mib: block,
-            slot_size_mib: slot,
-        } = config;
+        let MemoryHotplugConfig { total_size_mib: total, block_size_mib: block, slot_size_mib: slot } =
+            config;
         if block < MIN_BLOCK_MIB {
             return Err(MemoryHotplugError::BlockTooSmall(MIN_BLOCK_MIB));
         }

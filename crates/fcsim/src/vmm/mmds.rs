@@ -84,10 +84,7 @@ fn merge(target: &mut Value, patch: &Value) {
 impl Resources {
     /// The store, made where there is none yet.
     pub(super) fn mmds_or_default(&mut self, limit: usize) -> &mut Mmds {
-        self.mmds.get_or_insert_with(|| Mmds {
-            limit,
-            ..Mmds::default()
-        })
+        self.mmds.get_or_insert_with(|| Mmds { limit, ..Mmds::default() })
     }
 
     /// The store of a running VM: there is one where an interface leads to it.

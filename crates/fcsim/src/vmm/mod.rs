@@ -71,18 +71,8 @@ type Outcome = Result<Reply, ActionError>;
 impl Vmm {
     /// A VMM with nothing configured.
     pub(crate) fn new(settings: Settings) -> Self {
-        let resources = Resources {
-            pci: settings.pci,
-            ..Resources::default()
-        };
-        Self {
-            settings,
-            resources,
-            state: State::NotStarted,
-            guest: None,
-            boot_path: false,
-            doomed: false,
-        }
+        let resources = Resources { pci: settings.pci, ..Resources::default() };
+        Self { settings, resources, state: State::NotStarted, guest: None, boot_path: false, doomed: false }
     }
 
     /// Must the process end because of the last action?
@@ -124,20 +114,12 @@ impl Vmm {
             InsertPmem(config) => self.resources.insert_pmem(config)?,
             InsertNet(config) => self.resources.insert_net(config)?,
             LoadSnapshot(config) => return self.load(&config),
-            PatchMmds(value) => self
-                .resources
-                .mmds_or_default(self.settings.mmds_limit)
-                .patch(&value)?,
+            PatchMmds(value) => self.resources.mmds_or_default(self.settings.mmds_limit).patch(&value)?,
             PutCpuConfig(_) => self.resources.machine.cpu_template = None,
-            PutMmds(value) => self
-                .resources
-                .mmds_or_default(self.settings.mmds_limit)
-                .put(value)?,
+            PutMmds(value) => self.resources.mmds_or_default(self.settings.mmds_limit).put(value)?,
             SetBalloon(config) => self.resources.set_balloon(config)?,
             SetVsock(config) => self.resources.set_vsock(config)?,
-            SetMmdsConfig(config) => self
-                .resources
-                .set_mmds_config(&config, self.settings.mmds_limit)?,
+            SetMmdsConfig(config) => self.resources.set_mmds_config(&config, self.settings.mmds_limit)?,
             Start => self.start()?,
             UpdateMachineConfig(update) => self.resources.update_machine(&update)?,
             SetEntropy(config) => self.resources.set_entropy(config),
@@ -175,11 +157,7 @@ impl Vmm {
             FlushMetrics => metrics::flush().map_err(DeviceError::Metrics)?,
             GetBalloon => return Ok(Reply::json(&self.resources.running_balloon()?.config)),
             GetBalloonStats => {
-                let stats = self
-                    .resources
-                    .running_balloon()?
-                    .stats()
-                    .map_err(DeviceError::from)?;
+                let stats = self.resources.running_balloon()?.stats().map_err(DeviceError::from)?;
                 return Ok(Reply::json(&stats));
             }
             GetMemoryHotplug => return Ok(Reply::json(&self.resources.memory_hotplug_status()?)),
@@ -197,9 +175,9 @@ impl Vmm {
                     return Err(DeviceError::KeyboardFull.into());
                 }
             }
-            UpdateBalloon(update) => self
-                .update_balloon(update.amount_mib)
-                .map_err(ActionError::BalloonUpdate)?,
+            UpdateBalloon(update) => {
+                self.update_balloon(update.amount_mib).map_err(ActionError::BalloonUpdate)?
+            }
             UpdateBalloonStats(update) => self
                 .resources
                 .running_balloon()
@@ -208,13 +186,9 @@ impl Vmm {
             StartHinting(command) => self.hint(|balloon, driver| balloon.start_hinting(command, driver))?,
             StopHinting => self.hint(balloon::Balloon::stop_hinting)?,
             GetHintingStatus => {
-                let balloon = self
-                    .resources
-                    .running_balloon()
-                    .map_err(ActionError::BalloonUpdate)?;
-                let status = balloon
-                    .hinting_status()
-                    .map_err(|error| ActionError::BalloonUpdate(error.into()))?;
+                let balloon = self.resources.running_balloon().map_err(ActionError::BalloonUpdate)?;
+                let status =
+                    balloon.hinting_status().map_err(|error| ActionError::BalloonUpdate(error.into()))?;
                 return Ok(Reply::json(&status));
             }
             UpdateDrive(update) => {
@@ -293,10 +267,7 @@ impl Vmm {
     fn update_balloon(&mut self, amount_mib: u32) -> Result<(), DeviceError> {
         let memory_mib = self.resources.machine.mem_size_mib;
         let driver = self.settings.faults.memory_drivers;
-        Ok(self
-            .resources
-            .running_balloon()?
-            .set_amount(amount_mib, memory_mib, driver)?)
+        Ok(self.resources.running_balloon()?.set_amount(amount_mib, memory_mib, driver)?)
     }
 
     fn hint(
@@ -322,10 +293,7 @@ impl Vmm {
         guest.reset_vsock();
         let state = self.resources.to_state(guest.state());
         state_file::write(&params.snapshot_path, &state)?;
-        guest
-            .memory()
-            .image
-            .save(&params.mem_file_path, params.snapshot_type)?;
+        guest.memory().image.save(&params.mem_file_path, params.snapshot_type)?;
         took(
             match params.snapshot_type {
                 SnapshotType::Full => "full_create_snapshot",

@@ -27,10 +27,7 @@ impl Net {
             return Err(NicError::Mtu(mtu));
         }
         // without a MAC the driver of a guest makes one up
-        let seed = config
-            .iface_id
-            .bytes()
-            .fold(0, |seed: u64, byte| seed.wrapping_mul(31) + u64::from(byte));
+        let seed = config.iface_id.bytes().fold(0, |seed: u64, byte| seed.wrapping_mul(31) + u64::from(byte));
         let [a, b, c, d, ..] = seed.to_be_bytes();
         let mac = config.guest_mac.map_or([0x02, 0, a ^ d, b, c, d], |mac| mac.0);
         let config = NetworkInterfaceConfig {
@@ -39,12 +36,7 @@ impl Net {
             tx_rate_limiter: RateLimiterConfig::effective(config.tx_rate_limiter),
             ..config
         };
-        let address = Address {
-            mac,
-            ip: None,
-            prefix: 24,
-            gateway: None,
-        };
+        let address = Address { mac, ip: None, prefix: 24, gateway: None };
         let nic = Arc::new(Nic::new(config.iface_id.clone(), tap, address));
         Ok(Self { config, nic })
     }
@@ -54,11 +46,7 @@ impl Resources {
     /// Adds an interface or replaces the one with its id, whose TAP is closed before the new one is opened.
     pub(super) fn insert_net(&mut self, config: NetworkInterfaceConfig) -> Result<(), NetError> {
         self.check_mac(&config)?;
-        if let Some(index) = self
-            .nets
-            .iter()
-            .position(|net| net.config.iface_id == config.iface_id)
-        {
+        if let Some(index) = self.nets.iter().position(|net| net.config.iface_id == config.iface_id) {
             self.nets.swap_remove(index);
         }
         self.nets.push(Net::open(config)?);
@@ -69,10 +57,7 @@ impl Resources {
         let Some(mac) = config.guest_mac else {
             return Ok(());
         };
-        let mut others = self
-            .nets
-            .iter()
-            .filter(|net| net.config.iface_id != config.iface_id);
+        let mut others = self.nets.iter().filter(|net| net.config.iface_id != config.iface_id);
         if others.any(|net| net.config.guest_mac == Some(mac)) {
             return Err(NetError::MacInUse(mac.to_string()));
         }
@@ -88,10 +73,7 @@ impl Resources {
 
     /// Changes the limiters of a running VM's interface.
     pub(super) fn update_net(&mut self, update: &NetworkInterfaceUpdateConfig) -> Result<(), NetError> {
-        let found = self
-            .nets
-            .iter_mut()
-            .find(|net| net.config.iface_id == update.iface_id);
+        let found = self.nets.iter_mut().find(|net| net.config.iface_id == update.iface_id);
         let config = &mut found.ok_or(NetError::Update(DeviceError::NotFound))?.config;
         config.rx_rate_limiter = RateLimiterConfig::updated(config.rx_rate_limiter, update.rx_rate_limiter);
         config.tx_rate_limiter = RateLimiterConfig::updated(config.tx_rate_limiter, update.tx_rate_limiter);

@@ -40,9 +40,7 @@ impl Vmm {
         let mut state = state_file::read(&config.snapshot_path)?;
         for change in &config.network_overrides {
             let mut nets = state.nets.iter_mut();
-            let net = nets
-                .find(|net| net.iface_id == change.iface_id)
-                .ok_or(RestoreError::UnknownNet)?;
+            let net = nets.find(|net| net.iface_id == change.iface_id).ok_or(RestoreError::UnknownNet)?;
             net.host_dev_name.clone_from(&change.host_dev_name);
         }
         if let Some(change) = &config.vsock_override {
@@ -75,13 +73,7 @@ impl Vmm {
             Image::load(path, mib, track)
         };
         match (&config.mem_backend, &config.mem_file_path) {
-            (
-                Some(MemBackendConfig {
-                    backend_path,
-                    backend_type: MemBackendType::Uffd,
-                }),
-                _,
-            ) => {
+            (Some(MemBackendConfig { backend_path, backend_type: MemBackendType::Uffd }), _) => {
                 let socket =
                     UnixStream::connect(backend_path).map_err(|error| UffdError::Connect(error.into()))?;
                 drop(socket);
@@ -107,14 +99,10 @@ impl Vmm {
             resources.balloon = Balloon::new(config).ok();
         }
         for config in state.drives {
-            resources
-                .drives
-                .push(Drive::open(config).map_err(|error| Error::Block(bus, error))?);
+            resources.drives.push(Drive::open(config).map_err(|error| Error::Block(bus, error))?);
         }
         for config in state.nets {
-            resources
-                .nets
-                .push(Net::open(config).map_err(|error| Error::Net(bus, error))?);
+            resources.nets.push(Net::open(config).map_err(|error| Error::Net(bus, error))?);
         }
         if let Some(config) = &state.mmds {
             // the interfaces are those of the snapshot, so this cannot be refused

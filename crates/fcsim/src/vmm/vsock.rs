@@ -18,13 +18,7 @@ impl Vsock {
         let listener = UnixListener::bind(&config.uds_path)
             .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
             .map_err(|error| VsockError::Bind(error.into()))?;
-        Ok(Self {
-            config: VsockDeviceConfig {
-                vsock_id: None,
-                ..config
-            },
-            listener: Arc::new(listener),
-        })
+        Ok(Self { config: VsockDeviceConfig { vsock_id: None, ..config }, listener: Arc::new(listener) })
     }
 }
 

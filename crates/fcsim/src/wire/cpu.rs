@@ -74,9 +74,7 @@ impl<'de> Deserialize<'de> for CpuidRegister {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         match String::deserialize(deserializer)?.as_str() {
             "eax" | "ebx" | "ecx" | "edx" => Ok(Self),
-            _ => Err(D::Error::custom(
-                "Invalid CPUID register. Must be one of [eax, ebx, ecx, edx]",
-            )),
+            _ => Err(D::Error::custom("Invalid CPUID register. Must be one of [eax, ebx, ecx, edx]")),
         }
     }
 }
@@ -115,9 +113,7 @@ impl<'de, const BITS: usize> Deserialize<'de> for Bitmap<BITS> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
         let wrong = |why: String| {
-            Err(D::Error::custom(format!(
-                "Failed to parse string [{text}] as a bitmap - {why}"
-            )))
+            Err(D::Error::custom(format!("Failed to parse string [{text}] as a bitmap - {why}")))
         };
         let mut count = 0;
         for digit in text.strip_prefix("0b").unwrap_or(&text).bytes().rev() {

@@ -68,11 +68,7 @@ impl FromStr for MacAddr {
             let part = parts.next().filter(|part| part.len() == 2).ok_or(())?;
             *byte = u8::from_str_radix(part, 16).map_err(|_| ())?;
         }
-        if parts.next().is_some() {
-            Err(())
-        } else {
-            Ok(Self(bytes))
-        }
+        if parts.next().is_some() { Err(()) } else { Ok(Self(bytes)) }
     }
 }
 
@@ -85,8 +81,7 @@ impl Serialize for MacAddr {
 impl<'de> Deserialize<'de> for MacAddr {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        text.parse()
-            .map_err(|()| D::Error::custom("The provided MAC address is invalid."))
+        text.parse().map_err(|()| D::Error::custom("The provided MAC address is invalid."))
     }
 }
 

@@ -24,10 +24,7 @@ impl TokenBucketConfig {
     pub(crate) fn effective(self) -> Option<Self> {
         let live =
             self.size != 0 && self.refill_time != 0 && self.refill_time.checked_mul(1_000_000).is_some();
-        live.then(|| Self {
-            one_time_burst: self.one_time_burst.filter(|&burst| burst != 0),
-            ..self
-        })
+        live.then(|| Self { one_time_burst: self.one_time_burst.filter(|&burst| burst != 0), ..self })
     }
 }
 
@@ -44,10 +41,7 @@ impl RateLimiterConfig {
     pub(crate) fn effective(limiter: Option<Self>) -> Option<Self> {
         let limiter = limiter?;
         let of = |bucket: Option<TokenBucketConfig>| bucket.and_then(TokenBucketConfig::effective);
-        let limiter = Self {
-            bandwidth: of(limiter.bandwidth),
-            ops: of(limiter.ops),
-        };
+        let limiter = Self { bandwidth: of(limiter.bandwidth), ops: of(limiter.ops) };
         (limiter.bandwidth.is_some() || limiter.ops.is_some()).then_some(limiter)
     }
 

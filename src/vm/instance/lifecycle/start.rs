@@ -1,8 +1,8 @@
 //! Booting an instance.
 
 use super::{
-    LifecycleError, Operator, Outcome, denied, effective_state, intent, load_pool, lock_tenant, lookup::lock_instance,
-    report, settle::settled,
+    LifecycleError, Operator, Outcome, denied, effective_state, intent, load_pool, lock_tenant,
+    lookup::lock_instance, report, settle::settled,
 };
 use crate::{
     infra::failpoint,
