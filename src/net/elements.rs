@@ -229,11 +229,14 @@ pub fn remove_raw(socket: &mut Socket, family: u8, set: &str, keys: &[Vec<u8>]) 
     Ok(())
 }
 
-/// All elements of a set, as key and value bytes; `None` where the set is not there.
+/// The elements of a set, as key and value bytes.
+pub type Dump = Vec<(Vec<u8>, Vec<u8>)>;
+
+/// All elements of a set; `None` where the set is not there.
 ///
 /// # Errors
 /// When the kernel refuses.
-pub fn dump(socket: &mut Socket, family: u8, set: &str) -> Result<Option<Vec<(Vec<u8>, Vec<u8>)>>, NetError> {
+pub fn dump(socket: &mut Socket, family: u8, set: &str) -> Result<Option<Dump>, NetError> {
     let message =
         Message::new(GETSETELEM, REQUEST | DUMP, &generic(family)).with_text(1, TABLE).with_text(2, set);
     let mut all = Vec::new();

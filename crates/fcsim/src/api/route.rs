@@ -76,7 +76,7 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, RouteError> {
     Ok(serde_json::from_slice(body)?)
 }
 
-fn id<'a>(token: Option<&'a str>) -> Result<&'a str, RouteError> {
+fn id(token: Option<&str>) -> Result<&str, RouteError> {
     match token {
         None | Some("") => Err(RouteError::EmptyId),
         Some(id) if id.chars().all(|c| c == '_' || c.is_alphanumeric()) => Ok(id),

@@ -148,8 +148,6 @@ fn content(seed: u64, page: u64, count: u64) -> Page {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
-
     use super::*;
 
     #[test]

@@ -172,8 +172,6 @@ impl Image {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
-
     use super::*;
 
     fn page(fill: u8) -> Page {

@@ -206,8 +206,6 @@ fn path_of(uri: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
-
     use super::*;
 
     fn request(method: Method, path: &str, body: Option<&str>) -> Option<Event> {

@@ -39,6 +39,14 @@ pub(crate) struct Server {
     connections: Vec<Connection>,
 }
 
+/// What happened.
+struct Ready {
+    stop: bool,
+    listener: bool,
+    /// Connections, by index, with their flags.
+    connections: Vec<(usize, PollFlags)>,
+}
+
 struct Connection {
     stream: UnixStream,
     parser: Parser,
@@ -55,15 +63,15 @@ impl Server {
     /// Serves until a request or the stop descriptor ends it.
     pub(crate) fn run(&mut self, mut serve: impl FnMut(Request) -> (Response, Next)) -> io::Result<()> {
         loop {
-            let (stop, accept, ready) = self.wait()?;
-            if stop {
+            let ready = self.wait()?;
+            if ready.stop {
                 self.flush();
                 return Ok(());
             }
-            if accept {
+            if ready.listener {
                 self.accept()?;
             }
-            for (index, flags) in ready {
+            for (index, flags) in ready.connections {
                 match self.handle(index, flags, &mut serve) {
                     Next::Serve => {}
                     Next::Stop => {
@@ -80,8 +88,8 @@ impl Server {
         }
     }
 
-    /// Waits for something to happen; connections come with their flags, by index.
-    fn wait(&self) -> io::Result<(bool, bool, Vec<(usize, PollFlags)>)> {
+    /// Waits for something to happen.
+    fn wait(&self) -> io::Result<Ready> {
         let mut fds = vec![
             PollFd::from_borrowed_fd(self.stop.as_fd(), PollFlags::IN),
             PollFd::from_borrowed_fd(self.listener.as_fd(), PollFlags::IN),
@@ -99,7 +107,11 @@ impl Server {
         }
         let ready =
             fds[2..].iter().map(PollFd::revents).enumerate().filter(|(_, flags)| !flags.is_empty()).collect();
-        Ok((!fds[0].revents().is_empty(), !fds[1].revents().is_empty(), ready))
+        Ok(Ready {
+            stop: !fds[0].revents().is_empty(),
+            listener: !fds[1].revents().is_empty(),
+            connections: ready,
+        })
     }
 
     fn accept(&mut self) -> io::Result<()> {

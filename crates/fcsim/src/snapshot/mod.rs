@@ -89,8 +89,6 @@ pub(crate) enum RestoreDeviceError {
     Block(&'static str, BlockError),
     #[error("Error restoring {0} devices: Net: Failed to create a network device: {1}")]
     Net(&'static str, NicError),
-    #[error("Error restoring {0} devices: Net: Indicator that no MMDS is associated with this device.")]
-    Mmds(&'static str),
     #[error("Error restoring {0} devices: VsockUnixBackend: {1}")]
     Vsock(&'static str, VsockError),
     #[error("Error restoring {0} devices: Pmem: Error creating Pmem device: {1}")]

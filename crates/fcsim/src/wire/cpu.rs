@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer, de::Error as _};
 #[serde(untagged)]
 pub(crate) enum CustomCpuTemplateOrPath {
     Path(PathBuf),
-    Template(CustomCpuTemplate),
+    Template(#[expect(dead_code, reason = "checked for shape; no CPU is behind it")] CustomCpuTemplate),
 }
 
 /// A custom CPU template.
@@ -43,7 +43,6 @@ impl<'de> Deserialize<'de> for KvmCapability {
 
 /// Changes to one CPUID leaf. Unknown fields are let through, as Firecracker does for this type.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[expect(dead_code, reason = "parsed for its shape; no CPU is behind it")]
 pub(crate) struct CpuidLeafModifier {
     leaf: Number,
     subleaf: Number,
@@ -53,7 +52,6 @@ pub(crate) struct CpuidLeafModifier {
 
 /// A change to one register of a leaf.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[expect(dead_code, reason = "parsed for its shape; no CPU is behind it")]
 pub(crate) struct CpuidRegisterModifier {
     register: CpuidRegister,
     bitmap: Bitmap<32>,
@@ -61,7 +59,6 @@ pub(crate) struct CpuidRegisterModifier {
 
 /// A change to a model-specific register.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[expect(dead_code, reason = "parsed for its shape; no CPU is behind it")]
 pub(crate) struct RegisterModifier {
     addr: Number,
     bitmap: Bitmap<64>,
