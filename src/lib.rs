@@ -2,8 +2,9 @@
 //!
 //! Layers, each using only those below it: `cli` → `node` → `vm` → `security` → `vmm`, `net` → `store`, `infra`.
 //! The files under `MVM_ROOT` are the truth; every command works from them, and no daemon is needed.
+//!
+//! Away from Linux only the half that speaks with a person is compiled: names, arguments, texts.
 
-#[cfg(target_os = "linux")]
 pub mod cli;
 #[cfg(target_os = "linux")]
 pub mod infra;
@@ -13,8 +14,19 @@ pub mod net;
 pub mod node;
 #[cfg(target_os = "linux")]
 pub mod security;
-#[cfg(target_os = "linux")]
 pub mod store;
 pub mod vm;
 #[cfg(target_os = "linux")]
 pub mod vmm;
+
+#[cfg(not(target_os = "linux"))]
+pub mod infra {
+    //! What the command line needs of it.
+    pub mod config;
+    pub mod failpoint;
+}
+#[cfg(not(target_os = "linux"))]
+pub mod net {
+    //! What the command line needs of it.
+    pub mod egress;
+}

@@ -9,13 +9,5 @@ fn main() -> ExitCode {
             std::env::args_os().enumerate().filter(|(at, _)| *at != 1).map(|(_, argument)| argument);
         return ExitCode::from(fcsim::main(arguments) as u8);
     }
-    #[cfg(target_os = "linux")]
-    return ExitCode::from(mvm::cli::run());
-    #[cfg(not(target_os = "linux"))]
-    {
-        eprintln!(
-            "mvm runs on Linux; on a Mac it runs inside a Lima VM, which this version does not set up yet"
-        );
-        ExitCode::from(5)
-    }
+    ExitCode::from(mvm::cli::run())
 }

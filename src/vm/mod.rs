@@ -10,3 +10,20 @@ pub mod pool;
 pub mod room;
 #[cfg(target_os = "linux")]
 pub mod tenant;
+
+#[cfg(not(target_os = "linux"))]
+pub mod instance {
+    //! What the command line needs of it.
+    pub mod state;
+}
+#[cfg(not(target_os = "linux"))]
+pub mod pool {
+    //! What the command line needs of it.
+    pub mod config;
+}
+#[cfg(not(target_os = "linux"))]
+pub mod tenant {
+    //! What the command line needs of it.
+    pub mod config;
+    pub mod quota;
+}

@@ -9,7 +9,7 @@ mod tidy;
 
 use std::{
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, ExitCode},
 };
 
 use anyhow::{Context, Result, bail};
@@ -27,13 +27,23 @@ enum Task {
     Bench(bench::BenchArguments),
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    match run_task(&Task::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run_task(task: &Task) -> Result<()> {
     std::env::set_current_dir(root()).context("the workspace is not where it was built")?;
-    match Task::parse() {
+    match task {
         Task::Check => check::run(),
-        Task::Test(arguments) => test::run(&arguments),
+        Task::Test(arguments) => test::run(arguments),
         Task::Docs => docs::write(),
-        Task::Bench(arguments) => bench::run(&arguments),
+        Task::Bench(arguments) => bench::run(arguments),
     }
 }
 

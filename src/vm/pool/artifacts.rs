@@ -67,7 +67,7 @@ pub struct Artifact {
 pub struct History {
     /// The version of this file's form.
     pub schema_version: Schema<1>,
-    /// At most [`HISTORY_LENGTH`].
+    /// The newest at the end, and not more than are kept.
     pub entries: Vec<HistoryEntry>,
 }
 

@@ -2,14 +2,14 @@
 
 use std::{collections::HashMap, io, os::fd::OwnedFd, path::Path, time::Duration};
 
-use clap::Args;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     fs::inotify,
 };
 
-use super::{
-    error::CliError,
+use crate::cli::{
+    arguments::events::EventsCommand,
+    error::{CliError, Kind},
     output::{Out, Tone, escape},
 };
 use crate::{
@@ -17,16 +17,6 @@ use crate::{
     security::audit::{self, Phase, Record},
     vm::{naming::TenantId, tenant},
 };
-
-#[derive(Debug, Args)]
-pub struct EventsCommand {
-    /// Go on as more happens
-    #[arg(short, long)]
-    follow: bool,
-    /// Only the last so many, at first
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 50)]
-    last: usize,
-}
 
 /// Watches a folder for changes.
 pub struct Watch(OwnedFd);
@@ -60,7 +50,7 @@ impl Watch {
 /// Runs the command.
 pub fn run(out: &Out, roots: &Roots, command: &EventsCommand) -> Result<u8, CliError> {
     let watch = Watch::new(&roots.tenants())
-        .map_err(|error| CliError::new(super::error::Kind::Failed, "io", format!("cannot watch: {error}")))?;
+        .map_err(|error| CliError::new(Kind::Failed, "io", format!("cannot watch: {error}")))?;
     let mut seen: HashMap<TenantId, u64> = HashMap::new();
     let mut first = true;
     loop {

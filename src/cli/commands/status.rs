@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{
+use crate::cli::{
     error::CliError,
     output::{Out, Tone, mib},
 };

@@ -9,26 +9,16 @@ mod world;
 
 use std::{path::Path, process::Command};
 
-use clap::Args;
 use serde::{Deserialize, Serialize};
 
 pub use self::guest::{tell, tiny_kernel};
 use self::world::World;
-use super::{
+use crate::cli::{
+    arguments::demo::DemoCommand,
     error::{CliError, Kind},
     output::{Out, Tone},
 };
 use crate::infra::config::THROW_AWAY_MARK;
-
-#[derive(Debug, Args)]
-pub struct DemoCommand {
-    /// Plays the story inside the namespaces; the command without it stages
-    #[arg(long, hide = true)]
-    inside: Option<std::path::PathBuf>,
-    /// Keep the root, to look at it afterwards
-    #[arg(long)]
-    keep: bool,
-}
 
 /// One thing that was shown.
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -1,7 +1,6 @@
-//! Errors for people: what happened, why, what to do; and the exit code.
+//! What each error of the library means to a person: kind, stable code, advice.
 
-use serde::Serialize;
-
+use super::{CliError, Kind};
 use crate::{
     infra::shell::ShellError,
     net::NetError,
@@ -10,136 +9,12 @@ use crate::{
     store::StoreError,
     vm::{
         instance::{disk::DiskError, lifecycle::LifecycleError, state::State},
-        naming::NameError,
         pool::{artifacts::ArtifactError, lifecycle::PoolError},
         room::RoomError,
         tenant::lifecycle::TenantError,
     },
     vmm::{client::VmmError, install::InstallError},
 };
-
-/// The table of exit codes, for the docs.
-pub const EXIT_CODES: &str = "\
-| code | meaning |
-| --- | --- |
-| 0 | done, or it was like that already |
-| 1 | failed, also because of what a file holds |
-| 2 | usage: malformed arguments, also an address outside the cluster |
-| 3 | not found |
-| 4 | refused: by state, quota, room, a lock held too long, or a name, net id or subnet in use |
-| 5 | the environment lacks something; `mvm doctor` says what |
-";
-
-/// What kind of failure it is; the exit code follows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// 1
-    Failed,
-    /// 2
-    Usage,
-    /// 3
-    NotFound,
-    /// 4
-    Refused,
-    /// 5
-    Environment,
-}
-
-/// An error as it is printed.
-#[derive(Debug, Clone)]
-pub struct CliError {
-    kind: Kind,
-    code: &'static str,
-    what: String,
-    why: Vec<String>,
-    fix: Option<String>,
-}
-
-impl CliError {
-    /// An error without causes.
-    pub fn new(kind: Kind, code: &'static str, what: impl Into<String>) -> Self {
-        Self { kind, code, what: what.into(), why: Vec::new(), fix: None }
-    }
-
-    /// With what to do about it.
-    pub fn fix(mut self, fix: impl Into<String>) -> Self {
-        self.fix = Some(fix.into());
-        self
-    }
-
-    fn of(kind: Kind, code: &'static str, error: &dyn std::error::Error) -> Self {
-        let mut made = Self::new(kind, code, error.to_string());
-        let mut cause = error.source();
-        while let Some(error) = cause {
-            let text = error.to_string();
-            if !made.what.contains(&text) {
-                made.why.push(text);
-            }
-            cause = error.source();
-        }
-        made
-    }
-
-    /// The exit code.
-    pub fn exit_code(&self) -> u8 {
-        match self.kind {
-            Kind::Failed => 1,
-            Kind::Usage => 2,
-            Kind::NotFound => 3,
-            Kind::Refused => 4,
-            Kind::Environment => 5,
-        }
-    }
-
-    /// As lines for people.
-    pub fn text(&self, color: bool) -> String {
-        let style = if color { anstyle::AnsiColor::Red.on_default() } else { anstyle::Style::new() };
-        let mut text = format!("{style}{}{style:#}", self.what);
-        for why in &self.why {
-            text.push_str(&format!("\n  because: {why}"));
-        }
-        if let Some(fix) = &self.fix {
-            text.push_str(&format!("\n  try: {fix}"));
-        }
-        text
-    }
-
-    /// As JSON.
-    pub fn json(&self) -> String {
-        #[derive(Serialize)]
-        struct Body<'a> {
-            code: &'a str,
-            what: &'a str,
-            why: String,
-            fix: &'a Option<String>,
-        }
-        #[derive(Serialize)]
-        struct Wrapped<'a> {
-            error: Body<'a>,
-        }
-        let body = Body { code: self.code, what: &self.what, why: self.why.join(": "), fix: &self.fix };
-        serde_json::to_string(&Wrapped { error: body }).unwrap_or_default()
-    }
-}
-
-/// Prints what clap says of malformed arguments, or help; returns the exit code.
-pub fn usage(error: &clap::Error) -> u8 {
-    let json = std::env::args().any(|argument| argument == "--json");
-    if error.use_stderr() && json {
-        let rendered = error.render().to_string();
-        let what = rendered.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
-        eprintln!("{}", CliError::new(Kind::Usage, "usage", what).fix("mvm --help").json());
-    } else {
-        let _ = error.print();
-    }
-    if error.use_stderr() { 2 } else { 0 }
-}
-
-impl From<NameError> for CliError {
-    fn from(error: NameError) -> Self {
-        Self::of(Kind::Usage, "malformed", &error)
-    }
-}
 
 impl From<StoreError> for CliError {
     fn from(error: StoreError) -> Self {

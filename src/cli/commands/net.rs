@@ -1,8 +1,7 @@
 //! `mvm net …`
 
-use clap::Subcommand;
-
-use super::{
+use crate::cli::{
+    arguments::net::NetCommand,
     error::CliError,
     output::{Out, Tone},
 };
@@ -11,14 +10,6 @@ use crate::{
     store::Sharing,
     vm::instance::{lifecycle::Operator, net as wiring},
 };
-
-#[derive(Debug, Subcommand)]
-pub enum NetCommand {
-    /// Compare the kernel's network with what it should be
-    Verify,
-    /// Make the kernel's network what it should be
-    Repair,
-}
 
 /// Runs the command.
 pub fn run(out: &Out, operator: &mut Operator, command: NetCommand) -> Result<u8, CliError> {

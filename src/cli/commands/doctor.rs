@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use serde::Serialize;
 
-use super::{
+use crate::cli::{
     error::CliError,
     output::{Out, Tone},
 };

@@ -1,0 +1,99 @@
+//! Arguments, a file per command group: what can be typed, and what it becomes. No effects, on every platform.
+
+pub mod demo;
+pub mod events;
+pub mod instance;
+pub mod net;
+pub mod node;
+pub mod pool;
+pub mod tenant;
+pub mod vmm;
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::infra::config::DEFAULT_ROOT;
+
+/// Runs fleets of Firecracker microVMs for many tenants.
+#[derive(Debug, Parser)]
+#[command(name = "mvm", version, disable_help_subcommand = true, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What is asked for.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show what mvm does, with real packets, in a throw-away root and network namespace
+    Demo(demo::DemoCommand),
+    /// Show what runs on this node
+    Status,
+    /// Look for settings of this host that hurt
+    Doctor,
+    /// Show what happened, on all tenants
+    Events(events::EventsCommand),
+    /// Tenants: isolation, quotas, audit
+    #[command(subcommand)]
+    Tenant(tenant::TenantCommand),
+    /// Pools: what to run, and how
+    #[command(subcommand)]
+    Pool(pool::PoolCommand),
+    /// Instances: one microVM each
+    #[command(subcommand)]
+    Instance(instance::InstanceCommand),
+    /// The tenants' networks in the kernel
+    #[command(subcommand)]
+    Net(net::NetCommand),
+    /// This node: limits, recovery, cleaning up
+    #[command(subcommand)]
+    Node(node::NodeCommand),
+    /// Installed versions of Firecracker
+    #[command(subcommand)]
+    Vmm(vmm::VmmCommand),
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page, or write one page per command into a folder
+    Man {
+        /// Where to write them
+        #[arg(long)]
+        dir: Option<std::path::PathBuf>,
+    },
+}
+
+/// Options of every command.
+#[derive(Debug, Clone, Args)]
+pub struct Global {
+    /// The folder that holds all state
+    #[arg(long, global = true, env = "MVM_ROOT", default_value = DEFAULT_ROOT, value_name = "DIR", hide_env_values = true)]
+    pub root: PathBuf,
+    /// Print JSON
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Print only what was asked for and errors
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+    /// Print more: steps and their times, all causes of an error
+    #[arg(short, long, global = true)]
+    pub verbose: bool,
+    /// No colours
+    #[arg(long, global = true)]
+    pub no_color: bool,
+}
+
+/// Destroying asks first.
+#[derive(Debug, Clone, Args)]
+pub struct DestroyArguments {
+    /// Do not ask
+    #[arg(short, long)]
+    pub yes: bool,
+    /// Also remove data disks; without this they are kept, or their loss is refused
+    #[arg(long)]
+    pub wipe_volumes: bool,
+}

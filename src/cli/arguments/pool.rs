@@ -1,0 +1,174 @@
+//! Arguments of `mvm pool …`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+use super::DestroyArguments;
+use crate::{
+    net::egress::Egress,
+    vm::{
+        naming::{PoolPath, RevisionHash, TenantId},
+        pool::config::{AgentMode, VmmKind},
+    },
+};
+
+#[derive(Debug, Subcommand)]
+pub enum PoolCommand {
+    /// Make a pool
+    Create {
+        /// TENANT/POOL
+        pool: PoolPath,
+        #[command(flatten)]
+        settings: CreateArguments,
+    },
+    /// Bring a kernel and a root file system in as the pool's new revision
+    Import {
+        /// TENANT/POOL
+        pool: PoolPath,
+        /// The kernel: an uncompressed ELF (x86_64) or Image (aarch64)
+        #[arg(long, value_name = "FILE")]
+        kernel: PathBuf,
+        /// The root file system: ext4, xfs, squashfs or erofs
+        #[arg(long, value_name = "FILE")]
+        rootfs: PathBuf,
+        /// The initial RAM disk
+        #[arg(long, value_name = "FILE")]
+        initrd: Option<PathBuf>,
+        /// The kernel's command line; mvm adds who the guest is
+        #[arg(long, value_name = "TEXT", default_value = "console=ttyS0 reboot=k panic=-1 quiet loglevel=1")]
+        cmdline: String,
+    },
+    /// List pools, of one tenant or of all
+    List {
+        /// The tenant
+        tenant: Option<TenantId>,
+    },
+    /// Show a pool
+    Info {
+        /// TENANT/POOL
+        pool: PoolPath,
+    },
+    /// Change a pool; instances get it at their next start, egress applies at once
+    Update {
+        /// TENANT/POOL
+        pool: PoolPath,
+        #[command(flatten)]
+        settings: UpdateArguments,
+    },
+    /// Start, make or stop instances until so many run
+    Scale {
+        /// TENANT/POOL
+        pool: PoolPath,
+        /// How many shall run
+        #[arg(long, value_name = "N")]
+        running: u32,
+    },
+    /// Show which revisions were current, and since when
+    History {
+        /// TENANT/POOL
+        pool: PoolPath,
+    },
+    /// Make an earlier revision current; what runs keeps its own
+    Rollback {
+        /// TENANT/POOL
+        pool: PoolPath,
+        /// The revision, or the first 12 or more of its digits; the one before, where none is named
+        #[arg(long, value_name = "HASH")]
+        revision: Option<RevisionHash>,
+    },
+    /// Check every byte of a revision against its manifest
+    Verify {
+        /// TENANT/POOL
+        pool: PoolPath,
+        /// The revision; all of them, where none is named
+        #[arg(long, value_name = "HASH")]
+        revision: Option<RevisionHash>,
+    },
+    /// Remove revisions that nothing needs
+    Gc {
+        /// TENANT/POOL
+        pool: PoolPath,
+    },
+    /// Destroy a pool with its instances
+    Destroy {
+        /// TENANT/POOL
+        pool: PoolPath,
+        #[command(flatten)]
+        destroy: DestroyArguments,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct CreateArguments {
+    /// What is built: a flake reference
+    #[arg(long, value_name = "REF")]
+    pub flake: Option<String>,
+    /// The flake's profile
+    #[arg(long, value_name = "NAME", default_value = "minimal")]
+    pub profile: String,
+    /// vCPUs of an instance: 1, or an even number up to 32
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub cpus: u32,
+    /// Memory of an instance, in MiB
+    #[arg(long, value_name = "MIB", default_value_t = 512)]
+    pub mem: u64,
+    /// Virtual size of an instance's data disk, in MiB; 0: none
+    #[arg(long, value_name = "MIB", default_value_t = 1024)]
+    pub data_disk: u64,
+    /// Whether guests run mvm's agent
+    #[arg(long, value_name = "MODE", default_value = "none")]
+    pub agent: AgentMode,
+    /// The VMM, with a version or without
+    #[arg(long, value_name = "firecracker[@VERSION]|sim", default_value = "firecracker", value_parser = parse_vmm)]
+    pub vmm: (VmmKind, Option<String>),
+    /// Accept VMMs without a jail
+    #[arg(long)]
+    pub insecure: bool,
+    /// Where guests may connect to: internet, open, deny, or allow:CIDR[:PORT],…
+    #[arg(long, value_name = "POLICY", default_value = "internet")]
+    pub egress: Egress,
+    /// A label; may be given again
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = parse_label)]
+    pub labels: Vec<(String, String)>,
+}
+
+#[derive(Debug, Args)]
+pub struct UpdateArguments {
+    /// vCPUs of an instance
+    #[arg(long, value_name = "N")]
+    pub cpus: Option<u32>,
+    /// Memory of an instance, in MiB
+    #[arg(long, value_name = "MIB")]
+    pub mem: Option<u64>,
+    /// Virtual size of the data disks of instances made from now on, in MiB
+    #[arg(long, value_name = "MIB")]
+    pub data_disk: Option<u64>,
+    /// Where guests may connect to
+    #[arg(long, value_name = "POLICY")]
+    pub egress: Option<Egress>,
+    /// How long a guest may take to shut down, in seconds
+    #[arg(long, value_name = "SECONDS")]
+    pub graceful_shutdown: Option<u32>,
+    /// A label; an empty value removes it
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = parse_label)]
+    pub labels: Vec<(String, String)>,
+}
+
+fn parse_vmm(text: &str) -> Result<(VmmKind, Option<String>), String> {
+    match text.split_once('@') {
+        _ if text == "sim" => Ok((VmmKind::Sim, None)),
+        _ if text == "firecracker" => Ok((VmmKind::Firecracker, None)),
+        Some(("firecracker", version)) if !version.is_empty() => {
+            Ok((VmmKind::Firecracker, Some(version.to_owned())))
+        }
+        _ => Err(format!("{text:?} is no VMM: expected firecracker, firecracker@VERSION or sim")),
+    }
+}
+
+fn parse_label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err(format!("{text:?} is no label: expected KEY=VALUE")),
+    }
+}

@@ -1,0 +1,47 @@
+//! What each command does and prints, a file per group.
+
+mod demo;
+mod doctor;
+mod events;
+mod instance;
+mod net;
+mod node;
+mod pool;
+mod status;
+mod tenant;
+mod vmm;
+
+pub use self::demo::{tell as tell_guest, tiny_kernel};
+use super::{
+    arguments::{Cli, Command},
+    error::{CliError, Kind},
+    output::Out,
+};
+use crate::{
+    infra::config::{Environment, Roots},
+    vm::instance::lifecycle::Operator,
+};
+
+/// Does what was asked for. Returns the exit code.
+pub fn execute(cli: Cli, out: &Out) -> Result<u8, CliError> {
+    if let Command::Demo(command) = &cli.command {
+        return demo::run(out, command);
+    }
+    let environment = Environment::read();
+    let roots = Roots::new(&cli.global.root, &environment)
+        .map_err(|error| CliError::new(Kind::Environment, "root", format!("no usable root: {error}")))?;
+    let mut operator = Operator::new(roots);
+    match cli.command {
+        Command::Tenant(command) => tenant::run(out, &mut operator, command),
+        Command::Pool(command) => pool::run(out, &mut operator, command),
+        Command::Instance(command) => instance::run(out, &mut operator, command),
+        Command::Net(command) => net::run(out, &mut operator, command),
+        Command::Node(command) => node::run(out, &mut operator, command),
+        Command::Vmm(command) => vmm::run(out, &operator.roots, command),
+        Command::Events(command) => events::run(out, &operator.roots, &command),
+        Command::Status => status::run(out, &mut operator),
+        Command::Doctor => doctor::run(out, &operator.roots),
+        // Those that need no root are done before.
+        Command::Demo(_) | Command::Completions { .. } | Command::Man { .. } => Ok(0),
+    }
+}
