@@ -358,7 +358,8 @@ impl Lock {
     }
 
     fn sign(&self) {
-        let command: Vec<String> = std::env::args().take(4).collect();
+        let command: Vec<String> =
+            std::env::args_os().take(4).map(|argument| argument.to_string_lossy().into_owned()).collect();
         let text = format!("pid {} ({})\n", std::process::id(), command.join(" "));
         // Only for the text of somebody's error: a lock that cannot be signed is a lock all the same.
         let _ = self.file.set_len(0);

@@ -7,12 +7,13 @@ use super::{
     error::{CliError, Kind},
     output::Out,
 };
+use crate::infra::config::Environment;
 
 /// The Lima VM that holds the Linux half.
 const VM_NAME: &str = "mvm";
 
 /// Replaces this process by the same command inside the VM, so that terminal, signals and exit code are its own.
-pub fn execute(_: Cli, _: &Out) -> Result<u8, CliError> {
+pub fn execute(_: Cli, _: &Environment, _: &Out) -> Result<u8, CliError> {
     let mut command = Command::new("limactl");
     command.args(["shell", VM_NAME, "mvm"]).args(std::env::args_os().skip(1));
     let error = command.exec();

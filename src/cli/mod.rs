@@ -28,6 +28,7 @@ use self::{
     error::{CliError, Kind},
     output::Out,
 };
+use crate::infra::config::Environment;
 
 /// Runs the command that the process's arguments name. Returns the exit code.
 pub fn run() -> u8 {
@@ -39,7 +40,8 @@ pub fn run() -> u8 {
         Ok(cli) => cli,
         Err(error) => return error::usage(&error),
     };
-    let out = Out::new(&cli.global);
+    let environment = Environment::read();
+    let out = Out::new(&cli.global, &environment);
     let done = match &cli.command {
         Command::Completions { shell } => {
             let mut script = Vec::new();
@@ -48,7 +50,7 @@ pub fn run() -> u8 {
             Ok(0)
         }
         Command::Man { dir } => man(&out, dir.as_deref()),
-        _ => execute(cli, &out),
+        _ => execute(cli, &environment, &out),
     };
     done.unwrap_or_else(|error| out.error(&error))
 }

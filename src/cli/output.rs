@@ -10,6 +10,7 @@ use super::{
     arguments::Global,
     error::{CliError, Kind},
 };
+use crate::infra::config::Environment;
 
 /// Where and how this command prints.
 #[derive(Debug, Clone)]
@@ -55,15 +56,15 @@ pub enum Tone {
 
 impl Out {
     /// As the options and the terminal say.
-    pub fn new(global: &Global) -> Self {
+    pub fn new(global: &Global, environment: &Environment) -> Self {
         let terminal = std::io::stdout().is_terminal();
-        let no_color = global.no_color || std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        let no_color = global.no_color || environment.no_color;
         Self {
             json: global.json,
             quiet: global.quiet,
             verbose: global.verbose,
             color: terminal && !no_color && !global.json,
-            width: width(terminal),
+            width: width(terminal, environment.columns),
         }
     }
 
@@ -213,8 +214,7 @@ impl Out {
     }
 }
 
-fn width(terminal: bool) -> u16 {
-    let columns = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
+fn width(terminal: bool, columns: Option<u16>) -> u16 {
     let seen = terminal
         .then(|| rustix::termios::tcgetwinsize(std::io::stdout()).ok().map(|size| size.ws_col))
         .flatten();
@@ -243,6 +243,19 @@ pub fn escape(bytes: &[u8]) -> String {
 /// Characters that reorder or hide others on a terminal.
 fn is_invisible(c: char) -> bool {
     matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
+}
+
+/// A number of things, for people: `1 tenant`, `2 tenants`.
+pub fn count(number: impl Into<u64>, thing: &str) -> String {
+    match number.into() {
+        1 => format!("1 {thing}"),
+        number => format!("{number} {thing}s"),
+    }
+}
+
+/// A time, for people: to the second, in UTC.
+pub fn time(at: jiff::Timestamp) -> String {
+    at.strftime("%Y-%m-%d %H:%M:%SZ").to_string()
 }
 
 /// A number of MiB, for people.

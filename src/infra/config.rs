@@ -56,6 +56,12 @@ pub struct Actor {
 /// What the environment says.
 #[derive(Debug, Default)]
 pub struct Environment {
+    /// `MVM_ROOT`.
+    pub root: Option<PathBuf>,
+    /// `NO_COLOR` is set to something.
+    pub no_color: bool,
+    /// `COLUMNS`.
+    pub columns: Option<u16>,
     /// `MVM_LOCK_TIMEOUT_MS`.
     pub lock_timeout_ms: Option<u64>,
     /// `FIRECRACKER_BIN`, else `firecracker` on `PATH`.
@@ -78,6 +84,9 @@ impl Environment {
             text(name).map(PathBuf::from).or_else(|| find_on_path(&path, program))
         };
         Self {
+            root: text("MVM_ROOT").map(PathBuf::from),
+            no_color: text("NO_COLOR").is_some(),
+            columns: text("COLUMNS").and_then(|value| value.parse().ok()),
             lock_timeout_ms: text("MVM_LOCK_TIMEOUT_MS").and_then(|value| value.parse().ok()),
             firecracker_bin: binary("FIRECRACKER_BIN", "firecracker"),
             jailer_bin: binary("JAILER_BIN", "jailer"),

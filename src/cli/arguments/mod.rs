@@ -13,8 +13,6 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::infra::config::DEFAULT_ROOT;
-
 /// Runs fleets of Firecracker microVMs for many tenants.
 #[derive(Debug, Parser)]
 #[command(name = "mvm", version, disable_help_subcommand = true, arg_required_else_help = true)]
@@ -70,9 +68,9 @@ pub enum Command {
 /// Options of every command.
 #[derive(Debug, Clone, Args)]
 pub struct Global {
-    /// The folder that holds all state
-    #[arg(long, global = true, env = "MVM_ROOT", default_value = DEFAULT_ROOT, value_name = "DIR", hide_env_values = true)]
-    pub root: PathBuf,
+    /// The folder that holds all state [default: MVM_ROOT, else /var/lib/mvm]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub root: Option<PathBuf>,
     /// Print JSON
     #[arg(long, global = true)]
     pub json: bool,

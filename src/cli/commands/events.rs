@@ -10,7 +10,7 @@ use rustix::{
 use crate::cli::{
     arguments::events::EventsCommand,
     error::{CliError, Kind},
-    output::{Out, Tone, escape},
+    output::{Out, Tone, escape, time},
 };
 use crate::{
     infra::config::Roots,
@@ -106,7 +106,7 @@ pub fn line(out: &Out, record: &Record) -> String {
         .map_or(String::new(), |revision| format!(" revision {}", &revision[..revision.len().min(12)]));
     let detail =
         entry.detail.as_ref().map_or(String::new(), |detail| format!(" ({})", escape(detail.as_bytes())));
-    let at = record.at.strftime("%Y-%m-%d %H:%M:%S");
+    let at = time(record.at);
     let phase = out.paint(tone, &format!("{phase:<9}"));
     format!(
         "{at}  uid {} {phase} {:<17} {}{change}{revision}{detail}",

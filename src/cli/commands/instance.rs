@@ -7,13 +7,13 @@ use serde::Serialize;
 use crate::cli::{
     arguments::instance::{DiskCommand, InstanceCommand, Scope},
     error::{CliError, Kind},
-    output::{Out, Tone, bytes, escape, mib},
+    output::{Out, Tone, bytes, count, escape, mib, time},
 };
 use crate::{
     store,
     vm::{
         instance::{
-            config::{self, Instance},
+            config::{self, Instance, Receipt},
             fc_config::files,
             lifecycle::{self, CreateOptions, Operator, load_pool, load_tenant, resolve},
             logs,
@@ -167,13 +167,18 @@ fn started(out: &Out, view: &InstanceView, changed: bool) -> String {
     };
     let mut text = format!("{} {} {:.0} ms", instance.instance_id, instance.net.guest_ip, receipt.total_ms);
     if out.verbose {
-        let steps: Vec<String> = receipt.steps.iter().map(|(name, ms)| format!("{name} {ms:.1}")).collect();
-        text.push_str(&format!(": {}", steps.join(", ")));
+        text.push_str(&format!(": {}", steps(receipt)));
     }
     if instance.vmm.as_ref().is_some_and(|vmm| vmm.kind == VmmKind::Sim) {
         text.push_str(&out.paint(Tone::Doubtful, "  (simulated: no guest runs)"));
     }
     text
+}
+
+fn steps(receipt: &Receipt) -> String {
+    let steps: Vec<String> =
+        receipt.steps.iter().map(|step| format!("{} {:.1}", step.name, step.ms)).collect();
+    steps.join(", ")
 }
 
 /// Every instance in a scope, settled; what is read while it is destroyed is left out.
@@ -274,8 +279,8 @@ fn describe(out: &Out, view: &InstanceView) -> String {
             net.guest_ip, net.cidr, net.gateway_ip, net.mac, net.tap_dev
         ),
         format!(
-            "  gets      {} vCPUs, {} memory, {} data disk",
-            resources.vcpus,
+            "  gets      {}, {} memory, {} data disk",
+            count(resources.vcpus, "vCPU"),
             mib(resources.mem_mib),
             mib(resources.data_disk_mib)
         ),
@@ -289,21 +294,22 @@ fn describe(out: &Out, view: &InstanceView) -> String {
         lines.push(format!(
             "  pending   {} since {} by pid {}",
             intent.operation.name(),
-            intent.since,
+            time(intent.since),
             intent.pid
         ));
     }
-    lines.push(format!("  made      {}", instance.created_at));
-    lines.extend(instance.entered_running_at.map(|at| format!("  started   {at}")));
-    lines.extend(instance.entered_stopped_at.map(|at| format!("  stopped   {at}")));
-    lines.extend(instance.last_exit.as_ref().map(|exit| format!("  last exit {}, {}", exit.why, exit.when)));
+    lines.push(format!("  made      {}", time(instance.created_at)));
+    lines.extend(instance.entered_running_at.map(|at| format!("  started   {}", time(at))));
+    lines.extend(instance.entered_stopped_at.map(|at| format!("  stopped   {}", time(at))));
+    lines.extend(
+        instance.last_exit.as_ref().map(|exit| format!("  last exit {}, {}", exit.why, time(exit.when))),
+    );
     if let Some(receipt) = &instance.last_receipt {
-        let steps: Vec<String> = receipt.steps.iter().map(|(name, ms)| format!("{name} {ms:.1}")).collect();
         lines.push(format!(
             "  receipt   {} {:.1} ms: {}",
             receipt.operation,
             receipt.total_ms,
-            steps.join(", ")
+            steps(receipt)
         ));
     }
     lines.extend(net.published.iter().map(|port| format!("  publishes {port}")));

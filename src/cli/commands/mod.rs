@@ -12,23 +12,25 @@ mod tenant;
 mod vmm;
 
 pub use self::demo::{tell as tell_guest, tiny_kernel};
+use std::path::Path;
+
 use super::{
     arguments::{Cli, Command},
     error::{CliError, Kind},
     output::Out,
 };
 use crate::{
-    infra::config::{Environment, Roots},
+    infra::config::{DEFAULT_ROOT, Environment, Roots},
     vm::instance::lifecycle::Operator,
 };
 
 /// Does what was asked for. Returns the exit code.
-pub fn execute(cli: Cli, out: &Out) -> Result<u8, CliError> {
+pub fn execute(cli: Cli, environment: &Environment, out: &Out) -> Result<u8, CliError> {
     if let Command::Demo(command) = &cli.command {
-        return demo::run(out, command);
+        return demo::run(out, environment, command);
     }
-    let environment = Environment::read();
-    let roots = Roots::new(&cli.global.root, &environment)
+    let root = cli.global.root.as_deref().or(environment.root.as_deref()).unwrap_or(Path::new(DEFAULT_ROOT));
+    let roots = Roots::new(root, environment)
         .map_err(|error| CliError::new(Kind::Environment, "root", format!("no usable root: {error}")))?;
     let mut operator = Operator::new(roots);
     match cli.command {

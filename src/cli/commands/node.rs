@@ -3,7 +3,7 @@
 use crate::cli::{
     arguments::node::{NodeCommand, Switch},
     error::CliError,
-    output::{Out, mib},
+    output::{Out, count, mib},
 };
 use crate::{
     node::{self, Recovered},
@@ -84,6 +84,8 @@ fn recovery(recovered: &Recovered) -> String {
     lines.extend(recovered.settled.iter().map(|what| format!("settled {what}")));
     lines.extend(recovered.reclaimed.iter().map(|what| format!("reclaimed {what}")));
     lines.extend(recovered.network.iter().map(|what| format!("network: {what}")));
-    lines.push(format!("{} instances run on", recovered.adopted.len()));
+    let (number, run) =
+        (recovered.adopted.len() as u64, if recovered.adopted.len() == 1 { "runs" } else { "run" });
+    lines.push(format!("{} {run} on", count(number, "instance")));
     lines.join("\n")
 }

@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::cli::{
     arguments::pool::{CreateArguments, PoolCommand, UpdateArguments},
     error::{CliError, Kind},
-    output::{Out, Tone, bytes, mib},
+    output::{Out, Tone, bytes, count, mib, time},
 };
 use crate::{
     store::Schema,
@@ -109,7 +109,10 @@ pub fn run(out: &Out, operator: &mut Operator, command: PoolCommand) -> Result<u
         PoolCommand::Destroy { pool, destroy } => {
             load_pool(&operator.roots, &pool)?;
             let instances = instance::config::paths(&operator.roots, &pool)?.len();
-            out.confirm(&format!("Destroy pool {pool} with its {instances} instances?"), destroy.yes)?;
+            out.confirm(
+                &format!("Destroy pool {pool} with its {}?", count(instances as u64, "instance")),
+                destroy.yes,
+            )?;
             lifecycle::destroy(operator, &pool, destroy.wipe_volumes)?;
             out.done(&serde_json::json!({ "path": pool.to_string(), "status": "destroyed" }), || {
                 format!("{pool} destroyed")
@@ -167,8 +170,8 @@ fn create(out: &Out, operator: &Operator, path: PoolPath, settings: CreateArgume
             let sim = if pool.vmm == VmmKind::Sim { ", on the simulated VMM" } else { "" };
             let resources = pool.instance_resources;
             format!(
-                "{path}: {} vCPUs, {}{sim}, egress {}        next: mvm pool import {path} --kernel FILE --rootfs FILE",
-                resources.vcpus,
+                "{path}: {}, {}{sim}, egress {}        next: mvm pool import {path} --kernel FILE --rootfs FILE",
+                count(resources.vcpus, "vCPU"),
                 mib(resources.mem_mib),
                 pool.egress
             )
@@ -225,8 +228,8 @@ fn describe(out: &Out, view: &PoolView) -> String {
         format!("  revisions  {}", view.revisions),
         format!("  instances  {}, {} wanted running", view.instances, pool.desired_counts.running),
         format!(
-            "  each       {} vCPUs, {} memory, {} data disk",
-            resources.vcpus,
+            "  each       {}, {} memory, {} data disk",
+            count(resources.vcpus, "vCPU"),
             mib(resources.mem_mib),
             mib(resources.data_disk_mib)
         ),
@@ -236,7 +239,7 @@ fn describe(out: &Out, view: &PoolView) -> String {
         },
         format!("  egress     {}", pool.egress),
         format!("  flake      {} ({})", pool.flake_ref.as_deref().unwrap_or("none"), pool.profile),
-        format!("  made       {}", pool.created_at),
+        format!("  made       {}", time(pool.created_at)),
     ];
     if pool.insecure {
         lines.push(out.paint(Tone::Doubtful, "  insecure   accepts VMMs without a jail"));
@@ -285,7 +288,7 @@ fn history(out: &Out, operator: &Operator, pool: &PoolPath) -> Result<(), CliErr
         let row = |(at, entry): (usize, &HistoryEntry)| {
             let is_current = at == last && Some(&entry.revision) == current.as_ref();
             let mark = if is_current { "current" } else { "" };
-            vec![entry.revision.short().to_owned(), entry.at.to_string(), entry.by.clone(), mark.to_owned()]
+            vec![entry.revision.short().to_owned(), time(entry.at), entry.by.clone(), mark.to_owned()]
         };
         out.table(&["revision", "since", "by", ""], history.entries.iter().enumerate().map(row).collect())
     });

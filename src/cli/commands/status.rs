@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::cli::{
     error::CliError,
-    output::{Out, Tone, mib},
+    output::{Out, Tone, count, mib},
 };
 use crate::{
     node, store,
@@ -46,13 +46,17 @@ pub fn run(out: &Out, operator: &mut Operator) -> Result<u8, CliError> {
         let counts: Vec<String> = states.iter().map(|(state, count)| format!("{count} {state}")).collect();
         let counts = if counts.is_empty() { "none".to_owned() } else { counts.join(", ") };
         let mut lines = vec![
-            format!("{} tenants, {} pools, instances: {counts}", stats.tenants, stats.pools),
             format!(
-                "memory {} of {}, {} vCPUs on {} CPUs, disk {} free",
+                "{}, {}, instances: {counts}",
+                count(stats.tenants as u64, "tenant"),
+                count(stats.pools as u64, "pool")
+            ),
+            format!(
+                "memory {} of {}, {} on {}, disk {} free",
                 mib(stats.mem_used_mib),
                 mib(stats.mem_limit_mib),
-                stats.vcpus_used,
-                stats.cpus,
+                count(stats.vcpus_used, "vCPU"),
+                count(stats.cpus as u64, "CPU"),
                 mib(stats.disk_free_mib)
             ),
         ];

@@ -5,13 +5,13 @@ use serde::Serialize;
 use crate::cli::{
     arguments::tenant::TenantCommand,
     error::CliError,
-    output::{Out, mib},
+    output::{Out, count, mib, time},
 };
 use crate::{
     security::audit,
     store,
     vm::{
-        instance::lifecycle::{Operator, load_tenant},
+        instance::lifecycle::{LifecycleError, Operator, load_tenant},
         naming::TenantId,
         pool, room,
         tenant::{
@@ -106,7 +106,10 @@ pub fn run(out: &Out, operator: &mut Operator, command: TenantCommand) -> Result
             load_tenant(&operator.roots, &tenant)?;
             let pools = pool::config::paths(&operator.roots, &tenant)?.len();
             out.confirm(
-                &format!("Destroy tenant {tenant} with its {pools} pools and their instances?"),
+                &format!(
+                    "Destroy tenant {tenant} with its {} and their instances?",
+                    count(pools as u64, "pool")
+                ),
                 destroy.yes,
             )?;
             lifecycle::destroy(operator, &tenant, destroy.wipe_volumes)?;
@@ -142,7 +145,7 @@ fn describe(view: &TenantView) -> String {
         mib(quotas.max_mem_mib),
         view.pools,
         quotas.max_pools,
-        tenant.created_at,
+        time(tenant.created_at),
         if tenant.pinned { "yes" } else { "no" },
     )
 }
@@ -154,8 +157,13 @@ fn show_audit(
     verify: bool,
     head: bool,
 ) -> Result<u8, CliError> {
-    load_tenant(&operator.roots, tenant)?;
-    let folder = config::folder(&operator.roots, tenant);
+    let folder = match load_tenant(&operator.roots, tenant) {
+        Ok(_) => config::folder(&operator.roots, tenant),
+        Err(error @ LifecycleError::NotFound { .. }) => {
+            lifecycle::kept_audit_log(&operator.roots, tenant)?.ok_or(error)?
+        }
+        Err(error) => return Err(error.into()),
+    };
     if head {
         let head = audit::head(&folder)?;
         out.show(&head, || format!("{} {}", head.count, head.hash));
@@ -168,9 +176,9 @@ fn show_audit(
             store::Sharing::Exclusive,
             operator.roots.lock_timeout,
         )?;
-        let count = audit::verify(&folder)?;
-        out.show(&serde_json::json!({ "tenant_id": tenant, "records": count, "ok": true }), || {
-            format!("{count} records, chain whole")
+        let records = audit::verify(&folder)?;
+        out.show(&serde_json::json!({ "tenant_id": tenant, "records": records, "ok": true }), || {
+            format!("{}, chain whole", count(records, "record"))
         });
     } else {
         let (records, _) = audit::records(&folder, 0)?;

@@ -142,7 +142,8 @@ impl From<ArtifactError> for CliError {
     fn from(error: ArtifactError) -> Self {
         match error {
             ArtifactError::Store(error) => error.into(),
-            ArtifactError::Wrong { .. } => Self::of(Kind::Failed, "not_an_artifact", &error),
+            ArtifactError::Wrong { .. } => Self::of(Kind::Failed, "not_an_artifact", &error)
+                .fix("mvm pool import --help says what is taken"),
             ArtifactError::Changed { .. } => Self::of(Kind::Failed, "artifact_changed", &error)
                 .fix("mvm pool import it again, or mvm pool rollback"),
             ArtifactError::CommandLine { .. } => Self::of(Kind::Usage, "command_line", &error),

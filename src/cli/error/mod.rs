@@ -113,7 +113,7 @@ impl CliError {
 
 /// Prints what clap says of malformed arguments, or help; returns the exit code.
 pub fn usage(error: &clap::Error) -> u8 {
-    let json = std::env::args().any(|argument| argument == "--json");
+    let json = std::env::args_os().any(|argument| argument == "--json");
     if error.use_stderr() && json {
         let rendered = error.render().to_string();
         let what = rendered.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();

@@ -161,10 +161,20 @@ pub struct Receipt {
     pub operation: String,
     /// From the command's first step to its last, in ms.
     pub total_ms: f64,
-    /// Each step and its ms.
-    pub steps: Vec<(String, f64)>,
+    /// The steps, in order.
+    pub steps: Vec<StepTime>,
     /// What the guest's agent confirmed: `none` where there is no agent.
     pub agent: String,
+}
+
+/// How long a step took.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StepTime {
+    /// The step.
+    pub name: String,
+    /// Milliseconds.
+    pub ms: f64,
 }
 
 /// Why an instance ceased to run.

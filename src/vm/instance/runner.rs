@@ -39,7 +39,7 @@ pub fn run<C, E: From<std::io::Error>>(
     operation: &str,
     steps: &[Step<C, E>],
     context: &mut C,
-) -> Result<Vec<(String, f64)>, Failed<E>> {
+) -> Result<Vec<(&'static str, f64)>, Failed<E>> {
     let mut times = Vec::with_capacity(steps.len());
     for (done, step) in steps.iter().enumerate() {
         let start = Instant::now();
@@ -48,7 +48,7 @@ pub fn run<C, E: From<std::io::Error>>(
             let left = undo(&steps[..=done], context);
             return Err(Failed { step: step.name, error, left });
         }
-        times.push((step.name.to_owned(), start.elapsed().as_secs_f64() * 1000.0));
+        times.push((step.name, start.elapsed().as_secs_f64() * 1000.0));
     }
     Ok(times)
 }
@@ -89,6 +89,6 @@ mod tests {
     #[test]
     fn success_gives_each_step_its_time() {
         let times = run("test", &steps()[..2], &mut Log::new()).unwrap();
-        assert_eq!(times.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["one", "two"]);
+        assert_eq!(times.iter().map(|(name, _)| *name).collect::<Vec<_>>(), ["one", "two"]);
     }
 }

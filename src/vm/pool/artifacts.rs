@@ -356,13 +356,13 @@ fn hash_file(path: &Path) -> Result<String, StoreError> {
 
 fn head_of(path: &Path, what: &'static str) -> Result<Vec<u8>, ArtifactError> {
     let wrong = |why| ArtifactError::Wrong { path: path.to_path_buf(), what, why };
-    let meta = fs::metadata(path).map_err(|error| wrong(error.to_string()))?;
+    let meta = fs::metadata(path).map_err(StoreError::io("read", path))?;
     if !meta.is_file() {
         return Err(wrong("it is no regular file".into()));
     }
-    let file = File::open(path).map_err(|error| wrong(error.to_string()))?;
+    let file = File::open(path).map_err(StoreError::io("read", path))?;
     let mut head = vec![0; usize::try_from(meta.len()).unwrap_or(usize::MAX).min(4096)];
-    file.read_exact_at(&mut head, 0).map_err(|error| wrong(error.to_string()))?;
+    file.read_exact_at(&mut head, 0).map_err(StoreError::io("read", path))?;
     Ok(head)
 }
 

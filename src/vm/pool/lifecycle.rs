@@ -425,11 +425,20 @@ pub fn scale(
     }
     for number in 0..wanted.saturating_sub(up.len()) {
         let (instance, did) = match down.get(number) {
-            Some(instance) => (instance.clone(), "started"),
-            None => (lifecycle::create(operator, path, CreateOptions::default())?, "created"),
+            Some(instance) => (instance.path(), "started"),
+            None => (lifecycle::create(operator, path, CreateOptions::default())?.path(), "created"),
         };
-        let outcome = lifecycle::start(operator, &instance.path())?;
-        tell(&outcome.instance, &Scaled { path: instance.path(), did });
+        let outcome = match lifecycle::start(operator, &instance) {
+            Ok(outcome) => outcome,
+            Err(error) => {
+                // One that was made to run and does not is nobody's wish; why it does not matters more than its removal.
+                if did == "created" {
+                    let _ = lifecycle::destroy(operator, &instance, true);
+                }
+                return Err(error.into());
+            }
+        };
+        tell(&outcome.instance, &Scaled { path: instance, did });
     }
     Ok(())
 }

@@ -306,6 +306,18 @@ pub fn kept_audit_logs(roots: &Roots) -> std::path::PathBuf {
     roots.root.join("audit")
 }
 
+/// Where the log of the last destroyed tenant of that name is kept; `None` where there is none.
+///
+/// # Errors
+/// When the folder cannot be read.
+pub fn kept_audit_log(roots: &Roots, id: &TenantId) -> Result<Option<std::path::PathBuf>, StoreError> {
+    let folder = kept_audit_logs(roots);
+    let destroyed_at =
+        |name: &str| name.strip_prefix::<&str>(id.as_ref())?.strip_prefix('-')?.parse::<u64>().ok();
+    let kept = store::names(&folder, |name| destroyed_at(name).is_some())?;
+    Ok(kept.into_iter().max_by_key(|name| destroyed_at(name)).map(|name| folder.join(name)))
+}
+
 fn keep_audit_log(roots: &Roots, id: &TenantId) -> Result<(), StoreError> {
     let kept = kept_audit_logs(roots).join(format!("{id}-{}", roots.now().as_second()));
     store::make_folder(&kept)?;

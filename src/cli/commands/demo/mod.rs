@@ -18,7 +18,7 @@ use crate::cli::{
     error::{CliError, Kind},
     output::{Out, Tone},
 };
-use crate::infra::config::THROW_AWAY_MARK;
+use crate::infra::config::{Environment, THROW_AWAY_MARK};
 
 /// One thing that was shown.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -47,9 +47,9 @@ fn lacking(what: impl Into<String>) -> CliError {
 }
 
 /// Runs the command.
-pub fn run(out: &Out, command: &DemoCommand) -> Result<u8, CliError> {
+pub fn run(out: &Out, environment: &Environment, command: &DemoCommand) -> Result<u8, CliError> {
     match &command.inside {
-        Some(root) => story::play(out, root),
+        Some(root) => story::play(out, environment, root),
         None => stage(out, command.keep),
     }
 }

@@ -39,11 +39,11 @@ struct Stage<'a> {
 }
 
 /// Plays it, in namespaces of its own.
-pub fn play(out: &Out, root: &Path) -> Result<u8, CliError> {
+pub fn play(out: &Out, environment: &Environment, root: &Path) -> Result<u8, CliError> {
     enter_namespaces()?;
     let program = std::env::current_exe().map_err(|error| lacking(error.to_string()))?;
     let mut stage = Stage { out, root: root.to_path_buf(), program, checks: Vec::new() };
-    let vmm = vmm_and_why();
+    let vmm = vmm_and_why(environment);
     out.say(format!("  {vmm}, throw-away root and network namespace"));
     let before = World::look(root);
     stage.build()?;
@@ -60,9 +60,8 @@ pub fn play(out: &Out, root: &Path) -> Result<u8, CliError> {
 }
 
 /// Which VMM plays the guests, and why.
-fn vmm_and_why() -> String {
-    let environment = Environment::read();
-    let why = match environment.firecracker_bin {
+fn vmm_and_why(environment: &Environment) -> String {
+    let why = match &environment.firecracker_bin {
         None => "there is no firecracker on PATH",
         Some(_) if std::fs::File::options().read(true).write(true).open("/dev/kvm").is_err() => {
             "firecracker is there, but /dev/kvm cannot be opened"

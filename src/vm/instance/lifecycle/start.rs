@@ -10,7 +10,7 @@ use crate::{
     store::Sharing,
     vm::{
         instance::{
-            config::{Exit, Operation, Receipt},
+            config::{Exit, Operation, Receipt, StepTime},
             launch::{self, Launch},
             runner::{self, Failed},
             state::{self, Event, Next, State},
@@ -109,7 +109,10 @@ pub fn start(operator: &mut Operator, path: &InstancePath) -> Result<Outcome, Li
             instance.last_receipt = Some(Receipt {
                 operation: "start".into(),
                 total_ms: round(begin.elapsed().as_secs_f64() * 1000.0),
-                steps: steps.into_iter().map(|(name, ms)| (name, round(ms))).collect(),
+                steps: steps
+                    .into_iter()
+                    .map(|(name, ms)| StepTime { name: name.to_owned(), ms: round(ms) })
+                    .collect(),
                 agent: "none".into(),
             });
             instance.save(&roots)?;

@@ -1,0 +1,221 @@
+//! Help, and what is said of malformed arguments. The help of every command is docs/cli.md, which `cargo xtask check`
+//! compares with the program.
+
+use std::process::Command;
+
+use crate::{shown, snapshot};
+
+fn sees(arguments: &str) -> String {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mvm"));
+    command.env_clear().env("COLUMNS", "110").args(arguments.split_whitespace());
+    shown(&command.output().expect("mvm runs"))
+}
+
+#[test]
+fn help_names_every_command() {
+    snapshot!(sees(""), @"
+    Runs fleets of Firecracker microVMs for many tenants
+
+    Usage: mvm [OPTIONS] <COMMAND>
+
+    Commands:
+      demo         Show what mvm does, with real packets, in a throw-away root and network namespace
+      status       Show what runs on this node
+      doctor       Look for settings of this host that hurt
+      events       Show what happened, on all tenants
+      tenant       Tenants: isolation, quotas, audit
+      pool         Pools: what to run, and how
+      instance     Instances: one microVM each
+      net          The tenants' networks in the kernel
+      node         This node: limits, recovery, cleaning up
+      vmm          Installed versions of Firecracker
+      completions  Print a completion script for a shell
+      man          Print the manual page, or write one page per command into a folder
+
+    Options:
+          --root <DIR>  The folder that holds all state [default: MVM_ROOT, else /var/lib/mvm]
+          --json        Print JSON
+      -q, --quiet       Print only what was asked for and errors
+      -v, --verbose     Print more: steps and their times, all causes of an error
+          --no-color    No colours
+      -h, --help        Print help
+      -V, --version     Print version
+    [exit 2]
+    ");
+    snapshot!(sees("--version"), @"mvm 0.1.0");
+    snapshot!(sees("instance --help"), @"
+    Instances: one microVM each
+
+    Usage: mvm instance [OPTIONS] <COMMAND>
+
+    Commands:
+      create   Make an instance: a name, an address, a data disk; it does not run yet
+      list     List instances, of a tenant, of a pool, or of all
+      info     Show an instance
+      why      Say why an instance is in the state it is in, and what can be done
+      start    Boot an instance
+      stop     Shut an instance down; after the pool's time for that it is killed
+      wait     Wait until an instance is in a state
+      logs     Show what an instance's VMM wrote
+      console  Show what a guest printed
+      stats    Show what instances use
+      disk     An instance's data disk
+      destroy  Destroy an instance, in any state
+
+    Options:
+          --root <DIR>  The folder that holds all state [default: MVM_ROOT, else /var/lib/mvm]
+          --json        Print JSON
+      -q, --quiet       Print only what was asked for and errors
+      -v, --verbose     Print more: steps and their times, all causes of an error
+          --no-color    No colours
+      -h, --help        Print help
+    ");
+    snapshot!(sees("pool create --help"), @"
+    Make a pool
+
+    Usage: mvm pool create [OPTIONS] <POOL>
+
+    Arguments:
+      <POOL>
+              TENANT/POOL
+
+    Options:
+          --flake <REF>
+              What is built: a flake reference
+
+          --root <DIR>
+              The folder that holds all state [default: MVM_ROOT, else /var/lib/mvm]
+
+          --json
+              Print JSON
+
+          --profile <NAME>
+              The flake's profile
+              
+              [default: minimal]
+
+          --cpus <N>
+              vCPUs of an instance: 1, or an even number up to 32
+              
+              [default: 1]
+
+      -q, --quiet
+              Print only what was asked for and errors
+
+          --mem <MIB>
+              Memory of an instance, in MiB
+              
+              [default: 512]
+
+      -v, --verbose
+              Print more: steps and their times, all causes of an error
+
+          --data-disk <MIB>
+              Virtual size of an instance's data disk, in MiB; 0: none
+              
+              [default: 1024]
+
+          --no-color
+              No colours
+
+          --agent <MODE>
+              Whether guests run mvm's agent
+
+              Possible values:
+              - none: It does not: it learns its address from the kernel's command line and is asked nothing
+              
+              [default: none]
+
+          --vmm <firecracker[@VERSION]|sim>
+              The VMM, with a version or without
+              
+              [default: firecracker]
+
+          --insecure
+              Accept VMMs without a jail
+
+          --egress <POLICY>
+              Where guests may connect to: internet, open, deny, or allow:CIDR[:PORT],…
+              
+              [default: internet]
+
+          --label <KEY=VALUE>
+              A label; may be given again
+
+      -h, --help
+              Print help (see a summary with '-h')
+    ");
+}
+
+#[test]
+fn malformed_arguments_are_refused_with_what_was_expected() {
+    snapshot!(sees("nonsense"), @"
+    error: unrecognized subcommand 'nonsense'
+
+      tip: a similar subcommand exists: 'node'
+
+    Usage: mvm [OPTIONS] <COMMAND>
+
+    For more information, try '--help'.
+    [exit 2]
+    ");
+    snapshot!(sees("tenant"), @"
+    Tenants: isolation, quotas, audit
+
+    Usage: mvm tenant [OPTIONS] <COMMAND>
+
+    Commands:
+      create   Make a tenant, with its bridge
+      list     List tenants
+      info     Show a tenant
+      update   Change a tenant's quotas
+      destroy  Destroy a tenant with its pools and instances
+      audit    Show a tenant's audit log
+
+    Options:
+          --root <DIR>  The folder that holds all state [default: MVM_ROOT, else /var/lib/mvm]
+          --json        Print JSON
+      -q, --quiet       Print only what was asked for and errors
+      -v, --verbose     Print more: steps and their times, all causes of an error
+          --no-color    No colours
+      -h, --help        Print help
+    [exit 2]
+    ");
+    snapshot!(sees("tenant create acme --net-id 4096 --subnet 10.240.3.0/24"), @r#"
+    error: invalid value '4096' for '--net-id <N>': "4096" is not a net id: a number from 0 to 4095
+
+    For more information, try '--help'.
+    [exit 2]
+    "#);
+    snapshot!(sees("tenant create acme --net-id 3 --subnet 192.168.3.0/24"), @"
+    error: invalid value '192.168.3.0/24' for '--subnet <CIDR>': 192.168.3.0/24 lies outside the cluster's network 10.240.0.0/12
+
+    For more information, try '--help'.
+    [exit 2]
+    ");
+    snapshot!(sees("tenant create acme --net-id 3 --subnet 192.168.3.0/24 --json"), @r#"
+    {"error":{"code":"usage","what":"invalid value '192.168.3.0/24' for '--subnet <CIDR>': 192.168.3.0/24 lies outside the cluster's network 10.240.0.0/12","why":"","fix":"mvm --help"}}
+    [exit 2]
+    "#);
+    snapshot!(sees("instance info acme --json"), @r#"
+    {"error":{"code":"usage","what":"invalid value 'acme' for '<INSTANCE>': \"acme\" is not a path to an instance: expected tenant/pool/instance","why":"","fix":"mvm --help"}}
+    [exit 2]
+    "#);
+    snapshot!(sees("tenant create --json"), @r#"
+    {"error":{"code":"usage","what":"the following required arguments were not provided:","why":"","fix":"mvm --help"}}
+    [exit 2]
+    "#);
+}
+
+#[test]
+fn completions_and_manual_are_made_from_the_same_source() {
+    assert!(sees("completions bash").contains("_mvm()"));
+    assert!(sees("man").contains(".TH mvm 1"));
+    snapshot!(sees("completions tcl"), @"
+    error: invalid value 'tcl' for '<SHELL>'
+      [possible values: bash, elvish, fish, powershell, zsh]
+
+    For more information, try '--help'.
+    [exit 2]
+    ");
+}

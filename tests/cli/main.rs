@@ -1,0 +1,98 @@
+//! What every command prints, as inline snapshots: for people, as JSON, and when it goes wrong.
+//!
+//! Clock and ids are fixed; what differs from run to run (milliseconds, pids, the machine's size) is replaced.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod help;
+mod instance;
+mod node;
+mod pool;
+mod tenant;
+
+use std::process::Output;
+
+use support::Sandbox;
+
+/// A sandbox with a fixed clock and fixed ids.
+pub struct Terminal {
+    sandbox: Sandbox,
+}
+
+impl Terminal {
+    fn new() -> Option<Self> {
+        Some(Self { sandbox: Sandbox::new()? })
+    }
+
+    /// One with a tenant acme and a pool acme/web on the simulated VMM, with a revision.
+    fn with_pool() -> Option<Self> {
+        let terminal = Self::new()?;
+        terminal.sandbox.pool("sim");
+        Some(terminal)
+    }
+
+    /// What a command prints: stdout, then stderr, then the exit code where it is not 0.
+    fn sees(&self, arguments: &str) -> String {
+        let output = self
+            .sandbox
+            .command(arguments)
+            .env("MVM_FIXED_CLOCK", "2026-01-02T03:04:05Z")
+            .env("MVM_FIXED_IDS", "0f3a91c2")
+            .env("COLUMNS", "110")
+            .output()
+            .expect("mvm runs");
+        shown(&output)
+    }
+
+    /// The same as JSON.
+    fn sees_json(&self, arguments: &str) -> String {
+        self.sees(&format!("{arguments} --json"))
+    }
+}
+
+fn shown(output: &Output) -> String {
+    let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
+    text.push_str(&String::from_utf8_lossy(&output.stderr));
+    if output.status.code() != Some(0) {
+        text.push_str(&format!("[exit {}]\n", output.status.code().unwrap_or(-1)));
+    }
+    text
+}
+
+/// Compares with an inline snapshot, after what differs from run to run was replaced.
+#[macro_export]
+macro_rules! snapshot {
+    ($text:expr, @$snapshot:literal) => {
+        insta::with_settings!({ filters => $crate::filters() }, {
+            insta::assert_snapshot!($text, @$snapshot);
+        });
+    };
+}
+
+/// What differs from run to run.
+fn filters() -> Vec<(&'static str, &'static str)> {
+    vec![
+        (r"/tmp/\.tmp[A-Za-z0-9]+", "ROOT"),
+        (r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", "BOOT-ID"),
+        (r"node-[0-9a-f]{16}", "node-ID"),
+        (r#""hash": "[0-9a-f]{64}""#, r#""hash": "HASH""#),
+        (r#""prev": "[0-9a-f]{64}""#, r#""prev": "HASH""#),
+        (r"\b[0-9a-f]{64}\b", "REVISION"),
+        (r"\brevision [0-9a-f]{12}\b", "revision SHORT"),
+        (r"(?m)^[0-9a-f]{12}  ", "SHORT         "),
+        (r"(sim          )[0-9a-f]{12}", "${1}SHORT       "),
+        (r"(sim  )[0-9a-f]{12}", "${1}SHORT       "),
+        (r"\bpid [0-9]+", "pid PID"),
+        (r#""(pid|start_time)": [0-9]+"#, r#""$1": N"#),
+        (r#""(ms|total_ms)": [0-9.]+"#, r#""$1": MS"#),
+        (r"\b(disks|directory|tap|spawn|configure|boot|join) [0-9]+\.[0-9]", "$1 MS"),
+        (r"\b[0-9]+(\.[0-9]+)? ms\b", "MS ms"),
+        (r"of [0-9.]+ GiB, ", "of SIZE, "),
+        (r"disk [0-9.]+ [GM]iB free", "disk SIZE free"),
+        (r"disk       [0-9.]+ [GM]iB free", "disk       SIZE free"),
+        (r"memory     ([0-9]+ MiB) of [0-9.]+ GiB", "memory     $1 of SIZE"),
+        (r"on [0-9]+ CPUs?", "on N CPUs"),
+        (r#""(mem_limit_mib|disk_free_mib|cpus|rss_bytes|cpu_ms|disk_bytes)": [0-9]+"#, r#""$1": N"#),
+    ]
+}

@@ -1,0 +1,164 @@
+//! `mvm node …`, `vmm …`, `net …`, `status`, `doctor`.
+
+use crate::{Terminal, snapshot};
+
+#[test]
+fn the_node_says_what_it_has_and_what_is_in_use() {
+    let Some(terminal) = Terminal::with_pool() else { return };
+    terminal.sees("instance create acme/web");
+    terminal.sees("instance start acme/web/i-0f3a91c2");
+    snapshot!(terminal.sees("status"), @"
+    1 tenant, 1 pool, instances: 1 running
+    memory 133 MiB of SIZE, 1 vCPU on N CPUs, disk SIZE free
+    1 of them simulated: they run no guest
+    ");
+    snapshot!(terminal.sees_json("status"), @r#"
+    {
+      "instances": {
+        "running": 1
+      },
+      "node": {
+        "cpus": N,
+        "disk_floor_mib": 256,
+        "disk_free_mib": N,
+        "instances": 1,
+        "max_vms": 4000,
+        "mem_limit_mib": N,
+        "mem_used_mib": 133,
+        "node_id": "node-ID",
+        "pools": 1,
+        "tenants": 1,
+        "vcpus_used": 1,
+        "vms": 1
+      },
+      "simulated": 1,
+      "unsettled": 0
+    }
+    "#);
+    snapshot!(terminal.sees("node info"), @"
+    node-ID
+      memory      what the machine has less 512 MiB
+      VMs         4000
+      disk floor  256 MiB
+      production  off
+    ");
+    snapshot!(terminal.sees("node stats"), @"
+    node-ID
+      tenants    1
+      pools      1
+      instances  1
+      VMs        1 of 4000
+      memory     133 MiB of SIZE
+      vcpus      1 on N CPUs
+      disk       SIZE free, floor 256 MiB
+    ");
+    snapshot!(terminal.sees("node set --max-vms 1 --mem-mib 4096"), @"
+    node-ID
+      memory      4096 MiB
+      VMs         1
+      disk floor  256 MiB
+      production  off
+    ");
+    snapshot!(terminal.sees_json("node info"), @r#"
+    {
+      "schema_version": 1,
+      "node_id": "node-ID",
+      "mem_limit_mib": N,
+      "mem_floor_mib": 512,
+      "max_vms": 1,
+      "disk_floor_mib": 256,
+      "labels": {},
+      "production": false
+    }
+    "#);
+    snapshot!(terminal.sees("pool scale acme/web --running 2"), @"
+    this node has no room: VMs: 1 of 1 are in use, and this needs 1 more
+      try: mvm node stats, then stop something or mvm node set
+    [exit 4]
+    ");
+    snapshot!(terminal.sees("node gc"), @"nothing to drop");
+    snapshot!(terminal.sees("node recover"), @"1 instance runs on");
+    snapshot!(terminal.sees_json("node recover"), @r#"
+    {
+      "settled": [],
+      "adopted": [
+        "acme/web/i-0f3a91c2"
+      ],
+      "reclaimed": [],
+      "network": []
+    }
+    "#);
+}
+
+#[test]
+fn production_refuses_what_is_only_for_trying_out() {
+    let Some(terminal) = Terminal::with_pool() else { return };
+    terminal.sees("instance create acme/web");
+    terminal.sees("node set --production on");
+    snapshot!(terminal.sees("instance start acme/web/i-0f3a91c2"), @"
+    this node is in production: it does not run the simulated VMM
+      try: mvm node set --production off
+    [exit 4]
+    ");
+    snapshot!(terminal.sees("pool create acme/other --vmm sim"), @"
+    this node is in production: it takes neither the simulated VMM nor --insecure
+    [exit 4]
+    ");
+    snapshot!(terminal.sees("node set --production maybe"), @"
+    error: invalid value 'maybe' for '--production <on|off>'
+      [possible values: on, off]
+
+    For more information, try '--help'.
+    [exit 2]
+    ");
+}
+
+#[test]
+fn a_killed_start_is_settled_and_said() {
+    let Some(terminal) = Terminal::with_pool() else { return };
+    terminal.sees("instance create acme/web");
+    terminal.sandbox.run_with("instance start acme/web/i-0f3a91c2", "start.spawn");
+    snapshot!(terminal.sees("status"), @"
+    1 tenant, 1 pool, instances: 1 ready
+    memory 133 MiB of SIZE, 1 vCPU on N CPUs, disk SIZE free
+    1 to settle        next: mvm node recover
+    ");
+    snapshot!(terminal.sees("node recover"), @"
+    settled acme/web/i-0f3a91c2: created (a start was cut off and rolled back)
+    0 instances run on
+    ");
+    snapshot!(terminal.sees("instance why acme/web/i-0f3a91c2"), @"
+    acme/web/i-0f3a91c2 is ready: it was made and never started
+    you can: start, destroy
+    ");
+}
+
+#[test]
+fn vmm_versions() {
+    let Some(terminal) = Terminal::new() else { return };
+    snapshot!(terminal.sees("vmm list"), @"none installed; the one on PATH is installed at first use        next: mvm vmm install FILE");
+    snapshot!(terminal.sees_json("vmm list"), @"[]");
+    snapshot!(terminal.sees("vmm default 9.9.9"), @"
+    Firecracker 9.9.9 is not installed; there are: 
+      try: mvm vmm list
+    [exit 3]
+    ");
+    snapshot!(terminal.sees("vmm install /bin/true"), @r#"
+    /bin/true is not a Firecracker: it says "true (GNU coreutils) 9.1"
+    [exit 1]
+    "#);
+    snapshot!(terminal.sees("vmm install /none"), @"
+    /none is not a Firecracker: cannot run /none
+    [exit 1]
+    ");
+    snapshot!(terminal.sees("vmm gc"), @"every version is needed");
+}
+
+#[test]
+fn doctor_names_each_thing_that_it_looked_at() {
+    let Some(terminal) = Terminal::new() else { return };
+    let report: serde_json::Value = serde_json::from_str(&terminal.sees_json("doctor")).expect("JSON");
+    let names: Vec<_> =
+        report["checks"].as_array().expect("checks").iter().map(|c| c["name"].clone()).collect();
+    snapshot!(serde_json::json!(names).to_string(), @r#"["root","kvm","tun","firecracker","nft","mke2fs","cgroups","reflinks","neighbours","br_netfilter","conntrack","nofile","subuid","overcommit"]"#);
+}
