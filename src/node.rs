@@ -7,8 +7,10 @@ use serde::Serialize;
 use crate::{
     infra::config::Roots,
     net::NetError,
+    security::audit,
     store::{self, Lock, Sharing, StoreError},
     vm::{
+        fleet,
         instance::{
             self,
             config::Instance,
@@ -19,6 +21,7 @@ use crate::{
         naming::{InstancePath, Slot},
         pool::{
             self,
+            artifacts::Artifacts,
             config::{Pool, VmmKind},
             lifecycle::{self as pools, PoolError},
         },
@@ -81,18 +84,10 @@ pub struct Stats {
 pub fn stats(roots: &Roots) -> Result<Stats, StoreError> {
     let node = NodeConfig::load(roots)?;
     let used = room::reserved(roots)?.iter().fold(Use::default(), |sum, (_, one)| sum.plus(*one));
-    let tenants = tenant::config::ids(roots)?;
-    let (mut pools, mut instances) = (0, 0);
-    for tenant in &tenants {
-        for path in pool::config::paths(roots, tenant)? {
-            pools += 1;
-            instances += instance::config::paths(roots, &path)?.len();
-        }
-    }
     Ok(Stats {
-        tenants: tenants.len(),
-        pools,
-        instances,
+        tenants: tenant::config::ids(roots)?.len(),
+        pools: fleet::pools(roots, None)?.len(),
+        instances: fleet::instances(roots)?.len(),
         vms: used.vms,
         max_vms: node.max_vms,
         mem_used_mib: used.mem_mib + u64::from(used.vms) * room::VMM_OVERHEAD_MIB,
@@ -116,65 +111,98 @@ pub struct Recovered {
     pub reclaimed: Vec<String>,
     /// What was repaired in the kernel's network.
     pub network: Vec<String>,
+    /// What could not be settled, and why: a damaged file, for example. Everything else was gone on with.
+    pub failed: Vec<String>,
 }
 
 /// Settles every intent, adopts what runs, and reclaims what belongs to nobody: files of killed writers, leases,
-/// reservations, VMMs and their directories, TAPs, rules. What somebody works on at this moment is left to them.
+/// reservations, VMMs and their directories, TAPs, rules, locks. What somebody works on at this moment is left to them.
 ///
 /// # Errors
-/// The first thing that cannot be settled; calling it again goes on from there.
+/// When there is no permission, or the state of the node itself cannot be read.
 pub fn recover(operator: &mut Operator) -> Result<Recovered, NodeError> {
     let mut recovered = Recovered::default();
     let roots = operator.roots.clone();
     operator.net()?;
-    settle_all(operator, &mut recovered)?;
+    sweep(&roots, &mut recovered)?;
+    for path in fleet::instances(&roots)? {
+        if let Err(error) = settle_one(operator, &path, &mut recovered) {
+            recovered.failed.push(format!("{path}: {error}"));
+        }
+    }
     reclaim_leases(operator, &mut recovered)?;
     reclaim_slots(operator, &mut recovered)?;
+    for tenant in tenant::config::ids(&roots)? {
+        let folder = tenant::config::folder(&roots, &tenant);
+        match audit::close_cut_off(&roots, tenant.as_ref(), &folder) {
+            Ok(0) => {}
+            Ok(number) => recovered.settled.push(format!("{tenant}: {number} open lines of its audit log")),
+            Err(error) => recovered.failed.push(format!("{tenant}: {error}")),
+        }
+    }
     {
         let _lock = wiring::lock(&roots, Sharing::Exclusive)?;
         let desired = wiring::desired(&roots)?;
         recovered.network = operator.net()?.repair(&desired)?;
     }
-    let swept = store::sweep(&roots.root)?
-        + store::sweep(&roots.root.join("run"))?
-        + store::sweep(&roots.vmm_versions())?;
-    note_swept(&mut recovered, swept, "the root");
+    remove_stale_locks(&roots)?;
     Ok(recovered)
 }
 
-fn note_swept(recovered: &mut Recovered, count: usize, place: &str) {
-    if count > 0 {
-        recovered.reclaimed.push(format!("{count} unfinished files of killed commands in {place}"));
+/// Removes what killed commands left unfinished; the names say whose it was.
+fn sweep(roots: &Roots, recovered: &mut Recovered) -> Result<(), StoreError> {
+    let mut folders = vec![
+        roots.root.clone(),
+        roots.root.join("run"),
+        roots.vmm_versions(),
+        roots.tenants(),
+        kept_audit_logs(roots),
+    ];
+    for tenant in tenant::config::ids(roots)? {
+        folders.push(tenant::config::folder(roots, &tenant));
+        folders.push(leases::folder(roots, &tenant));
+        folders.push(pool::config::pools_folder(roots, &tenant));
     }
+    for pool in fleet::pools(roots, None)? {
+        folders.push(pool::config::folder(roots, &pool));
+        folders.push(instance::config::instances_folder(roots, &pool));
+        folders.extend(Artifacts::of(roots, &pool).folders());
+    }
+    for path in fleet::instances(roots)? {
+        let folder = instance::config::folder(roots, &path);
+        folders.push(folder.join("volumes"));
+        folders.push(folder);
+    }
+    for folder in folders {
+        let count = store::sweep(&folder)?;
+        if count > 0 {
+            let place = folder.strip_prefix(&roots.root).unwrap_or(&folder).display().to_string();
+            recovered.reclaimed.push(format!("{count} unfinished files of killed commands in {place}/"));
+        }
+    }
+    Ok(())
 }
 
-fn settle_all(operator: &mut Operator, recovered: &mut Recovered) -> Result<(), NodeError> {
-    let roots = operator.roots.clone();
-    {
-        let _lock = room::lock(&roots)?;
-        note_swept(recovered, store::sweep(&roots.tenants())?, "tenants");
-    }
-    for tenant in tenant::config::ids(&roots)? {
-        {
-            let _lock = lock_tenant(&roots, &tenant)?;
-            let mut swept = store::sweep(&tenant::config::folder(&roots, &tenant))?;
-            swept +=
-                store::sweep(&pool::config::pools_folder(&roots, &tenant))? + leases::sweep(&roots, &tenant)?;
-            for path in pool::config::paths(&roots, &tenant)? {
-                swept += store::sweep(&pool::config::folder(&roots, &path))?;
-                swept += store::sweep(&instance::config::instances_folder(&roots, &path))?;
+/// Locks of things that are no more, which nobody holds. Whoever waits for one finds out and takes a new one.
+fn remove_stale_locks(roots: &Roots) -> Result<(), StoreError> {
+    for name in store::names(&roots.lock_file(""), |_| true)? {
+        let there = match name.split('.').collect::<Vec<_>>()[..] {
+            ["tenant" | "audit", tenant] => roots.tenants().join(tenant).exists(),
+            ["pool" | "scale", tenant, pool] => {
+                roots.tenants().join(tenant).join("pools").join(pool).exists()
             }
-            note_swept(recovered, swept, tenant.as_ref());
-        }
-        for pool in pool::config::paths(&roots, &tenant)? {
-            {
-                let _lock = pools::lock(&roots, &pool, Sharing::Exclusive)?;
-                let swept = pool::artifacts::Artifacts::of(&roots, &pool).sweep()?;
-                note_swept(recovered, swept, &pool.to_string());
-            }
-            for path in instance::config::paths(&roots, &pool)? {
-                settle_one(operator, &path, recovered)?;
-            }
+            ["instance", tenant, pool, instance] => roots
+                .tenants()
+                .join(tenant)
+                .join("pools")
+                .join(pool)
+                .join("instances")
+                .join(instance)
+                .exists(),
+            _ => true,
+        };
+        if !there && let Some(lock) = Lock::try_take(&roots.lock_file(&name))? {
+            lock.remove();
         }
     }
     Ok(())
@@ -189,14 +217,14 @@ fn settle_one(
     let Some(instance) = store::read_if_there::<Instance>(&instance::config::file(&roots, path))? else {
         return Ok(());
     };
-    store::sweep(&instance::config::folder(&roots, path))?;
-    store::sweep(&instance::config::folder(&roots, path).join("volumes"))?;
     let before = instance.generation;
     match lifecycle::settle(operator, instance)? {
         None => recovered.settled.push(format!("{path}: what was left of it is gone")),
         Some(instance) if instance.generation != before => {
+            let has_revision = Artifacts::of(&roots, &path.pool_path()).current()?.is_some();
+            let state = lifecycle::effective_state(&instance, has_revision);
             let why = instance.last_exit.map(|exit| exit.why).unwrap_or_default();
-            recovered.settled.push(format!("{path}: {} ({why})", instance.status));
+            recovered.settled.push(format!("{path}: {state} ({why})"));
         }
         Some(instance) if instance.status.has_vmm() => recovered.adopted.push(path.clone()),
         Some(_) => {}
@@ -236,11 +264,16 @@ fn reclaim_slots(operator: &mut Operator, recovered: &mut Recovered) -> Result<(
                 let Some(lock) = lifecycle::try_lock(&roots, path)? else {
                     continue;
                 };
-                let instance = store::read_if_there::<Instance>(&instance::config::file(&roots, path))?;
-                if instance.is_some_and(|instance| instance.vmm_is_alive(&boot_id)) {
+                // Somebody may have given the slot back, and another one taken it, since the leases were read.
+                if !leases::is_held_by(&roots, path, slot.offset)? {
                     continue;
                 }
-                Some(lock)
+                match store::read_if_there::<Instance>(&instance::config::file(&roots, path)) {
+                    Ok(Some(instance)) if instance.vmm_is_alive(&boot_id) => continue,
+                    Ok(_) => Some(lock),
+                    // What a record that cannot be read says of its VMM is not known: it is left alone.
+                    Err(_) => continue,
+                }
             }
             None => match tenants.iter().find(|tenant| tenant.network.tenant_net_id == slot.net_id) {
                 Some(tenant) => {
@@ -268,14 +301,13 @@ fn reclaim_slots(operator: &mut Operator, recovered: &mut Recovered) -> Result<(
 pub fn collect(operator: &Operator) -> Result<Vec<String>, NodeError> {
     let roots = &operator.roots;
     let mut dropped = Vec::new();
-    for tenant in tenant::config::all(roots)? {
-        for path in pool::config::paths(roots, &tenant.tenant_id)? {
-            for revision in pools::collect(operator, &path)? {
-                dropped.push(format!("revision {} of {path}", revision.short()));
-            }
-            for instance in instance::config::paths(roots, &path)? {
-                logs::cut(&logs::folder(roots, &instance), u64::from(tenant.quotas.log_mib.max(1)) << 20)?;
-            }
+    for pool in fleet::pools(roots, None)? {
+        for revision in pools::collect(operator, &pool)? {
+            dropped.push(format!("revision {} of {pool}", revision.short()));
+        }
+        let (tenant, _) = lifecycle::load_pool(roots, &pool)?;
+        for instance in instance::config::paths(roots, &pool)? {
+            logs::cut(roots, &instance, tenant.quotas.log_mib)?;
         }
     }
     dropped.extend(collect_vmms(roots)?.into_iter().map(|version| format!("Firecracker {version}")));
@@ -289,15 +321,13 @@ pub fn collect(operator: &Operator) -> Result<Vec<String>, NodeError> {
 /// When the state cannot be read, or a version not removed.
 pub fn collect_vmms(roots: &Roots) -> Result<Vec<String>, StoreError> {
     let mut needed = BTreeSet::new();
-    for tenant in tenant::config::ids(roots)? {
-        for path in pool::config::paths(roots, &tenant)? {
-            needed.extend(Pool::load(roots, &path)?.vmm_version);
-            for path in instance::config::paths(roots, &path)? {
-                let instance = store::read_if_there::<Instance>(&instance::config::file(roots, &path))?;
-                let vmm = instance.and_then(|instance| instance.vmm);
-                needed.extend(vmm.filter(|vmm| vmm.kind == VmmKind::Firecracker).map(|vmm| vmm.version));
-            }
-        }
+    for pool in fleet::pools(roots, None)? {
+        needed.extend(Pool::load(roots, &pool)?.vmm_version);
+    }
+    for path in fleet::instances(roots)? {
+        let instance = store::read_if_there::<Instance>(&instance::config::file(roots, &path))?;
+        let vmm = instance.and_then(|instance| instance.vmm);
+        needed.extend(vmm.filter(|vmm| vmm.kind == VmmKind::Firecracker).map(|vmm| vmm.version));
     }
     let installed = install::list(roots)?;
     let newest = installed.last().map(|one| one.version.clone());

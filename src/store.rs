@@ -161,8 +161,7 @@ pub fn write<T: Serialize>(path: &Path, value: &T) -> Result<(), StoreError> {
 /// The old content stays where anything fails.
 pub fn replace(path: &Path, bytes: &[u8], durability: Durability) -> Result<(), StoreError> {
     let folder = path.parent().unwrap_or(Path::new("/"));
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let temporary = folder.join(format!(".{name}.{}.tmp", std::process::id()));
+    let temporary = unfinished(path);
     let written = (|| {
         let mut file =
             OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
@@ -226,35 +225,46 @@ fn gone(removed: io::Result<()>) -> io::Result<()> {
     }
 }
 
+/// Where something is made, whole, before it is renamed to `path`: beside it, under a name that tells [`sweep`] whose it
+/// is.
+pub fn unfinished(path: &Path) -> PathBuf {
+    hidden(path, NEW)
+}
+
+const NEW: &str = ".new-";
+const GONE: &str = ".gone-";
+
+fn hidden(path: &Path, mark: &str) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!("{mark}{name}.{}", std::process::id()))
+}
+
 /// Takes a folder away at once, by renaming it to a hidden name, and then removes it. What a kill leaves behind in
-/// between begins with `.gone-` and is swept by [`sweep`].
+/// between is removed by [`sweep`].
 ///
 /// # Errors
 /// When the operating system refuses.
 pub fn vanish(path: &Path) -> Result<(), StoreError> {
-    let folder = path.parent().unwrap_or(Path::new("/"));
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let hidden = folder.join(format!(".gone-{name}-{}", std::process::id()));
+    let hidden = hidden(path, GONE);
     gone(fs::rename(path, &hidden)).map_err(StoreError::io("rename", path))?;
-    sync_folder(folder)?;
+    sync_folder(path.parent().unwrap_or(Path::new("/")))?;
     failpoint::hit("vanish", "hidden").map_err(StoreError::io("remove", path))?;
     remove_folder(&hidden)
 }
 
-/// Removes what an earlier, killed process left in a folder: `.gone-*`, `.new-*` and `.*.tmp`. The caller holds the lock
-/// under which such things are made there. Returns how many there were.
+/// Removes what processes that are no more left unfinished in a folder. Returns how many such things there were.
 ///
 /// # Errors
 /// When the operating system refuses.
 pub fn sweep(folder: &Path) -> Result<usize, StoreError> {
     let mut swept = 0;
-    for name in names(folder, |name| {
-        name.starts_with(".gone-")
-            || name.starts_with(".new-")
-            || (name.starts_with('.') && name.ends_with(".tmp"))
-    })? {
+    for name in names(folder, |name| [NEW, GONE].iter().any(|mark| name.starts_with(mark)))? {
+        let owner = name.rsplit_once('.').and_then(|(_, pid)| pid.parse().ok());
+        if owner.is_some_and(is_alive) {
+            continue;
+        }
         let path = folder.join(name);
-        if path.is_dir() {
+        if path.is_dir() && !path.is_symlink() {
             remove_folder(&path)?
         } else {
             remove_file(&path)?
@@ -262,6 +272,11 @@ pub fn sweep(folder: &Path) -> Result<usize, StoreError> {
         swept += 1;
     }
     Ok(swept)
+}
+
+/// Is there a process of that number? One that was given a dead one's number keeps that one's leftovers, for a while.
+fn is_alive(pid: u32) -> bool {
+    Path::new("/proc").join(pid.to_string()).exists()
 }
 
 /// The sorted names in a folder that `wanted` accepts; none where the folder does not exist.
@@ -392,9 +407,11 @@ fn is_same_file(file: &File, path: &Path) -> bool {
 fn holder(path: &Path) -> String {
     let mut text = String::new();
     let read = File::open(path).and_then(|file| file.take(500).read_to_string(&mut text));
+    let signed_by = || text.strip_prefix("pid ")?.split(' ').next()?.parse().ok();
     match read {
-        Ok(length) if length > 0 => text.trim().escape_debug().to_string(),
-        _ => "a process that did not sign".to_owned(),
+        // Who only reads does not sign, and a signature stays when its writer is gone.
+        Ok(_) if signed_by().is_some_and(is_alive) => text.trim().escape_debug().to_string(),
+        _ => "a process that reads it".to_owned(),
     }
 }
 
@@ -473,8 +490,12 @@ mod tests {
         vanish(&dir.path().join("a")).unwrap();
         vanish(&dir.path().join("a")).unwrap();
         assert!(names(dir.path(), |_| true).unwrap().is_empty());
-        fs::create_dir(dir.path().join(".gone-b-1")).unwrap();
-        fs::write(dir.path().join(".c.json.1.tmp"), "").unwrap();
+        // No process has such a number.
+        fs::create_dir(dir.path().join(".gone-b.4194305")).unwrap();
+        fs::write(dir.path().join(".new-c.json.4194305"), "").unwrap();
+        let own = unfinished(&dir.path().join("d"));
+        fs::write(&own, "").unwrap();
         assert_eq!(sweep(dir.path()).unwrap(), 2);
+        assert!(own.exists(), "who lives is still at it");
     }
 }

@@ -266,6 +266,14 @@ pub fn mib(mib: u64) -> String {
     }
 }
 
+/// A data disk, for people.
+pub fn data_disk(size_mib: u64) -> String {
+    match size_mib {
+        0 => "no data disk".to_owned(),
+        size => format!("{} data disk", mib(size)),
+    }
+}
+
 /// A number of bytes, for people.
 pub fn bytes(bytes: u64) -> String {
     match bytes {

@@ -51,6 +51,8 @@ pub struct Actor {
     pub uid: u32,
     /// How they asked: `cli`.
     pub via: String,
+    /// The process that did it.
+    pub pid: u32,
 }
 
 /// What the environment says.
@@ -117,7 +119,7 @@ impl Roots {
             lock_timeout: Duration::from_millis(environment.lock_timeout_ms.unwrap_or(30_000)),
             firecracker_bin: environment.firecracker_bin.clone(),
             jailer_bin: environment.jailer_bin.clone(),
-            actor: Actor { uid: environment.uid, via: "cli".into() },
+            actor: Actor { uid: environment.uid, via: "cli".into(), pid: std::process::id() },
             fixed_clock: environment.fixed_clock.filter(|_| throw_away),
             fixed_ids: environment.fixed_ids.filter(|_| throw_away),
         })

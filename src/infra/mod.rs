@@ -3,3 +3,4 @@
 pub mod config;
 pub mod failpoint;
 pub mod shell;
+pub mod watch;

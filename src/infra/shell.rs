@@ -50,6 +50,11 @@ pub enum ShellError {
 /// The search path of the programs that mvm runs.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// Where a program of the host is, if it is there.
+pub fn find(program: &str) -> Option<PathBuf> {
+    PATH.split(':').map(|folder| Path::new(folder).join(program)).find(|path| path.is_file())
+}
+
 /// Runs a program to its end and returns its stdout.
 ///
 /// # Errors
@@ -149,6 +154,7 @@ pub fn spawn_detached<S: AsRef<OsStr>>(
         .args(arguments)
         .env_clear()
         .env("PATH", PATH)
+        .env("TZ", "UTC")
         .current_dir(directory)
         .stdin(Stdio::null())
         .stdout(log)

@@ -127,6 +127,14 @@ impl Net {
         Ok(())
     }
 
+    /// Are all of mvm's tables there?
+    ///
+    /// # Errors
+    /// [`NetError::Foreign`] where a table of that name is somebody else's.
+    pub fn has_tables(&mut self) -> Result<bool, NetError> {
+        Ok(self.check_tables()? == rules::TABLES.len())
+    }
+
     /// How many of the tables are there. A table of that name that somebody else made is an error.
     fn check_tables(&mut self) -> Result<usize, NetError> {
         let tables = elements::tables(&mut self.netfilter)?;
@@ -219,17 +227,26 @@ impl Net {
         conntrack::flush(&mut self.netfilter, lease.ip)
     }
 
-    /// Gives a lease another egress policy, and ends the flows that the old one let out.
+    /// Gives leases their egress policy where they have another one, and ends the flows that the old one let out.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn update_egress(&mut self, lease: &Lease) -> Result<(), NetError> {
-        let chain = rules::egress(&lease.egress);
-        if !chain.is_empty() {
-            load(&chain)?;
+    pub fn update_egress(&mut self, leases: &[Lease]) -> Result<(), NetError> {
+        let there = elements::dump(&mut self.netfilter, elements::INET, "egress")?.unwrap_or_default();
+        let there: HashSet<_> = there.into_iter().collect();
+        for lease in leases {
+            let element = rules::egress_element(lease);
+            if there.contains(&(element.key_bytes(), element.value_bytes())) {
+                continue;
+            }
+            let chain = rules::egress(&lease.egress);
+            if !chain.is_empty() {
+                load(&chain)?;
+            }
+            elements::replace(&mut self.netfilter, &[element])?;
+            conntrack::flush(&mut self.netfilter, lease.ip)?;
         }
-        elements::replace(&mut self.netfilter, &[rules::egress_element(lease)])?;
-        conntrack::flush(&mut self.netfilter, lease.ip)
+        Ok(())
     }
 
     /// Makes a slot's TAP, down and off the bridge.

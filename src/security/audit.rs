@@ -7,6 +7,7 @@
 use std::{
     fs::{File, OpenOptions},
     io::{BufRead, BufReader, Read, Seek, SeekFrom, Write},
+    net::Ipv4Addr,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
@@ -57,16 +58,58 @@ pub struct Entry {
     /// The revision, where one is involved.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<String>,
-    /// What else there is to say: limits, network identity, the error.
+    /// What it may use.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<Limits>,
+    /// Who it is on the network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<Network>,
+    /// A hash of everything that its VMM was told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config_hash: Option<String>,
+    /// What else there is to say: the error, for example.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
+}
+
+/// What an instance may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// vCPUs.
+    pub vcpus: u32,
+    /// Memory, in MiB.
+    pub mem_mib: u64,
+    /// Its data disk, in MiB.
+    pub data_disk_mib: u64,
+}
+
+/// Who an instance is on the network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Network {
+    /// Its TAP.
+    pub tap_dev: String,
+    /// Its MAC.
+    pub mac: String,
+    /// Its address.
+    pub guest_ip: Ipv4Addr,
 }
 
 impl Entry {
     /// An entry without states.
     pub fn new(what: impl Into<String>, path: impl ToString, phase: Phase) -> Self {
         let (what, path) = (what.into(), path.to_string());
-        Self { what, path, phase, from: None, to: None, revision: None, detail: None }
+        Self {
+            what,
+            path,
+            phase,
+            from: None,
+            to: None,
+            revision: None,
+            limits: None,
+            network: None,
+            config_hash: None,
+            detail: None,
+        }
     }
 }
 
@@ -254,6 +297,29 @@ pub fn records(folder: &Path, from: u64) -> Result<(Vec<Record>, u64), StoreErro
     Ok((records, from + whole as u64))
 }
 
+/// Writes an outcome for each intent whose process is no more and that has none: what was cut off between its last effect
+/// and its last line. Returns how many there were.
+///
+/// # Errors
+/// When the log cannot be read or written.
+pub fn close_cut_off(roots: &Roots, tenant: &str, folder: &Path) -> Result<usize, AuditError> {
+    let mut open: Vec<Record> = Vec::new();
+    for record in records(folder, 0)?.0 {
+        let entry = &record.entry;
+        open.retain(|one| (&one.entry.what, &one.entry.path) != (&entry.what, &entry.path));
+        if entry.phase == Phase::Intent {
+            open.push(record);
+        }
+    }
+    open.retain(|record| !Path::new("/proc").join(record.who.pid.to_string()).exists());
+    for record in &open {
+        let mut entry = Entry::new(&record.entry.what, &record.entry.path, Phase::Recovered);
+        entry.detail = Some("it was cut off, and nothing of it is open any more".into());
+        append(roots, tenant, folder, entry)?;
+    }
+    Ok(open.len())
+}
+
 /// Reads `audit.head`.
 ///
 /// # Errors
@@ -276,6 +342,10 @@ pub fn verify(folder: &Path) -> Result<u64, AuditError> {
         Err(source) => return Err(StoreError::io("open", &path)(source).into()),
     };
     let (mut count, mut last) = (0, head_at_start().hash);
+    // Without a head nothing tells a whole log from one that was cut.
+    if head.count == 0 && file.metadata().map_err(StoreError::io("look at", &path))?.len() > 0 {
+        return Err(broken(1, "there is a log, and no head beside it"));
+    }
     let mut head_seen = head.count == 0;
     let mut reader = BufReader::new(file);
     let mut bytes = Vec::new();

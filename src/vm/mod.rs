@@ -3,6 +3,8 @@
 pub mod naming;
 
 #[cfg(target_os = "linux")]
+pub mod fleet;
+#[cfg(target_os = "linux")]
 pub mod instance;
 #[cfg(target_os = "linux")]
 pub mod pool;

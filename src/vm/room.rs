@@ -9,7 +9,11 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     naming::{NetId, Slot},
-    tenant::quota::{Exceeded, Quotas, Use, within},
+    pool::{self, artifacts::Artifacts},
+    tenant::{
+        config::Tenant,
+        quota::{Exceeded, Use, within},
+    },
 };
 use crate::{
     infra::config::Roots,
@@ -96,10 +100,14 @@ pub enum RoomError {
         exceeded: Exceeded,
     },
     /// The disk is nearly full.
-    #[error("{free_mib} MiB are free under {root}, and the node keeps {floor_mib} MiB free")]
+    #[error(
+        "{free_mib} MiB are free under {root}; this needs {needed_mib}, and the node keeps {floor_mib} MiB free"
+    )]
     Disk {
         /// Free space, in MiB.
         free_mib: u64,
+        /// What was to be written, in MiB.
+        needed_mib: u64,
         /// The floor, in MiB.
         floor_mib: u64,
         /// Where.
@@ -153,21 +161,17 @@ pub fn used_by(reserved: &[(Slot, Use)], net_id: NetId) -> Use {
 ///
 /// # Errors
 /// [`RoomError`] says what is lacking.
-pub fn reserve(
-    roots: &Roots,
-    tenant: &str,
-    quotas: &Quotas,
-    slot: Slot,
-    wanted: Use,
-) -> Result<(), RoomError> {
+pub fn reserve(roots: &Roots, tenant: &Tenant, slot: Slot, wanted: Use) -> Result<(), RoomError> {
     let node = NodeConfig::load(roots)?;
-    check_disk(roots, &node)?;
+    check_disk(roots, &node, 0)?;
     let machine = memory_total_mib();
     let _lock = lock(roots)?;
     let others: Vec<_> = reserved(roots)?.into_iter().filter(|(other, _)| *other != slot).collect();
-    quotas
-        .admit(used_by(&others, slot.net_id), wanted)
-        .map_err(|exceeded| RoomError::Quota { tenant: tenant.to_owned(), exceeded })?;
+    let used = used_by(&others, slot.net_id).plus(revisions(roots, tenant)?);
+    tenant
+        .quotas
+        .admit(used, wanted)
+        .map_err(|exceeded| RoomError::Quota { tenant: tenant.tenant_id.to_string(), exceeded })?;
     let all = others.iter().fold(Use::default(), |sum, (_, one)| sum.plus(*one));
     let overhead = |u: Use| u.mem_mib.saturating_add(u64::from(u.vms) * VMM_OVERHEAD_MIB);
     within("VMs", all.vms.into(), 1, node.max_vms.into())
@@ -180,6 +184,40 @@ pub fn reserve(
     // Not synced: after a power cut no VMM runs, and `node recover` drops what is left over.
     std::fs::write(&file, b"").map_err(StoreError::io("create", &file))?;
     Ok(())
+}
+
+/// Lets a slot's reservation, where it has one, take more disk.
+///
+/// # Errors
+/// [`RoomError`] says what is lacking.
+pub fn enlarge(roots: &Roots, tenant: &Tenant, slot: Slot, more_mib: u64) -> Result<(), RoomError> {
+    match reserved(roots)?.into_iter().find(|(other, _)| *other == slot) {
+        Some((_, mut wanted)) => {
+            wanted.disk_mib = wanted.disk_mib.saturating_add(more_mib);
+            reserve(roots, tenant, slot, wanted)
+        }
+        None => Ok(()),
+    }
+}
+
+/// What the revisions of a tenant's pools take of its disk quota.
+///
+/// # Errors
+/// When a manifest cannot be read.
+pub fn revisions(roots: &Roots, tenant: &Tenant) -> Result<Use, StoreError> {
+    let mut bytes = 0_u64;
+    for pool in pool::config::paths(roots, &tenant.tenant_id)? {
+        let artifacts = Artifacts::of(roots, &pool);
+        for revision in artifacts.all()? {
+            // One that is collected at this moment takes nothing any more.
+            match artifacts.manifest(&revision) {
+                Ok(manifest) => bytes = bytes.saturating_add(manifest.size_bytes()),
+                Err(StoreError::Missing { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    Ok(Use { disk_mib: bytes.div_ceil(1 << 20), ..Use::default() })
 }
 
 /// Gives a slot's reservation back; it is well when there is none.
@@ -200,17 +238,17 @@ fn release_unlocked(roots: &Roots, slot: Slot) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Is there more free space than the node's floor?
+/// Is there more free space than the node's floor, after `needed_mib` were written?
 ///
 /// # Errors
 /// [`RoomError::Disk`] where there is not.
-pub fn check_disk(roots: &Roots, node: &NodeConfig) -> Result<(), RoomError> {
+pub fn check_disk(roots: &Roots, node: &NodeConfig, needed_mib: u64) -> Result<(), RoomError> {
     let free_mib = free_mib(&roots.root)?;
-    if free_mib >= node.disk_floor_mib {
+    if free_mib >= node.disk_floor_mib.saturating_add(needed_mib) {
         return Ok(());
     }
     let root = roots.root.display().to_string();
-    Err(RoomError::Disk { free_mib, floor_mib: node.disk_floor_mib, root })
+    Err(RoomError::Disk { free_mib, needed_mib, floor_mib: node.disk_floor_mib, root })
 }
 
 /// Free space where a path lies, in MiB.

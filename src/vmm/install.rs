@@ -27,7 +27,7 @@ pub enum InstallError {
     #[error("there is no Firecracker: none is installed, FIRECRACKER_BIN is not set, and none is on PATH")]
     None,
     /// That version is not installed.
-    #[error("Firecracker {version} is not installed; there are: {installed}")]
+    #[error("Firecracker {version} is not installed; {installed}")]
     NoSuchVersion {
         /// The version.
         version: String,
@@ -129,7 +129,13 @@ pub fn firecracker(roots: &Roots, version: Option<&str>) -> Result<Program, Inst
 }
 
 fn no_such(version: Option<&str>, installed: Vec<Installed>) -> InstallError {
-    let installed = installed.into_iter().map(|one| one.version).collect::<Vec<_>>().join(", ");
+    let installed = match &installed[..] {
+        [] => "none is".to_owned(),
+        some => {
+            let versions: Vec<&str> = some.iter().map(|one| one.version.as_str()).collect();
+            format!("there are {}", versions.join(", "))
+        }
+    };
     InstallError::NoSuchVersion { version: version.unwrap_or_default().to_owned(), installed }
 }
 
@@ -177,7 +183,7 @@ pub fn install(roots: &Roots, firecracker: &Path, jailer: Option<&Path>) -> Resu
     let name = format!("{version}-{arch}");
     let place = folder.join(&name);
     if !place.join("firecracker").exists() {
-        let new = folder.join(format!(".new-{name}"));
+        let new = store::unfinished(&place);
         store::make_folder(&new)?;
         for (program, from) in [("firecracker", Some(firecracker)), ("jailer", jailer)] {
             let Some(from) = from else { continue };

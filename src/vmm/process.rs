@@ -17,7 +17,10 @@ use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
 };
 
-use super::client::{API_SOCKET, LOG, VmmError};
+use super::{
+    client::{API_SOCKET, LOG, VmmError},
+    install::SIM_ARGUMENT,
+};
 use crate::infra::shell::{self, ShellError};
 
 /// A program to run as VMM.
@@ -62,7 +65,9 @@ pub fn spawn(program: &Program, directory: &Path, id: &str) -> Result<Vmm, Shell
     let child = shell::spawn_detached(&program.path, arguments, directory, log)?;
     let pid = child.id().cast_signed();
     match (handle(pid), stat(pid)) {
-        (Some(pidfd), Some((start_time, _))) => Ok(Vmm { identity: Identity { pid, start_time }, pidfd }),
+        (Some(pidfd), Some(Stat { start_time, .. })) => {
+            Ok(Vmm { identity: Identity { pid, start_time }, pidfd })
+        }
         _ => Err(wrap(io::Error::other("it ended at once"))),
     }
 }
@@ -71,44 +76,80 @@ fn handle(pid: i32) -> Option<OwnedFd> {
     pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()
 }
 
-/// Start time and state letter of a process, from `/proc/<pid>/stat`.
-fn stat(pid: i32) -> Option<(u64, u8)> {
+/// What `/proc/<pid>/stat` says of a process.
+struct Stat {
+    state: u8,
+    /// In clock ticks since boot.
+    start_time: u64,
+    /// In clock ticks.
+    cpu_time: u64,
+    /// In pages.
+    resident: u64,
+}
+
+fn stat(pid: i32) -> Option<Stat> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name in parentheses may hold anything: what follows the last one is fixed.
     let (_, rest) = text.rsplit_once(") ")?;
     let fields: Vec<&str> = rest.split(' ').collect();
-    Some((fields.get(19)?.parse().ok()?, *fields.first()?.as_bytes().first()?))
+    let number = |index: usize| fields.get(index)?.parse::<u64>().ok();
+    Some(Stat {
+        state: *fields.first()?.as_bytes().first()?,
+        start_time: number(19)?,
+        cpu_time: number(11)? + number(12)?,
+        resident: number(21)?,
+    })
+}
+
+/// The process of that identity, unless it has ended.
+fn live(identity: Identity) -> Option<Stat> {
+    stat(identity.pid).filter(|stat| stat.start_time == identity.start_time && stat.state != b'Z')
+}
+
+/// CPU time in ms, and resident memory in bytes, of the VMM with this identity.
+pub fn usage(identity: Identity) -> Option<(u64, u64)> {
+    let stat = live(identity)?;
+    let ticks_per_second = rustix::param::clock_ticks_per_second().max(1);
+    Some((stat.cpu_time * 1000 / ticks_per_second, stat.resident * rustix::param::page_size() as u64))
 }
 
 /// Finds the VMM with this identity; `None` if it has ended.
 pub fn find(identity: Identity) -> Option<Vmm> {
     let pidfd = handle(identity.pid)?;
     // The handle comes first: if the start time fits afterwards, the handle is the right process's.
-    match stat(identity.pid)? {
-        (start_time, state) if start_time == identity.start_time && state != b'Z' => {
-            Some(Vmm { identity, pidfd })
-        }
-        _ => None,
-    }
+    live(identity).map(|_| Vmm { identity, pidfd })
 }
 
 /// Is there still a VMM with this identity? Cheaper than [`find`].
 pub fn is_alive(identity: Identity) -> bool {
-    matches!(stat(identity.pid), Some((start, state)) if start == identity.start_time && state != b'Z')
+    live(identity).is_some()
 }
 
-/// Finds every process whose working directory is `directory`: the VMMs there, whoever started them.
+/// Finds the VMMs whose working directory is `directory`, whoever started them. Other programs may stand there too: a
+/// person's shell, for example.
 pub fn find_in(directory: &Path) -> Vec<Vmm> {
     all_working_directories()
         .into_iter()
-        .filter(|(_, cwd)| cwd == directory)
+        .filter(|(pid, cwd)| cwd == directory && runs_a_vmm(*pid))
         .filter_map(|(pid, _)| adopt(pid))
         .collect()
 }
 
+/// Is its executable a Firecracker, or this program in the role of the simulated one?
+fn runs_a_vmm(pid: i32) -> bool {
+    let name = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+    // A program that was replaced while it runs keeps its name with this mark.
+    let name = name.file_name().unwrap_or_default().to_string_lossy();
+    if name.trim_end_matches(" (deleted)") == "firecracker" {
+        return true;
+    }
+    let arguments = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    arguments.split(|&byte| byte == 0).nth(1) == Some(SIM_ARGUMENT.as_bytes())
+}
+
 fn adopt(pid: i32) -> Option<Vmm> {
     let pidfd = handle(pid)?;
-    let (start_time, _) = stat(pid)?;
+    let start_time = stat(pid)?.start_time;
     Some(Vmm { identity: Identity { pid, start_time }, pidfd })
 }
 
@@ -180,10 +221,15 @@ mod tests {
 
     fn sleeper(directory: &Path) -> Vmm {
         let log = File::create(directory.join("log")).unwrap();
-        let mut child = shell::spawn_detached(Path::new("/bin/sleep"), ["1000"], directory, log).unwrap();
+        let program = directory.join("firecracker");
+        std::fs::copy("/bin/sleep", &program).unwrap();
+        let mut child = shell::spawn_detached(&program, ["1000"], directory, log).unwrap();
         assert!(child.try_wait().unwrap().is_none());
         let pid = child.id().cast_signed();
-        Vmm { identity: Identity { pid, start_time: stat(pid).unwrap().0 }, pidfd: handle(pid).unwrap() }
+        Vmm {
+            identity: Identity { pid, start_time: stat(pid).unwrap().start_time },
+            pidfd: handle(pid).unwrap(),
+        }
     }
 
     #[test]
@@ -193,6 +239,12 @@ mod tests {
         let found = find_in(dir.path());
         assert_eq!(found.iter().map(|vmm| vmm.identity).collect::<Vec<_>>(), [vmm.identity]);
         assert!(find(vmm.identity).is_some());
+        let log = File::create(dir.path().join("log")).unwrap();
+        let mut bystander =
+            shell::spawn_detached(Path::new("/bin/sleep"), ["1000"], dir.path(), log).unwrap();
+        assert_eq!(find_in(dir.path()).len(), 1, "another program may stand there");
+        bystander.kill().unwrap();
+        bystander.wait().unwrap();
         let other = Identity { start_time: vmm.identity.start_time + 1, ..vmm.identity };
         assert!(find(other).is_none() && !is_alive(other), "a pid that was used again is nobody of ours");
         vmm.kill().unwrap();

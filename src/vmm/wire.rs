@@ -61,7 +61,7 @@ impl Call {
 /// vCPUs and memory.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct MachineConfig {
-    /// 1, or an even number up to 32.
+    /// 1 to 32; odd numbers too, as long as SMT is off, which is the default.
     pub vcpu_count: u32,
     /// In MiB.
     pub mem_size_mib: u64,
@@ -92,6 +92,8 @@ pub struct Drive {
     pub is_root_device: bool,
     /// Whether the guest may write.
     pub is_read_only: bool,
+    /// `Writeback`: what the guest flushes is synced. Firecracker's default drops flushes, and a power cut what they held.
+    pub cache_type: &'static str,
     /// Its limits.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rate_limiter: Option<RateLimiter>,

@@ -33,13 +33,15 @@ fn help_names_every_command() {
       man          Print the manual page, or write one page per command into a folder
 
     Options:
+      -h, --help     Print help
+      -V, --version  Print version
+
+    Options of every command:
           --root <DIR>  The folder that holds all state [default: MVM_ROOT, else /var/lib/mvm]
           --json        Print JSON
       -q, --quiet       Print only what was asked for and errors
-      -v, --verbose     Print more: steps and their times, all causes of an error
+      -v, --verbose     Print more: the steps of a start and their times
           --no-color    No colours
-      -h, --help        Print help
-      -V, --version     Print version
     [exit 2]
     ");
     snapshot!(sees("--version"), @"mvm 0.1.0");
@@ -63,12 +65,14 @@ fn help_names_every_command() {
       destroy  Destroy an instance, in any state
 
     Options:
+      -h, --help  Print help
+
+    Options of every command:
           --root <DIR>  The folder that holds all state [default: MVM_ROOT, else /var/lib/mvm]
           --json        Print JSON
       -q, --quiet       Print only what was asked for and errors
-      -v, --verbose     Print more: steps and their times, all causes of an error
+      -v, --verbose     Print more: the steps of a start and their times
           --no-color    No colours
-      -h, --help        Print help
     ");
     snapshot!(sees("pool create --help"), @"
     Make a pool
@@ -83,40 +87,25 @@ fn help_names_every_command() {
           --flake <REF>
               What is built: a flake reference
 
-          --root <DIR>
-              The folder that holds all state [default: MVM_ROOT, else /var/lib/mvm]
-
-          --json
-              Print JSON
-
           --profile <NAME>
               The flake's profile
               
               [default: minimal]
 
           --cpus <N>
-              vCPUs of an instance: 1, or an even number up to 32
+              vCPUs of an instance, 1 to 32
               
               [default: 1]
-
-      -q, --quiet
-              Print only what was asked for and errors
 
           --mem <MIB>
               Memory of an instance, in MiB
               
               [default: 512]
 
-      -v, --verbose
-              Print more: steps and their times, all causes of an error
-
           --data-disk <MIB>
               Virtual size of an instance's data disk, in MiB; 0: none
               
               [default: 1024]
-
-          --no-color
-              No colours
 
           --agent <MODE>
               Whether guests run mvm's agent
@@ -144,6 +133,22 @@ fn help_names_every_command() {
 
       -h, --help
               Print help (see a summary with '-h')
+
+    Options of every command:
+          --root <DIR>
+              The folder that holds all state [default: MVM_ROOT, else /var/lib/mvm]
+
+          --json
+              Print JSON
+
+      -q, --quiet
+              Print only what was asked for and errors
+
+      -v, --verbose
+              Print more: the steps of a start and their times
+
+          --no-color
+              No colours
     ");
 }
 
@@ -173,12 +178,14 @@ fn malformed_arguments_are_refused_with_what_was_expected() {
       audit    Show a tenant's audit log
 
     Options:
+      -h, --help  Print help
+
+    Options of every command:
           --root <DIR>  The folder that holds all state [default: MVM_ROOT, else /var/lib/mvm]
           --json        Print JSON
       -q, --quiet       Print only what was asked for and errors
-      -v, --verbose     Print more: steps and their times, all causes of an error
+      -v, --verbose     Print more: the steps of a start and their times
           --no-color    No colours
-      -h, --help        Print help
     [exit 2]
     ");
     snapshot!(sees("tenant create acme --net-id 4096 --subnet 10.240.3.0/24"), @r#"
@@ -202,7 +209,7 @@ fn malformed_arguments_are_refused_with_what_was_expected() {
     [exit 2]
     "#);
     snapshot!(sees("tenant create --json"), @r#"
-    {"error":{"code":"usage","what":"the following required arguments were not provided:","why":"","fix":"mvm --help"}}
+    {"error":{"code":"usage","what":"the following required arguments were not provided: --net-id <N> --subnet <CIDR> <TENANT>","why":"","fix":"mvm --help"}}
     [exit 2]
     "#);
 }

@@ -29,7 +29,7 @@ fn an_instance_from_create_to_destroy() {
           "mac": "02:fc:00:03:00:03",
           "guest_ip": "10.240.3.3",
           "gateway_ip": "10.240.3.1",
-          "cidr": 24,
+          "cidr": "10.240.3.0/24",
           "published": [
             "tcp:8080:80"
           ]
@@ -56,13 +56,13 @@ fn an_instance_from_create_to_destroy() {
     snapshot!(terminal.sees(&format!("instance info {PATH}")), @"
     acme/web/i-0f3a91c2
       state     running
-      network   10.240.3.3/24 via 10.240.3.1, 02:fc:00:03:00:03, tn3i3
+      network   10.240.3.3 of 10.240.3.0/24 via 10.240.3.1, 02:fc:00:03:00:03, tn3i3
       gets      1 vCPU, 128 MiB memory, 8 MiB data disk
       revision  REVISION
       vmm       sim 1.16.1, pid PID, no jail
       made      2026-01-02 03:04:05Z
       started   2026-01-02 03:04:05Z
-      receipt   start MS ms: disks MS, directory MS, tap MS, spawn MS, configure MS, boot MS, join MS
+      receipt   start MS ms: reserve MS, disks MS, directory MS, tap MS, spawn MS, configure MS, boot MS, join MS
       publishes tcp:8080:80
     ");
     snapshot!(terminal.sees_json(&format!("instance info {PATH}")), @r#"
@@ -80,7 +80,7 @@ fn an_instance_from_create_to_destroy() {
         "mac": "02:fc:00:03:00:03",
         "guest_ip": "10.240.3.3",
         "gateway_ip": "10.240.3.1",
-        "cidr": 24,
+        "cidr": "10.240.3.0/24",
         "published": [
           "tcp:8080:80"
         ]
@@ -106,6 +106,10 @@ fn an_instance_from_create_to_destroy() {
         "operation": "start",
         "total_ms": MS,
         "steps": [
+          {
+            "name": "reserve",
+            "ms": MS
+          },
           {
             "name": "disks",
             "ms": MS
@@ -176,7 +180,7 @@ fn an_instance_from_create_to_destroy() {
       "why": "stopped by uid 0"
     }
     "#);
-    snapshot!(terminal.sees(&format!("instance start {PATH} -v")), @"i-0f3a91c2 10.240.3.3 MS ms: disks MS, directory MS, tap MS, spawn MS, configure MS, boot MS, join MS  (simulated: no guest runs)");
+    snapshot!(terminal.sees(&format!("instance start {PATH} -v")), @"i-0f3a91c2 10.240.3.3 MS ms: reserve MS, disks MS, directory MS, tap MS, spawn MS, configure MS, boot MS, join MS  (simulated: no guest runs)");
     snapshot!(terminal.sees(&format!("instance stop {PATH} --force -q")), @"");
     snapshot!(terminal.sees(&format!("instance disk grow {PATH} --size 64")), @"the data disk of acme/web/i-0f3a91c2 has 64 MiB; a guest sees it at its next start");
     snapshot!(terminal.sees(&format!("instance disk grow {PATH} --size 16")), @"
@@ -190,7 +194,7 @@ fn an_instance_from_create_to_destroy() {
     ");
     snapshot!(terminal.sees(&format!("instance destroy {PATH} --yes")), @"acme/web/i-0f3a91c2 destroyed; its data disk is kept in ROOT/tenants/acme/pools/web/kept");
     snapshot!(terminal.sees(&format!("instance destroy {PATH} --yes")), @"
-    no instance of acme/web starts with i-0f3a91c2; it has none
+    no instance of acme/web starts with i-0f3a91c2; it has none yet
     [exit 3]
     ");
 }
@@ -199,17 +203,17 @@ fn an_instance_from_create_to_destroy() {
 fn what_is_not_there_is_said_with_what_is() {
     let Some(terminal) = Terminal::new() else { return };
     snapshot!(terminal.sees("instance create acme/web"), @"
-    there is no tenant acme; there is none
+    there is no tenant acme; there is none yet
     [exit 3]
     ");
     terminal.sees("tenant create acme --net-id 3 --subnet 10.240.3.0/24");
     snapshot!(terminal.sees("instance create acme/web"), @"
-    there is no pool acme/web; acme has none
+    there is no pool acme/web; acme has none yet
     [exit 3]
     ");
     terminal.sees("pool create acme/web --vmm sim --mem 128 --data-disk 0");
     snapshot!(terminal.sees("instance info acme/web/i-dead"), @"
-    no instance of acme/web starts with i-dead; it has none
+    no instance of acme/web starts with i-dead; it has none yet
     [exit 3]
     ");
     snapshot!(terminal.sees("instance create acme/web"), @"acme/web/i-0f3a91c2 10.240.3.3 created        next: mvm pool import acme/web --kernel FILE --rootfs FILE");
@@ -247,6 +251,14 @@ fn what_is_not_there_is_said_with_what_is() {
       try: mvm instance why acme/web/i-0f3a91c2
     [exit 1]
     ");
+    snapshot!(terminal.sees("instance wait acme/web/i-0f3a91c2 --for created"), @"i-0f3a91c2 is created");
+    snapshot!(terminal.sees("instance wait acme/web/i-00000000 --for destroyed"), @"i-00000000 is destroyed");
+    snapshot!(terminal.sees("instance logs acme/web/i-0f3a91c2 --since yesterday"), @r#"
+    error: invalid value 'yesterday' for '--since <TIME>': "yesterday" is neither a time (2026-01-02T03:04:05Z) nor how long ago it was (10m, 1h30m)
+
+    For more information, try '--help'.
+    [exit 2]
+    "#);
     snapshot!(terminal.sees("instance wait acme/web/i-0f3a91c2 --for happy"), @r#"
     error: invalid value 'happy' for '--for <STATE>': "happy" is not a state; there are: created, ready, running, warm, sleeping, stopped, destroyed
 

@@ -28,7 +28,15 @@ impl Terminal {
     /// One with a tenant acme and a pool acme/web on the simulated VMM, with a revision.
     fn with_pool() -> Option<Self> {
         let terminal = Self::new()?;
-        terminal.sandbox.pool("sim");
+        let (kernel, rootfs) = terminal.sandbox.artifacts();
+        let (kernel, rootfs) = (kernel.display(), rootfs.display());
+        for command in [
+            "tenant create acme --net-id 3 --subnet 10.240.3.0/24",
+            "pool create acme/web --vmm sim --mem 128 --data-disk 8",
+            &format!("pool import acme/web --kernel {kernel} --rootfs {rootfs} --cmdline=quiet"),
+        ] {
+            terminal.sees(command);
+        }
         Some(terminal)
     }
 
@@ -78,15 +86,19 @@ fn filters() -> Vec<(&'static str, &'static str)> {
         (r"node-[0-9a-f]{16}", "node-ID"),
         (r#""hash": "[0-9a-f]{64}""#, r#""hash": "HASH""#),
         (r#""prev": "[0-9a-f]{64}""#, r#""prev": "HASH""#),
+        (r"sha256:[0-9a-f]{64}", "sha256:HASH"),
         (r"\b[0-9a-f]{64}\b", "REVISION"),
+        (r"it has [0-9a-f]{12}(, [0-9a-f]{12})*", "it has REVISIONS"),
+        (r"removed [0-9a-f]{12}", "removed SHORT"),
+        (r#""bytes": [0-9]+"#, r#""bytes": N"#),
         (r"\brevision [0-9a-f]{12}\b", "revision SHORT"),
         (r"(?m)^[0-9a-f]{12}  ", "SHORT         "),
         (r"(sim          )[0-9a-f]{12}", "${1}SHORT       "),
         (r"(sim  )[0-9a-f]{12}", "${1}SHORT       "),
         (r"\bpid [0-9]+", "pid PID"),
-        (r#""(pid|start_time)": [0-9]+"#, r#""$1": N"#),
+        (r#""(pid|start_time)": ?[0-9]+"#, r#""$1": N"#),
         (r#""(ms|total_ms)": [0-9.]+"#, r#""$1": MS"#),
-        (r"\b(disks|directory|tap|spawn|configure|boot|join) [0-9]+\.[0-9]", "$1 MS"),
+        (r"\b(disks|directory|tap|reserve|spawn|configure|boot|join) [0-9]+\.[0-9]", "$1 MS"),
         (r"\b[0-9]+(\.[0-9]+)? ms\b", "MS ms"),
         (r"of [0-9.]+ GiB, ", "of SIZE, "),
         (r"disk [0-9.]+ [GM]iB free", "disk SIZE free"),

@@ -52,13 +52,21 @@ fn the_node_says_what_it_has_and_what_is_in_use() {
       vcpus      1 on N CPUs
       disk       SIZE free, floor 256 MiB
     ");
-    snapshot!(terminal.sees("node set --max-vms 1 --mem-mib 4096"), @"
+    snapshot!(terminal.sees("node set max-vms 1"), @"
     node-ID
-      memory      4096 MiB
+      memory      what the machine has less 512 MiB
       VMs         1
       disk floor  256 MiB
       production  off
     ");
+    terminal.sees("node set mem-mib 4096");
+    terminal.sees("node set label rack=7");
+    snapshot!(terminal.sees("node set mem-mib lots"), @r#"
+    error: invalid value 'lots' for '<MIB>': "lots" is neither a number nor auto
+
+    For more information, try '--help'.
+    [exit 2]
+    "#);
     snapshot!(terminal.sees_json("node info"), @r#"
     {
       "schema_version": 1,
@@ -67,7 +75,9 @@ fn the_node_says_what_it_has_and_what_is_in_use() {
       "mem_floor_mib": 512,
       "max_vms": 1,
       "disk_floor_mib": 256,
-      "labels": {},
+      "labels": {
+        "rack": "7"
+      },
       "production": false
     }
     "#);
@@ -85,7 +95,8 @@ fn the_node_says_what_it_has_and_what_is_in_use() {
         "acme/web/i-0f3a91c2"
       ],
       "reclaimed": [],
-      "network": []
+      "network": [],
+      "failed": []
     }
     "#);
 }
@@ -94,18 +105,18 @@ fn the_node_says_what_it_has_and_what_is_in_use() {
 fn production_refuses_what_is_only_for_trying_out() {
     let Some(terminal) = Terminal::with_pool() else { return };
     terminal.sees("instance create acme/web");
-    terminal.sees("node set --production on");
+    terminal.sees("node set production on");
     snapshot!(terminal.sees("instance start acme/web/i-0f3a91c2"), @"
     this node is in production: it does not run the simulated VMM
-      try: mvm node set --production off
+      try: mvm node set production off
     [exit 4]
     ");
     snapshot!(terminal.sees("pool create acme/other --vmm sim"), @"
     this node is in production: it takes neither the simulated VMM nor --insecure
     [exit 4]
     ");
-    snapshot!(terminal.sees("node set --production maybe"), @"
-    error: invalid value 'maybe' for '--production <on|off>'
+    snapshot!(terminal.sees("node set production maybe"), @"
+    error: invalid value 'maybe' for '<SWITCH>'
       [possible values: on, off]
 
     For more information, try '--help'.
@@ -124,7 +135,7 @@ fn a_killed_start_is_settled_and_said() {
     1 to settle        next: mvm node recover
     ");
     snapshot!(terminal.sees("node recover"), @"
-    settled acme/web/i-0f3a91c2: created (a start was cut off and rolled back)
+    settled acme/web/i-0f3a91c2: ready (a start was cut off and rolled back)
     0 instances run on
     ");
     snapshot!(terminal.sees("instance why acme/web/i-0f3a91c2"), @"
@@ -139,7 +150,7 @@ fn vmm_versions() {
     snapshot!(terminal.sees("vmm list"), @"none installed; the one on PATH is installed at first use        next: mvm vmm install FILE");
     snapshot!(terminal.sees_json("vmm list"), @"[]");
     snapshot!(terminal.sees("vmm default 9.9.9"), @"
-    Firecracker 9.9.9 is not installed; there are: 
+    Firecracker 9.9.9 is not installed; none is
       try: mvm vmm list
     [exit 3]
     ");
@@ -160,5 +171,5 @@ fn doctor_names_each_thing_that_it_looked_at() {
     let report: serde_json::Value = serde_json::from_str(&terminal.sees_json("doctor")).expect("JSON");
     let names: Vec<_> =
         report["checks"].as_array().expect("checks").iter().map(|c| c["name"].clone()).collect();
-    snapshot!(serde_json::json!(names).to_string(), @r#"["root","kvm","tun","firecracker","nft","mke2fs","cgroups","reflinks","neighbours","br_netfilter","conntrack","nofile","subuid","overcommit"]"#);
+    snapshot!(serde_json::json!(names).to_string(), @r#"["root","kvm","tun","firecracker","nft","mke2fs","cgroups","reflinks","neighbours","br_netfilter","forward chains","conntrack","nofile","subuid","overcommit"]"#);
 }

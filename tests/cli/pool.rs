@@ -16,6 +16,7 @@ fn a_pool_from_create_to_destroy() {
     ");
     snapshot!(terminal.sees_json("pool create acme/sim --vmm sim --mem 128 --data-disk 0 --label team=web --egress allow:1.1.1.1:53"), @r#"
     {
+      "path": "acme/sim",
       "schema_version": 1,
       "tenant_id": "acme",
       "pool_id": "sim",
@@ -45,7 +46,10 @@ fn a_pool_from_create_to_destroy() {
         "team": "web"
       },
       "pinned": false,
-      "critical": false
+      "critical": false,
+      "revision": null,
+      "revisions": 0,
+      "instances": 0
     }
     "#);
     snapshot!(terminal.sees("pool list"), @"
@@ -58,7 +62,7 @@ fn a_pool_from_create_to_destroy() {
       revision   none
       revisions  0
       instances  0, 0 wanted running
-      each       1 vCPU, 128 MiB memory, 0 MiB data disk
+      each       1 vCPU, 128 MiB memory, no data disk
       vmm        sim: it runs no guest
       egress     allow:1.1.1.1/32:53
       flake      none (minimal)
@@ -116,7 +120,7 @@ fn a_pool_from_create_to_destroy() {
     }
     "#);
     snapshot!(terminal.sees("pool info acme/workers"), @"
-    there is no pool acme/workers; acme has none
+    there is no pool acme/workers; acme has none yet
     [exit 3]
     ");
     snapshot!(terminal.sees("pool create globex/web"), @"
@@ -130,30 +134,45 @@ fn revisions_are_imported_listed_verified_and_rolled_back() {
     let Some(terminal) = Terminal::with_pool() else { return };
     let (kernel, rootfs) = terminal.sandbox.artifacts();
     let import = format!("pool import acme/web --kernel {} --rootfs {}", kernel.display(), rootfs.display());
-    snapshot!(terminal.sees(&import), @"acme/web: revision SHORT verified and current, 4.0 MiB");
+    snapshot!(terminal.sees(&import), @"acme/web: revision SHORT verified and current, 4.0 MiB        next: mvm instance create acme/web");
     snapshot!(terminal.sees_json(&format!("{import} --cmdline=other")), @r#"
     {
+      "path": "acme/web",
       "schema_version": 1,
-      "revision": "REVISION",
+      "tenant_id": "acme",
+      "pool_id": "web",
       "created_at": "2026-01-02T03:04:05Z",
-      "source": "import",
-      "arch": "x86_64",
-      "cmdline": "other",
-      "kernel": {
-        "file": "vmlinux",
-        "size_bytes": 4134,
-        "sha256": "REVISION"
+      "profile": "minimal",
+      "vmm": "sim",
+      "agent": "none",
+      "insecure": false,
+      "instance_resources": {
+        "vcpus": 1,
+        "mem_mib": 128,
+        "data_disk_mib": 8
       },
-      "rootfs": {
-        "file": "rootfs.ext4",
-        "size_bytes": 4194304,
-        "sha256": "REVISION"
-      }
+      "desired_counts": {
+        "running": 0,
+        "warm": 0,
+        "sleeping": 0
+      },
+      "egress": "internet",
+      "runtime_policy": {
+        "min_running_seconds": 60,
+        "min_warm_seconds": 30,
+        "drain_timeout_seconds": 30,
+        "graceful_shutdown_seconds": 15
+      },
+      "pinned": false,
+      "critical": false,
+      "revision": "REVISION",
+      "revisions": 3,
+      "instances": 0
     }
     "#);
     snapshot!(terminal.sees("pool history acme/web"), @"
     REVISION      SINCE                 BY
-    SHORT         2026-11-24 14:45:05Z  import
+    SHORT         2026-01-02 03:04:05Z  import
     SHORT         2026-01-02 03:04:05Z  import
     SHORT         2026-01-02 03:04:05Z  import  current
     ");
@@ -186,10 +205,10 @@ fn revisions_are_imported_listed_verified_and_rolled_back() {
     "#);
     snapshot!(terminal.sees("pool rollback acme/web"), @"acme/web: revision SHORT is current; what runs keeps its own");
     snapshot!(terminal.sees("pool rollback acme/web --revision 000000000000"), @"
-    pool acme/web has no revision SHORT; it has 17c246a2d2d7, 4c694f1f9489, c562f92d02ec
+    pool acme/web has no revision SHORT; it has REVISIONS
     [exit 3]
     ");
-    snapshot!(terminal.sees("pool gc acme/web"), @"removed 17c246a2d2d7");
+    snapshot!(terminal.sees("pool gc acme/web"), @"removed SHORT");
     snapshot!(terminal.sees_json("pool gc acme/web"), @"[]");
 }
 
@@ -227,10 +246,9 @@ fn what_is_no_artifact_is_refused() {
 #[test]
 fn scale_says_what_it_did_to_each() {
     let Some(terminal) = Terminal::with_pool() else { return };
-    snapshot!(terminal.sees("pool scale acme/web --running 2"), @"
-    i-0f3a91c2 10.240.3.3 created, MS ms
-    i-0f3a91c3 10.240.3.4 created, MS ms
-    ");
+    // One at a time: several at once are told in the order in which they are done.
+    snapshot!(terminal.sees("pool scale acme/web --running 1"), @"i-0f3a91c2 10.240.3.3 created, MS ms");
+    snapshot!(terminal.sees("pool scale acme/web --running 2"), @"i-0f3a91c3 10.240.3.4 created, MS ms");
     snapshot!(terminal.sees("pool scale acme/web --running 2"), @"2 of acme/web run already");
     snapshot!(terminal.sees("pool scale acme/web --running 1"), @"i-0f3a91c3 10.240.3.4 stopped");
     terminal.sees("tenant update acme --max-running 1");
@@ -239,9 +257,11 @@ fn scale_says_what_it_did_to_each() {
       try: stop another one, or mvm tenant update acme --max-…
     [exit 4]
     ");
+    snapshot!(terminal.sees("pool scale acme/web --running 3 --no-apply"), @"acme/web: 3 wanted running, and nothing done about it yet");
     snapshot!(terminal.sees_json("pool scale acme/web --running 0"), @r#"
     [
       {
+        "path": "acme/web/i-0f3a91c2",
         "schema_version": 1,
         "generation": 6,
         "tenant_id": "acme",
@@ -254,7 +274,7 @@ fn scale_says_what_it_did_to_each() {
           "mac": "02:fc:00:03:00:03",
           "guest_ip": "10.240.3.3",
           "gateway_ip": "10.240.3.1",
-          "cidr": 24
+          "cidr": "10.240.3.0/24"
         },
         "resources": {
           "vcpus": 1,
@@ -269,6 +289,10 @@ fn scale_says_what_it_did_to_each() {
           "operation": "start",
           "total_ms": MS,
           "steps": [
+            {
+              "name": "reserve",
+              "ms": MS
+            },
             {
               "name": "disks",
               "ms": MS

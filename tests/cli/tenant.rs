@@ -39,7 +39,11 @@ fn create_says_what_was_made_and_what_comes_next() {
         "disk_mbps": 0
       },
       "pinned": false,
-      "retention_days": 90
+      "retention_days": 90,
+      "pools": 0,
+      "running": 0,
+      "vcpus_used": 0,
+      "mem_used_mib": 0
     }
     "#);
     snapshot!(terminal.sees("tenant list"), @"
@@ -245,12 +249,12 @@ fn destroy_asks_and_keeps_the_log() {
     ");
     snapshot!(terminal.sees("tenant destroy acme --yes --wipe-volumes"), @"acme destroyed; its audit log is kept");
     snapshot!(terminal.sees("tenant destroy acme --yes"), @"
-    there is no tenant acme; there is none
+    there is no tenant acme; there is none yet
     [exit 3]
     ");
     snapshot!(terminal.sees("tenant audit acme --verify"), @"14 records, chain whole");
     snapshot!(terminal.sees("tenant audit globex"), @"
-    there is no tenant globex; there is none
+    there is no tenant globex; there is none yet
     [exit 3]
     ");
 }
@@ -273,7 +277,8 @@ fn the_audit_log_is_a_line_per_event() {
         "at": "2026-01-02T03:04:05Z",
         "who": {
           "uid": 0,
-          "via": "cli"
+          "via": "cli",
+          "pid": N
         },
         "what": "tenant.create",
         "path": "acme",
@@ -286,7 +291,8 @@ fn the_audit_log_is_a_line_per_event() {
         "at": "2026-01-02T03:04:05Z",
         "who": {
           "uid": 0,
-          "via": "cli"
+          "via": "cli",
+          "pid": N
         },
         "what": "tenant.create",
         "path": "acme",
@@ -298,7 +304,8 @@ fn the_audit_log_is_a_line_per_event() {
         "at": "2026-01-02T03:04:05Z",
         "who": {
           "uid": 0,
-          "via": "cli"
+          "via": "cli",
+          "pid": N
         },
         "what": "pool.create",
         "path": "acme/web",
@@ -310,7 +317,8 @@ fn the_audit_log_is_a_line_per_event() {
         "at": "2026-01-02T03:04:05Z",
         "who": {
           "uid": 0,
-          "via": "cli"
+          "via": "cli",
+          "pid": N
         },
         "what": "pool.create",
         "path": "acme/web",
@@ -332,9 +340,9 @@ fn the_audit_log_is_a_line_per_event() {
       "schema_version": 1,
       "count": 4,
       "hash": "HASH",
-      "bytes": 1113
+      "bytes": N
     }
     "#);
     snapshot!(terminal.sees("events -n 1"), @"2026-01-02 03:04:05Z  uid 0 done      pool.create       acme/web");
-    snapshot!(terminal.sees_json("events -n 1"), @r#"{"seq":4,"at":"2026-01-02T03:04:05Z","who":{"uid":0,"via":"cli"},"what":"pool.create","path":"acme/web","phase":"done","prev":"REVISION"}"#);
+    snapshot!(terminal.sees_json("events -n 1"), @r#"{"seq":4,"at":"2026-01-02T03:04:05Z","who":{"uid":0,"via":"cli","pid": N},"what":"pool.create","path":"acme/web","phase":"done","prev":"REVISION"}"#);
 }

@@ -1,13 +1,14 @@
 //! Arguments of `mvm instance …`.
 
 use clap::Subcommand;
+use jiff::{SignedDuration, Timestamp};
 
 use super::DestroyArguments;
 use crate::{
     net::egress::Port,
     vm::{
         instance::state::State,
-        naming::{InstanceRef, PoolPath, TenantId},
+        naming::{InstanceRef, PoolPath, Scope},
     },
 };
 
@@ -65,6 +66,9 @@ pub enum InstanceCommand {
     Logs {
         /// TENANT/POOL/INSTANCE
         instance: InstanceRef,
+        /// Only lines from then on: a time (RFC 3339), or how long ago (10m, 1h30m)
+        #[arg(long, value_name = "TIME")]
+        since: Option<Since>,
         /// Go on as more comes
         #[arg(short, long)]
         follow: bool,
@@ -110,20 +114,32 @@ pub enum DiskCommand {
     },
 }
 
-/// A tenant, or one of its pools.
-#[derive(Debug, Clone)]
-pub struct Scope {
-    pub tenant: TenantId,
-    pub pool: Option<PoolPath>,
+/// A time, or how long ago it was.
+#[derive(Debug, Clone, Copy)]
+pub enum Since {
+    /// That time.
+    At(Timestamp),
+    /// So long ago.
+    Ago(SignedDuration),
 }
 
-impl std::str::FromStr for Scope {
-    type Err = crate::vm::naming::NameError;
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if text.contains('/') {
-            let pool: PoolPath = text.parse()?;
-            return Ok(Self { tenant: pool.tenant.clone(), pool: Some(pool) });
+impl Since {
+    /// The time that is meant, seen from `now`.
+    pub fn before(self, now: Timestamp) -> Timestamp {
+        match self {
+            Since::At(at) => at,
+            Since::Ago(ago) => now.checked_sub(ago).unwrap_or(Timestamp::MIN),
         }
-        Ok(Self { tenant: text.parse()?, pool: None })
+    }
+}
+
+impl std::str::FromStr for Since {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let at = text.parse().map(Since::At).ok();
+        let ago = || text.parse::<SignedDuration>().ok().filter(|ago| !ago.is_negative()).map(Since::Ago);
+        at.or_else(ago).ok_or_else(|| {
+            format!("{text:?} is neither a time (2026-01-02T03:04:05Z) nor how long ago it was (10m, 1h30m)")
+        })
     }
 }

@@ -31,7 +31,11 @@ pub enum Command {
     /// Show what runs on this node
     Status,
     /// Look for settings of this host that hurt
-    Doctor,
+    Doctor {
+        /// Put right what is a setting of the kernel, until the next boot
+        #[arg(long)]
+        fix: bool,
+    },
     /// Show what happened, on all tenants
     Events(events::EventsCommand),
     /// Tenants: isolation, quotas, audit
@@ -65,23 +69,26 @@ pub enum Command {
     },
 }
 
+/// Where help lists the options of every command.
+const COMMON: &str = "Options of every command";
+
 /// Options of every command.
 #[derive(Debug, Clone, Args)]
 pub struct Global {
     /// The folder that holds all state [default: MVM_ROOT, else /var/lib/mvm]
-    #[arg(long, global = true, value_name = "DIR")]
+    #[arg(long, global = true, value_name = "DIR", help_heading = COMMON)]
     pub root: Option<PathBuf>,
     /// Print JSON
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = COMMON)]
     pub json: bool,
     /// Print only what was asked for and errors
-    #[arg(short, long, global = true)]
+    #[arg(short, long, global = true, help_heading = COMMON)]
     pub quiet: bool,
-    /// Print more: steps and their times, all causes of an error
-    #[arg(short, long, global = true)]
+    /// Print more: the steps of a start and their times
+    #[arg(short, long, global = true, help_heading = COMMON)]
     pub verbose: bool,
     /// No colours
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = COMMON)]
     pub no_color: bool,
 }
 
@@ -94,4 +101,11 @@ pub struct DestroyArguments {
     /// Also remove data disks; without this they are kept, or their loss is refused
     #[arg(long)]
     pub wipe_volumes: bool,
+}
+
+fn parse_label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err(format!("{text:?} is no label: expected KEY=VALUE")),
+    }
 }

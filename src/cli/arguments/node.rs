@@ -8,28 +8,60 @@ pub enum NodeCommand {
     Info,
     /// Show what is in use
     Stats,
-    /// Change the node's limits
-    Set {
-        /// Memory for guests and their VMMs, in MiB
-        #[arg(long, value_name = "MIB")]
-        mem_mib: Option<u64>,
-        /// Memory that stays with the host, in MiB, where --mem-mib is not set
-        #[arg(long, value_name = "MIB")]
-        mem_floor_mib: Option<u64>,
-        /// VMMs at one time
-        #[arg(long, value_name = "N")]
-        max_vms: Option<u32>,
-        /// Free disk space below which nothing new is made, in MiB
-        #[arg(long, value_name = "MIB")]
-        disk_floor_mib: Option<u64>,
-        /// Refuse what is only for trying out
-        #[arg(long, value_name = "on|off")]
-        production: Option<Switch>,
-    },
+    /// Change one of the node's settings
+    #[command(subcommand)]
+    Set(Setting),
     /// Drop files that nobody refers to
     Gc,
     /// Settle what was cut off, adopt what runs, reclaim what belongs to nobody
     Recover,
+}
+
+/// A setting of the node.
+#[derive(Debug, Subcommand)]
+pub enum Setting {
+    /// Memory for guests and their VMMs, in MiB
+    MemMib {
+        /// A number, or auto: what the machine has, less the floor
+        #[arg(value_parser = parse_limit)]
+        mib: Limit,
+    },
+    /// Memory that stays with the host, in MiB, where mem-mib is auto
+    MemFloorMib {
+        /// A number
+        mib: u64,
+    },
+    /// VMMs at one time
+    MaxVms {
+        /// A number
+        number: u32,
+    },
+    /// Free disk space below which nothing new is made, in MiB
+    DiskFloorMib {
+        /// A number
+        mib: u64,
+    },
+    /// Refuse what is only for trying out
+    Production {
+        /// on or off
+        switch: Switch,
+    },
+    /// A label, for who places work on nodes
+    Label {
+        /// KEY=VALUE; an empty value removes it
+        #[arg(value_name = "KEY=VALUE", value_parser = super::parse_label)]
+        label: (String, String),
+    },
+}
+
+/// A limit, or none of one's own.
+pub type Limit = Option<u64>;
+
+fn parse_limit(text: &str) -> Result<Limit, String> {
+    match text {
+        "auto" => Ok(None),
+        _ => text.parse().map(Some).map_err(|_| format!("{text:?} is neither a number nor auto")),
+    }
 }
 
 /// On or off.

@@ -63,6 +63,9 @@ pub enum PoolCommand {
         /// How many shall run
         #[arg(long, value_name = "N")]
         running: u32,
+        /// Only write it down
+        #[arg(long)]
+        no_apply: bool,
     },
     /// Show which revisions were current, and since when
     History {
@@ -107,7 +110,7 @@ pub struct CreateArguments {
     /// The flake's profile
     #[arg(long, value_name = "NAME", default_value = "minimal")]
     pub profile: String,
-    /// vCPUs of an instance: 1, or an even number up to 32
+    /// vCPUs of an instance, 1 to 32
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub cpus: u32,
     /// Memory of an instance, in MiB
@@ -129,7 +132,7 @@ pub struct CreateArguments {
     #[arg(long, value_name = "POLICY", default_value = "internet")]
     pub egress: Egress,
     /// A label; may be given again
-    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = parse_label)]
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = super::parse_label)]
     pub labels: Vec<(String, String)>,
 }
 
@@ -150,8 +153,14 @@ pub struct UpdateArguments {
     /// How long a guest may take to shut down, in seconds
     #[arg(long, value_name = "SECONDS")]
     pub graceful_shutdown: Option<u32>,
+    /// Never put to sleep by anything but a person
+    #[arg(long, value_name = "BOOL")]
+    pub pinned: Option<bool>,
+    /// Never touched by anything but a person
+    #[arg(long, value_name = "BOOL")]
+    pub critical: Option<bool>,
     /// A label; an empty value removes it
-    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = parse_label)]
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = super::parse_label)]
     pub labels: Vec<(String, String)>,
 }
 
@@ -163,12 +172,5 @@ fn parse_vmm(text: &str) -> Result<(VmmKind, Option<String>), String> {
             Ok((VmmKind::Firecracker, Some(version.to_owned())))
         }
         _ => Err(format!("{text:?} is no VMM: expected firecracker, firecracker@VERSION or sim")),
-    }
-}
-
-fn parse_label(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
-        _ => Err(format!("{text:?} is no label: expected KEY=VALUE")),
     }
 }

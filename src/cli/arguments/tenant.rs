@@ -63,6 +63,9 @@ pub enum TenantCommand {
         /// Print number and hash of the last line, to keep elsewhere
         #[arg(long, conflicts_with = "verify")]
         head: bool,
+        /// Go on as more happens
+        #[arg(short, long, conflicts_with_all = ["verify", "head"])]
+        follow: bool,
     },
 }
 

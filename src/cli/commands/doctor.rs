@@ -1,14 +1,20 @@
-//! `mvm doctor`: settings of this host that hurt, each with what to do about it. Looks at everything, changes nothing.
+//! `mvm doctor`: settings of this host that hurt, each with what to do about it. Looks at everything; changes only what
+//! `--fix` says.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, time::Duration};
 
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::cli::{
     error::CliError,
     output::{Out, Tone},
 };
-use crate::{infra::config::Roots, vmm::install};
+use crate::{
+    infra::{config::Roots, shell},
+    store::StoreError,
+    vmm::install,
+};
 
 /// What was looked at, and how it is.
 #[derive(Debug, Serialize)]
@@ -18,6 +24,18 @@ struct Check {
     detail: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     fix: Option<String>,
+    /// The setting that `--fix` writes.
+    #[serde(skip)]
+    setting: Option<(&'static str, &'static str)>,
+}
+
+impl Check {
+    /// What `--fix` puts right, until the next boot.
+    fn settable(mut self, name: &'static str, value: &'static str) -> Self {
+        self.fix = Some(format!("mvm doctor --fix, and {name}={value} in /etc/sysctl.d for good"));
+        self.setting = Some((name, value));
+        self
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -29,42 +47,28 @@ enum Level {
 }
 
 fn ok(name: &'static str, detail: impl Into<String>) -> Check {
-    Check { name, level: Level::Ok, detail: detail.into(), fix: None }
+    Check { name, level: Level::Ok, detail: detail.into(), fix: None, setting: None }
 }
 
 fn warn(name: &'static str, detail: impl Into<String>, fix: impl Into<String>) -> Check {
-    Check { name, level: Level::Warn, detail: detail.into(), fix: Some(fix.into()) }
+    Check { name, level: Level::Warn, detail: detail.into(), fix: Some(fix.into()), setting: None }
 }
 
 fn fail(name: &'static str, detail: impl Into<String>, fix: impl Into<String>) -> Check {
-    Check { name, level: Level::Fail, detail: detail.into(), fix: Some(fix.into()) }
+    Check { name, level: Level::Fail, detail: detail.into(), fix: Some(fix.into()), setting: None }
 }
 
 /// Runs the command.
-pub fn run(out: &Out, roots: &Roots) -> Result<u8, CliError> {
-    let checks: Vec<Check> = [
-        privilege(),
-        device(
-            "kvm",
-            "/dev/kvm",
-            "load the module kvm_intel or kvm_amd; without it only --vmm sim runs",
-            Level::Warn,
-        ),
-        device("tun", "/dev/net/tun", "modprobe tun", Level::Fail),
-        firecracker(roots),
-        program("nft", "nftables"),
-        program("mke2fs", "e2fsprogs"),
-        cgroups(),
-        reflinks(roots),
-        neighbours(),
-        bridge_netfilter(),
-        conntrack(),
-        open_files(),
-        subuid(),
-        memory_overcommit(),
-    ]
-    .into_iter()
-    .collect();
+pub fn run(out: &Out, roots: &Roots, fix: bool) -> Result<u8, CliError> {
+    let mut checks = look(roots);
+    if fix {
+        for (name, value) in checks.iter().filter_map(|check| check.setting) {
+            let path = Path::new("/proc/sys").join(name.replace('.', "/"));
+            fs::write(&path, value).map_err(StoreError::io("write", &path))?;
+            out.note(format!("{name} is {value} now"));
+        }
+        checks = look(roots);
+    }
     let worst = checks.iter().map(|check| check.level).max().unwrap_or(Level::Ok);
     let value = serde_json::json!({ "checks": checks, "ok": worst < Level::Fail });
     out.show(&value, || {
@@ -80,6 +84,31 @@ pub fn run(out: &Out, roots: &Roots) -> Result<u8, CliError> {
         checks.iter().map(line).collect::<Vec<_>>().join("\n")
     });
     Ok(if worst == Level::Fail { 5 } else { 0 })
+}
+
+fn look(roots: &Roots) -> Vec<Check> {
+    vec![
+        privilege(),
+        device(
+            "kvm",
+            "/dev/kvm",
+            "load the module kvm_intel or kvm_amd; without it only --vmm sim runs",
+            Level::Warn,
+        ),
+        device("tun", "/dev/net/tun", "modprobe tun", Level::Fail),
+        firecracker(roots),
+        program("nft", "nftables"),
+        program("mke2fs", "e2fsprogs"),
+        cgroups(),
+        reflinks(roots),
+        neighbours(),
+        bridge_netfilter(),
+        foreign_chains(),
+        conntrack(),
+        open_files(),
+        subuid(),
+        memory_overcommit(),
+    ]
 }
 
 fn number(path: &str) -> Option<u64> {
@@ -104,11 +133,16 @@ fn device(name: &'static str, path: &str, fix: &str, missing: Level) -> Check {
                 level: missing,
                 detail: format!("{path} may not be opened"),
                 fix: Some(group.into()),
+                setting: None,
             }
         }
-        Err(error) => {
-            Check { name, level: missing, detail: format!("{path}: {error}"), fix: Some(fix.into()) }
-        }
+        Err(error) => Check {
+            name,
+            level: missing,
+            detail: format!("{path}: {error}"),
+            fix: Some(fix.into()),
+            setting: None,
+        },
     }
 }
 
@@ -126,11 +160,7 @@ fn firecracker(roots: &Roots) -> Check {
 }
 
 fn program(name: &'static str, package: &str) -> Check {
-    let found = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"]
-        .iter()
-        .map(|folder| Path::new(folder).join(name))
-        .find(|path| path.exists());
-    match found {
+    match shell::find(name) {
         Some(path) => ok(name, format!("{}", path.display())),
         None => fail(name, "is not there", format!("apt-get install {package}")),
     }
@@ -185,8 +215,9 @@ fn neighbours() -> Check {
                 "net.ipv4.neigh.default.gc_thresh3 is {limit}: above {} VMs neighbours fail",
                 limit * 9 / 10
             ),
-            "sysctl -w net.ipv4.neigh.default.gc_thresh3=16384",
-        ),
+            "",
+        )
+        .settable("net.ipv4.neigh.default.gc_thresh3", "16384"),
         Some(limit) => ok("neighbours", format!("gc_thresh3 is {limit}")),
         None => ok("neighbours", "no limit of the table is visible here"),
     }
@@ -203,13 +234,41 @@ fn bridge_netfilter() -> Check {
     }
 }
 
+/// A forward chain of somebody else that drops what it does not know (Docker, ufw, firewalld): mvm's rules cannot undo it.
+fn foreign_chains() -> Check {
+    const NAME: &str = "forward chains";
+    let listed = shell::run("nft", ["-j", "list", "chains"], b"", Duration::from_secs(10));
+    let Ok(json) = listed.map(|json| serde_json::from_slice::<Value>(&json).unwrap_or_default()) else {
+        return warn(NAME, "nft cannot list them", "run as root");
+    };
+    let chains = json["nftables"].as_array().into_iter().flatten().map(|object| &object["chain"]);
+    let drops = |chain: &&Value| {
+        chain["hook"] == "forward" && chain["policy"] == "drop" && chain["table"].as_str() != Some("mvm")
+    };
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let strangers: Vec<String> = chains
+        .filter(drops)
+        .map(|chain| {
+            let (family, table, name) = (text(&chain["family"]), text(&chain["table"]), text(&chain["name"]));
+            format!("{family} {table} {name}")
+        })
+        .collect();
+    match strangers.is_empty() {
+        true => ok(NAME, "none of somebody else drops by default"),
+        false => warn(
+            NAME,
+            format!("by default dropped in {}: guests reach no outside", strangers.join(", ")),
+            "accept iifname and oifname br-tenant-* there",
+        ),
+    }
+}
+
 fn conntrack() -> Check {
     match number("/proc/sys/net/netfilter/nf_conntrack_max") {
-        Some(limit) if limit < 65_536 => warn(
-            "conntrack",
-            format!("nf_conntrack_max is {limit}: a few busy guests fill it"),
-            "sysctl -w net.netfilter.nf_conntrack_max=262144",
-        ),
+        Some(limit) if limit < 65_536 => {
+            warn("conntrack", format!("nf_conntrack_max is {limit}: a few busy guests fill it"), "")
+                .settable("net.netfilter.nf_conntrack_max", "262144")
+        }
         Some(limit) => ok("conntrack", format!("nf_conntrack_max is {limit}")),
         None => ok("conntrack", "not loaded yet"),
     }
@@ -246,11 +305,10 @@ fn subuid() -> Check {
 
 fn memory_overcommit() -> Check {
     match number("/proc/sys/vm/overcommit_memory") {
-        Some(2) => warn(
-            "overcommit",
-            "vm.overcommit_memory is 2: guests' memory counts in full from the start",
-            "sysctl -w vm.overcommit_memory=0",
-        ),
+        Some(2) => {
+            warn("overcommit", "vm.overcommit_memory is 2: guests' memory counts in full from the start", "")
+                .settable("vm.overcommit_memory", "0")
+        }
         _ => ok("overcommit", "memory is given as it is touched"),
     }
 }

@@ -1,61 +1,41 @@
 //! `mvm events`: the audit logs of all tenants as one stream.
 
-use std::{collections::HashMap, io, os::fd::OwnedFd, path::Path, time::Duration};
-
-use rustix::{
-    event::{PollFd, PollFlags, Timespec, poll},
-    fs::inotify,
-};
+use std::collections::HashMap;
 
 use crate::cli::{
     arguments::events::EventsCommand,
-    error::{CliError, Kind},
+    error::CliError,
     output::{Out, Tone, escape, time},
 };
 use crate::{
-    infra::config::Roots,
+    infra::{config::Roots, watch::Watch},
     security::audit::{self, Phase, Record},
+    store::StoreError,
     vm::{naming::TenantId, tenant},
 };
 
-/// Watches a folder for changes.
-pub struct Watch(OwnedFd);
-
-impl Watch {
-    /// A watch on a folder, which need not exist.
-    pub fn new(folder: &Path) -> io::Result<Self> {
-        let fd = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
-        let watch = Self(fd);
-        watch.add(folder);
-        Ok(watch)
-    }
-
-    /// Also this folder.
-    pub fn add(&self, folder: &Path) {
-        let events =
-            inotify::WatchFlags::MODIFY | inotify::WatchFlags::CREATE | inotify::WatchFlags::MOVED_TO;
-        let _ = inotify::add_watch(&self.0, folder, events);
-    }
-
-    /// Waits for a change, at most `limit`.
-    pub fn wait(&self, limit: Duration) {
-        let timeout = Timespec::try_from(limit).unwrap_or_default();
-        if matches!(poll(&mut [PollFd::new(&self.0, PollFlags::IN)], Some(&timeout)), Ok(ready) if ready > 0)
-        {
-            let _ = rustix::io::read(&self.0, &mut [0; 4096][..]);
-        }
-    }
-}
-
 /// Runs the command.
 pub fn run(out: &Out, roots: &Roots, command: &EventsCommand) -> Result<u8, CliError> {
-    let watch = Watch::new(&roots.tenants())
-        .map_err(|error| CliError::new(Kind::Failed, "io", format!("cannot watch: {error}")))?;
+    show(out, roots, None, command.last, command.follow)?;
+    Ok(0)
+}
+
+/// Shows the last events of a tenant, or of all, and goes on as more happens.
+pub fn show(
+    out: &Out,
+    roots: &Roots,
+    only: Option<&TenantId>,
+    last: usize,
+    follow: bool,
+) -> Result<(), CliError> {
+    let tenants = roots.tenants();
+    let watch = Watch::new(&tenants).map_err(StoreError::io("watch", &tenants))?;
     let mut seen: HashMap<TenantId, u64> = HashMap::new();
     let mut first = true;
     loop {
         let mut records = Vec::new();
-        for tenant in tenant::config::ids(roots)? {
+        let ids = tenant::config::ids(roots)?;
+        for tenant in ids.into_iter().filter(|id| only.is_none_or(|only| only == id)) {
             let folder = tenant::config::folder(roots, &tenant);
             let from = seen.get(&tenant).copied().unwrap_or_else(|| {
                 watch.add(&folder);
@@ -66,7 +46,7 @@ pub fn run(out: &Out, roots: &Roots, command: &EventsCommand) -> Result<u8, CliE
             seen.insert(tenant, end);
         }
         records.sort_by_key(|record| record.at);
-        let skip = if first { records.len().saturating_sub(command.last) } else { 0 };
+        let skip = if first { records.len().saturating_sub(last) } else { 0 };
         for record in &records[skip..] {
             if out.json {
                 out.json_line(record);
@@ -74,11 +54,11 @@ pub fn run(out: &Out, roots: &Roots, command: &EventsCommand) -> Result<u8, CliE
                 out.raw(format!("{}\n", line(out, record)).as_bytes());
             }
         }
-        if !command.follow {
-            return Ok(0);
+        if !follow {
+            return Ok(());
         }
         first = false;
-        watch.wait(Duration::from_secs(2));
+        watch.wait(&[], None);
     }
 }
 

@@ -5,39 +5,41 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::cli::{
-    arguments::instance::{DiskCommand, InstanceCommand, Scope},
+    arguments::instance::{DiskCommand, InstanceCommand},
     error::{CliError, Kind},
-    output::{Out, Tone, bytes, count, escape, mib, time},
+    output::{Out, Tone, bytes, count, data_disk, escape, mib, time},
 };
 use crate::{
-    store,
+    infra::watch::Watch,
+    store::{self, StoreError},
     vm::{
+        fleet,
         instance::{
             config::{self, Instance, Receipt},
             fc_config::files,
-            lifecycle::{self, CreateOptions, Operator, load_pool, load_tenant, resolve},
+            lifecycle::{self, CreateOptions, LifecycleError, Operator, load_pool, load_tenant, resolve},
             logs,
             state::{self, Event, Next, State},
             stats::{self, Interfaces, Usage},
             wait,
         },
-        naming::{InstancePath, InstanceRef},
-        pool::{self, artifacts::Artifacts, config::VmmKind},
-        tenant,
+        naming::{InstancePath, InstanceRef, Scope},
+        pool::{artifacts::Artifacts, config::VmmKind},
     },
     vmm::process,
 };
 
 /// An instance as it is shown: the record, its path, and the state as it is.
 #[derive(Debug, Serialize)]
-struct InstanceView {
+pub struct InstanceView {
     path: InstancePath,
     #[serde(flatten)]
     instance: Instance,
 }
 
 impl InstanceView {
-    fn new(mut instance: Instance, has_revision: bool) -> Self {
+    /// The state as it is depends on whether the pool has a revision.
+    pub fn new(mut instance: Instance, has_revision: bool) -> Self {
         instance.status = lifecycle::effective_state(&instance, has_revision);
         Self { path: instance.path(), instance }
     }
@@ -74,7 +76,7 @@ pub fn run(out: &Out, operator: &mut Operator, command: InstanceCommand) -> Resu
                 )
             });
         }
-        InstanceCommand::List { scope } => list(out, operator, scope.as_ref())?,
+        InstanceCommand::List { scope } => return list(out, operator, scope.as_ref()),
         InstanceCommand::Info { instance } => {
             let instance = load(operator, &instance)?;
             let view = view(operator, instance)?;
@@ -105,7 +107,11 @@ pub fn run(out: &Out, operator: &mut Operator, command: InstanceCommand) -> Resu
             });
         }
         InstanceCommand::Wait { instance, state, timeout } => {
-            let path = resolve(&operator.roots, &instance)?;
+            let path = match (resolve(&operator.roots, &instance), instance.to_string().parse()) {
+                // One that is gone already is what was waited for.
+                (Err(LifecycleError::NotFound { .. }), Ok(path)) if state == State::Destroyed => path,
+                (resolved, _) => resolved?,
+            };
             match wait::wait(operator, &path, state, Duration::from_secs(timeout))? {
                 Some(Some(instance)) => {
                     let view = view(operator, instance)?;
@@ -122,15 +128,20 @@ pub fn run(out: &Out, operator: &mut Operator, command: InstanceCommand) -> Resu
                 }
             }
         }
-        InstanceCommand::Logs { instance, follow } => {
+        InstanceCommand::Logs { instance, follow, since } => {
             let path = resolve(&operator.roots, &instance)?;
-            stream(out, operator, &path, &logs::vmm_log(&operator.roots, &path), follow, false)?;
+            let file = logs::vmm_log(&operator.roots, &path);
+            let since = since.map(|since| since.before(operator.roots.now()));
+            let print = |bytes: &[u8]| print_lines(out, &logs::lines_since(bytes, since));
+            stream(operator, &path, &file, follow, print)?;
         }
         InstanceCommand::Console { instance, follow, raw } => {
             let path = resolve(&operator.roots, &instance)?;
-            stream(out, operator, &path, &logs::console(&operator.roots, &path), follow, raw)?;
+            let file = logs::console(&operator.roots, &path);
+            let print = |bytes: &[u8]| if raw { out.raw(bytes) } else { print_lines(out, bytes) };
+            stream(operator, &path, &file, follow, print)?;
         }
-        InstanceCommand::Stats { scope } => usage(out, operator, scope.as_ref())?,
+        InstanceCommand::Stats { scope } => return usage(out, operator, scope.as_ref()),
         InstanceCommand::Disk(DiskCommand::Grow { instance, size }) => {
             let path = resolve(&operator.roots, &instance)?;
             let instance = lifecycle::grow_disk(operator, &path, size)?;
@@ -181,50 +192,51 @@ fn steps(receipt: &Receipt) -> String {
     steps.join(", ")
 }
 
-/// Every instance in a scope, settled; what is read while it is destroyed is left out.
-fn scoped(operator: &mut Operator, scope: Option<&Scope>) -> Result<Vec<InstanceView>, CliError> {
+/// The instances of a scope, settled, and what is wrong with those that cannot be read or settled: they are neither
+/// ignored nor in the way of the others. One that is destroyed at this moment is left out.
+fn scoped(
+    operator: &mut Operator,
+    scope: Option<&Scope>,
+) -> Result<(Vec<InstanceView>, Vec<CliError>), CliError> {
     let roots = operator.roots.clone();
-    let tenants = match scope {
-        Some(scope) => vec![load_tenant(&roots, &scope.tenant)?.tenant_id],
-        None => tenant::config::ids(&roots)?,
-    };
+    match scope {
+        Some(Scope { pool: Some(pool), .. }) => drop(load_pool(&roots, pool)?),
+        Some(Scope { tenant, pool: None }) => drop(load_tenant(&roots, tenant)?),
+        None => {}
+    }
     let boot_id = process::boot_id();
-    let mut views = Vec::new();
-    for tenant in tenants {
-        let pools = match scope.and_then(|scope| scope.pool.clone()) {
-            Some(pool) => {
-                load_pool(&roots, &pool)?;
-                vec![pool]
-            }
-            None => pool::config::paths(&roots, &tenant)?,
-        };
-        for pool in pools {
-            let has_revision = Artifacts::of(&roots, &pool).current()?.is_some();
-            for path in config::paths(&roots, &pool)? {
-                let Some(instance) = store::read_if_there::<Instance>(&config::file(&roots, &path))? else {
+    let (mut views, mut wrong) = (Vec::new(), Vec::new());
+    for pool in fleet::pools(&roots, scope)? {
+        let has_revision = Artifacts::of(&roots, &pool).current()?.is_some();
+        for path in config::paths(&roots, &pool)? {
+            let instance = match store::read_if_there::<Instance>(&config::file(&roots, &path)) {
+                Ok(Some(instance)) => instance,
+                Ok(None) => continue,
+                Err(error) => {
+                    wrong.push(error.into());
                     continue;
-                };
-                let instance = match lifecycle::needs_settling(&instance, &boot_id) {
-                    true => settle_or_show(operator, instance),
-                    false => Some(instance),
-                };
-                views.extend(instance.map(|instance| InstanceView::new(instance, has_revision)));
-            }
+                }
+            };
+            let settled = match lifecycle::needs_settling(&instance, &boot_id) {
+                true => lifecycle::settle(operator, instance.clone()).unwrap_or_else(|error| {
+                    wrong.push(CliError::from(error).about(&path));
+                    Some(instance)
+                }),
+                false => Some(instance),
+            };
+            views.extend(settled.map(|instance| InstanceView::new(instance, has_revision)));
         }
     }
-    Ok(views)
+    Ok((views, wrong))
 }
 
-/// A list shows what there is, also where nothing can be settled: without the right to, for example.
-fn settle_or_show(operator: &mut Operator, instance: Instance) -> Option<Instance> {
-    match lifecycle::settle(operator, instance.clone()) {
-        Ok(settled) => settled,
-        Err(_) => Some(instance),
-    }
+/// Says what could not be read or settled. The exit code says so too.
+fn complain(out: &Out, wrong: &[CliError]) -> u8 {
+    wrong.iter().map(|error| out.error(error)).max().unwrap_or(0)
 }
 
-fn list(out: &Out, operator: &mut Operator, scope: Option<&Scope>) -> Result<(), CliError> {
-    let views = scoped(operator, scope)?;
+fn list(out: &Out, operator: &mut Operator, scope: Option<&Scope>) -> Result<u8, CliError> {
+    let (views, wrong) = scoped(operator, scope)?;
     let now = operator.roots.now();
     out.show(&views, || {
         if views.is_empty() {
@@ -255,7 +267,7 @@ fn list(out: &Out, operator: &mut Operator, scope: Option<&Scope>) -> Result<(),
             views.iter().map(row).collect(),
         )
     });
-    Ok(())
+    Ok(complain(out, &wrong))
 }
 
 /// How long ago something was, in its largest unit.
@@ -275,14 +287,14 @@ fn describe(out: &Out, view: &InstanceView) -> String {
         view.path.to_string(),
         format!("  state     {}", instance.status),
         format!(
-            "  network   {}/{} via {}, {}, {}",
+            "  network   {} of {} via {}, {}, {}",
             net.guest_ip, net.cidr, net.gateway_ip, net.mac, net.tap_dev
         ),
         format!(
-            "  gets      {}, {} memory, {} data disk",
+            "  gets      {}, {} memory, {}",
             count(resources.vcpus, "vCPU"),
             mib(resources.mem_mib),
-            mib(resources.data_disk_mib)
+            data_disk(resources.data_disk_mib)
         ),
     ];
     lines.extend(instance.revision.as_ref().map(|revision| format!("  revision  {revision}")));
@@ -356,27 +368,29 @@ fn why(out: &Out, operator: &mut Operator, typed: &InstanceRef) -> Result<(), Cl
     Ok(())
 }
 
+/// Prints a guest's or a VMM's bytes, escaped.
+fn print_lines(out: &Out, bytes: &[u8]) {
+    let text = escape(bytes);
+    if !out.json {
+        return out.raw(text.as_bytes());
+    }
+    for line in text.lines() {
+        out.json_line(&serde_json::json!({ "line": line }));
+    }
+}
+
 /// Prints a log, and goes on as it grows until the instance's VMM has ended.
 fn stream(
-    out: &Out,
     operator: &mut Operator,
     path: &InstancePath,
     file: &std::path::Path,
     follow: bool,
-    raw: bool,
+    print: impl Fn(&[u8]),
 ) -> Result<(), CliError> {
-    let print = |bytes: &[u8]| match (raw, out.json) {
-        (true, _) => out.raw(bytes),
-        (false, true) => {
-            for line in escape(bytes).lines() {
-                out.json_line(&serde_json::json!({ "line": line }));
-            }
-        }
-        (false, false) => out.raw(escape(bytes).as_bytes()),
-    };
-    let watch = super::events::Watch::new(&logs::folder(&operator.roots, path)).map_err(|error| {
-        CliError::new(Kind::Failed, "io", format!("cannot watch the logs of {path}: {error}"))
-    })?;
+    let tenant = load_tenant(&operator.roots, &path.tenant)?;
+    logs::cut(&operator.roots, path, tenant.quotas.log_mib)?;
+    let folder = logs::folder(&operator.roots, path);
+    let watch = Watch::new(&folder).map_err(StoreError::io("watch", &folder))?;
     let mut from = 0;
     loop {
         let running = Instance::load(&operator.roots, path)?.vmm_is_alive(&process::boot_id());
@@ -386,13 +400,13 @@ fn stream(
         if !follow || !running {
             return Ok(());
         }
-        watch.wait(Duration::from_secs(1));
+        watch.wait(&[], Some(Duration::from_secs(1)));
     }
 }
 
-fn usage(out: &Out, operator: &mut Operator, scope: Option<&Scope>) -> Result<(), CliError> {
+fn usage(out: &Out, operator: &mut Operator, scope: Option<&Scope>) -> Result<u8, CliError> {
     let interfaces = Interfaces::read();
-    let views = scoped(operator, scope)?;
+    let (views, wrong) = scoped(operator, scope)?;
     let all: Vec<Usage> =
         views.iter().map(|view| stats::usage(&operator.roots, &view.instance, &interfaces)).collect();
     out.show(&all, || {
@@ -415,5 +429,5 @@ fn usage(out: &Out, operator: &mut Operator, scope: Option<&Scope>) -> Result<()
             all.iter().map(row).collect(),
         )
     });
-    Ok(())
+    Ok(complain(out, &wrong))
 }

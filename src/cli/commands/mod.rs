@@ -42,7 +42,7 @@ pub fn execute(cli: Cli, environment: &Environment, out: &Out) -> Result<u8, Cli
         Command::Vmm(command) => vmm::run(out, &operator.roots, command),
         Command::Events(command) => events::run(out, &operator.roots, &command),
         Command::Status => status::run(out, &mut operator),
-        Command::Doctor => doctor::run(out, &operator.roots),
+        Command::Doctor { fix } => doctor::run(out, &operator.roots, fix),
         // Those that need no root are done before.
         Command::Demo(_) | Command::Completions { .. } | Command::Man { .. } => Ok(0),
     }

@@ -1,7 +1,7 @@
 //! `mvm node …`
 
 use crate::cli::{
-    arguments::node::{NodeCommand, Switch},
+    arguments::node::{NodeCommand, Setting, Switch},
     error::CliError,
     output::{Out, count, mib},
 };
@@ -38,13 +38,15 @@ pub fn run(out: &Out, operator: &mut Operator, command: NodeCommand) -> Result<u
                 )
             });
         }
-        NodeCommand::Set { mem_mib, mem_floor_mib, max_vms, disk_floor_mib, production } => {
-            let node = node::update(&operator.roots, |node| {
-                node.mem_limit_mib = mem_mib.or(node.mem_limit_mib);
-                node.mem_floor_mib = mem_floor_mib.unwrap_or(node.mem_floor_mib);
-                node.max_vms = max_vms.unwrap_or(node.max_vms);
-                node.disk_floor_mib = disk_floor_mib.unwrap_or(node.disk_floor_mib);
-                node.production = production.map_or(node.production, |switch| switch == Switch::On);
+        NodeCommand::Set(setting) => {
+            let node = node::update(&operator.roots, |node| match setting {
+                Setting::MemMib { mib } => node.mem_limit_mib = mib,
+                Setting::MemFloorMib { mib } => node.mem_floor_mib = mib,
+                Setting::MaxVms { number } => node.max_vms = number,
+                Setting::DiskFloorMib { mib } => node.disk_floor_mib = mib,
+                Setting::Production { switch } => node.production = switch == Switch::On,
+                Setting::Label { label: (key, value) } if value.is_empty() => drop(node.labels.remove(&key)),
+                Setting::Label { label: (key, value) } => drop(node.labels.insert(key, value)),
             })?;
             out.done(&node, || describe(&node));
         }
@@ -60,12 +62,15 @@ pub fn run(out: &Out, operator: &mut Operator, command: NodeCommand) -> Result<u
             let recovered = node::recover(operator)?;
             drop(progress);
             out.done(&recovered, || recovery(&recovered));
+            return Ok(if recovered.failed.is_empty() { 0 } else { 1 });
         }
     }
     Ok(0)
 }
 
 fn describe(node: &NodeConfig) -> String {
+    let labels: String =
+        node.labels.iter().map(|(key, value)| format!("\n  label       {key}={value}")).collect();
     let memory = match node.mem_limit_mib {
         Some(limit) => mib(limit),
         None => format!("what the machine has less {}", mib(node.mem_floor_mib)),
@@ -76,7 +81,7 @@ fn describe(node: &NodeConfig) -> String {
         node.max_vms,
         mib(node.disk_floor_mib),
         if node.production { "on" } else { "off" }
-    )
+    ) + &labels
 }
 
 fn recovery(recovered: &Recovered) -> String {
@@ -84,6 +89,7 @@ fn recovery(recovered: &Recovered) -> String {
     lines.extend(recovered.settled.iter().map(|what| format!("settled {what}")));
     lines.extend(recovered.reclaimed.iter().map(|what| format!("reclaimed {what}")));
     lines.extend(recovered.network.iter().map(|what| format!("network: {what}")));
+    lines.extend(recovered.failed.iter().map(|what| format!("not settled: {what}")));
     let (number, run) =
         (recovered.adopted.len() as u64, if recovered.adopted.len() == 1 { "runs" } else { "run" });
     lines.push(format!("{} {run} on", count(number, "instance")));

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use super::instance::InstanceView;
 use crate::cli::{
     arguments::pool::{CreateArguments, PoolCommand, UpdateArguments},
     error::{CliError, Kind},
-    output::{Out, Tone, bytes, count, mib, time},
+    output::{Out, Tone, bytes, count, data_disk, mib, time},
 };
 use crate::{
     store::Schema,
@@ -21,6 +22,7 @@ use crate::{
             artifacts::{Artifacts, HistoryEntry, Sources},
             config::{self, DesiredCounts, Pool, Resources, RuntimePolicy, VmmKind},
             lifecycle,
+            scale::{self, Scaled},
         },
         tenant,
     },
@@ -59,13 +61,10 @@ pub fn run(out: &Out, operator: &mut Operator, command: PoolCommand) -> Result<u
             let sources = Sources { kernel, rootfs, initrd, cmdline };
             let manifest = lifecycle::import(operator, &pool, &sources)?;
             drop(progress);
-            out.done(&manifest, || {
-                let size = manifest.kernel.size_bytes + manifest.rootfs.size_bytes;
-                format!(
-                    "{pool}: revision {} verified and current, {}",
-                    manifest.revision.short(),
-                    bytes(size)
-                )
+            let view = view(operator, load_pool(&operator.roots, &pool)?.1)?;
+            out.done(&view, || {
+                let (revision, size) = (manifest.revision.short(), bytes(manifest.size_bytes()));
+                format!("{pool}: revision {revision} verified and current, {size}        next: mvm instance create {pool}")
             });
         }
         PoolCommand::List { tenant } => list(out, operator, tenant)?,
@@ -75,18 +74,25 @@ pub fn run(out: &Out, operator: &mut Operator, command: PoolCommand) -> Result<u
         }
         PoolCommand::Update { pool, settings } => {
             let (pool, changed) = lifecycle::update(operator, &pool, |pool| settings.apply(pool))?;
-            out.done(&pool, || match changed {
+            let view = view(operator, pool)?;
+            out.done(&view, || match changed {
                 true => {
-                    format!("{} updated; what its instances get, they get at their next start", pool.path())
+                    format!("{} updated; what its instances get, they get at their next start", view.path)
                 }
-                false => format!("{} is like that already", pool.path()),
+                false => format!("{} is like that already", view.path),
             });
         }
-        PoolCommand::Scale { pool, running } => scale(out, operator, &pool, running)?,
+        PoolCommand::Scale { pool, running, no_apply: true } => {
+            scale::want(operator, &pool, running)?;
+            let view = view(operator, load_pool(&operator.roots, &pool)?.1)?;
+            out.done(&view, || format!("{pool}: {running} wanted running, and nothing done about it yet"));
+        }
+        PoolCommand::Scale { pool, running, no_apply: false } => apply_scale(out, operator, &pool, running)?,
         PoolCommand::History { pool } => history(out, operator, &pool)?,
         PoolCommand::Rollback { pool, revision } => {
             let (manifest, changed) = lifecycle::rollback(operator, &pool, revision.as_ref())?;
-            out.done(&manifest, || match changed {
+            let view = view(operator, load_pool(&operator.roots, &pool)?.1)?;
+            out.done(&view, || match changed {
                 true => format!(
                     "{pool}: revision {} is current; what runs keeps its own",
                     manifest.revision.short()
@@ -131,6 +137,8 @@ impl UpdateArguments {
         pool.egress = self.egress.clone().unwrap_or_else(|| pool.egress.clone());
         let policy = &mut pool.runtime_policy;
         policy.graceful_shutdown_seconds = self.graceful_shutdown.unwrap_or(policy.graceful_shutdown_seconds);
+        pool.pinned = self.pinned.unwrap_or(pool.pinned);
+        pool.critical = self.critical.unwrap_or(pool.critical);
         for (key, value) in &self.labels {
             match value.as_str() {
                 "" => pool.labels.remove(key),
@@ -165,8 +173,10 @@ fn create(out: &Out, operator: &Operator, path: PoolPath, settings: CreateArgume
         critical: false,
     };
     let (pool, new) = lifecycle::create(operator, &pool)?;
-    out.done(&pool, || match new {
+    let view = view(operator, pool)?;
+    out.done(&view, || match new {
         true => {
+            let pool = &view.pool;
             let sim = if pool.vmm == VmmKind::Sim { ", on the simulated VMM" } else { "" };
             let resources = pool.instance_resources;
             format!(
@@ -228,10 +238,10 @@ fn describe(out: &Out, view: &PoolView) -> String {
         format!("  revisions  {}", view.revisions),
         format!("  instances  {}, {} wanted running", view.instances, pool.desired_counts.running),
         format!(
-            "  each       {}, {} memory, {} data disk",
+            "  each       {}, {} memory, {}",
             count(resources.vcpus, "vCPU"),
             mib(resources.mem_mib),
-            mib(resources.data_disk_mib)
+            data_disk(resources.data_disk_mib)
         ),
         match pool.vmm {
             VmmKind::Firecracker => format!("  vmm        firecracker, {version}"),
@@ -250,22 +260,20 @@ fn describe(out: &Out, view: &PoolView) -> String {
     lines.join("\n")
 }
 
-fn scale(out: &Out, operator: &mut Operator, pool: &PoolPath, running: u32) -> Result<(), CliError> {
+fn apply_scale(out: &Out, operator: &mut Operator, pool: &PoolPath, running: u32) -> Result<(), CliError> {
     let mut touched = Vec::new();
-    let scaled = lifecycle::scale(operator, pool, running, |instance, scaled| {
-        out.say(format!(
-            "{} {} {}{}",
-            instance.instance_id,
-            instance.net.guest_ip,
-            scaled.did,
-            instance
-                .last_receipt
-                .as_ref()
-                .filter(|_| scaled.did != "stopped")
-                .map_or(String::new(), |receipt| { format!(", {:.0} ms", receipt.total_ms) })
-        ));
-        touched.push(instance.clone());
+    let progress = out.progress(&format!("scaling {pool}"));
+    let scaled = scale::scale(operator, pool, running, |instance, scaled| {
+        let (id, ip) = (&instance.instance_id, instance.net.guest_ip);
+        let ms = instance.last_receipt.as_ref().map_or(0.0, |receipt| receipt.total_ms);
+        out.say(match scaled {
+            Scaled::Stopped => format!("{id} {ip} stopped"),
+            Scaled::Started => format!("{id} {ip} started, {ms:.0} ms"),
+            Scaled::Created => format!("{id} {ip} created, {ms:.0} ms"),
+        });
+        touched.push(InstanceView::new(instance.clone(), true));
     });
+    drop(progress);
     if out.json {
         out.show(&touched, String::new);
     } else if touched.is_empty() && scaled.is_ok() {

@@ -47,16 +47,15 @@ pub fn run(out: &Out, operator: &mut Operator, command: TenantCommand) -> Result
             let mut spec = TenantSpec { id: tenant, net_id, subnet, offset_range, quotas: Quotas::default() };
             quotas.apply(&mut spec.quotas);
             let (tenant, new) = lifecycle::create(operator, &spec)?;
-            out.done(&tenant, || {
-                let network = &tenant.network;
-                if new {
-                    let bridge = network.tenant_net_id.bridge();
-                    format!(
-                        "{}: bridge {bridge}, gateway {}        next: mvm pool create {}/NAME",
-                        tenant.tenant_id, network.gateway_ip, tenant.tenant_id
-                    )
-                } else {
-                    format!("{} exists already, just like that", tenant.tenant_id)
+            let view = view(operator, tenant)?;
+            out.done(&view, || {
+                let (id, network) = (&view.tenant.tenant_id, &view.tenant.network);
+                let (bridge, gateway) = (network.tenant_net_id.bridge(), network.gateway_ip);
+                match new {
+                    true => format!(
+                        "{id}: bridge {bridge}, gateway {gateway}        next: mvm pool create {id}/NAME"
+                    ),
+                    false => format!("{id} exists already, just like that"),
                 }
             });
         }
@@ -94,12 +93,11 @@ pub fn run(out: &Out, operator: &mut Operator, command: TenantCommand) -> Result
                 tenant.pinned = pinned.unwrap_or(tenant.pinned);
                 tenant.retention_days = retention_days.unwrap_or(tenant.retention_days);
             })?;
-            out.done(&tenant, || match changed {
-                true => format!(
-                    "{} updated; limits of disks and network apply from the next start",
-                    tenant.tenant_id
-                ),
-                false => format!("{} is like that already", tenant.tenant_id),
+            let view = view(operator, tenant)?;
+            let id = &view.tenant.tenant_id;
+            out.done(&view, || match changed {
+                true => format!("{id} updated; limits of disks and network apply from the next start"),
+                false => format!("{id} is like that already"),
             });
         }
         TenantCommand::Destroy { tenant, destroy } => {
@@ -117,7 +115,11 @@ pub fn run(out: &Out, operator: &mut Operator, command: TenantCommand) -> Result
                 format!("{tenant} destroyed; its audit log is kept")
             });
         }
-        TenantCommand::Audit { tenant, verify, head } => {
+        TenantCommand::Audit { tenant, follow: true, .. } => {
+            load_tenant(&operator.roots, &tenant)?;
+            super::events::show(out, &operator.roots, Some(&tenant), usize::MAX, true)?;
+        }
+        TenantCommand::Audit { tenant, verify, head, follow: false } => {
             return show_audit(out, operator, &tenant, verify, head);
         }
     }

@@ -16,9 +16,9 @@ use crate::{
     vmm::{client::VmmError, install::InstallError},
 };
 
-impl From<StoreError> for CliError {
-    fn from(error: StoreError) -> Self {
-        let (kind, code, fix) = match &error {
+impl From<&StoreError> for CliError {
+    fn from(error: &StoreError) -> Self {
+        let (kind, code, fix) = match error {
             StoreError::Missing { .. } => (Kind::NotFound, "not_found", None),
             StoreError::Damaged { .. } => {
                 (Kind::Failed, "damaged", Some("look at the file; nothing was changed".to_owned()))
@@ -39,14 +39,14 @@ impl From<StoreError> for CliError {
                 _ => (Kind::Failed, "io", None),
             },
         };
-        let made = Self::of(kind, code, &error);
+        let made = Self::of(kind, code, error);
         Self { fix, ..made }
     }
 }
 
-impl From<NetError> for CliError {
-    fn from(error: NetError) -> Self {
-        let made = Self::of(Kind::Failed, "network", &error);
+impl From<&NetError> for CliError {
+    fn from(error: &NetError) -> Self {
+        let made = Self::of(Kind::Failed, "network", error);
         if error.is_environment() {
             return Self { kind: Kind::Environment, code: "network_environment", ..made }.fix("mvm doctor");
         }
@@ -58,201 +58,220 @@ impl From<NetError> for CliError {
     }
 }
 
-impl From<RoomError> for CliError {
-    fn from(error: RoomError) -> Self {
+impl From<&RoomError> for CliError {
+    fn from(error: &RoomError) -> Self {
         match error {
             RoomError::Store(error) => error.into(),
-            RoomError::Quota { ref tenant, .. } => {
+            RoomError::Quota { tenant, .. } => {
                 let fix = format!("stop another one, or mvm tenant update {tenant} --max-…");
-                Self::of(Kind::Refused, "quota", &error).fix(fix)
+                Self::of(Kind::Refused, "quota", error).fix(fix)
             }
-            RoomError::Node { .. } => Self::of(Kind::Refused, "no_room", &error)
+            RoomError::Node { .. } => Self::of(Kind::Refused, "no_room", error)
                 .fix("mvm node stats, then stop something or mvm node set"),
-            RoomError::Disk { .. } => Self::of(Kind::Refused, "disk_floor", &error)
-                .fix("mvm node gc, or mvm node set --disk-floor-mib"),
+            RoomError::Disk { .. } => Self::of(Kind::Refused, "disk_floor", error)
+                .fix("mvm node gc, or mvm node set disk-floor-mib N"),
         }
     }
 }
 
-impl From<VmmError> for CliError {
-    fn from(error: VmmError) -> Self {
+impl From<&VmmError> for CliError {
+    fn from(error: &VmmError) -> Self {
         let code = match error {
             VmmError::Refused { .. } => "vmm_refused",
             VmmError::Ended { .. } => "vmm_ended",
             VmmError::TimedOut { .. } => "vmm_timeout",
             VmmError::Nonsense { .. } | VmmError::Io { .. } => "vmm",
         };
-        Self::of(Kind::Failed, code, &error)
+        Self::of(Kind::Failed, code, error)
     }
 }
 
-impl From<InstallError> for CliError {
-    fn from(error: InstallError) -> Self {
+impl From<&InstallError> for CliError {
+    fn from(error: &InstallError) -> Self {
         match error {
             InstallError::Store(error) => error.into(),
             InstallError::Shell(error) => error.into(),
-            InstallError::None => Self::of(Kind::Environment, "no_vmm", &error).fix("mvm vmm install FILE"),
-            InstallError::NoSim => Self::of(Kind::Environment, "no_sim", &error),
+            InstallError::None => Self::of(Kind::Environment, "no_vmm", error).fix("mvm vmm install FILE"),
+            InstallError::NoSim => Self::of(Kind::Environment, "no_sim", error),
             InstallError::NoSuchVersion { .. } => {
-                Self::of(Kind::NotFound, "no_vmm_version", &error).fix("mvm vmm list")
+                Self::of(Kind::NotFound, "no_vmm_version", error).fix("mvm vmm list")
             }
-            InstallError::NotFirecracker { .. } => Self::of(Kind::Failed, "not_firecracker", &error),
+            InstallError::NotFirecracker { .. } => Self::of(Kind::Failed, "not_firecracker", error),
         }
     }
 }
 
-impl From<ShellError> for CliError {
-    fn from(error: ShellError) -> Self {
+impl From<&ShellError> for CliError {
+    fn from(error: &ShellError) -> Self {
         match error {
-            ShellError::Spawn { .. } => Self::of(Kind::Environment, "no_program", &error).fix("mvm doctor"),
+            ShellError::Spawn { .. } => Self::of(Kind::Environment, "no_program", error).fix("mvm doctor"),
             ShellError::Failed { .. } | ShellError::TimedOut { .. } => {
-                Self::of(Kind::Failed, "program", &error)
+                Self::of(Kind::Failed, "program", error)
             }
         }
     }
 }
 
-impl From<DiskError> for CliError {
-    fn from(error: DiskError) -> Self {
+impl From<&DiskError> for CliError {
+    fn from(error: &DiskError) -> Self {
         match error {
             DiskError::Store(error) => error.into(),
-            DiskError::Format { ref source, .. } => {
+            DiskError::Format { source, .. } => {
                 let kind = match source {
                     ShellError::Spawn { .. } => Kind::Environment,
                     ShellError::Failed { .. } | ShellError::TimedOut { .. } => Kind::Failed,
                 };
-                Self::of(kind, "mke2fs", &error)
+                Self::of(kind, "mke2fs", error)
             }
-            DiskError::Shrink { .. } => Self::of(Kind::Refused, "shrink", &error),
-            DiskError::None => Self::of(Kind::NotFound, "no_disk", &error),
+            DiskError::Shrink { .. } => Self::of(Kind::Refused, "shrink", error),
+            DiskError::None => Self::of(Kind::NotFound, "no_disk", error),
+            DiskError::Lost { .. } => Self::of(Kind::Failed, "disk_lost", error)
+                .fix("put it back from a copy, or destroy the instance"),
         }
     }
 }
 
-impl From<AuditError> for CliError {
-    fn from(error: AuditError) -> Self {
+impl From<&AuditError> for CliError {
+    fn from(error: &AuditError) -> Self {
         match error {
             AuditError::Store(error) => error.into(),
-            AuditError::Broken { .. } => Self::of(Kind::Failed, "audit_broken", &error),
+            AuditError::Broken { .. } => Self::of(Kind::Failed, "audit_broken", error),
         }
     }
 }
 
-impl From<ArtifactError> for CliError {
-    fn from(error: ArtifactError) -> Self {
+impl From<&ArtifactError> for CliError {
+    fn from(error: &ArtifactError) -> Self {
         match error {
             ArtifactError::Store(error) => error.into(),
-            ArtifactError::Wrong { .. } => Self::of(Kind::Failed, "not_an_artifact", &error)
+            ArtifactError::Wrong { .. } => Self::of(Kind::Failed, "not_an_artifact", error)
                 .fix("mvm pool import --help says what is taken"),
-            ArtifactError::Changed { .. } => Self::of(Kind::Failed, "artifact_changed", &error)
+            ArtifactError::Changed { .. } => Self::of(Kind::Failed, "artifact_changed", error)
                 .fix("mvm pool import it again, or mvm pool rollback"),
-            ArtifactError::CommandLine { .. } => Self::of(Kind::Usage, "command_line", &error),
+            ArtifactError::CommandLine { .. } => Self::of(Kind::Usage, "command_line", error),
         }
     }
 }
 
-impl From<LifecycleError> for CliError {
-    fn from(error: LifecycleError) -> Self {
+impl From<&LifecycleError> for CliError {
+    fn from(error: &LifecycleError) -> Self {
         match error {
             LifecycleError::Room(error) => error.into(),
             LifecycleError::Store(error) => error.into(),
             LifecycleError::Net(error) => error.into(),
             LifecycleError::Vmm(error) => error.into(),
-            LifecycleError::Install(error) => error.into(),
             LifecycleError::Shell(error) => error.into(),
             LifecycleError::Disk(error) => error.into(),
             LifecycleError::Audit(error) => error.into(),
-            LifecycleError::NotFound { .. } => Self::of(Kind::NotFound, "not_found", &error),
-            LifecycleError::Ambiguous { .. } => Self::of(Kind::Usage, "ambiguous", &error),
-            LifecycleError::Denied { ref path, denial } => {
-                let made = Self::of(Kind::Refused, "state", &error);
+            LifecycleError::Install(error @ InstallError::NoSuchVersion { version, .. }) => {
+                Self::of(Kind::Environment, "no_vmm_version", error)
+                    .fix(format!("mvm vmm install FILE, with a Firecracker {version}"))
+            }
+            LifecycleError::Install(error) => error.into(),
+            LifecycleError::Resources { .. } => Self::of(Kind::Usage, "resources", error),
+            LifecycleError::Kvm { source } => {
+                let fix = match source.kind() {
+                    std::io::ErrorKind::PermissionDenied => "usermod -aG kvm $USER, and log in again",
+                    _ => "modprobe kvm_intel or kvm_amd; without it only --vmm sim runs",
+                };
+                Self::of(Kind::Environment, "no_kvm", error).fix(fix)
+            }
+            LifecycleError::NotFound { .. } => Self::of(Kind::NotFound, "not_found", error),
+            LifecycleError::Ambiguous { .. } => Self::of(Kind::Usage, "ambiguous", error),
+            LifecycleError::Denied { path, denial } => {
+                let made = Self::of(Kind::Refused, "state", error);
                 match (denial.way(), denial.state) {
                     (Some(way), _) => made.fix(format!("mvm instance {way} {path}")),
                     (None, State::Created | State::Ready) => made.fix(format!("mvm instance start {path}")),
                     (None, _) => made,
                 }
             }
-            LifecycleError::NoRevision { ref pool } => Self::of(Kind::Refused, "no_revision", &error)
+            LifecycleError::NoRevision { pool } => Self::of(Kind::Refused, "no_revision", error)
                 .fix(format!("mvm pool import {pool} --kernel FILE --rootfs FILE")),
-            LifecycleError::TooMany { ref tenant, .. } => Self::of(Kind::Refused, "quota", &error).fix(
-                format!("destroy another one, or mvm tenant update {tenant} --max-instances-per-pool N"),
-            ),
+            LifecycleError::TooMany { tenant, .. } => Self::of(Kind::Refused, "quota", error).fix(format!(
+                "destroy another one, or mvm tenant update {tenant} --max-instances-per-pool N"
+            )),
             LifecycleError::NoAddress { .. } => {
-                Self::of(Kind::Refused, "no_address", &error).fix("destroy another instance of this tenant")
+                Self::of(Kind::Refused, "no_address", error).fix("destroy another instance of this tenant")
             }
             LifecycleError::PortTaken { .. } => {
-                Self::of(Kind::Refused, "port_taken", &error).fix("publish another port")
+                Self::of(Kind::Refused, "port_taken", error).fix("publish another port")
             }
             LifecycleError::Production { .. } => {
-                Self::of(Kind::Refused, "production", &error).fix("mvm node set --production off")
+                Self::of(Kind::Refused, "production", error).fix("mvm node set production off")
             }
-            LifecycleError::Step { error: ref inner, .. } => Self::of_step(&error, inner),
-            LifecycleError::Failpoint(_) => Self::of(Kind::Failed, "failpoint", &error),
+            LifecycleError::Step { error: inner, .. } => Self::of_step(error, inner),
+            LifecycleError::Failpoint(_) => Self::of(Kind::Failed, "failpoint", error),
         }
     }
 }
 
 impl CliError {
-    /// A failed step: the text of the whole, the kind, causes and advice of what was at the bottom of it.
+    /// A failed step: the text of the whole; the kind, causes and advice of what was at the bottom of it.
     fn of_step(whole: &LifecycleError, inner: &LifecycleError) -> Self {
-        let kind = |error: &LifecycleError| match error {
-            LifecycleError::Net(error) if error.is_environment() => {
-                (Kind::Environment, "network_environment")
-            }
-            LifecycleError::Net(error) if error.is_foreign() => (Kind::Refused, "foreign"),
-            LifecycleError::Shell(ShellError::Spawn { .. })
-            | LifecycleError::Disk(DiskError::Format { source: ShellError::Spawn { .. }, .. }) => {
-                (Kind::Environment, "no_program")
-            }
-            LifecycleError::Store(StoreError::Locked { .. }) => (Kind::Refused, "locked"),
-            LifecycleError::Vmm(VmmError::Refused { .. }) => (Kind::Failed, "vmm_refused"),
-            LifecycleError::Vmm(VmmError::Ended { .. }) => (Kind::Failed, "vmm_ended"),
-            LifecycleError::Vmm(VmmError::TimedOut { .. }) => (Kind::Failed, "vmm_timeout"),
-            _ => (Kind::Failed, "step_failed"),
-        };
-        let (kind, code) = kind(inner);
-        let mut made = Self::of(kind, code, whole);
-        let mut cause = std::error::Error::source(inner);
-        while let Some(error) = cause {
-            made.why.push(error.to_string());
-            cause = error.source();
-        }
-        if kind == Kind::Environment { made.fix("mvm doctor") } else { made }
+        Self { what: whole.to_string(), ..inner.into() }
     }
 }
 
-impl From<TenantError> for CliError {
-    fn from(error: TenantError) -> Self {
+/// Errors are described by reference, since one may stand inside another; `?` has them by value.
+macro_rules! by_value {
+    ($($error:ty),*) => {
+        $(impl From<$error> for CliError {
+            fn from(error: $error) -> Self {
+                (&error).into()
+            }
+        })*
+    };
+}
+
+by_value!(
+    StoreError,
+    NetError,
+    RoomError,
+    VmmError,
+    InstallError,
+    ShellError,
+    DiskError,
+    AuditError,
+    ArtifactError,
+    LifecycleError,
+    TenantError,
+    PoolError,
+    NodeError
+);
+
+impl From<&TenantError> for CliError {
+    fn from(error: &TenantError) -> Self {
         match error {
             TenantError::Room(error) => error.into(),
             TenantError::Store(error) => error.into(),
             TenantError::Net(error) => error.into(),
             TenantError::Audit(error) => error.into(),
             TenantError::Lifecycle(error) => error.into(),
-            TenantError::Pool(error) => (*error).into(),
-            TenantError::Exists { ref id, .. } => {
-                Self::of(Kind::Refused, "exists", &error).fix(format!("mvm tenant info {id}"))
+            TenantError::Pool(error) => error.as_ref().into(),
+            TenantError::Exists { id, .. } => {
+                Self::of(Kind::Refused, "exists", error).fix(format!("mvm tenant info {id}"))
             }
             TenantError::NetIdUsed { .. } => {
-                Self::of(Kind::Refused, "net_id_used", &error).fix("mvm tenant list")
+                Self::of(Kind::Refused, "net_id_used", error).fix("mvm tenant list")
             }
             TenantError::NetIdLeft { .. } => {
-                Self::of(Kind::Refused, "net_id_left", &error).fix("mvm node recover")
+                Self::of(Kind::Refused, "net_id_left", error).fix("mvm node recover")
             }
             TenantError::Overlap { .. } => {
-                Self::of(Kind::Refused, "subnet_overlap", &error).fix("mvm tenant list")
+                Self::of(Kind::Refused, "subnet_overlap", error).fix("mvm tenant list")
             }
-            TenantError::OffsetRange { .. } => Self::of(Kind::Usage, "offset_range", &error),
+            TenantError::OffsetRange { .. } => Self::of(Kind::Usage, "offset_range", error),
             TenantError::HasVolumes { .. } => {
-                Self::of(Kind::Refused, "has_volumes", &error).fix("--wipe-volumes, if the data may go")
+                Self::of(Kind::Refused, "has_volumes", error).fix("--wipe-volumes, if the data may go")
             }
-            TenantError::Failpoint(_) => Self::of(Kind::Failed, "failpoint", &error),
+            TenantError::Failpoint(_) => Self::of(Kind::Failed, "failpoint", error),
         }
     }
 }
 
-impl From<PoolError> for CliError {
-    fn from(error: PoolError) -> Self {
+impl From<&PoolError> for CliError {
+    fn from(error: &PoolError) -> Self {
         match error {
             PoolError::Artifact(error) => error.into(),
             PoolError::Room(error) => error.into(),
@@ -260,27 +279,25 @@ impl From<PoolError> for CliError {
             PoolError::Store(error) => error.into(),
             PoolError::Audit(error) => error.into(),
             PoolError::Lifecycle(error) => error.into(),
-            PoolError::Exists { ref path, .. } => Self::of(Kind::Refused, "exists", &error)
+            PoolError::Exists { path, .. } => Self::of(Kind::Refused, "exists", error)
                 .fix(format!("mvm pool info {path}, or mvm pool update {path}")),
-            PoolError::TooMany { ref tenant, .. } => Self::of(Kind::Refused, "quota", &error)
+            PoolError::TooMany { tenant, .. } => Self::of(Kind::Refused, "quota", error)
                 .fix(format!("mvm tenant update {tenant} --max-pools N")),
-            PoolError::NotEmpty { .. } => {
-                Self::of(Kind::Refused, "not_empty", &error).fix("destroy it again")
-            }
+            PoolError::NotEmpty { .. } => Self::of(Kind::Refused, "not_empty", error).fix("destroy it again"),
             PoolError::HasVolumes { .. } => {
-                Self::of(Kind::Refused, "has_volumes", &error).fix("--wipe-volumes, if the data may go")
+                Self::of(Kind::Refused, "has_volumes", error).fix("--wipe-volumes, if the data may go")
             }
-            PoolError::NoSuchRevision { .. } => Self::of(Kind::NotFound, "no_such_revision", &error),
-            PoolError::NoEarlierRevision { .. } => Self::of(Kind::Refused, "no_earlier_revision", &error),
-            PoolError::Resources { .. } => Self::of(Kind::Usage, "resources", &error),
-            PoolError::Production { .. } => Self::of(Kind::Refused, "production", &error),
-            PoolError::Failpoint(_) => Self::of(Kind::Failed, "failpoint", &error),
+            PoolError::NoSuchRevision { .. } => Self::of(Kind::NotFound, "no_such_revision", error),
+            PoolError::NoEarlierRevision { .. } => Self::of(Kind::Refused, "no_earlier_revision", error),
+            PoolError::Resources { .. } => Self::of(Kind::Usage, "resources", error),
+            PoolError::Production { .. } => Self::of(Kind::Refused, "production", error),
+            PoolError::Failpoint(_) => Self::of(Kind::Failed, "failpoint", error),
         }
     }
 }
 
-impl From<NodeError> for CliError {
-    fn from(error: NodeError) -> Self {
+impl From<&NodeError> for CliError {
+    fn from(error: &NodeError) -> Self {
         match error {
             NodeError::Store(error) => error.into(),
             NodeError::Net(error) => error.into(),

@@ -69,6 +69,12 @@ impl CliError {
         made
     }
 
+    /// Saying what it is about, where its own text does not.
+    pub fn about(mut self, what: impl std::fmt::Display) -> Self {
+        self.what = format!("{what}: {}", self.what);
+        self
+    }
+
     /// The exit code.
     pub fn exit_code(&self) -> u8 {
         match self.kind {
@@ -116,7 +122,9 @@ pub fn usage(error: &clap::Error) -> u8 {
     let json = std::env::args_os().any(|argument| argument == "--json");
     if error.use_stderr() && json {
         let rendered = error.render().to_string();
-        let what = rendered.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
+        // Up to the first empty line: what is wrong, and with what.
+        let what: Vec<&str> = rendered.lines().map(str::trim).take_while(|line| !line.is_empty()).collect();
+        let what = what.join(" ").trim_start_matches("error: ").to_owned();
         eprintln!("{}", CliError::new(Kind::Usage, "usage", what).fix("mvm --help").json());
     } else {
         let _ = error.print();

@@ -10,13 +10,15 @@ use crate::{
     infra::config::Roots,
     store::{self, Schema, StoreError},
     vm::{
-        naming::{InstanceId, InstancePath, Mac, Offset, PoolId, PoolPath, RevisionHash, Slot, TenantId},
+        naming::{
+            InstanceId, InstancePath, Mac, Offset, PoolId, PoolPath, RevisionHash, Slot, Subnet, TenantId,
+        },
         pool::{
             self,
-            config::{Resources, VmmKind},
+            config::{Pool, Resources, VmmKind},
         },
     },
-    vmm::process::Identity,
+    vmm::process::{self, Identity, Vmm},
 };
 
 /// An instance.
@@ -119,8 +121,8 @@ pub struct InstanceNet {
     pub guest_ip: Ipv4Addr,
     /// Its gateway's address.
     pub gateway_ip: Ipv4Addr,
-    /// The prefix length of its subnet.
-    pub cidr: u8,
+    /// Its tenant's addresses.
+    pub cidr: Subnet,
     /// What of it is reachable on the host's own addresses.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub published: Vec<crate::net::egress::Port>,
@@ -147,8 +149,7 @@ pub struct VmmRecord {
 }
 
 impl VmmRecord {
-    /// What makes the process recognisable within its boot.
-    pub fn identity(&self) -> Identity {
+    pub(super) fn identity(&self) -> Identity {
         Identity { pid: self.pid, start_time: self.start_time }
     }
 }
@@ -188,6 +189,28 @@ pub struct Exit {
 }
 
 impl Instance {
+    /// One that was never started and is about to be made.
+    pub fn new(path: &InstancePath, net: InstanceNet, pool: &Pool, now: Timestamp) -> Self {
+        Self {
+            schema_version: Schema,
+            generation: 1,
+            tenant_id: path.tenant.clone(),
+            pool_id: path.pool.clone(),
+            instance_id: path.instance.clone(),
+            status: State::Created,
+            pending: None,
+            net,
+            resources: pool.instance_resources,
+            revision: None,
+            vmm: None,
+            created_at: now,
+            entered_running_at: None,
+            entered_stopped_at: None,
+            last_receipt: None,
+            last_exit: None,
+        }
+    }
+
     /// Reads `instance.json`.
     ///
     /// # Errors
@@ -227,11 +250,15 @@ impl Instance {
         })
     }
 
-    /// Is its VMM there? `boot_id` is this boot's.
+    /// The VMM of its record, if that one is still there: the same pid, start time and boot of the host.
+    pub fn find_vmm(&self) -> Option<Vmm> {
+        let vmm = self.vmm.as_ref().filter(|vmm| vmm.boot_id == process::boot_id())?;
+        process::find(vmm.identity())
+    }
+
+    /// Is its VMM there? Cheaper than [`Self::find_vmm`]; `boot_id` is this boot's.
     pub fn vmm_is_alive(&self, boot_id: &str) -> bool {
-        self.vmm
-            .as_ref()
-            .is_some_and(|vmm| vmm.boot_id == boot_id && crate::vmm::process::is_alive(vmm.identity()))
+        self.vmm.as_ref().is_some_and(|vmm| vmm.boot_id == boot_id && process::is_alive(vmm.identity()))
     }
 }
 

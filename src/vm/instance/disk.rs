@@ -4,7 +4,7 @@ use std::{
     fs::{File, OpenOptions},
     io,
     os::unix::fs::{FileExt, OpenOptionsExt},
-    path::Path,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -15,7 +15,7 @@ use rustix::{
 
 use crate::{
     infra::shell::{self, ShellError},
-    store::StoreError,
+    store::{self, StoreError},
 };
 
 /// Why a disk could not be made.
@@ -42,6 +42,12 @@ pub enum DiskError {
     /// There is no data disk.
     #[error("the instance has no data disk")]
     None,
+    /// The data disk that was made with the instance is not there.
+    #[error("the data disk {path} is gone: it was made with the instance, and an empty one does not replace it", path = path.display())]
+    Lost {
+        /// Where it was.
+        path: PathBuf,
+    },
 }
 
 /// How a copy was made.
@@ -132,7 +138,7 @@ fn copy_by_hand(source: &File, target: &File, mut from: u64, end: u64) -> io::Re
 /// # Errors
 /// When `mke2fs` fails or the disk is full; nothing is left behind.
 pub fn make_data_disk(path: &Path, size_mib: u64) -> Result<(), DiskError> {
-    let new = path.with_extension("new");
+    let new = store::unfinished(path);
     let made = (|| {
         let file = OpenOptions::new()
             .write(true)
@@ -149,7 +155,7 @@ pub fn make_data_disk(path: &Path, size_mib: u64) -> Result<(), DiskError> {
             .map_err(|source| DiskError::Format { size_mib, source })?;
         file.sync_all().map_err(StoreError::io("sync", &new))?;
         std::fs::rename(&new, path).map_err(StoreError::io("rename", &new))?;
-        Ok(())
+        Ok(store::sync_folder(path.parent().unwrap_or(Path::new("/")))?)
     })();
     if made.is_err() {
         let _ = std::fs::remove_file(&new);
@@ -157,20 +163,28 @@ pub fn make_data_disk(path: &Path, size_mib: u64) -> Result<(), DiskError> {
     made
 }
 
+/// The size of a data disk, in MiB.
+///
+/// # Errors
+/// [`DiskError::None`] where there is none.
+pub fn size_mib(path: &Path) -> Result<u64, DiskError> {
+    match std::fs::metadata(path) {
+        Ok(meta) => Ok(meta.len() >> 20),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(DiskError::None),
+        Err(source) => Err(StoreError::io("look at", path)(source).into()),
+    }
+}
+
 /// Grows a data disk's file; the guest grows the file system on it when it likes. The same size again is well.
 ///
 /// # Errors
 /// [`DiskError::Shrink`] where the size is smaller than what there is.
 pub fn grow(path: &Path, size_mib: u64) -> Result<(), DiskError> {
-    let file = match OpenOptions::new().write(true).open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(DiskError::None),
-        Err(source) => return Err(StoreError::io("open", path)(source).into()),
-    };
-    let now = file.metadata().map_err(StoreError::io("look at", path))?.len();
-    if size_mib << 20 < now {
-        return Err(DiskError::Shrink { now_mib: now >> 20 });
+    let now_mib = self::size_mib(path)?;
+    if size_mib < now_mib {
+        return Err(DiskError::Shrink { now_mib });
     }
+    let file = OpenOptions::new().write(true).open(path).map_err(StoreError::io("open", path))?;
     file.set_len(size_mib << 20).and_then(|()| file.sync_all()).map_err(StoreError::io("grow", path))?;
     Ok(())
 }

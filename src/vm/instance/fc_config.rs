@@ -1,5 +1,7 @@
 //! From an instance to the requests that make its VMM what it should be. Pure: no I/O.
 
+use sha2::{Digest, Sha256};
+
 use super::config::Instance;
 use crate::{
     vm::{pool::artifacts::Manifest, tenant::quota::Quotas},
@@ -35,6 +37,7 @@ pub fn requests(instance: &Instance, manifest: &Manifest, quotas: &Quotas) -> Ve
             path_on_host: path.to_owned(),
             is_root_device: root,
             is_read_only: false,
+            cache_type: "Writeback",
             rate_limiter: limiter(u64::from(quotas.disk_mbps) * 1_000_000, quotas.disk_iops),
         })
     };
@@ -72,12 +75,26 @@ pub fn requests(instance: &Instance, manifest: &Manifest, quotas: &Quotas) -> Ve
     calls
 }
 
+/// A hash of requests, for the audit log: what exactly the VMM was told.
+pub fn hash(calls: &[Call]) -> String {
+    let mut hasher = Sha256::new();
+    for (method, path, body) in calls.iter().filter_map(|call| call.request().ok()) {
+        hasher.update(format!("{method} {path} "));
+        hasher.update(body);
+    }
+    format!("sha256:{}", crate::security::audit::hex(&hasher.finalize()))
+}
+
 /// The revision's command line, and how a guest without an agent learns who it is.
 fn command_line(instance: &Instance, manifest: &Manifest) -> String {
     let net = &instance.net;
     let identity = format!(
         "mvm.ip={}/{} mvm.gw={} mvm.mac={} mvm.host={}",
-        net.guest_ip, net.cidr, net.gateway_ip, net.mac, instance.instance_id
+        net.guest_ip,
+        net.cidr.net().prefix_len(),
+        net.gateway_ip,
+        net.mac,
+        instance.instance_id
     );
     format!("{} {identity}", manifest.cmdline).trim_start().to_owned()
 }

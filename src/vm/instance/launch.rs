@@ -1,7 +1,7 @@
 //! The one path on which a VMM comes up, as steps with their undo, and the one on which everything of it goes away.
 //!
 //! ```text
-//! disks → directory → tap → spawn → configure → boot → join        (start)
+//! reserve → disks → directory → tap → spawn → configure → boot → join        (start)
 //! vmm ← tap ← directory ← reservation                              (teardown, in this order: kill before unlink)
 //! ```
 
@@ -25,7 +25,7 @@ use crate::{
             config::{Pool, VmmKind},
         },
         room,
-        tenant::config::Tenant,
+        tenant::{config::Tenant, quota::Use},
     },
     vmm::{
         client::{Client, LOG},
@@ -62,8 +62,13 @@ pub struct Launch<'a> {
 type LaunchStep<'a> = Step<Launch<'a>, LifecycleError>;
 
 /// The steps of a start.
-pub fn steps<'a>() -> [LaunchStep<'a>; 7] {
+pub fn steps<'a>() -> [LaunchStep<'a>; 8] {
     [
+        Step {
+            name: "reserve",
+            run: reserve,
+            undo: Some(|launch| Ok(room::release(&launch.operator.roots, launch.slot)?)),
+        },
         Step { name: "disks", run: disks, undo: None },
         Step {
             name: "directory",
@@ -82,6 +87,20 @@ pub fn steps<'a>() -> [LaunchStep<'a>; 7] {
     ]
 }
 
+/// The tenant's quota and the node's room: counted and taken under one lock.
+fn reserve(launch: &mut Launch) -> Result<(), LifecycleError> {
+    let (roots, tenant) = (&launch.operator.roots, &launch.tenant);
+    let resources = launch.instance.resources;
+    let root_mib = launch.manifest.rootfs.size_bytes.div_ceil(1 << 20);
+    let wanted = Use {
+        vms: 1,
+        vcpus: resources.vcpus,
+        mem_mib: resources.mem_mib,
+        disk_mib: resources.data_disk_mib + root_mib,
+    };
+    Ok(room::reserve(roots, tenant, launch.slot, wanted)?)
+}
+
 /// The root disk: the instance's own copy of the revision's, kept from start to start while the revision is the same.
 fn disks(launch: &mut Launch) -> Result<(), LifecycleError> {
     let roots = &launch.operator.roots;
@@ -94,18 +113,29 @@ fn disks(launch: &mut Launch) -> Result<(), LifecycleError> {
         store::sweep(&volumes)?;
         let from = Artifacts::of(roots, &launch.pool.path()).revision(revision).join(files::ROOT);
         // Whole or not there: a copy that was cut off has another name.
-        let new = volumes.join(format!(".new-{name}"));
+        let new = store::unfinished(&volumes.join(&name));
         disk::copy(&from, &new)?;
-        let old = store::names(&volumes, |other| other.starts_with("root-"))?;
         fs::rename(&new, volumes.join(&name)).map_err(StoreError::io("rename", &new))?;
-        for other in old {
-            store::remove_file(&volumes.join(other))?;
-        }
+        store::sync_folder(&volumes)?;
     }
     let data = volumes.join(files::DATA);
-    let size_mib = launch.instance.resources.data_disk_mib;
-    if size_mib > 0 && !data.exists() {
-        disk::make_data_disk(&data, size_mib)?;
+    if launch.instance.resources.data_disk_mib > 0 && !data.exists() {
+        return Err(disk::DiskError::Lost { path: data }.into());
+    }
+    Ok(())
+}
+
+/// Removes the root disks of revisions that the instance does not run any more: not before it runs another one, so that
+/// a revision that does not boot costs nothing.
+///
+/// # Errors
+/// When one cannot be removed.
+pub fn drop_old_root_disks(operator: &Operator, instance: &Instance) -> Result<(), LifecycleError> {
+    let volumes = config::folder(&operator.roots, &instance.path()).join("volumes");
+    let current = instance.revision.as_ref().map(|revision| root_disk(revision.short()));
+    let old = |name: &str| name.starts_with("root-") && current.as_deref() != Some(name);
+    for name in store::names(&volumes, old)? {
+        store::remove_file(&volumes.join(name))?;
     }
     Ok(())
 }
@@ -119,6 +149,9 @@ pub fn root_disk(revision: &str) -> String {
 fn directory(launch: &mut Launch) -> Result<(), LifecycleError> {
     let roots = &launch.operator.roots;
     let directory = roots.vmm_dir(&launch.slot.tap());
+    // Nothing that a VMM may still use goes before the VMM.
+    kill(launch.operator, launch.slot, None)?;
+    let roots = &launch.operator.roots;
     store::remove_folder(&directory)?;
     store::make_folder(&directory)?;
     let path = launch.instance.path();
@@ -197,10 +230,16 @@ pub fn record(launch: &Launch) -> Option<VmmRecord> {
 /// The program for a pool's VMM.
 ///
 /// # Errors
-/// When it is not installed.
+/// When it is not installed, or cannot run here.
 pub fn program(operator: &Operator, pool: &Pool) -> Result<Program, LifecycleError> {
     Ok(match pool.vmm {
         VmmKind::Firecracker => {
+            let kvm = Path::new("/dev/kvm");
+            fs::File::options()
+                .read(true)
+                .write(true)
+                .open(kvm)
+                .map_err(|source| LifecycleError::Kvm { source })?;
             crate::vmm::install::firecracker(&operator.roots, pool.vmm_version.as_deref())?
         }
         VmmKind::Sim => crate::vmm::install::sim()?,

@@ -7,6 +7,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use jiff::Timestamp;
+use rustix::fs::FallocateFlags;
+
 use super::{config, fc_config::files};
 use crate::{
     infra::config::Roots,
@@ -51,7 +54,7 @@ pub fn rotate(roots: &Roots, path: &InstancePath, log_mib: u32) -> Result<(), St
         }
         File::create(&current).map_err(StoreError::io("create", &current))?;
     }
-    cut(&folder, u64::from(log_mib.max(1)) << 20)
+    cut(roots, path, log_mib)
 }
 
 fn rename_if_there(from: &Path, to: &Path) -> Result<(), StoreError> {
@@ -61,12 +64,17 @@ fn rename_if_there(from: &Path, to: &Path) -> Result<(), StoreError> {
     }
 }
 
-/// Removes numbered logs, oldest first, until all together are at most half of `limit`: the other half is the current
-/// console's. Then cuts a VMM's log that has grown beyond a tenth.
+/// Keeps an instance's logs within its tenant's `log_mib`: see [`cut_in`].
 ///
 /// # Errors
-/// When a file cannot be removed.
-pub fn cut(folder: &Path, limit: u64) -> Result<(), StoreError> {
+/// When a file cannot be removed or cut.
+pub fn cut(roots: &Roots, path: &InstancePath, log_mib: u32) -> Result<(), StoreError> {
+    cut_in(&folder(roots, path), u64::from(log_mib.max(1)) << 20)
+}
+
+/// Removes numbered logs, oldest first, until all together are at most half of `limit`. The other half is the current
+/// console's, but for a tenth that is the VMM's log: what is beyond is cut off in front.
+fn cut_in(folder: &Path, limit: u64) -> Result<(), StoreError> {
     let mut old = Vec::new();
     for name in store::names(folder, |_| true)? {
         let Some(number) = name.rsplit_once('.').and_then(|(_, number)| number.parse::<u32>().ok()) else {
@@ -74,7 +82,7 @@ pub fn cut(folder: &Path, limit: u64) -> Result<(), StoreError> {
         };
         let path = folder.join(name);
         let Ok(meta) = fs::metadata(&path) else { continue };
-        old.push((std::cmp::Reverse(number), meta.len(), path));
+        old.push((std::cmp::Reverse(number), meta.blocks() * 512, path));
     }
     // The higher the number, the older.
     old.sort();
@@ -86,16 +94,22 @@ pub fn cut(folder: &Path, limit: u64) -> Result<(), StoreError> {
         store::remove_file(&path)?;
         total -= size;
     }
-    let log = folder.join(LOG);
-    if fs::metadata(&log).is_ok_and(|meta| meta.blocks() * 512 > limit / 10) {
-        // The VMM writes on where it was: what is cut off in front becomes a hole, which takes no space.
-        File::options()
-            .write(true)
-            .open(&log)
-            .and_then(|file| file.set_len(0))
-            .map_err(StoreError::io("cut", &log))?;
-    }
-    Ok(())
+    cut_front(&folder.join(files::CONSOLE), limit / 2)?;
+    cut_front(&folder.join(LOG), limit / 10)
+}
+
+/// Gives back what a log takes beyond `limit`, and as much again, so that it is not cut all the time. The VMM writes on
+/// where it was: what is cut off in front becomes a hole, which takes no space.
+fn cut_front(log: &Path, limit: u64) -> Result<(), StoreError> {
+    let meta = match fs::metadata(log) {
+        Ok(meta) if meta.blocks() * 512 > limit => meta,
+        _ => return Ok(()),
+    };
+    let file = File::options().write(true).open(log).map_err(StoreError::io("open", log))?;
+    // Whole pages: a part of one would be filled with zeros, which a reader would see.
+    let hole = meta.len().saturating_sub(limit / 2) & !0xfff;
+    rustix::fs::fallocate(&file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, 0, hole)
+        .map_err(|errno| StoreError::io("cut", log)(errno.into()))
 }
 
 /// Reads a log from byte `from` on; also returns where the reading ended. Nothing where there is no log.
@@ -121,23 +135,61 @@ pub fn read(path: &Path, from: u64) -> Result<(Vec<u8>, u64), StoreError> {
     Ok((bytes, end))
 }
 
+/// The lines of a VMM's log from a time on. A line without a time belongs to the one before.
+pub fn lines_since(bytes: &[u8], since: Option<Timestamp>) -> Vec<u8> {
+    let Some(since) = since else { return bytes.to_vec() };
+    let mut shown = false;
+    let mut kept = Vec::new();
+    for line in bytes.split_inclusive(|&byte| byte == b'\n') {
+        // VMMs run in UTC, and write no zone.
+        let time = line.split(|&byte| byte == b' ').next().and_then(|time| str::from_utf8(time).ok());
+        if let Some(at) = time.and_then(|time| format!("{time}Z").parse::<Timestamp>().ok()) {
+            shown = at >= since;
+        }
+        if shown {
+            kept.extend_from_slice(line);
+        }
+    }
+    kept
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
+    fn lines_are_kept_from_a_time_on() {
+        let log = b"torn\n2026-01-02T03:04:05.1 [a] one\nmore\n2026-01-02T03:04:06 [a] two\n  of it\n";
+        let since = |text: &str| {
+            let kept = lines_since(log, Some(text.parse().unwrap()));
+            String::from_utf8(kept).unwrap()
+        };
+        assert_eq!(since("2026-01-02T03:04:06Z"), "2026-01-02T03:04:06 [a] two\n  of it\n");
+        assert!(since("2026-01-02T03:04:05Z").starts_with("2026-01-02T03:04:05.1"));
+        assert_eq!(since("2026-01-03T00:00:00Z"), "");
+        assert_eq!(lines_since(log, None), log);
+    }
+
+    #[test]
     fn old_logs_go_first_and_only_as_many_as_needed() {
         let dir = tempfile::tempdir().unwrap();
         for (number, size) in [(3, 600), (2, 300), (1, 200)] {
-            fs::write(dir.path().join(format!("console.log.{number}")), vec![0; size]).unwrap();
+            fs::write(dir.path().join(format!("console.log.{number}")), vec![0; size << 10]).unwrap();
         }
-        fs::write(dir.path().join("console.log"), vec![0; 5000]).unwrap();
-        fs::write(dir.path().join(LOG), vec![1; 500]).unwrap();
-        cut(dir.path(), 1000).unwrap();
+        fs::write(dir.path().join("console.log"), vec![2; 5000 << 10]).unwrap();
+        fs::write(dir.path().join(LOG), vec![1; 500 << 10]).unwrap();
+        cut_in(dir.path(), 1000 << 10).unwrap();
         assert_eq!(
             store::names(dir.path(), |_| true).unwrap(),
             ["console.log", "console.log.1", "console.log.2", LOG]
         );
-        assert_eq!(fs::metadata(dir.path().join(LOG)).unwrap().len(), 0);
+        let taken = |name: &str| fs::metadata(dir.path().join(name)).unwrap().blocks() * 512;
+        assert!((200 << 10..=260 << 10).contains(&taken("console.log")), "{}", taken("console.log"));
+        assert!((40 << 10..=60 << 10).contains(&taken(LOG)), "{}", taken(LOG));
+        let (bytes, end) = read(&dir.path().join(LOG), 0).unwrap();
+        assert!(
+            bytes.iter().all(|&byte| byte == 1) && end == 500 << 10,
+            "the newest is there, no hole is read"
+        );
     }
 }

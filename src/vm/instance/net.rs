@@ -9,7 +9,7 @@ use crate::{
     store::{self, Durability, Lock, Sharing, StoreError},
     vm::{
         instance::config::{self, Instance},
-        naming::{Offset, Slot},
+        naming::{InstancePath, Offset, Slot},
         pool::{self, config::Pool},
         tenant::{self, config::Tenant},
     },
@@ -26,7 +26,7 @@ pub fn identity(tenant: &Tenant, offset: Offset, published: Vec<net::egress::Por
         mac: slot.mac(),
         guest_ip: subnet.address(offset),
         gateway_ip: subnet.gateway(),
-        cidr: subnet.net().prefix_len(),
+        cidr: subnet,
         published,
     }
 }
@@ -65,7 +65,7 @@ pub fn lock(roots: &Roots, sharing: Sharing) -> Result<Lock, StoreError> {
 /// What the kernel's network should be, from the files of all tenants.
 ///
 /// # Errors
-/// When a file cannot be read: half a picture would be taken for the whole.
+/// When the file of a tenant or a pool cannot be read: half a picture would be taken for the whole.
 pub fn desired(roots: &Roots) -> Result<Desired, StoreError> {
     let mut desired = Desired::default();
     let boot_id = process::boot_id();
@@ -74,10 +74,23 @@ pub fn desired(roots: &Roots) -> Result<Desired, StoreError> {
         for pool_path in pool::config::paths(roots, &tenant.tenant_id)? {
             let pool = Pool::load(roots, &pool_path)?;
             for path in config::paths(roots, &pool_path)? {
-                // An instance that is made or destroyed at this moment may be gone again.
-                let Some(instance) = store::read_if_there::<Instance>(&config::file(roots, &path))? else {
-                    continue;
+                let read = store::read_if_there::<Instance>(&config::file(roots, &path));
+                let instance = match read {
+                    Ok(Some(instance)) => instance,
+                    // One that is made or destroyed at this moment may be gone again.
+                    Ok(None) => continue,
+                    Err(StoreError::Damaged { .. }) => {
+                        desired_by_lease(roots, &tenant, &pool, &path, &mut desired)?;
+                        continue;
+                    }
+                    Err(error) => return Err(error),
                 };
+                // One that is being made has no lease yet, or one that is being destroyed none any more.
+                if instance.pending.is_some()
+                    && !tenant::leases::is_held_by(roots, &path, instance.net.offset)?
+                {
+                    continue;
+                }
                 desired.leases.push(lease(&tenant, &pool, &instance));
                 if instance.status.has_vmm() && instance.vmm_is_alive(&boot_id) {
                     desired.attached.push(tenant.slot(instance.net.offset));
@@ -86,6 +99,33 @@ pub fn desired(roots: &Roots) -> Result<Desired, StoreError> {
         }
     }
     Ok(desired)
+}
+
+/// An instance whose record cannot be read keeps what its lease gives it: its neighbours must not suffer for it, and its
+/// guest, where it runs, must stay as guarded as it was.
+fn desired_by_lease(
+    roots: &Roots,
+    tenant: &Tenant,
+    pool: &Pool,
+    path: &InstancePath,
+    desired: &mut Desired,
+) -> Result<(), StoreError> {
+    let held = tenant::leases::held(roots, &tenant.tenant_id)?;
+    let Some(lease) = held.into_iter().find(|lease| lease.instance == *path) else { return Ok(()) };
+    let slot = tenant.slot(lease.offset);
+    desired.leases.push(net::Lease {
+        slot,
+        ip: tenant.network.ipv4_subnet.address(lease.offset),
+        subnet: tenant.network.ipv4_subnet,
+        egress: pool.egress.clone(),
+        published: Vec::new(),
+    });
+    let directory = roots.vmm_dir(&slot.tap());
+    let directory = std::fs::canonicalize(&directory).unwrap_or(directory);
+    if !process::find_in(&directory).is_empty() {
+        desired.attached.push(slot);
+    }
+    Ok(())
 }
 
 /// Makes the whole network from the files where this boot, or this network namespace, has not seen it yet.
@@ -98,7 +138,9 @@ where
 {
     let seen = roots.root.join("run/network");
     let here = here();
-    if std::fs::read_to_string(&seen).is_ok_and(|text| text.trim() == here) {
+    // Somebody may have flushed all rules since: a guest must not start on a bridge that nothing guards.
+    let is_whole = net.has_tables()? || tenant::config::ids(roots)?.is_empty();
+    if is_whole && std::fs::read_to_string(&seen).is_ok_and(|text| text.trim() == here) {
         return Ok(());
     }
     let _lock = lock(roots, Sharing::Exclusive)?;
@@ -118,7 +160,7 @@ fn here() -> String {
 ///
 /// # Errors
 /// When a file cannot be read.
-pub fn held_slots(roots: &Roots) -> Result<Vec<(Slot, crate::vm::naming::InstancePath)>, StoreError> {
+pub fn held_slots(roots: &Roots) -> Result<Vec<(Slot, InstancePath)>, StoreError> {
     let mut slots = Vec::new();
     for tenant in tenant::config::all(roots)? {
         for lease in tenant::leases::held(roots, &tenant.tenant_id)? {

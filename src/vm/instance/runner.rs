@@ -20,21 +20,21 @@ pub struct Step<C, E> {
     pub undo: Option<Undo<C, E>>,
 }
 
-/// A step failed; what was done before was undone, but for what `left` says.
+/// A step failed; what was done was undone, but for what `left` says.
 #[derive(Debug)]
 pub struct Failed<E> {
     /// The step.
     pub step: &'static str,
     /// Why it failed.
-    pub error: E,
-    /// What could not be undone, by step.
-    pub left: Vec<(&'static str, E)>,
+    pub error: Box<E>,
+    /// The first step that could not be undone, and why. What was made before it stays too: it may still be in use.
+    pub left: Option<(&'static str, Box<E>)>,
 }
 
 /// Runs the steps. Returns each one's name and its ms.
 ///
 /// # Errors
-/// [`Failed`] after everything that was done was undone, as far as possible.
+/// [`Failed`] after everything that was done was undone, as far as that goes.
 pub fn run<C, E: From<std::io::Error>>(
     operation: &str,
     steps: &[Step<C, E>],
@@ -46,16 +46,17 @@ pub fn run<C, E: From<std::io::Error>>(
         let result = (step.run)(context).and_then(|()| Ok(failpoint::hit(operation, step.name)?));
         if let Err(error) = result {
             let left = undo(&steps[..=done], context);
-            return Err(Failed { step: step.name, error, left });
+            return Err(Failed { step: step.name, error: Box::new(error), left });
         }
         times.push((step.name, start.elapsed().as_secs_f64() * 1000.0));
     }
     Ok(times)
 }
 
-/// Undoes steps in reverse, going on where one cannot be undone. Returns what could not.
-pub fn undo<C, E>(steps: &[Step<C, E>], context: &mut C) -> Vec<(&'static str, E)> {
-    steps.iter().rev().filter_map(|step| Some((step.name, (step.undo?)(context).err()?))).collect()
+/// Undoes steps in reverse. Ends at the first that cannot be undone, and returns it: what was made before it may still be
+/// in use by what it left.
+pub fn undo<C, E>(steps: &[Step<C, E>], context: &mut C) -> Option<(&'static str, Box<E>)> {
+    steps.iter().rev().find_map(|step| Some((step.name, Box::new((step.undo?)(context).err()?))))
 }
 
 #[cfg(test)]
@@ -79,11 +80,21 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_undoes_all_in_reverse_and_reports_what_stays() {
+    fn a_failure_undoes_in_reverse() {
+        let mut log = Log::new();
+        let mut steps = steps();
+        steps[1].undo = Some(|log| note(log, "-two"));
+        let failed = run("test", &steps, &mut log).unwrap_err();
+        assert_eq!(log, ["one", "two", "-three", "-two", "-one"]);
+        assert!(failed.step == "three" && failed.left.is_none());
+    }
+
+    #[test]
+    fn what_cannot_be_undone_keeps_what_it_stands_on() {
         let mut log = Log::new();
         let failed = run("test", &steps(), &mut log).unwrap_err();
-        assert_eq!(log, ["one", "two", "-three", "-one"]);
-        assert_eq!((failed.step, failed.left.len(), failed.left[0].0), ("three", 1, "two"));
+        assert_eq!(log, ["one", "two", "-three"]);
+        assert_eq!(failed.left.map(|(step, _)| step), Some("two"));
     }
 
     #[test]

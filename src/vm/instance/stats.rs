@@ -8,6 +8,7 @@ use super::{config::Instance, fc_config::files, state::State};
 use crate::{
     infra::config::Roots,
     vm::{instance::config, naming::InstancePath},
+    vmm::process,
 };
 
 /// What one instance uses.
@@ -51,7 +52,7 @@ fn interface(line: &str) -> Option<(String, (u64, u64))> {
 pub fn usage(roots: &Roots, instance: &Instance, interfaces: &Interfaces) -> Usage {
     let path = instance.path();
     let (cpu_ms, rss_bytes) =
-        instance.vmm.as_ref().and_then(|vmm| process_usage(vmm.pid, vmm.start_time)).unwrap_or_default();
+        instance.vmm.as_ref().and_then(|vmm| process::usage(vmm.identity())).unwrap_or_default();
     // What the host receives on a TAP is what the guest sent.
     let (host_rx, host_tx) = interfaces.0.get(&instance.net.tap_dev).copied().unwrap_or_default();
     let volumes = config::folder(roots, &path).join("volumes");
@@ -69,19 +70,6 @@ pub fn usage(roots: &Roots, instance: &Instance, interfaces: &Interfaces) -> Usa
         net_tx_bytes: host_rx,
         disk_bytes,
     }
-}
-
-fn process_usage(pid: i32, start_time: u64) -> Option<(u64, u64)> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let (_, rest) = text.rsplit_once(") ")?;
-    let fields: Vec<&str> = rest.split(' ').collect();
-    let number = |index: usize| fields.get(index)?.parse::<u64>().ok();
-    if number(19)? != start_time {
-        return None;
-    }
-    let ticks_per_second = rustix::param::clock_ticks_per_second().max(1);
-    let cpu_ms = (number(11)? + number(12)?) * 1000 / ticks_per_second;
-    Some((cpu_ms, number(21)? * rustix::param::page_size() as u64))
 }
 
 #[cfg(test)]

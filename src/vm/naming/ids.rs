@@ -113,11 +113,6 @@ impl InstancePrefix {
     pub fn matches(&self, id: &InstanceId) -> bool {
         id.0.starts_with(&self.0)
     }
-
-    /// The id, where all of it was given.
-    pub fn full(&self) -> Option<InstanceId> {
-        self.0.parse().ok()
-    }
 }
 
 impl fmt::Display for InstancePrefix {
@@ -272,6 +267,26 @@ impl FromStr for RevisionHash {
     }
 }
 text_type!(RevisionHash);
+
+/// A tenant, or one of its pools.
+#[derive(Debug, Clone)]
+pub struct Scope {
+    /// The tenant.
+    pub tenant: TenantId,
+    /// The pool; all of the tenant's, where none is named.
+    pub pool: Option<PoolPath>,
+}
+
+impl std::str::FromStr for Scope {
+    type Err = NameError;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text.contains('/') {
+            let pool: PoolPath = text.parse()?;
+            return Ok(Self { tenant: pool.tenant.clone(), pool: Some(pool) });
+        }
+        Ok(Self { tenant: text.parse()?, pool: None })
+    }
+}
 
 #[cfg(test)]
 mod tests {

@@ -8,7 +8,10 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 
 pub use self::{
-    ids::{InstanceId, InstancePath, InstancePrefix, InstanceRef, PoolId, PoolPath, RevisionHash, TenantId},
+    ids::{
+        InstanceId, InstancePath, InstancePrefix, InstanceRef, PoolId, PoolPath, RevisionHash, Scope,
+        TenantId,
+    },
     slots::{Mac, NetId, Offset, Slot, Subnet},
 };
 

@@ -99,6 +99,28 @@ pub struct Sources {
     pub cmdline: String,
 }
 
+impl Sources {
+    /// What they take together, in bytes.
+    ///
+    /// # Errors
+    /// When one cannot be looked at.
+    pub fn size_bytes(&self) -> Result<u64, StoreError> {
+        let mut bytes = 0;
+        for path in [Some(&self.kernel), Some(&self.rootfs), self.initrd.as_ref()].into_iter().flatten() {
+            bytes += fs::metadata(path).map_err(StoreError::io("read", path))?.len();
+        }
+        Ok(bytes)
+    }
+}
+
+impl Manifest {
+    /// What the revision takes, in bytes.
+    pub fn size_bytes(&self) -> u64 {
+        let parts = [Some(&self.kernel), Some(&self.rootfs), self.initrd.as_ref()];
+        parts.into_iter().flatten().map(|part| part.size_bytes).sum()
+    }
+}
+
 /// Why artifacts are not what they should be.
 #[derive(Debug, thiserror::Error)]
 pub enum ArtifactError {
@@ -216,7 +238,8 @@ impl Artifacts {
         let revisions = self.revisions();
         store::make_folder(&revisions)?;
         store::sweep(&revisions)?;
-        let new = revisions.join(format!(".new-{}", std::process::id()));
+        let new = store::unfinished(&revisions.join("import"));
+        store::remove_folder(&new)?;
         store::make_folder(&new)?;
         let imported = self.fill(roots, sources, &new);
         if imported.is_err() {
@@ -285,7 +308,7 @@ impl Artifacts {
             return Ok(());
         }
         let link = self.folder.join("current");
-        let new = self.folder.join(format!(".current.{}.tmp", std::process::id()));
+        let new = store::unfinished(&link);
         store::remove_file(&new)?;
         symlink(Path::new("revisions").join(revision), &new).map_err(StoreError::io("link", &new))?;
         failpoint::hit("switch", "before-rename").map_err(StoreError::io("switch", &link))?;
@@ -332,12 +355,9 @@ impl Artifacts {
         store::vanish(&self.revision(revision))
     }
 
-    /// Removes what killed imports left. The caller holds the pool's lock.
-    ///
-    /// # Errors
-    /// When it cannot be removed.
-    pub fn sweep(&self) -> Result<usize, StoreError> {
-        Ok(store::sweep(&self.revisions())? + store::sweep(&self.folder)?)
+    /// The folders in which something may be left unfinished.
+    pub fn folders(&self) -> [PathBuf; 2] {
+        [self.revisions(), self.folder.clone()]
     }
 }
 

@@ -91,7 +91,7 @@ pub enum AgentMode {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Resources {
-    /// vCPUs: 1, or an even number up to 32.
+    /// vCPUs: 1 to 32.
     pub vcpus: u32,
     /// Memory, in MiB.
     pub mem_mib: u64,
@@ -139,13 +139,13 @@ impl Default for RuntimePolicy {
 }
 
 impl Resources {
-    /// What Firecracker takes: 1 or an even number of vCPUs up to 32, memory from 16 MiB up, disks in whole MiB.
+    /// What Firecracker takes: up to 32 vCPUs, memory from 32 MiB up, disks in whole MiB.
     ///
     /// # Errors
     /// What is wrong, as a sentence.
     pub fn check(self) -> Result<Self, String> {
-        if self.vcpus == 0 || self.vcpus > 32 || (self.vcpus > 1 && self.vcpus % 2 == 1) {
-            return Err(format!("{} vCPUs: Firecracker takes 1 or an even number up to 32", self.vcpus));
+        if !(1..=32).contains(&self.vcpus) {
+            return Err(format!("{} vCPUs: from 1 to 32 are possible", self.vcpus));
         }
         if !(32..=1024 * 1024).contains(&self.mem_mib) {
             return Err(format!("{} MiB of memory: from 32 MiB to 1 TiB is possible", self.mem_mib));
@@ -217,7 +217,6 @@ mod tests {
         assert!(fine.check().is_ok());
         for bad in [
             Resources { vcpus: 0, ..fine },
-            Resources { vcpus: 3, ..fine },
             Resources { vcpus: 34, ..fine },
             Resources { mem_mib: 0, ..fine },
             Resources { mem_mib: u64::MAX, ..fine },

@@ -15,14 +15,15 @@ use crate::{
             self,
             config::Instance,
             fc_config::files,
-            lifecycle::{self, CreateOptions, LifecycleError, Operator, lock_tenant},
+            lifecycle::{self, LifecycleError, Operator, lock_tenant},
             net as wiring,
-            state::State,
         },
-        naming::{InstancePath, PoolPath, RevisionHash},
+        naming::{PoolPath, RevisionHash},
         room::{self, NodeConfig, RoomError},
         tenant::{
             self,
+            config::Tenant,
+            leases,
             quota::{Exceeded, within},
         },
     },
@@ -137,10 +138,11 @@ pub fn create(operator: &Operator, pool: &Pool) -> Result<(Pool, bool), PoolErro
     if node.production && (pool.vmm == VmmKind::Sim || pool.insecure) {
         return Err(PoolError::Production { why: "it takes neither the simulated VMM nor --insecure" });
     }
-    room::check_disk(roots, &node)?;
+    room::check_disk(roots, &node, 0)?;
     let path = pool.path();
-    let tenant = lifecycle::load_tenant(roots, &path.tenant)?;
+    lifecycle::load_tenant(roots, &path.tenant)?;
     let _lock = lock_tenant(roots, &path.tenant)?;
+    let tenant = lifecycle::load_tenant(roots, &path.tenant)?;
     if let Some(there) = store::read_if_there::<Pool>(&config::file(roots, &path))? {
         return match difference(&there, pool) {
             None => Ok((there, false)),
@@ -154,7 +156,7 @@ pub fn create(operator: &Operator, pool: &Pool) -> Result<(Pool, bool), PoolErro
     let folder = config::pools_folder(roots, &path.tenant);
     store::make_folder(&folder)?;
     store::sweep(&folder)?;
-    let new = folder.join(format!(".new-{}", path.pool));
+    let new = store::unfinished(&config::folder(roots, &path));
     store::make_folder(&new)?;
     store::write(&new.join("pool.json"), pool)?;
     fs::rename(&new, config::folder(roots, &path)).map_err(StoreError::io("rename", &new))?;
@@ -194,6 +196,8 @@ pub fn update(
     change(&mut pool);
     pool.instance_resources.check().map_err(|why| PoolError::Resources { why })?;
     if pool == old {
+        // A kill may have come between the file and the kernel.
+        apply_egress(operator, &tenant, &pool)?;
         return Ok((pool, false));
     }
     let mut entry = Entry::new("pool.update", path, Phase::Intent);
@@ -201,21 +205,30 @@ pub fn update(
     record(&roots, path, entry)?;
     pool.save(&roots)?;
     failpoint::hit("pool-update", "saved")?;
-    if pool.egress != old.egress {
-        operator.net()?;
-        let _net_lock = wiring::lock(&roots, Sharing::Shared).map_err(PoolError::from)?;
-        for instance in instance::config::paths(&roots, path)? {
-            let Some(instance) =
-                store::read_if_there::<Instance>(&instance::config::file(&roots, &instance))?
-            else {
-                continue;
-            };
-            let lease = wiring::lease(&tenant, &pool, &instance);
-            operator.net()?.update_egress(&lease).map_err(LifecycleError::from)?;
-        }
-    }
+    apply_egress(operator, &tenant, &pool)?;
     record(&roots, path, Entry::new("pool.update", path, Phase::Done))?;
     Ok((pool, true))
+}
+
+/// Gives the pool's instances its egress policy, where they have another one. Alone with the network: an instance that is
+/// made at this moment reads the policy under the same lock.
+fn apply_egress(operator: &mut Operator, tenant: &Tenant, pool: &Pool) -> Result<(), PoolError> {
+    let roots = operator.roots.clone();
+    let mut leases = Vec::new();
+    for path in instance::config::paths(&roots, &pool.path())? {
+        let instance = store::read_if_there::<Instance>(&instance::config::file(&roots, &path))?;
+        if let Some(instance) = instance
+            && leases::is_held_by(&roots, &path, instance.net.offset)?
+        {
+            leases.push(wiring::lease(tenant, pool, &instance));
+        }
+    }
+    if leases.is_empty() {
+        return Ok(());
+    }
+    operator.net()?;
+    let _net_lock = wiring::lock(&roots, Sharing::Exclusive)?;
+    Ok(operator.net()?.update_egress(&leases).map_err(LifecycleError::from)?)
 }
 
 /// Brings files in as the pool's new current revision.
@@ -224,18 +237,20 @@ pub fn update(
 /// The old revision stays current where it fails.
 pub fn import(operator: &Operator, path: &PoolPath, sources: &Sources) -> Result<Manifest, PoolError> {
     let roots = &operator.roots;
-    let (_, mut pool) = lifecycle::load_pool(roots, path)?;
-    room::check_disk(roots, &NodeConfig::load(roots)?)?;
+    lifecycle::load_pool(roots, path)?;
     let _lock = lock(roots, path, Sharing::Exclusive)?;
+    let (tenant, pool) = lifecycle::load_pool(roots, path)?;
+    let needed_mib = sources.size_bytes()?.div_ceil(1 << 20);
+    room::check_disk(roots, &NodeConfig::load(roots)?, needed_mib)?;
+    let (used, limit) = (room::revisions(roots, &tenant)?, tenant.quotas.max_disk_gib.saturating_mul(1024));
+    within("max_disk_gib, in MiB", used.disk_mib, needed_mib, limit)
+        .map_err(|exceeded| PoolError::TooMany { tenant: path.tenant.to_string(), exceeded })?;
     let artifacts = Artifacts::of(roots, path);
     let manifest = artifacts.import(roots, sources)?;
     // The first revision fixes the VMM's version. Where none is installed yet, the first start does.
     if pool.vmm_version.is_none() && pool.vmm == VmmKind::Firecracker {
         match install::firecracker(roots, None) {
-            Ok(program) => {
-                pool.vmm_version = Some(program.version);
-                pool.save(roots)?;
-            }
+            Ok(program) => lifecycle::fix_version(operator, path, &program.version)?,
             Err(InstallError::None) => {}
             Err(error) => return Err(error.into()),
         }
@@ -314,7 +329,6 @@ pub fn collect(operator: &Operator, path: &PoolPath) -> Result<Vec<RevisionHash>
     lifecycle::load_pool(roots, path)?;
     let _lock = lock(roots, path, Sharing::Exclusive)?;
     let artifacts = Artifacts::of(roots, path);
-    artifacts.sweep()?;
     let current = artifacts.current()?;
     let history = artifacts.history()?.entries.into_iter().rev().map(|entry| entry.revision);
     let before = history.into_iter().find(|revision| Some(revision) != current.as_ref());
@@ -354,10 +368,7 @@ pub fn volumes(roots: &Roots, path: &PoolPath) -> Result<Vec<String>, StoreError
 pub fn destroy(operator: &mut Operator, path: &PoolPath, wipe_volumes: bool) -> Result<(), PoolError> {
     let roots = operator.roots.clone();
     lifecycle::load_pool(&roots, path)?;
-    let disks = volumes(&roots, path)?;
-    if !wipe_volumes && !disks.is_empty() {
-        return Err(PoolError::HasVolumes { path: path.clone(), disks: disks.join(", ") });
-    }
+    refuse_to_lose(&roots, path, wipe_volumes)?;
     record(&roots, path, Entry::new("pool.destroy", path, Phase::Intent))?;
     for instance in instance::config::paths(&roots, path)? {
         match lifecycle::destroy(operator, &instance, wipe_volumes) {
@@ -372,73 +383,19 @@ pub fn destroy(operator: &mut Operator, path: &PoolPath, wipe_volumes: bool) -> 
     if !instance::config::paths(&roots, path)?.is_empty() {
         return Err(PoolError::NotEmpty { path: path.clone() });
     }
-    store::vanish(&config::folder(&roots, path))?;
+    // Looked at again: what somebody made and destroyed since then may have left its disk.
+    refuse_to_lose(&roots, path, wipe_volumes)?;
     record(&roots, path, Entry::new("pool.destroy", path, Phase::Done))?;
+    failpoint::hit("pool-destroy", "audited")?;
+    store::vanish(&config::folder(&roots, path))?;
     lock.remove();
     Ok(())
 }
 
-/// What scaling did to one instance.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-pub struct Scaled {
-    /// The instance.
-    pub path: InstancePath,
-    /// `started`, `created` or `stopped`.
-    pub did: &'static str,
-}
-
-/// Brings the number of running instances to `running`: starts those that are stopped, makes new ones, stops the newest
-/// that are too many. Calls `tell` after each.
-///
-/// # Errors
-/// What was done before stays done; the same call again goes on.
-pub fn scale(
-    operator: &mut Operator,
-    path: &PoolPath,
-    running: u32,
-    mut tell: impl FnMut(&Instance, &Scaled),
-) -> Result<(), PoolError> {
-    update(operator, path, |pool| pool.desired_counts.running = running)?;
-    let roots = operator.roots.clone();
-    let wanted = running as usize;
-    let mut up = Vec::new();
-    let mut down = Vec::new();
-    for instance in instance::config::paths(&roots, path)? {
-        let Some(instance) = store::read_if_there::<Instance>(&instance::config::file(&roots, &instance))?
-        else {
-            continue;
-        };
-        let Some(instance) = lifecycle::settle(operator, instance)? else {
-            continue;
-        };
-        match instance.status {
-            State::Running => up.push(instance),
-            State::Created | State::Ready | State::Stopped => down.push(instance),
-            State::Warm | State::Sleeping | State::Destroyed => {}
-        }
+fn refuse_to_lose(roots: &Roots, path: &PoolPath, wipe_volumes: bool) -> Result<(), PoolError> {
+    let disks = volumes(roots, path)?;
+    if wipe_volumes || disks.is_empty() {
+        return Ok(());
     }
-    up.sort_by_key(|instance| instance.entered_running_at);
-    let surplus = up.len().saturating_sub(wanted);
-    for instance in up.iter().rev().take(surplus) {
-        let outcome = lifecycle::stop(operator, &instance.path(), false)?;
-        tell(&outcome.instance, &Scaled { path: instance.path(), did: "stopped" });
-    }
-    for number in 0..wanted.saturating_sub(up.len()) {
-        let (instance, did) = match down.get(number) {
-            Some(instance) => (instance.path(), "started"),
-            None => (lifecycle::create(operator, path, CreateOptions::default())?.path(), "created"),
-        };
-        let outcome = match lifecycle::start(operator, &instance) {
-            Ok(outcome) => outcome,
-            Err(error) => {
-                // One that was made to run and does not is nobody's wish; why it does not matters more than its removal.
-                if did == "created" {
-                    let _ = lifecycle::destroy(operator, &instance, true);
-                }
-                return Err(error.into());
-            }
-        };
-        tell(&outcome.instance, &Scaled { path: instance, did });
-    }
-    Ok(())
+    Err(PoolError::HasVolumes { path: path.clone(), disks: disks.join(", ") })
 }

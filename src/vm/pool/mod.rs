@@ -3,3 +3,4 @@
 pub mod artifacts;
 pub mod config;
 pub mod lifecycle;
+pub mod scale;

@@ -35,7 +35,7 @@ struct Freed {
 }
 
 /// `tenants/<t>/leases`.
-fn folder(roots: &Roots, tenant: &TenantId) -> PathBuf {
+pub fn folder(roots: &Roots, tenant: &TenantId) -> PathBuf {
     config::folder(roots, tenant).join("leases")
 }
 
@@ -129,14 +129,6 @@ pub fn held(roots: &Roots, tenant: &TenantId) -> Result<Vec<Lease>, StoreError> 
     }
     leases.sort_by_key(|lease| lease.offset);
     Ok(leases)
-}
-
-/// Removes what killed processes left among the leases.
-///
-/// # Errors
-/// When the folder cannot be read.
-pub fn sweep(roots: &Roots, tenant: &TenantId) -> Result<usize, StoreError> {
-    store::sweep(&folder(roots, tenant))
 }
 
 #[cfg(test)]

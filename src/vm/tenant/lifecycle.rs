@@ -136,9 +136,12 @@ fn record(roots: &Roots, tenant: &TenantId, entry: Entry) -> Result<(), AuditErr
 pub fn create(operator: &mut Operator, spec: &TenantSpec) -> Result<(Tenant, bool), TenantError> {
     operator.net()?;
     let roots = operator.roots.clone();
-    room::check_disk(&roots, &NodeConfig::load(&roots)?)?;
-    let _node_lock = room::lock(&roots)?;
+    room::check_disk(&roots, &NodeConfig::load(&roots)?, 0)?;
+    let _lock = lock_tenant(&roots, &spec.id)?;
+    // Net ids and subnets belong to the node: looked at and taken under its lock, which is held for nothing longer.
+    let node_lock = room::lock(&roots)?;
     if let Some(tenant) = store::read_if_there::<Tenant>(&config::file(&roots, &spec.id))? {
+        drop(node_lock);
         same(&tenant, spec)?;
         bring_up(operator, &tenant)?;
         return Ok((tenant, false));
@@ -161,7 +164,7 @@ pub fn create(operator: &mut Operator, spec: &TenantSpec) -> Result<(Tenant, boo
     let folder = roots.tenants();
     store::make_folder(&folder)?;
     store::sweep(&folder)?;
-    let new = folder.join(format!(".new-{}", spec.id));
+    let new = store::unfinished(&config::folder(&roots, &spec.id));
     store::make_folder(&new)?;
     store::write(&new.join("tenant.json"), &tenant)?;
     let mut entry = Entry::new("tenant.create", &spec.id, Phase::Intent);
@@ -169,9 +172,11 @@ pub fn create(operator: &mut Operator, spec: &TenantSpec) -> Result<(Tenant, boo
     audit::append(&roots, spec.id.as_ref(), &new, entry)?;
     fs::rename(&new, config::folder(&roots, &spec.id)).map_err(StoreError::io("rename", &new))?;
     store::sync_folder(&folder)?;
+    drop(node_lock);
     failpoint::hit("tenant-create", "in-place")?;
     if let Err(error) = bring_up(operator, &tenant) {
-        // The bridge that is in the way belongs to somebody: the tenant that needs its name is not made.
+        // A bridge of that name that is somebody's stays theirs: then the tenant that needs it is not made.
+        let _ = operator.net()?.remove_tenant(&wiring::tenant_net(&tenant));
         let _ = store::vanish(&config::folder(&roots, &spec.id));
         return Err(error);
     }
@@ -242,6 +247,8 @@ pub fn update(
     let mut tenant = old.clone();
     change(&mut tenant);
     if tenant == old {
+        // A kill may have come between the file and the kernel.
+        bring_up(operator, &tenant)?;
         return Ok((tenant, false));
     }
     let mut entry = Entry::new("tenant.update", id, Phase::Intent);
@@ -273,7 +280,7 @@ pub fn volumes(roots: &Roots, id: &TenantId) -> Result<Vec<String>, StoreError> 
 pub fn destroy(operator: &mut Operator, id: &TenantId, wipe_volumes: bool) -> Result<(), TenantError> {
     operator.net()?;
     let roots = operator.roots.clone();
-    let tenant = lifecycle::load_tenant(&roots, id)?;
+    lifecycle::load_tenant(&roots, id)?;
     let disks = volumes(&roots, id)?;
     if !wipe_volumes && !disks.is_empty() {
         return Err(TenantError::HasVolumes { id: id.clone(), disks: disks.join(", ") });
@@ -284,6 +291,8 @@ pub fn destroy(operator: &mut Operator, id: &TenantId, wipe_volumes: bool) -> Re
     }
     failpoint::hit("tenant-destroy", "pools")?;
     let lock = lock_tenant(&roots, id)?;
+    // Somebody else may have been faster, and a third one may have made it anew.
+    let tenant = lifecycle::load_tenant(&roots, id)?;
     // A pool that was made between the two looks is somebody's: the next destroy takes it.
     if let Some(path) = pool::config::paths(&roots, id)?.first() {
         return Err(Box::new(PoolError::NotEmpty { path: path.clone() }).into());
@@ -319,11 +328,20 @@ pub fn kept_audit_log(roots: &Roots, id: &TenantId) -> Result<Option<std::path::
 }
 
 fn keep_audit_log(roots: &Roots, id: &TenantId) -> Result<(), StoreError> {
-    let kept = kept_audit_logs(roots).join(format!("{id}-{}", roots.now().as_second()));
-    store::make_folder(&kept)?;
+    let folder = kept_audit_logs(roots);
+    store::make_folder(&folder)?;
+    let now = roots.now().as_second();
+    let kept = (now..).map(|at| folder.join(format!("{id}-{at}"))).find(|path| !path.exists());
+    let kept = kept.unwrap_or_else(|| folder.join(format!("{id}-{now}")));
+    let new = store::unfinished(&kept);
+    store::make_folder(&new)?;
     for name in ["audit.log", "audit.head", "tenant.json"] {
-        let from = config::folder(roots, id).join(name);
-        fs::copy(&from, kept.join(name)).map_err(StoreError::io("keep", &from))?;
+        let (from, to) = (config::folder(roots, id).join(name), new.join(name));
+        fs::copy(&from, &to)
+            .and_then(|_| fs::File::open(&to)?.sync_all())
+            .map_err(StoreError::io("keep", &from))?;
     }
-    store::sync_folder(&kept)
+    store::sync_folder(&new)?;
+    fs::rename(&new, &kept).map_err(StoreError::io("rename", &new))?;
+    store::sync_folder(&folder)
 }

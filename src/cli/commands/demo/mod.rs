@@ -7,7 +7,7 @@ mod guest;
 mod story;
 mod world;
 
-use std::{path::Path, process::Command};
+use std::{path::Path, process::Command, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -18,7 +18,10 @@ use crate::cli::{
     error::{CliError, Kind},
     output::{Out, Tone},
 };
-use crate::infra::config::{Environment, THROW_AWAY_MARK};
+use crate::infra::{
+    config::{Environment, THROW_AWAY_MARK},
+    shell,
+};
 
 /// One thing that was shown.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -118,13 +121,15 @@ fn staged(out: &Out, root: &Path, start: std::time::Instant) -> Result<u8, CliEr
     })
 }
 
+/// How long a package manager may take.
+const APT_LIMIT: Duration = Duration::from_secs(300);
+
 /// Programs that the story needs and Debian's packages for them: installed as root, named otherwise.
 fn packages(out: &Out) -> Result<(), CliError> {
     let needed = [("nft", "nftables"), ("mke2fs", "e2fsprogs")];
-    let folders = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
     let missing: Vec<&str> = needed
         .iter()
-        .filter(|(program, _)| !folders.iter().any(|folder| Path::new(folder).join(program).exists()))
+        .filter(|(program, _)| shell::find(program).is_none())
         .map(|(_, package)| *package)
         .collect();
     if missing.is_empty() {
@@ -139,12 +144,7 @@ fn packages(out: &Out) -> Result<(), CliError> {
     for arguments in
         [vec!["update", "-qq"], [vec!["install", "-y", "-qq", "--no-install-recommends"], missing].concat()]
     {
-        let output =
-            Command::new("apt-get").args(&arguments).output().map_err(|error| lacking(error.to_string()))?;
-        if !output.status.success() {
-            let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-            return Err(lacking(format!("apt-get {} failed: {said}", arguments[0])));
-        }
+        shell::run("apt-get", &arguments, b"", APT_LIMIT).map_err(|error| lacking(error.to_string()))?;
     }
     Ok(())
 }

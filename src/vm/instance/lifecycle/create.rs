@@ -7,26 +7,24 @@ use super::{
     destroy::{Volumes, discard},
     intent, load_pool, lock_tenant,
     lookup::lock_instance,
-    report,
 };
 use crate::{
     infra::{config::Roots, failpoint},
     net::egress::Port,
-    security::audit::Phase,
-    store::{self, Schema, Sharing, StoreError},
+    security::audit::{Limits, Network, Phase},
+    store::{self, Lock, Sharing, StoreError},
     vm::{
+        fleet,
         instance::{
             config::{self, Instance, Operation},
             disk,
             fc_config::files,
             net as wiring,
-            runner::{self, Step},
-            state::State,
+            runner::{self, Failed, Step},
         },
-        naming::{InstanceId, PoolPath},
-        pool::{self, config::Pool},
+        naming::{InstanceId, InstancePath, PoolPath},
         room::{self, NodeConfig},
-        tenant::{self, config::Tenant, leases, quota::within},
+        tenant::{config::Tenant, leases, quota::within},
     },
 };
 
@@ -40,7 +38,6 @@ pub struct CreateOptions {
 struct Creation<'a> {
     operator: &'a mut Operator,
     tenant: Tenant,
-    pool: Pool,
     instance: Instance,
 }
 
@@ -55,7 +52,7 @@ pub fn create(
 ) -> Result<Instance, LifecycleError> {
     // The environment first: without the network there is no instance, and nothing shall be half made.
     operator.net()?;
-    room::check_disk(&operator.roots, &NodeConfig::load(&operator.roots)?)?;
+    room::check_disk(&operator.roots, &NodeConfig::load(&operator.roots)?, 0)?;
     let roots = operator.roots.clone();
     let tenant_lock = lock_tenant(&roots, &pool.tenant)?;
     let (tenant, pool) = load_pool(&roots, pool)?;
@@ -66,6 +63,11 @@ pub fn create(
     let there = config::paths(&roots, &path)?.len() as u64;
     within("max_instances_per_pool", there, 1, tenant.quotas.max_instances_per_pool.into())
         .map_err(|exceeded| LifecycleError::TooMany { tenant: tenant.tenant_id.clone(), exceeded })?;
+    // Ports belong to the host: all tenants share them.
+    let published_lock = match options.published.is_empty() {
+        true => None,
+        false => Some(lock_published(&roots)?),
+    };
     check_published(&roots, &options.published)?;
     let (first, last) = tenant.offsets();
     let offset = leases::choose(&roots, &tenant)?.ok_or_else(|| LifecycleError::NoAddress {
@@ -77,100 +79,105 @@ pub fn create(
         .map(|attempt| InstanceId::from_bits(roots.id_bits(attempt)))
         .find(|id| !instances.join(id).exists())
         .unwrap_or(InstanceId::from_bits(0));
-    let mut instance = Instance {
-        schema_version: Schema,
-        generation: 1,
-        tenant_id: tenant.tenant_id.clone(),
-        pool_id: pool.pool_id.clone(),
-        instance_id: id.clone(),
-        status: State::Created,
-        pending: Some(intent(&roots, Operation::Create)),
-        net: wiring::identity(&tenant, offset, options.published),
-        resources: pool.instance_resources,
-        revision: None,
-        vmm: None,
-        created_at: roots.now(),
-        entered_running_at: None,
-        entered_stopped_at: None,
-        last_receipt: None,
-        last_exit: None,
-    };
-    let _lock = lock_instance(&roots, &instance.path())?;
-    operator.audit(&instance, "create", Phase::Intent, |_| ())?;
+    let path = InstancePath { tenant: path.tenant, pool: path.pool, instance: id };
+    let net = wiring::identity(&tenant, offset, options.published);
+    let mut instance = Instance::new(&path, net, &pool, roots.now());
+    instance.pending = Some(intent(&roots, Operation::Create));
+    let lock = lock_instance(&roots, &path)?;
+    operator.audit(&instance, "create", Phase::Intent, |entry| {
+        entry.limits = Some(Limits::from(instance.resources));
+        entry.network = Some(Network::from(&instance.net));
+    })?;
     // The folder appears with its record in it, or not at all.
-    let new = instances.join(format!(".new-{id}"));
+    let new = store::unfinished(&config::folder(&roots, &path));
     store::make_folder(&new)?;
     store::write(&new.join("instance.json"), &instance)?;
-    fs::rename(&new, instances.join(&id)).map_err(StoreError::io("rename", &new))?;
+    fs::rename(&new, config::folder(&roots, &path)).map_err(StoreError::io("rename", &new))?;
     store::sync_folder(&instances)?;
     failpoint::hit("create", "intent")?;
-    leases::hold(&roots, &instance.path(), offset)?;
-    drop(tenant_lock);
+    leases::hold(&roots, &path, offset)?;
+    drop((tenant_lock, published_lock));
 
-    let steps: [Step<Creation, LifecycleError>; 2] = [
-        Step {
-            name: "disk",
-            run: |creation| {
-                let volumes =
-                    config::folder(&creation.operator.roots, &creation.instance.path()).join("volumes");
-                store::make_folder(&volumes)?;
-                match creation.instance.resources.data_disk_mib {
-                    0 => Ok(()),
-                    size => Ok(disk::make_data_disk(&volumes.join(files::DATA), size)?),
-                }
-            },
-            undo: None,
-        },
-        Step {
-            name: "network",
-            run: |creation| {
-                let lease = wiring::lease(&creation.tenant, &creation.pool, &creation.instance);
-                let tenant = wiring::tenant_net(&creation.tenant);
-                let net = creation.operator.net()?;
-                net.ensure_tenant(&tenant)?;
-                let _lock = wiring::lock(&creation.operator.roots, Sharing::Shared)?;
-                Ok(creation.operator.net()?.add_lease(&tenant, &lease)?)
-            },
-            undo: None,
-        },
-    ];
-    let mut creation = Creation { operator, tenant, pool, instance: instance.clone() };
-    let result = runner::run("create", &steps, &mut creation);
+    let mut creation = Creation { operator, tenant, instance: instance.clone() };
+    let result = runner::run("create", &steps(), &mut creation).and_then(|_| {
+        record(creation.operator, &mut instance).map_err(|error| Failed {
+            step: "record",
+            error: error.into(),
+            left: None,
+        })
+    });
     match result {
-        Ok(_) => {
-            instance.pending = None;
-            instance.save(&roots)?;
-            failpoint::hit("create", "recorded")?;
-            operator.audit(&instance, "create", Phase::Done, |entry| {
-                entry.to = Some(instance.status.to_string());
-                entry.detail = Some(format!("address {} mac {}", instance.net.guest_ip, instance.net.mac));
-            })?;
-            Ok(instance)
-        }
+        Ok(()) => Ok(instance),
         Err(failed) => {
-            let undone = discard(operator, &instance, Volumes::Wipe);
-            Err(report(operator, &instance, "create", failed, undone))
+            let why = failed.error.to_string();
+            let undone = discard(operator, &instance, Volumes::Wipe, ("create", Phase::Failed), &why);
+            if undone.is_ok() {
+                lock.remove();
+            }
+            Err(LifecycleError::step("create", failed, undone))
         }
     }
 }
 
+// Nothing is undone step by step: a failed creation is discarded as a whole, as any other instance.
+fn steps<'a>() -> [Step<Creation<'a>, LifecycleError>; 2] {
+    [Step { name: "disk", run: make_disk, undo: None }, Step { name: "network", run: add_lease, undo: None }]
+}
+
+fn make_disk(creation: &mut Creation) -> Result<(), LifecycleError> {
+    let volumes = config::folder(&creation.operator.roots, &creation.instance.path()).join("volumes");
+    store::make_folder(&volumes)?;
+    match creation.instance.resources.data_disk_mib {
+        0 => Ok(()),
+        size => Ok(disk::make_data_disk(&volumes.join(files::DATA), size)?),
+    }
+}
+
+fn add_lease(creation: &mut Creation) -> Result<(), LifecycleError> {
+    let roots = creation.operator.roots.clone();
+    let tenant = wiring::tenant_net(&creation.tenant);
+    let net = creation.operator.net()?;
+    net.ensure_tenant(&tenant)?;
+    let _lock = wiring::lock(&roots, Sharing::Shared)?;
+    // Read under the lock: who changes the policy holds it alone.
+    let (_, pool) = load_pool(&roots, &creation.instance.path().pool_path())?;
+    let lease = wiring::lease(&creation.tenant, &pool, &creation.instance);
+    Ok(creation.operator.net()?.add_lease(&tenant, &lease)?)
+}
+
+/// The new state. Its line comes first, as a start's does.
+fn record(operator: &Operator, instance: &mut Instance) -> Result<(), LifecycleError> {
+    operator.audit(instance, "create", Phase::Done, |entry| {
+        entry.to = Some(instance.status.to_string());
+        entry.detail = Some(format!("address {} mac {}", instance.net.guest_ip, instance.net.mac));
+    })?;
+    failpoint::hit("create", "audited")?;
+    instance.pending = None;
+    instance.save(&operator.roots)?;
+    Ok(failpoint::hit("create", "recorded")?)
+}
+
+fn lock_published(roots: &Roots) -> Result<Lock, StoreError> {
+    Lock::take(&roots.lock_file("published"), "the published ports", Sharing::Exclusive, roots.lock_timeout)
+}
+
 fn check_published(roots: &Roots, wanted: &[Port]) -> Result<(), LifecycleError> {
+    let place = |port: &Port| (port.protocol, port.host_port);
+    for (at, port) in wanted.iter().enumerate() {
+        if wanted[..at].iter().any(|other| place(other) == place(port)) {
+            return Err(LifecycleError::PortTaken { port: port.to_string(), by: "this command".into() });
+        }
+    }
     if wanted.is_empty() {
         return Ok(());
     }
-    for tenant in tenant::config::ids(roots)? {
-        for pool in pool::config::paths(roots, &tenant)? {
-            for path in config::paths(roots, &pool)? {
-                let Some(instance) = store::read_if_there::<Instance>(&config::file(roots, &path))? else {
-                    continue;
-                };
-                let same = |port: &&Port| {
-                    wanted.iter().any(|w| (w.protocol, w.host_port) == (port.protocol, port.host_port))
-                };
-                if let Some(port) = instance.net.published.iter().find(same) {
-                    return Err(LifecycleError::PortTaken { port: port.to_string(), by: path });
-                }
-            }
+    for path in fleet::instances(roots)? {
+        let Some(instance) = store::read_if_there::<Instance>(&config::file(roots, &path))? else {
+            continue;
+        };
+        let taken = |port: &&Port| wanted.iter().any(|wanted| place(wanted) == place(port));
+        if let Some(port) = instance.net.published.iter().find(taken) {
+            return Err(LifecycleError::PortTaken { port: port.to_string(), by: path.to_string() });
         }
     }
     Ok(())

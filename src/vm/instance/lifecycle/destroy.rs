@@ -2,7 +2,10 @@
 
 use std::fs;
 
-use super::{LifecycleError, Operator, intent, load_pool, lock_tenant, lookup::lock_instance};
+use super::{
+    LifecycleError, Operator, intent, load_pool, lock_tenant,
+    lookup::{gone, lock_instance},
+};
 use crate::{
     infra::{config::Roots, failpoint},
     security::audit::Phase,
@@ -18,7 +21,6 @@ use crate::{
         pool,
         tenant::leases,
     },
-    vmm::process,
 };
 
 /// What becomes of a data disk when its instance goes.
@@ -42,41 +44,49 @@ pub fn destroy(
     operator.net()?;
     let roots = operator.roots.clone();
     let lock = lock_instance(&roots, path)?;
-    let Some(mut instance) = store::read_if_there::<Instance>(&config::file(&roots, path))? else {
-        lock.remove();
-        return Err(gone(path));
+    let mut instance = match store::read_if_there::<Instance>(&config::file(&roots, path)) {
+        Ok(Some(instance)) => instance,
+        Ok(None) => {
+            lock.remove();
+            return Err(gone(path));
+        }
+        // Its lease still says which slot it has: that is all that has to be known to take it away.
+        Err(damaged @ StoreError::Damaged { .. }) => from_lease(&roots, path)?.ok_or(damaged)?,
+        Err(error) => return Err(error.into()),
     };
     let from = instance.status;
     instance.pending = Some(intent(&roots, Operation::Destroy { wipe_volumes }));
     instance.save(&roots)?;
     operator.audit(&instance, "destroy", Phase::Intent, |entry| entry.from = Some(from.to_string()))?;
     failpoint::hit("destroy", "intent")?;
-    discard(operator, &instance, if wipe_volumes { Volumes::Wipe } else { Volumes::Keep })?;
-    operator.audit(&instance, "destroy", Phase::Done, |entry| {
-        entry.from = Some(from.to_string());
-        entry.to = Some(State::Destroyed.to_string());
-    })?;
+    let volumes = if wipe_volumes { Volumes::Wipe } else { Volumes::Keep };
+    discard(operator, &instance, volumes, ("destroy", Phase::Done), "")?;
     lock.remove();
     Ok(())
 }
 
-pub(super) fn gone(path: &InstancePath) -> LifecycleError {
-    LifecycleError::NotFound { what: format!("there is no instance {path}") }
+/// An instance whose record cannot be read, as far as its lease tells.
+fn from_lease(roots: &Roots, path: &InstancePath) -> Result<Option<Instance>, LifecycleError> {
+    let (tenant, pool) = load_pool(roots, &path.pool_path())?;
+    let held = leases::held(roots, &path.tenant)?;
+    let Some(lease) = held.into_iter().find(|lease| lease.instance == *path) else { return Ok(None) };
+    Ok(Some(Instance::new(path, wiring::identity(&tenant, lease.offset, Vec::new()), &pool, lease.leased_at)))
 }
 
 /// Takes everything of an instance away. Its lease is given back last but one: as long as it is held, nobody else has
-/// the slot, and once it is free, nothing of the slot is touched again.
+/// the slot, and once it is free, nothing of the slot is touched again. Its record goes last, after the line that says so.
 pub(super) fn discard(
     operator: &mut Operator,
     instance: &Instance,
     volumes: Volumes,
+    (what, phase): (&str, Phase),
+    why: &str,
 ) -> Result<(), LifecycleError> {
     let roots = operator.roots.clone();
     let path = instance.path();
     let slot = instance.slot(&roots)?;
     if leases::is_held_by(&roots, &path, instance.net.offset)? {
-        let vmm = instance.vmm.as_ref().and_then(|vmm| process::find(vmm.identity()));
-        launch::teardown(operator, slot, vmm.as_ref())?;
+        launch::teardown(operator, slot, instance.find_vmm().as_ref())?;
         let (tenant, pool) = load_pool(&roots, &path.pool_path())?;
         let lease = wiring::lease(&tenant, &pool, instance);
         operator.net()?;
@@ -91,6 +101,12 @@ pub(super) fn discard(
         keep_volume(&roots, &path)?;
     }
     failpoint::hit("discard", "volumes")?;
+    operator.audit(instance, what, phase, |entry| {
+        entry.from = Some(instance.status.to_string());
+        entry.to = Some(State::Destroyed.to_string());
+        entry.detail = Some(why.to_owned()).filter(|why| !why.is_empty());
+    })?;
+    failpoint::hit("discard", "audited")?;
     Ok(store::vanish(&config::folder(&roots, &path))?)
 }
 

@@ -69,13 +69,26 @@ pub enum LifecycleError {
         /// The port.
         port: String,
         /// Who publishes it.
-        by: InstancePath,
+        by: String,
     },
     /// A production node refuses what is for trying out.
     #[error("this node is in production: {why}")]
     Production {
         /// What it refuses.
         why: &'static str,
+    },
+    /// Firecracker does not take that.
+    #[error("{why}")]
+    Resources {
+        /// What is wrong.
+        why: String,
+    },
+    /// Firecracker cannot run here.
+    #[error("/dev/kvm cannot be opened, and Firecracker runs on nothing else")]
+    Kvm {
+        /// Why.
+        #[source]
+        source: std::io::Error,
     },
     /// A step failed; what was done before was undone.
     #[error("{operation} failed at its step {step}: {error}{left}", left = left_over(left))]

@@ -1,6 +1,6 @@
 //! Growing an instance's data disk.
 
-use super::{LifecycleError, Operator, lookup::lock_instance, settle::settled};
+use super::{LifecycleError, Operator, load_pool, lookup::locked};
 use crate::{
     security::audit::Phase,
     vm::{
@@ -17,20 +17,26 @@ use crate::{
 /// Grows the data disk; a running guest sees the new size at its next start.
 ///
 /// # Errors
-/// When there is none, it would shrink, or the tenant has no room.
+/// When there is none, it would shrink, the size is absurd, or the tenant's quota does not allow it.
 pub fn grow_disk(
     operator: &mut Operator,
     path: &InstancePath,
     size_mib: u64,
 ) -> Result<Instance, LifecycleError> {
     let roots = operator.roots.clone();
-    let _lock = lock_instance(&roots, path)?;
-    let mut instance = settled(operator, path)?;
-    room::check_disk(&roots, &NodeConfig::load(&roots)?)?;
-    disk::grow(&config::folder(&roots, path).join("volumes").join(files::DATA), size_mib)?;
-    instance.resources.data_disk_mib = size_mib;
-    instance.save(&roots)?;
+    let (_lock, mut instance) = locked(operator, path)?;
+    let (tenant, _) = load_pool(&roots, &path.pool_path())?;
+    let mut resources = instance.resources;
+    resources.data_disk_mib = size_mib;
+    resources.check().map_err(|why| LifecycleError::Resources { why })?;
+    room::check_disk(&roots, &NodeConfig::load(&roots)?, 0)?;
+    let data = config::folder(&roots, path).join("volumes").join(files::DATA);
+    let more_mib = size_mib.saturating_sub(disk::size_mib(&data)?);
+    room::enlarge(&roots, &tenant, instance.slot(&roots)?, more_mib)?;
+    disk::grow(&data, size_mib)?;
+    instance.resources = resources;
     operator
         .audit(&instance, "disk-grow", Phase::Done, |entry| entry.detail = Some(format!("{size_mib} MiB")))?;
+    instance.save(&roots)?;
     Ok(instance)
 }

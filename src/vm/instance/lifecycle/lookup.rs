@@ -1,6 +1,6 @@
 //! Finding and locking what an operation is about.
 
-use super::LifecycleError;
+use super::{LifecycleError, Operator, settle::settled};
 use crate::{
     infra::config::Roots,
     store::{Lock, Sharing, StoreError},
@@ -40,6 +40,25 @@ pub(super) fn lock_instance(roots: &Roots, path: &InstancePath) -> Result<Lock, 
     Lock::take(&lock_path(roots, path), &path.to_string(), Sharing::Exclusive, roots.lock_timeout)
 }
 
+/// An instance and its lock, after what was cut off of it was settled.
+pub(super) fn locked(
+    operator: &mut Operator,
+    path: &InstancePath,
+) -> Result<(Lock, Instance), LifecycleError> {
+    let lock = lock_instance(&operator.roots, path)?;
+    match settled(operator, path)? {
+        Some(instance) => Ok((lock, instance)),
+        None => {
+            lock.remove();
+            Err(gone(path))
+        }
+    }
+}
+
+pub(super) fn gone(path: &InstancePath) -> LifecycleError {
+    LifecycleError::NotFound { what: format!("there is no instance {path}") }
+}
+
 /// The tenant, or [`LifecycleError::NotFound`].
 ///
 /// # Errors
@@ -75,7 +94,7 @@ pub fn load_pool(roots: &Roots, path: &PoolPath) -> Result<(Tenant, Pool), Lifec
 
 fn these<T: ToString>(there_is: &str, all: &[T]) -> String {
     match all {
-        [] => format!("{there_is} none"),
+        [] => format!("{there_is} none yet"),
         _ if all.len() > 10 => format!("{there_is} {}", all.len()),
         _ => format!("{there_is} {}", all.iter().map(T::to_string).collect::<Vec<_>>().join(", ")),
     }

@@ -22,11 +22,11 @@ pub use self::{
     grow::grow_disk,
     lookup::{effective_state, load_pool, load_tenant, lock_tenant, resolve, try_lock},
     settle::{needs_settling, settle},
-    start::start,
+    start::{fix_version, start},
     stop::stop,
 };
 use super::{
-    config::{Instance, Intent, Operation},
+    config::{Instance, InstanceNet, Intent, Operation},
     net as wiring,
     runner::Failed,
     state::{Denial, Event, State},
@@ -34,8 +34,8 @@ use super::{
 use crate::{
     infra::config::Roots,
     net::Net,
-    security::audit::{self, AuditError, Entry, Phase},
-    vm::{naming::InstancePath, tenant},
+    security::audit::{self, AuditError, Entry, Limits, Network, Phase},
+    vm::{naming::InstancePath, pool::config::Resources, tenant},
 };
 
 /// Carries operations out: the roots, and the sockets to the kernel's network once they are needed.
@@ -91,26 +91,38 @@ impl Operator {
     }
 }
 
-fn intent(roots: &Roots, operation: Operation) -> Intent {
-    Intent { operation, since: roots.now(), pid: std::process::id() }
+impl LifecycleError {
+    /// One error of a step's, and of what could not be undone.
+    fn step(operation: &'static str, failed: Failed<Self>, undone: Result<(), Self>) -> Self {
+        let left: Vec<String> = failed
+            .left
+            .map(|(step, error)| format!("{step}: {error}"))
+            .into_iter()
+            .chain(undone.err().map(|error| error.to_string()))
+            .collect();
+        match *failed.error {
+            // A refusal is not a failure: nothing was begun.
+            refused @ Self::Room(_) if left.is_empty() => refused,
+            error => Self::Step { operation, step: failed.step, error: error.into(), left },
+        }
+    }
 }
 
-/// Writes the outcome of a failed operation to the audit log and makes one error of it all.
-fn report(
-    operator: &Operator,
-    instance: &Instance,
-    operation: &'static str,
-    failed: Failed<LifecycleError>,
-    undone: Result<(), LifecycleError>,
-) -> LifecycleError {
-    let mut left: Vec<String> =
-        failed.left.into_iter().map(|(step, error)| format!("{step}: {error}")).collect();
-    left.extend(undone.err().map(|error| error.to_string()));
-    let error = LifecycleError::Step { operation, step: failed.step, error: Box::new(failed.error), left };
-    let detail = error.to_string();
-    // The error that is being reported matters more than one of the log.
-    let _ = operator.audit(instance, operation, Phase::Failed, |entry| entry.detail = Some(detail));
-    error
+impl From<Resources> for Limits {
+    fn from(resources: Resources) -> Self {
+        let Resources { vcpus, mem_mib, data_disk_mib } = resources;
+        Self { vcpus, mem_mib, data_disk_mib }
+    }
+}
+
+impl From<&InstanceNet> for Network {
+    fn from(net: &InstanceNet) -> Self {
+        Self { tap_dev: net.tap_dev.clone(), mac: net.mac.to_string(), guest_ip: net.guest_ip }
+    }
+}
+
+fn intent(roots: &Roots, operation: Operation) -> Intent {
+    Intent { operation, since: roots.now(), pid: std::process::id() }
 }
 
 fn denied(path: &InstancePath, state: State, event: Event) -> LifecycleError {

@@ -2,7 +2,7 @@
 
 use super::{
     LifecycleError, Operator,
-    destroy::{Volumes, discard, gone},
+    destroy::{Volumes, discard},
     lookup::try_lock,
     stop::finish_stop,
 };
@@ -19,11 +19,14 @@ use crate::{
     vmm::process,
 };
 
-/// Loads an instance and settles what was cut off. The caller holds its lock.
-pub(super) fn settled(operator: &mut Operator, path: &InstancePath) -> Result<Instance, LifecycleError> {
+/// Loads an instance and settles what was cut off; `None` where it is gone. The caller holds its lock.
+pub(super) fn settled(
+    operator: &mut Operator,
+    path: &InstancePath,
+) -> Result<Option<Instance>, LifecycleError> {
     match store::read_if_there::<Instance>(&config::file(&operator.roots, path))? {
-        Some(instance) => settle_locked(operator, instance)?.ok_or_else(|| gone(path)),
-        None => Err(gone(path)),
+        Some(instance) => settle_locked(operator, instance),
+        None => Ok(None),
     }
 }
 
@@ -69,46 +72,41 @@ fn settle_locked(
     operator.net()?;
     let roots = operator.roots.clone();
     let slot = instance.slot(&roots)?;
-    let vmm = instance.vmm.as_ref().and_then(|vmm| process::find(vmm.identity()));
-    let (operation, phase) = match instance.pending.as_ref().map(|intent| intent.operation) {
+    let vmm = instance.find_vmm();
+    match instance.pending.as_ref().map(|intent| intent.operation) {
         Some(Operation::Create) => {
-            discard(operator, &instance, Volumes::Wipe)?;
-            operator.audit(&instance, "create", Phase::Recovered, |entry| {
-                entry.detail = Some("it was cut off and rolled back".into());
-            })?;
+            let why = "it was cut off and rolled back";
+            discard(operator, &instance, Volumes::Wipe, ("create", Phase::Recovered), why)?;
             return Ok(None);
         }
         Some(Operation::Destroy { wipe_volumes }) => {
-            discard(operator, &instance, if wipe_volumes { Volumes::Wipe } else { Volumes::Keep })?;
-            operator.audit(&instance, "destroy", Phase::Recovered, |entry| {
-                entry.detail = Some("it was cut off and finished".into());
-            })?;
+            let volumes = if wipe_volumes { Volumes::Wipe } else { Volumes::Keep };
+            let why = "it was cut off and finished";
+            discard(operator, &instance, volumes, ("destroy", Phase::Recovered), why)?;
             return Ok(None);
         }
         Some(Operation::Start) => {
             launch::teardown(operator, slot, vmm.as_ref())?;
+            let why = "a start was cut off and rolled back".to_owned();
+            operator.audit(&instance, "start", Phase::Recovered, |entry| {
+                entry.to = Some(instance.status.to_string());
+                entry.detail = Some(why.clone());
+            })?;
             instance.pending = None;
-            instance.last_exit =
-                Some(Exit { when: roots.now(), why: "a start was cut off and rolled back".into() });
+            instance.last_exit = Some(Exit { when: roots.now(), why });
             instance.save(&roots)?;
-            ("start", Phase::Recovered)
         }
         Some(Operation::Stop) => {
             launch::teardown(operator, slot, vmm.as_ref())?;
-            finish_stop(operator, &mut instance, "a stop was cut off and finished".into())?;
-            ("stop", Phase::Recovered)
+            let why = "a stop was cut off and finished".into();
+            finish_stop(operator, &mut instance, ("stop", Phase::Recovered), why)?;
         }
         None => {
             let rebooted = instance.vmm.as_ref().is_some_and(|vmm| vmm.boot_id != boot_id);
             let why = if rebooted { "the host rebooted" } else { "the VMM ended by itself" };
             launch::teardown(operator, slot, None)?;
-            finish_stop(operator, &mut instance, why.into())?;
-            ("died", Phase::Observed)
+            finish_stop(operator, &mut instance, ("died", Phase::Observed), why.into())?;
         }
-    };
-    operator.audit(&instance, operation, phase, |entry| {
-        entry.to = Some(instance.status.to_string());
-        entry.detail = instance.last_exit.as_ref().map(|exit| exit.why.clone());
-    })?;
+    }
     Ok(Some(instance))
 }

@@ -2,23 +2,23 @@
 
 use super::{
     LifecycleError, Operator, Outcome, denied, effective_state, intent, load_pool, lock_tenant,
-    lookup::lock_instance, report, settle::settled,
+    lookup::locked,
 };
 use crate::{
     infra::failpoint,
-    security::audit::Phase,
+    security::audit::{Limits, Network, Phase},
     store::Sharing,
     vm::{
         instance::{
-            config::{Exit, Operation, Receipt, StepTime},
+            config::{Exit, Instance, Operation, Receipt, StepTime},
+            fc_config,
             launch::{self, Launch},
             runner::{self, Failed},
             state::{self, Event, Next, State},
         },
         naming::{InstancePath, PoolPath},
         pool::{self, artifacts::Artifacts, config::VmmKind},
-        room::{self, NodeConfig},
-        tenant::quota::Use,
+        room::NodeConfig,
     },
 };
 
@@ -28,30 +28,20 @@ use crate::{
 /// The instance is as before where it fails.
 pub fn start(operator: &mut Operator, path: &InstancePath) -> Result<Outcome, LifecycleError> {
     let roots = operator.roots.clone();
+    let (_lock, before) = locked(operator, path)?;
     let (tenant, pool) = load_pool(&roots, &path.pool_path())?;
-    let _lock = lock_instance(&roots, path)?;
-    let mut instance = settled(operator, path)?;
     let artifacts = Artifacts::of(&roots, &pool.path());
     // Shared with other starts: a revision must not be collected between here and the record that names it.
     let pool_lock = pool::lifecycle::lock(&roots, &pool.path(), Sharing::Shared)?;
     let current = artifacts.current()?;
-    let state = effective_state(&instance, current.is_some());
-    match state::next(state, Event::Start) {
-        Next::Already => {
-            return Ok(Outcome { instance, changed: false });
-        }
-        Next::Denied if state == State::Created => {
-            return Err(LifecycleError::NoRevision { pool: pool.path() });
-        }
-        Next::Denied => return Err(denied(path, state, Event::Start)),
-        Next::To(_) => {}
-    }
-    let Some(revision) = current else {
-        return Err(LifecycleError::NoRevision { pool: pool.path() });
+    let state = effective_state(&before, current.is_some());
+    let revision = match (state::next(state, Event::Start), current) {
+        (Next::Already, _) => return Ok(Outcome { instance: before, changed: false }),
+        (Next::To(_), Some(revision)) => revision,
+        (Next::Denied, Some(_)) => return Err(denied(path, state, Event::Start)),
+        (_, None) => return Err(LifecycleError::NoRevision { pool: pool.path() }),
     };
-    let manifest = artifacts.manifest(&revision)?;
-    let node = NodeConfig::load(&roots)?;
-    if node.production && pool.vmm == VmmKind::Sim {
+    if NodeConfig::load(&roots)?.production && pool.vmm == VmmKind::Sim {
         return Err(LifecycleError::Production { why: "it does not run the simulated VMM" });
     }
     let program = launch::program(operator, &pool)?;
@@ -59,92 +49,127 @@ pub fn start(operator: &mut Operator, path: &InstancePath) -> Result<Outcome, Li
         fix_version(operator, &pool.path(), &program.version)?;
     }
     operator.net()?;
-    let slot = instance.slot(&roots)?;
-    let mut resources = pool.instance_resources;
-    // A disk that was grown stays grown.
-    resources.data_disk_mib = instance.resources.data_disk_mib;
-    let wanted = Use {
-        vms: 1,
-        vcpus: resources.vcpus,
-        mem_mib: resources.mem_mib,
-        disk_mib: resources.data_disk_mib + manifest.rootfs.size_bytes.div_ceil(1 << 20),
-    };
-    room::reserve(&roots, tenant.tenant_id.as_ref(), &tenant.quotas, slot, wanted)?;
+    let mut instance = before.clone();
     instance.pending = Some(intent(&roots, Operation::Start));
-    instance.resources = resources;
     instance.revision = Some(revision.clone());
-    // From the reservation on, every failure goes the same way: back.
-    let begun = (|| -> Result<(), LifecycleError> {
-        failpoint::hit("start", "reserved")?;
-        instance.save(&roots)?;
-        operator.audit(&instance, "start", Phase::Intent, |entry| {
-            entry.from = Some(state.to_string());
-            entry.revision = Some(revision.to_string());
-        })?;
-        Ok(failpoint::hit("start", "intent")?)
-    })();
-    drop(pool_lock);
-    let begin = std::time::Instant::now();
+    instance.resources = pool.instance_resources;
+    // A disk that was grown stays grown.
+    instance.resources.data_disk_mib = before.resources.data_disk_mib;
     let mut launch = Launch {
+        slot: instance.slot(&roots)?,
+        manifest: artifacts.manifest(&revision)?,
         operator,
         tenant,
         pool,
         instance: instance.clone(),
-        slot,
-        manifest,
         program,
         vmm: None,
         client: None,
     };
+    let begun = begin(&launch, &mut instance, state);
+    drop(pool_lock);
+    let clock = std::time::Instant::now();
+    let steps = launch::steps();
     let result = match begun {
-        Ok(()) => runner::run("start", &launch::steps(), &mut launch),
-        Err(error) => Err(Failed { step: "intent", error, left: Vec::new() }),
-    };
-    match result {
-        Ok(steps) => {
-            instance.vmm = launch::record(&launch);
-            instance.pending = None;
-            instance.status = State::Running;
-            instance.entered_running_at = Some(roots.now());
+        Ok(()) => runner::run("start", &steps, &mut launch).and_then(|times| {
+            let total_ms = round(clock.elapsed().as_secs_f64() * 1000.0);
+            let steps_taken =
+                times.into_iter().map(|(name, ms)| StepTime { name: name.to_owned(), ms: round(ms) });
             instance.last_receipt = Some(Receipt {
                 operation: "start".into(),
-                total_ms: round(begin.elapsed().as_secs_f64() * 1000.0),
-                steps: steps
-                    .into_iter()
-                    .map(|(name, ms)| StepTime { name: name.to_owned(), ms: round(ms) })
-                    .collect(),
+                total_ms,
+                steps: steps_taken.collect(),
                 agent: "none".into(),
             });
-            instance.save(&roots)?;
-            failpoint::hit("start", "recorded")?;
-            operator.audit(&instance, "start", Phase::Done, |entry| {
-                entry.from = Some(state.to_string());
-                entry.to = Some(State::Running.to_string());
-                entry.revision = Some(revision.to_string());
-                let vmm =
-                    instance.vmm.as_ref().map(|vmm| format!("{} {} pid {}", vmm.kind, vmm.version, vmm.pid));
-                entry.detail = vmm;
-            })?;
+            record(&launch, &mut instance, state).map_err(|error| Failed {
+                step: "record",
+                error: error.into(),
+                left: runner::undo(&steps, &mut launch),
+            })
+        }),
+        Err(error) => Err(Failed { step: "intent", error: error.into(), left: None }),
+    };
+    match result {
+        Ok(()) => {
+            // What cannot be dropped now is dropped by the next start: the instance runs.
+            let _ = launch::drop_old_root_disks(operator, &instance);
             Ok(Outcome { instance, changed: true })
         }
         Err(failed) => {
-            let undone = room::release(&roots, slot).map_err(LifecycleError::from).and_then(|()| {
-                instance.pending = None;
-                instance.last_exit =
-                    Some(Exit { when: roots.now(), why: format!("start: {}", failed.error) });
-                Ok(instance.save(&roots)?)
-            });
-            Err(report(operator, &instance, "start", failed, undone))
+            // What could not be undone needs its intent: the next operation goes on with it.
+            let undone = match failed.left {
+                Some(_) => Ok(()),
+                None => put_back(operator, before, &mut instance, &failed.error),
+            };
+            let error = LifecycleError::step("start", failed, undone);
+            let detail = error.to_string();
+            // The error that is being reported matters more than one of the log.
+            let _ = operator.audit(&instance, "start", Phase::Failed, |entry| entry.detail = Some(detail));
+            Err(error)
         }
     }
 }
 
-/// A pool whose first revision was imported before any Firecracker was installed gets its version by its first start.
-fn fix_version(operator: &Operator, path: &PoolPath, version: &str) -> Result<(), LifecycleError> {
+/// The durable intent, and the line that announces it.
+fn begin(launch: &Launch, instance: &mut Instance, from: State) -> Result<(), LifecycleError> {
+    instance.save(&launch.operator.roots)?;
+    failpoint::hit("start", "intent")?;
+    let requests = fc_config::requests(instance, &launch.manifest, &launch.tenant.quotas);
+    launch.operator.audit(instance, "start", Phase::Intent, |entry| {
+        entry.from = Some(from.to_string());
+        entry.revision = instance.revision.as_ref().map(ToString::to_string);
+        entry.limits = Some(Limits::from(instance.resources));
+        entry.network = Some(Network::from(&instance.net));
+        entry.config_hash = Some(fc_config::hash(&requests));
+    })?;
+    Ok(failpoint::hit("start", "announced")?)
+}
+
+/// The new state. Its line comes first: one that is there too early is followed by that of the recovery.
+fn record(launch: &Launch, instance: &mut Instance, from: State) -> Result<(), LifecycleError> {
+    let roots = &launch.operator.roots;
+    instance.vmm = launch::record(launch);
+    instance.pending = None;
+    instance.status = State::Running;
+    instance.entered_running_at = Some(roots.now());
+    launch.operator.audit(instance, "start", Phase::Done, |entry| {
+        entry.from = Some(from.to_string());
+        entry.to = Some(State::Running.to_string());
+        entry.revision = instance.revision.as_ref().map(ToString::to_string);
+        entry.detail =
+            instance.vmm.as_ref().map(|vmm| format!("{} {} pid {}", vmm.kind, vmm.version, vmm.pid));
+    })?;
+    failpoint::hit("start", "audited")?;
+    instance.save(roots)?;
+    Ok(failpoint::hit("start", "recorded")?)
+}
+
+/// Writes the record as it was before, and why it did not become another one.
+fn put_back(
+    operator: &Operator,
+    before: Instance,
+    instance: &mut Instance,
+    error: &LifecycleError,
+) -> Result<(), LifecycleError> {
+    let generation = instance.generation;
+    *instance = before;
+    instance.generation = generation;
+    if !matches!(error, LifecycleError::Room(_)) {
+        let why = format!("start: {error}");
+        instance.last_exit = Some(Exit { when: operator.roots.now(), why });
+    }
+    Ok(instance.save(&operator.roots)?)
+}
+
+/// A pool's version is fixed by its first revision, or, where no Firecracker was installed then, by its first start.
+pub fn fix_version(operator: &Operator, path: &PoolPath, version: &str) -> Result<(), LifecycleError> {
     let _lock = lock_tenant(&operator.roots, &path.tenant)?;
     let (_, mut pool) = load_pool(&operator.roots, path)?;
-    pool.vmm_version.get_or_insert_with(|| version.to_owned());
-    Ok(pool.save(&operator.roots)?)
+    if pool.vmm_version.is_none() {
+        pool.vmm_version = Some(version.to_owned());
+        pool.save(&operator.roots)?;
+    }
+    Ok(())
 }
 
 fn round(ms: f64) -> f64 {

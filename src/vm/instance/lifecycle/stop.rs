@@ -2,14 +2,10 @@
 
 use std::time::Duration;
 
-use super::{
-    LifecycleError, Operator, Outcome, denied, effective_state, intent, load_pool, lookup::lock_instance,
-    settle::settled,
-};
+use super::{LifecycleError, Operator, Outcome, denied, effective_state, intent, load_pool, lookup::locked};
 use crate::{
     infra::{config::Roots, failpoint},
     security::audit::Phase,
-    store::StoreError,
     vm::{
         instance::{
             config::{Exit, Instance, Operation},
@@ -19,11 +15,7 @@ use crate::{
         naming::{InstancePath, Slot},
         pool::artifacts::Artifacts,
     },
-    vmm::{
-        client::Client,
-        process::{self, Vmm},
-        wire::Call,
-    },
+    vmm::{client::Client, process::Vmm, wire::Call},
 };
 
 /// Ends an instance's VMM: asks the guest to shut down, waits as long as the pool says, then kills. `force` kills at once.
@@ -32,15 +24,12 @@ use crate::{
 /// Where it fails half-way, the next operation goes on with it.
 pub fn stop(operator: &mut Operator, path: &InstancePath, force: bool) -> Result<Outcome, LifecycleError> {
     let roots = operator.roots.clone();
+    let (_lock, mut instance) = locked(operator, path)?;
     let (_, pool) = load_pool(&roots, &path.pool_path())?;
-    let _lock = lock_instance(&roots, path)?;
-    let mut instance = settled(operator, path)?;
     let has_revision = Artifacts::of(&roots, &pool.path()).current()?.is_some();
     let state = effective_state(&instance, has_revision);
     match state::next(state, Event::Stop) {
-        Next::Already => {
-            return Ok(Outcome { instance, changed: false });
-        }
+        Next::Already => return Ok(Outcome { instance, changed: false }),
         Next::Denied => return Err(denied(path, state, Event::Stop)),
         Next::To(_) => {}
     }
@@ -50,7 +39,7 @@ pub fn stop(operator: &mut Operator, path: &InstancePath, force: bool) -> Result
     instance.save(&roots)?;
     operator.audit(&instance, "stop", Phase::Intent, |entry| entry.from = Some(state.to_string()))?;
     failpoint::hit("stop", "intent")?;
-    let vmm = instance.vmm.as_ref().and_then(|vmm| process::find(vmm.identity()));
+    let vmm = instance.find_vmm();
     let mut why = format!("stopped by uid {}", roots.actor.uid);
     if let (Some(vmm), false) = (&vmm, force)
         && !shut_down(&roots, slot, vmm, pool.runtime_policy.graceful_shutdown_seconds)
@@ -59,12 +48,7 @@ pub fn stop(operator: &mut Operator, path: &InstancePath, force: bool) -> Result
     }
     failpoint::hit("stop", "shutdown")?;
     launch::teardown(operator, slot, vmm.as_ref())?;
-    finish_stop(operator, &mut instance, why)?;
-    failpoint::hit("stop", "recorded")?;
-    operator.audit(&instance, "stop", Phase::Done, |entry| {
-        entry.from = Some(state.to_string());
-        entry.to = Some(instance.status.to_string());
-    })?;
+    finish_stop(operator, &mut instance, ("stop", Phase::Done), why)?;
     Ok(Outcome { instance, changed: true })
 }
 
@@ -76,16 +60,25 @@ fn shut_down(roots: &Roots, slot: Slot, vmm: &Vmm, seconds: u32) -> bool {
     asked.is_ok() && vmm.ended_within(Duration::from_secs(seconds.into()))
 }
 
+/// The new state, once everything of the VMM is gone. Its line comes first, as a start's does.
 pub(super) fn finish_stop(
     operator: &Operator,
     instance: &mut Instance,
+    (what, phase): (&str, Phase),
     why: String,
-) -> Result<(), StoreError> {
+) -> Result<(), LifecycleError> {
     let now = operator.roots.now();
+    operator.audit(instance, what, phase, |entry| {
+        entry.from = Some(instance.status.to_string());
+        entry.to = Some(State::Stopped.to_string());
+        entry.detail = Some(why.clone());
+    })?;
+    failpoint::hit("stop", "audited")?;
     instance.pending = None;
     instance.status = State::Stopped;
     instance.vmm = None;
     instance.entered_stopped_at = Some(now);
     instance.last_exit = Some(Exit { when: now, why });
-    instance.save(&operator.roots)
+    instance.save(&operator.roots)?;
+    Ok(failpoint::hit("stop", "recorded")?)
 }
