@@ -69,6 +69,11 @@ impl NetError {
         }
     }
 
+    /// Was the interface gone?
+    pub fn is_no_device(&self) -> bool {
+        matches!(self, Self::Kernel { source, .. } if source.raw_os_error() == Some(libc::ENODEV))
+    }
+
     /// Is something in the way that belongs to somebody else?
     pub fn is_foreign(&self) -> bool {
         matches!(self, Self::Foreign { .. })

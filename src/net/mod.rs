@@ -316,7 +316,11 @@ impl Net {
             links::add_neighbour(&mut self.route, lease.slot, lease.ip)?;
         }
         for &slot in &desired.attached {
-            self.join(slot)?;
+            match self.join(slot) {
+                // It was stopped since the files were read: start and stop do not wait for this.
+                Err(error) if error.is_no_device() => {}
+                joined => joined?,
+            }
         }
         Ok(wrong)
     }

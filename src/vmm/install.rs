@@ -13,6 +13,7 @@ use std::{
 use crate::{
     infra::{
         config::Roots,
+        failpoint,
         shell::{self, ShellError},
     },
     store::{self, Lock, Sharing, StoreError},
@@ -193,8 +194,10 @@ pub fn install(roots: &Roots, firecracker: &Path, jailer: Option<&Path>) -> Resu
                 .map_err(StoreError::io("write", &to))?;
             fs::File::open(&to).and_then(|file| file.sync_all()).map_err(StoreError::io("sync", &to))?;
         }
+        failpoint::hit("install", "copied").map_err(StoreError::io("install", &new))?;
         fs::rename(&new, &place).map_err(StoreError::io("rename", &new))?;
         store::sync_folder(&folder)?;
+        failpoint::hit("install", "in-place").map_err(StoreError::io("install", &place))?;
     }
     let found = list(roots)?.into_iter().find(|one| one.version == version);
     found.ok_or_else(|| not("it vanished while it was installed".into()))

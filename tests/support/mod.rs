@@ -165,7 +165,7 @@ impl Sandbox {
         compare("reservations", slots, owned(&running));
         compare("processes", self.vmms().into_iter().map(|(_, tap)| tap).collect(), owned(&running));
         let mut held = Vec::new();
-        for tenant in names(&self.root().join("tenants")) {
+        for tenant in tenants(self.root()) {
             let leases = names(&self.root().join("tenants").join(&tenant).join("leases"));
             held.extend(
                 leases
@@ -185,7 +185,7 @@ impl Sandbox {
         if !verified.status.success() {
             leaks.push(format!("net verify: {}", String::from_utf8_lossy(&verified.stdout)));
         }
-        for tenant in names(&self.root().join("tenants")) {
+        for tenant in tenants(self.root()) {
             let audited = self.run(&format!("tenant audit {tenant} --verify"));
             if !audited.status.success() {
                 leaks.push(format!("audit of {tenant}: {}", String::from_utf8_lossy(&audited.stderr)));
@@ -239,12 +239,14 @@ fn names(folder: &Path) -> Vec<String> {
     names
 }
 
+fn tenants(root: &Path) -> Vec<String> {
+    names(&root.join("tenants")).into_iter().filter(|name| !name.starts_with('.')).collect()
+}
+
 fn find_unfinished(folder: &Path, found: &mut Vec<String>) {
     for name in names(folder) {
         let path = folder.join(&name);
-        let unfinished = [".new-", ".gone-"].iter().any(|mark| name.starts_with(mark))
-            || name.ends_with(".tmp")
-            || name.ends_with(".new");
+        let unfinished = [".new-", ".gone-"].iter().any(|mark| name.starts_with(mark));
         if unfinished {
             found.push(path.display().to_string());
         } else if path.is_dir() && !path.is_symlink() {
