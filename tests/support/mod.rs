@@ -25,6 +25,7 @@ pub fn skip(reason: &str) {
 /// A throw-away root, and a network namespace for this thread and what it starts.
 pub struct Sandbox {
     dir: tempfile::TempDir,
+    mounted: bool,
 }
 
 impl Sandbox {
@@ -43,7 +44,16 @@ impl Sandbox {
         fs::write(dir.path().join(".throw-away"), "").expect("a mark");
         let status = Command::new("ip").args(["link", "set", "lo", "up"]).status().expect("ip runs");
         assert!(status.success());
-        Some(Self { dir })
+        Some(Self { dir, mounted: false })
+    }
+
+    /// Puts the root on a file system of its own, of this size. The mount namespace belongs to the test.
+    pub fn mount_tmpfs(&mut self, size: &str) {
+        let mut command = Command::new("mount");
+        command.args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"]).arg(self.root());
+        assert!(command.status().expect("mount runs").success());
+        self.mounted = true;
+        fs::write(self.root().join(".throw-away"), "").expect("a mark");
     }
 
     /// The root.
@@ -228,6 +238,9 @@ impl Drop for Sandbox {
         for (pid, _) in self.vmms() {
             let pid = rustix::process::Pid::from_raw(pid).expect("a pid is not 0");
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+        if self.mounted {
+            let _ = Command::new("umount").arg("-l").arg(self.root()).status();
         }
     }
 }

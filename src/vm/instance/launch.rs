@@ -16,7 +16,6 @@ use super::{
     runner::Step,
 };
 use crate::{
-    net::Net,
     store::{self, StoreError},
     vm::{
         naming::Slot,
@@ -266,14 +265,16 @@ pub fn kill(operator: &mut Operator, slot: Slot, known: Option<&Vmm>) -> Result<
     Ok(())
 }
 
-/// Removes a slot's TAP, if mvm made it.
+/// Removes a slot's TAP, if mvm made it. One that somebody else made is left alone, and in nobody's way: an instance can
+/// always be stopped and destroyed.
 ///
 /// # Errors
 /// When the kernel refuses.
 pub fn remove_tap(operator: &mut Operator, slot: Slot) -> Result<(), LifecycleError> {
-    let net: &mut Net = operator.net()?;
-    net.delete_tap(slot)?;
-    Ok(())
+    match operator.net()?.delete_tap(slot) {
+        Err(error) if error.is_foreign() => Ok(()),
+        deleted => Ok(deleted?),
+    }
 }
 
 /// Removes a VMM's directory. The VMM is dead by then.

@@ -18,7 +18,7 @@ use crate::{
         },
         naming::{InstancePath, PoolPath},
         pool::{self, artifacts::Artifacts, config::VmmKind},
-        room::NodeConfig,
+        room::{self, NodeConfig},
     },
 };
 
@@ -41,7 +41,9 @@ pub fn start(operator: &mut Operator, path: &InstancePath) -> Result<Outcome, Li
         (Next::Denied, Some(_)) => return Err(denied(path, state, Event::Start)),
         (_, None) => return Err(LifecycleError::NoRevision { pool: pool.path() }),
     };
-    if NodeConfig::load(&roots)?.production && pool.vmm == VmmKind::Sim {
+    let node = NodeConfig::load(&roots)?;
+    room::check_disk(&roots, &node, 0)?;
+    if node.production && pool.vmm == VmmKind::Sim {
         return Err(LifecycleError::Production { why: "it does not run the simulated VMM" });
     }
     let program = launch::program(operator, &pool)?;
@@ -66,7 +68,9 @@ pub fn start(operator: &mut Operator, path: &InstancePath) -> Result<Outcome, Li
         vmm: None,
         client: None,
     };
-    let begun = begin(&launch, &mut instance, state);
+    // Where not even the intent can be written, nothing was begun.
+    instance.save(&roots)?;
+    let begun = begin(&launch, &instance, state);
     drop(pool_lock);
     let clock = std::time::Instant::now();
     let steps = launch::steps();
@@ -110,9 +114,8 @@ pub fn start(operator: &mut Operator, path: &InstancePath) -> Result<Outcome, Li
     }
 }
 
-/// The durable intent, and the line that announces it.
-fn begin(launch: &Launch, instance: &mut Instance, from: State) -> Result<(), LifecycleError> {
-    instance.save(&launch.operator.roots)?;
+/// Announces the intent.
+fn begin(launch: &Launch, instance: &Instance, from: State) -> Result<(), LifecycleError> {
     failpoint::hit("start", "intent")?;
     let requests = fc_config::requests(instance, &launch.manifest, &launch.tenant.quotas);
     launch.operator.audit(instance, "start", Phase::Intent, |entry| {

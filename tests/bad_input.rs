@@ -1,0 +1,227 @@
+//! What is wrong is refused with its exit code and its stable word, before any effect: a table.
+
+mod support;
+
+use std::{fs, path::Path};
+
+use support::Sandbox;
+
+/// A command, its exit code, and the word for what is wrong.
+type Row<'a> = (&'a str, i32, &'a str);
+
+fn refuses(sandbox: &Sandbox, rows: &[Row]) {
+    let before = everything(sandbox.root());
+    for (command, exit, code) in rows {
+        assert_eq!(sandbox.refused(command, *exit), *code, "mvm {command}");
+    }
+    let after = everything(sandbox.root());
+    assert_eq!(before, after, "something had an effect");
+    assert!(sandbox.leaks().is_empty(), "{:?}", sandbox.leaks());
+}
+
+/// Every file of the root but locks, with its length.
+fn everything(root: &Path) -> Vec<String> {
+    fn walk(folder: &Path, found: &mut Vec<String>) {
+        for entry in fs::read_dir(folder).expect("a folder").flatten() {
+            let path = entry.path();
+            if path.ends_with("locks") || path.ends_with("run") {
+                continue;
+            }
+            if path.is_dir() && !path.is_symlink() {
+                found.push(format!("{}/", path.display()));
+                walk(&path, found);
+            } else {
+                found.push(format!("{} {}", path.display(), entry.metadata().map_or(0, |meta| meta.len())));
+            }
+        }
+    }
+    let mut found = Vec::new();
+    walk(root, &mut found);
+    found.sort();
+    found
+}
+
+const LABEL_63: &str = "a23456789012345678901234567890123456789012345678901234567890123";
+
+#[test]
+fn names_numbers_and_networks() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    sandbox.pool("sim");
+    let path = sandbox.instance("acme/web");
+    let rows: &[Row] = &[
+        // names
+        ("tenant create Acme --net-id 4 --subnet 10.240.4.0/24", 2, "usage"),
+        ("tenant create -acme --net-id 4 --subnet 10.240.4.0/24", 2, "usage"),
+        ("tenant create a.b --net-id 4 --subnet 10.240.4.0/24", 2, "usage"),
+        ("tenant create ../x --net-id 4 --subnet 10.240.4.0/24", 2, "usage"),
+        (&format!("tenant create {LABEL_63}4 --net-id 4 --subnet 10.240.4.0/24"), 2, "usage"),
+        ("pool create acme --vmm sim", 2, "usage"),
+        ("pool create acme/web/more --vmm sim", 2, "usage"),
+        ("pool create nobody/web --vmm sim", 3, "not_found"),
+        ("instance create acme/none", 3, "not_found"),
+        ("instance info acme/web/i-ffffffff", 3, "not_found"),
+        ("instance info acme/web/i-GG", 2, "usage"),
+        ("instance info acme/web/", 2, "usage"),
+        // net ids
+        ("tenant create b --net-id 3 --subnet 10.240.4.0/24", 4, "net_id_used"),
+        ("tenant create b --net-id 4096 --subnet 10.240.4.0/24", 2, "usage"),
+        ("tenant create b --net-id -1 --subnet 10.240.4.0/24", 2, "usage"),
+        ("tenant create b --net-id 03x --subnet 10.240.4.0/24", 2, "usage"),
+        // subnets
+        ("tenant create b --net-id 4 --subnet 192.168.4.0/24", 2, "usage"),
+        ("tenant create b --net-id 4 --subnet 10.224.0.0/12", 2, "usage"),
+        ("tenant create b --net-id 4 --subnet 10.240.0.0/12", 2, "usage"),
+        ("tenant create b --net-id 4 --subnet 10.240.4.7/24", 2, "usage"),
+        ("tenant create b --net-id 4 --subnet 10.240.4.0/30", 2, "usage"),
+        ("tenant create b --net-id 4 --subnet 10.240.0.0/19", 2, "usage"),
+        ("tenant create b --net-id 4 --subnet 10.240.4.0", 2, "usage"),
+        ("tenant create b --net-id 4 --subnet fd00::/64", 2, "usage"),
+        ("tenant create b --net-id 4 --subnet 10.240.3.128/25", 4, "subnet_overlap"),
+        ("tenant create b --net-id 4 --subnet 10.240.0.0/20", 4, "subnet_overlap"),
+        ("tenant create b --net-id 4 --subnet 10.240.4.0/24 --offset-range 9-3", 2, "offset_range"),
+        ("tenant create b --net-id 4 --subnet 10.240.4.0/24 --offset-range 300-400", 2, "offset_range"),
+        ("tenant create b --net-id 4 --subnet 10.240.4.0/24 --offset-range x", 2, "usage"),
+        ("tenant create acme --net-id 9 --subnet 10.240.9.0/24", 4, "exists"),
+        // resources
+        ("pool create acme/b --cpus 0", 2, "resources"),
+        ("pool create acme/b --cpus 33", 2, "resources"),
+        ("pool create acme/b --mem 0", 2, "resources"),
+        ("pool create acme/b --mem 18446744073709551615", 2, "resources"),
+        ("pool create acme/b --mem 99999999999999999999", 2, "usage"),
+        ("pool create acme/b --data-disk 1", 2, "resources"),
+        ("pool create acme/b --data-disk 18446744073709551615", 2, "resources"),
+        ("pool update acme/web --mem 0", 2, "resources"),
+        ("pool create acme/b --vmm qemu", 2, "usage"),
+        ("pool create acme/b --vmm firecracker@", 2, "usage"),
+        ("pool create acme/b --egress all", 2, "usage"),
+        ("pool create acme/b --egress allow:1.2.3.4/24", 2, "usage"),
+        ("pool create acme/b --label nolabel", 2, "usage"),
+        ("pool create acme/web --mem 999", 4, "exists"),
+        (&format!("instance disk grow {path} --size 1"), 2, "resources"),
+        (&format!("instance disk grow {path} --size 18446744073709551615"), 2, "resources"),
+        ("instance create acme/web --publish tcp:0:80", 2, "usage"),
+        ("instance create acme/web --publish icmp:1:1", 2, "usage"),
+        ("instance create acme/web --publish tcp:1:1 --publish tcp:1:2", 4, "port_taken"),
+        // states
+        (&format!("instance stop {path}"), 4, "state"),
+        (&format!("instance wait {path} --for happy"), 2, "usage"),
+        // what is not there
+        ("pool rollback acme/web --revision 000000000000", 3, "no_such_revision"),
+        ("pool rollback acme/web --revision xyz", 2, "usage"),
+        ("pool rollback acme/web", 4, "no_earlier_revision"),
+        ("vmm default 9.9.9", 3, "no_vmm_version"),
+        ("vmm install /none", 1, "not_firecracker"),
+        ("vmm install /bin/true", 1, "not_firecracker"),
+        // destroying asks, and nobody is there
+        ("tenant destroy acme", 2, "not_confirmed"),
+        ("tenant destroy acme --yes", 4, "has_volumes"),
+        ("pool destroy acme/web --yes", 4, "has_volumes"),
+        (&format!("instance destroy {path}"), 2, "not_confirmed"),
+        ("nonsense", 2, "usage"),
+        ("node set max-vms -3", 2, "usage"),
+        ("node set production perhaps", 2, "usage"),
+    ];
+    refuses(&sandbox, rows);
+}
+
+#[test]
+fn files_that_are_not_kernels_or_file_systems() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    sandbox.pool("sim");
+    let (kernel, rootfs) = sandbox.artifacts();
+    let (kernel, rootfs) = (kernel.display().to_string(), rootfs.display().to_string());
+    let file = |name: &str, content: &[u8]| {
+        let path = sandbox.root().join(name);
+        fs::write(&path, content).expect("a file");
+        path.display().to_string()
+    };
+    let (empty, text) = (file("empty.in", b""), file("text.in", b"#!/bin/sh\n"));
+    let mut bzimage = vec![0; 0x300];
+    bzimage[0x202..0x206].copy_from_slice(b"HdrS");
+    let bzimage = file("bzimage.in", &bzimage);
+    let mut arm = fs::read(&kernel).expect("a kernel");
+    arm[18] = 183;
+    let arm = file("arm.in", &arm);
+    let folder = sandbox.root().display().to_string();
+    let import =
+        |kernel: &str, rootfs: &str| format!("pool import acme/web --kernel {kernel} --rootfs {rootfs}");
+    let rows = [
+        (import(&empty, &rootfs), 1, "not_an_artifact"),
+        (import(&text, &rootfs), 1, "not_an_artifact"),
+        (import(&bzimage, &rootfs), 1, "not_an_artifact"),
+        (import(&arm, &rootfs), 1, "not_an_artifact"),
+        (import(&rootfs, &rootfs), 1, "not_an_artifact"),
+        (import(&folder, &rootfs), 1, "not_an_artifact"),
+        (import("/none", &rootfs), 1, "io"),
+        (import("/dev/zero", &rootfs), 1, "not_an_artifact"),
+        (import(&kernel, &kernel), 1, "not_an_artifact"),
+        (import(&kernel, &empty), 1, "not_an_artifact"),
+        (import(&kernel, "/dev/zero"), 1, "not_an_artifact"),
+        (format!("{} --initrd {text}", import(&kernel, &rootfs)), 1, "not_an_artifact"),
+        (format!("{} --cmdline={}", import(&kernel, &rootfs), "x".repeat(2000)), 2, "command_line"),
+    ];
+    let rows: Vec<Row> = rows.iter().map(|(command, exit, code)| (command.as_str(), *exit, *code)).collect();
+    refuses(&sandbox, &rows);
+}
+
+#[test]
+fn files_that_are_damaged_or_newer_are_named_and_never_overwritten() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    sandbox.pool("sim");
+    let path = sandbox.instance("acme/web");
+    let id = path.rsplit('/').next().unwrap_or_default().to_owned();
+    let tenant = "tenants/acme/tenant.json";
+    let pool = "tenants/acme/pools/web/pool.json";
+    let instance = format!("tenants/acme/pools/web/instances/{id}/instance.json");
+    let start = format!("instance start {path}");
+    let commands: [(&str, &str); 4] = [
+        (tenant, "tenant info acme"),
+        (pool, "pool info acme/web"),
+        (&instance, &start),
+        ("node.json", "node info"),
+    ];
+    let newer = r#"{"schema_version":2,"all":"different"}"#;
+    for (file, command) in commands {
+        let file = sandbox.root().join(file);
+        let whole = fs::read(&file).expect("a file");
+        for (content, code) in [
+            ("", "damaged"),
+            ("{\"schema_version\":1}", "damaged"),
+            ("\0\0", "damaged"),
+            (newer, "newer_schema"),
+        ] {
+            fs::write(&file, content).expect("it can be written");
+            assert_eq!(sandbox.refused(command, 1), code, "{command} with {content:?}");
+            assert_eq!(fs::read(&file).expect("a file"), content.as_bytes(), "it was overwritten");
+        }
+        fs::write(&file, whole).expect("it can be written");
+    }
+    sandbox.ok(&start);
+    assert!(sandbox.leaks().is_empty(), "{:?}", sandbox.leaks());
+}
+
+#[test]
+fn one_damaged_instance_is_in_nobodys_way() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    sandbox.pool("sim");
+    let (broken, other) = (sandbox.instance("acme/web"), sandbox.instance("acme/web"));
+    for path in [&broken, &other] {
+        sandbox.ok(&format!("instance start {path}"));
+    }
+    let id = broken.rsplit('/').next().unwrap_or_default();
+    let file = sandbox.root().join(format!("tenants/acme/pools/web/instances/{id}/instance.json"));
+    fs::write(&file, "{").expect("it can be written");
+    let list = sandbox.run("instance list");
+    assert_eq!(list.status.code(), Some(1), "what cannot be read is not ignored");
+    assert!(String::from_utf8_lossy(&list.stdout).contains(&other));
+    assert!(String::from_utf8_lossy(&list.stderr).contains("instance.json is damaged"));
+    let recovered = sandbox.run("node recover");
+    assert_eq!(recovered.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&recovered.stdout).contains("not settled"));
+    assert_eq!(sandbox.vmms().len(), 2, "its guest runs on");
+    assert!(sandbox.run("net verify").status.success(), "and is guarded as before");
+    sandbox.ok(&format!("instance stop {other} --force"));
+    sandbox.ok(&format!("instance destroy {broken} --yes --wipe-volumes"));
+    assert!(sandbox.vmms().is_empty());
+    assert!(sandbox.leaks().is_empty(), "{:?}", sandbox.leaks());
+}
