@@ -64,7 +64,7 @@ fn rename_if_there(from: &Path, to: &Path) -> Result<(), StoreError> {
     }
 }
 
-/// Keeps an instance's logs within its tenant's `log_mib`: see [`cut_in`].
+/// Keeps an instance's logs within its tenant's `log_mib`: the oldest go, and what is left is cut off in front.
 ///
 /// # Errors
 /// When a file cannot be removed or cut.

@@ -7,7 +7,11 @@ mod guest;
 mod story;
 mod world;
 
-use std::{path::Path, process::Command, time::Duration};
+use std::{
+    path::Path,
+    process::{Command, Output},
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -36,7 +40,10 @@ pub struct Check {
 /// All of it.
 #[derive(Debug, Serialize, Deserialize)]
 struct Report {
+    /// Which VMM played the guests that packets went to.
     vmm: String,
+    /// Why that one.
+    why: String,
     checks: Vec<Check>,
     ok: bool,
 }
@@ -60,25 +67,47 @@ pub fn run(out: &Out, environment: &Environment, command: &DemoCommand) -> Resul
 fn stage(out: &Out, keep: bool) -> Result<u8, CliError> {
     let start = std::time::Instant::now();
     packages(out)?;
+    hold_signals();
     let root = std::env::temp_dir().join(format!("mvm-demo-{}", std::process::id()));
     std::fs::create_dir(&root)
         .map_err(|error| lacking(format!("cannot make {}: {error}", root.display())))?;
-    let staged = std::fs::write(root.join(THROW_AWAY_MARK), "")
-        .map_err(|error| lacking(error.to_string()))
-        .and_then(|()| staged(out, &root, start));
+    let before = World::look(&root);
+    let played = std::fs::write(root.join(THROW_AWAY_MARK), "").and_then(|()| played(out, &root));
     world::end_processes_in(&root);
-    if keep {
-        out.note(format!("kept: {}", root.display()));
-    } else {
+    let host = before.difference(&World::look(&root));
+    if !keep {
         let _ = std::fs::remove_dir_all(&root);
     }
-    staged
+    // Only now: who reads this may be gone, and then nothing comes after it.
+    if keep {
+        out.note(format!("kept: {}", root.display()));
+    }
+    let output = played.map_err(|error| lacking(error.to_string()))?;
+    let code = match output.status.code() {
+        Some(code) => code as u8,
+        None => 1,
+    };
+    match out.json {
+        true => report(out, code, &output.stdout, &host),
+        false => Ok(conclude(out, code, &host, start.elapsed())),
+    }
 }
 
-fn staged(out: &Out, root: &Path, start: std::time::Instant) -> Result<u8, CliError> {
-    let before = World::look(root);
-    let program = std::env::current_exe().map_err(|error| lacking(error.to_string()))?;
-    let mut child = Command::new(program);
+/// Ctrl-C ends the story, and this process only after it has cleaned up: it holds such signals back from here on.
+fn hold_signals() {
+    // SAFETY: the set is initialised by sigemptyset before it is used; only this thread's mask changes.
+    unsafe {
+        let mut signals = std::mem::zeroed();
+        libc::sigemptyset(&mut signals);
+        for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+            libc::sigaddset(&mut signals, signal);
+        }
+        libc::pthread_sigmask(libc::SIG_BLOCK, &signals, std::ptr::null_mut());
+    }
+}
+
+fn played(out: &Out, root: &Path) -> std::io::Result<Output> {
+    let mut child = Command::new(std::env::current_exe()?);
     child.arg("demo").arg("--inside").arg(root).env_remove("MVM_ROOT").stdin(std::process::Stdio::null());
     if out.json {
         child.arg("--json").stdout(std::process::Stdio::piped());
@@ -86,39 +115,31 @@ fn staged(out: &Out, root: &Path, start: std::time::Instant) -> Result<u8, CliEr
     if !out.is_colored() {
         child.arg("--no-color");
     }
-    let output = child
-        .spawn()
-        .and_then(|child| child.wait_with_output())
-        .map_err(|error| lacking(error.to_string()))?;
-    let after = World::look(root);
-    let host = before.difference(&after);
-    let mut ok = output.status.success() && host.is_empty();
-    if out.json {
-        let mut report: Report = match serde_json::from_slice(&output.stdout) {
-            Ok(report) => report,
-            Err(_) => return Ok(output.status.code().map_or(1, |code| code as u8)),
-        };
-        for check in report.checks.iter_mut().filter(|check| check.name == "leaks" && !host.is_empty()) {
-            check.ok = false;
-            check.detail = format!("on the host: {}", host.join(", "));
-        }
-        report.ok = report.ok && host.is_empty();
-        ok = report.ok;
-        out.show(&report, String::new);
-    } else if !host.is_empty() {
-        out.say(format!("  {} the host changed: {}", out.paint(Tone::Bad, "✗"), host.join(", ")));
-    } else if ok {
-        let seconds = format!("{:.1} s", start.elapsed().as_secs_f64());
-        out.say(format!(
-            "  {} the host is as it was: links, rules, mounts, cgroups{seconds:>33}",
-            out.paint(Tone::Good, "✓")
-        ));
+    child.spawn()?.wait_with_output()
+}
+
+/// The story's report, with what the host says of it. Where there is none, it said on stderr why.
+fn report(out: &Out, code: u8, json: &[u8], host: &[String]) -> Result<u8, CliError> {
+    let Ok(mut report) = serde_json::from_slice::<Report>(json) else { return Ok(code.max(1)) };
+    for check in report.checks.iter_mut().filter(|check| check.name == "leaks" && !host.is_empty()) {
+        check.ok = false;
+        check.detail = format!("on the host: {}", host.join(", "));
     }
-    Ok(match output.status.code() {
-        Some(0) if ok => 0,
-        Some(0) | None => 1,
-        Some(code) => code as u8,
-    })
+    report.ok &= host.is_empty();
+    out.show(&report, String::new);
+    Ok(if report.ok { code } else { code.max(1) })
+}
+
+fn conclude(out: &Out, code: u8, host: &[String], took: Duration) -> u8 {
+    if !host.is_empty() {
+        out.say(format!("  {} the host changed: {}", out.paint(Tone::Bad, "✗"), host.join(", ")));
+        return code.max(1);
+    }
+    if code == 0 {
+        let (mark, seconds) = (out.paint(Tone::Good, "✓"), format!("{:.1} s", took.as_secs_f64()));
+        out.say(format!("  {mark} the host is as it was: links, rules, mounts, cgroups{seconds:>33}"));
+    }
+    code
 }
 
 /// How long a package manager may take.

@@ -21,8 +21,9 @@ use crate::{
         error::CliError,
         output::{Out, Tone},
     },
-    infra::config::Environment,
-    vm::instance::disk,
+    infra::{config::Environment, watch::Watch},
+    store::StoreError,
+    vm::instance::{disk, fc_config::files, launch},
 };
 
 /// A port of the host on which somebody listens, and which is not offered to guests.
@@ -35,6 +36,8 @@ struct Stage<'a> {
     out: &'a Out,
     root: PathBuf,
     program: PathBuf,
+    /// Firecracker and what it needs are here: then the kill is shown on it.
+    real: bool,
     checks: Vec<Check>,
 }
 
@@ -42,9 +45,9 @@ struct Stage<'a> {
 pub fn play(out: &Out, environment: &Environment, root: &Path) -> Result<u8, CliError> {
     enter_namespaces()?;
     let program = std::env::current_exe().map_err(|error| lacking(error.to_string()))?;
-    let mut stage = Stage { out, root: root.to_path_buf(), program, checks: Vec::new() };
-    let vmm = vmm_and_why(environment);
-    out.say(format!("  {vmm}, throw-away root and network namespace"));
+    let (real, why) = vmm_and_why(environment);
+    let mut stage = Stage { out, root: root.to_path_buf(), program, real, checks: Vec::new() };
+    out.say(format!("  Simulated guests ({why}); throw-away root and network namespace"));
     let before = World::look(root);
     stage.build()?;
     stage.packets()?;
@@ -54,21 +57,24 @@ pub fn play(out: &Out, environment: &Environment, root: &Path) -> Result<u8, Cli
     stage.leave_nothing(&before)?;
     let ok = stage.checks.iter().all(|check| check.ok);
     if out.json {
-        out.show(&Report { vmm, checks: stage.checks, ok }, String::new);
+        out.show(&Report { vmm: "sim".into(), why, checks: stage.checks, ok }, String::new);
     }
     Ok(if ok { 0 } else { 1 })
 }
 
-/// Which VMM plays the guests, and why.
-fn vmm_and_why(environment: &Environment) -> String {
-    let why = match &environment.firecracker_bin {
-        None => "there is no firecracker on PATH",
+/// Is a real Firecracker here, and why does it not play all guests?
+fn vmm_and_why(environment: &Environment) -> (bool, String) {
+    match &environment.firecracker_bin {
+        None => (false, "there is no firecracker on PATH".into()),
         Some(_) if std::fs::File::options().read(true).write(true).open("/dev/kvm").is_err() => {
-            "firecracker is there, but /dev/kvm cannot be opened"
+            (false, "firecracker is there, but /dev/kvm cannot be opened".into())
         }
-        Some(_) => "firecracker and /dev/kvm are there, but no guest image that speaks IP",
-    };
-    format!("Simulated VMM ({why})")
+        Some(_) => {
+            let why =
+                "no guest image here speaks IP; what is killed and booted below is on the real Firecracker";
+            (true, why.into())
+        }
+    }
 }
 
 /// A network and a mount namespace; a user namespace around them for who is not root.
@@ -99,6 +105,13 @@ fn enter_namespaces() -> Result<(), CliError> {
     let mut socket = crate::net::netlink::Socket::route()
         .map_err(|error| lacking(format!("cannot open netlink: {error}")))?;
     crate::net::links::bring_up(&mut socket, "lo").map_err(CliError::from)
+}
+
+/// What is wrong, or else what was shown.
+fn wrong_or(twins: &[(bool, &str)], denials: &[(bool, &str)], good: &str) -> String {
+    let wrong: Vec<&str> =
+        twins.iter().chain(denials).filter(|(holds, _)| !holds).map(|(_, wrong)| *wrong).collect();
+    if wrong.is_empty() { good.to_owned() } else { wrong.join("; ") }
 }
 
 impl Stage<'_> {
@@ -133,17 +146,24 @@ impl Stage<'_> {
         self.checks.push(Check { name: name.into(), ok, detail, ms });
     }
 
-    fn build(&mut self) -> Result<(), CliError> {
+    /// Makes a pool with a revision.
+    fn pool(&self, pool: &str, vmm: &str) -> Result<(), CliError> {
         let (kernel, rootfs) = (self.root.join("kernel"), self.root.join("rootfs"));
-        std::fs::write(&kernel, tiny_kernel()).map_err(|error| failed(error.to_string()))?;
-        disk::make_data_disk(&rootfs, 8).map_err(CliError::from)?;
+        if !kernel.exists() {
+            std::fs::write(&kernel, tiny_kernel()).map_err(|error| failed(error.to_string()))?;
+            disk::make_data_disk(&rootfs, 8).map_err(CliError::from)?;
+        }
+        self.mvm(&format!("pool create {pool} --vmm {vmm} --mem 128 --data-disk 16 --insecure"))?;
+        let (kernel, rootfs) = (kernel.display(), rootfs.display());
+        self.mvm(&format!("pool import {pool} --kernel {kernel} --rootfs {rootfs}")).map(drop)
+    }
+
+    fn build(&mut self) -> Result<(), CliError> {
         let start = Instant::now();
         self.mvm("tenant create acme --net-id 3 --subnet 10.240.3.0/24 --max-running 2")?;
         self.mvm("tenant create globex --net-id 4 --subnet 10.240.4.0/24")?;
         for pool in ["acme/workers", "globex/web"] {
-            self.mvm(&format!("pool create {pool} --vmm sim --mem 128 --data-disk 16"))?;
-            let (kernel, rootfs) = (kernel.display(), rootfs.display());
-            self.mvm(&format!("pool import {pool} --kernel {kernel} --rootfs {rootfs}"))?;
+            self.pool(pool, "sim")?;
         }
         let mut started = Vec::new();
         for (pool, running) in [("acme/workers", 2), ("globex/web", 1)] {
@@ -171,14 +191,19 @@ impl Stage<'_> {
 
     fn packets(&mut self) -> Result<(), CliError> {
         let east_west = self.ping("tn3i3", "10.240.3.4", 2000)?;
-        let detail = "acme's 10.240.3.3 pings its neighbour 10.240.3.4";
-        self.shown("east_west", east_west.is_some(), "east/west", format!("{detail}, answered"), east_west);
+        let answered = if east_west.is_some() { "answered" } else { "and got no answer" };
+        let detail = format!("acme's 10.240.3.3 pings its neighbour 10.240.3.4, {answered}");
+        self.shown("east_west", east_west.is_some(), "east/west", detail, east_west);
 
         // Its positive twin: globex's guest is there and answers its own gateway's side.
         let own = self.ping("tn4i3", "10.240.4.1", 2000)?.is_some();
         let guest = self.ping("tn3i3", "10.240.4.3", DENIED_MS)?.is_none();
         let gateway = self.ping("tn3i3", "10.240.4.1", DENIED_MS)?.is_none();
-        let detail = "acme reaches neither globex's guest nor its gateway, which answers globex".to_owned();
+        let detail = wrong_or(
+            &[(own, "globex's own gateway does not answer globex"), (guest, "acme reached globex's guest")],
+            &[(gateway, "acme reached globex's gateway")],
+            "acme reaches neither globex's guest nor its gateway, which answers globex",
+        );
         self.shown("cross_tenant", own && guest && gateway, "cross-tenant", detail, None);
 
         self.spoof()?;
@@ -198,8 +223,11 @@ impl Stage<'_> {
             let recv = json!({ "cmd": "recv", "contains": bytes, "timeout_ms": 0 });
             seen |= !self.tell("tn3i4", &recv)?["frame"].is_null();
         }
-        let detail =
-            "false IP and false MAC never reach the neighbour, the honest packet after them does".to_owned();
+        let detail = wrong_or(
+            &[(honest, "the honest packet was not answered")],
+            &[(!seen, "a frame with a false source reached the neighbour")],
+            "false IP and false MAC never reach the neighbour, the honest packet after them does",
+        );
         self.shown("spoof", honest && !seen, "spoofed source", detail, None);
         Ok(())
     }
@@ -213,8 +241,12 @@ impl Stage<'_> {
         let refused = self.tell("tn3i3", &tcp)?["result"] != "open";
         let gateway = self.ping("tn3i3", "10.240.3.1", 2000)?;
         drop(listener);
-        let detail = format!(
-            "port {HOST_PORT} of the host, open to itself, is closed to guests; the gateway answers ping"
+        let detail = wrong_or(
+            &[(listens, "nobody listens on the host"), (gateway.is_some(), "the gateway answers no ping")],
+            &[(refused, "a guest reached a port of the host")],
+            &format!(
+                "port {HOST_PORT} of the host, open to itself, is closed to guests; the gateway answers ping"
+            ),
         );
         self.shown("host_port", listens && refused && gateway.is_some(), "host port", detail, gateway);
         Ok(())
@@ -233,22 +265,59 @@ impl Stage<'_> {
 
     fn kill(&mut self) -> Result<(), CliError> {
         self.mvm("tenant update acme --max-running 3")?;
-        let all = self.mvm("instance list acme/workers")?;
-        let idle = all.as_array().into_iter().flatten().find(|instance| instance["status"] == "ready");
-        let path = idle.and_then(|instance| instance["path"].as_str()).unwrap_or_default().to_owned();
+        let pool = if self.real { "acme/metal" } else { "acme/more" };
+        self.pool(pool, if self.real { "firecracker" } else { "sim" })?;
+        let instance = self.mvm(&format!("instance create {pool}"))?;
+        let path = instance["path"].as_str().unwrap_or_default().to_owned();
+        let tap = instance["net"]["tap_dev"].as_str().unwrap_or_default();
         let output = self.command(&format!("instance start {path}"), Some("start.spawn"))?;
         let killed = std::os::unix::process::ExitStatusExt::signal(&output.status) == Some(9);
         let begun = Instant::now();
         let settled = self.mvm(&format!("instance info {path}"))?;
         let ms = begun.elapsed().as_secs_f64() * 1000.0;
-        let clean = settled["status"] == "ready" && settled["pending"].is_null();
-        let left = self.root.join("run/firecracker/tn3i5").exists();
-        let again = self.mvm(&format!("instance start {path}"))?["status"] == "running";
-        let answers = self.ping("tn3i3", "10.240.3.5", 2000)?.is_some();
-        let detail =
-            "mvm killed at step 4/7 of a start; the next command cleaned up, then it started".to_owned();
-        self.shown("kill", killed && clean && !left && again && answers, "kill -9", detail, Some(ms));
+        let clean = settled["status"] == "ready"
+            && settled["pending"].is_null()
+            && !self.root.join("run/firecracker").join(tap).exists();
+        let started = self.mvm(&format!("instance start {path}"))?;
+        let prints = self.wait_for_console(&path)?;
+        let steps = launch::steps();
+        let step = steps.iter().position(|step| step.name == "spawn").map_or(0, |at| at + 1);
+        let vmm = match self.real {
+            true => format!("Firecracker {}", started["vmm"]["version"].as_str().unwrap_or_default()),
+            false => "the simulated VMM".to_owned(),
+        };
+        let booted = started["last_receipt"]["total_ms"].as_f64().unwrap_or_default();
+        let good = format!(
+            "mvm killed at step {step}/{} of a start of {vmm}; the next command cleaned up, then it booted in {booted:.0} ms",
+            steps.len()
+        );
+        let detail = wrong_or(
+            &[(killed, "mvm was not killed"), (clean, "something was left behind")],
+            &[(prints, "it did not boot afterwards")],
+            &good,
+        );
+        self.shown("kill", killed && clean && prints, "kill -9", detail, Some(ms));
         Ok(())
+    }
+
+    /// Does the guest print something within some seconds?
+    fn wait_for_console(&self, path: &str) -> Result<bool, CliError> {
+        let parts: Vec<&str> = path.split('/').collect();
+        let [tenant, pool, instance] = parts[..] else { return Ok(false) };
+        let logs = format!("tenants/{tenant}/pools/{pool}/instances/{instance}/logs");
+        let logs = self.root.join(logs);
+        let watch = Watch::new(&logs).map_err(StoreError::io("watch", &logs))?;
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            let console = std::fs::metadata(logs.join(files::CONSOLE));
+            if console.is_ok_and(|meta| meta.len() > 0) {
+                return Ok(true);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() || !watch.wait(&[], Some(left)) {
+                return Ok(false);
+            }
+        }
     }
 
     fn audit(&mut self) -> Result<(), CliError> {
@@ -259,7 +328,8 @@ impl Stage<'_> {
             ok &= report["ok"] == true;
             records += report["records"].as_u64().unwrap_or_default();
         }
-        self.shown("audit", ok, "audit", format!("{records} records, both chains whole"), None);
+        let chains = if ok { "both chains whole" } else { "a chain is broken" };
+        self.shown("audit", ok, "audit", format!("{records} records, {chains}"), None);
         Ok(())
     }
 
@@ -279,7 +349,7 @@ impl Stage<'_> {
         let ok = left.is_empty() && network && rules && reservations == 0;
         let detail = match left.is_empty() {
             true => format!(
-                "of {} processes, {} links; leases, mounts, cgroups: all gone",
+                "{} processes and {} links are gone; mounts, cgroups and reservations are as before",
                 during.count("process"),
                 during.count("link") - before.count("link")
             ),
