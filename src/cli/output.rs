@@ -288,6 +288,14 @@ pub fn bytes(bytes: u64) -> String {
 mod tests {
     use super::*;
 
+    proptest::proptest! {
+        #[test]
+        fn nothing_that_is_escaped_controls_a_terminal(bytes: Vec<u8>) {
+            let controls = |c: char| c.is_control() && !matches!(c, '\n' | '\t') || is_invisible(c);
+            assert!(!escape(&bytes).contains(controls));
+        }
+    }
+
     #[test]
     fn what_a_guest_prints_cannot_talk_to_the_terminal() {
         assert_eq!(escape(b"plain\ttext\r\n"), "plain\ttext\n");

@@ -37,7 +37,7 @@ pub fn run() -> Result<()> {
     away_from_linux()?;
     crate::tidy::run()?;
     crate::docs::check()?;
-    licences()?;
+    dependencies()?;
     println!("check: all well");
     Ok(())
 }
@@ -67,8 +67,8 @@ fn away_from_linux() -> Result<()> {
     crate::run("cargo", &arguments)
 }
 
-/// Every dependency has a licence from the list.
-fn licences() -> Result<()> {
+/// Every dependency has a licence from the list, and is there once.
+fn dependencies() -> Result<()> {
     let output = std::process::Command::new("cargo")
         .args(["metadata", "--format-version", "1", "--locked"])
         .output()
@@ -76,8 +76,12 @@ fn licences() -> Result<()> {
     let metadata: serde_json::Value =
         serde_json::from_slice(&output.stdout).context("cargo metadata says nonsense")?;
     let mut wrong = Vec::new();
+    let mut names = std::collections::HashSet::new();
     for package in metadata["packages"].as_array().into_iter().flatten() {
         let name = package["name"].as_str().unwrap_or_default();
+        if !names.insert(name.to_owned()) {
+            wrong.push(format!("{name} is there in two versions"));
+        }
         let licence = package["license"].as_str().unwrap_or_default().replace('/', " OR ");
         let allowed = |one: &str| LICENCES.contains(&one.trim().trim_matches(['(', ')']));
         // `A AND B` needs both, `A OR B` one of them; no dependency nests them deeper than that.
@@ -89,5 +93,5 @@ fn licences() -> Result<()> {
     if wrong.is_empty() {
         return Ok(());
     }
-    bail!("licences that are not on the list:\n  {}", wrong.join("\n  "))
+    bail!("dependencies:\n  {}", wrong.join("\n  "))
 }

@@ -3,7 +3,8 @@
 use anyhow::{Result, bail};
 
 /// Programs and the packages that bring them.
-const NEEDED: [(&str, &str); 3] = [("nft", "nftables"), ("mke2fs", "e2fsprogs"), ("ip", "iproute2")];
+const NEEDED: [(&str, &str); 4] =
+    [("nft", "nftables"), ("mke2fs", "e2fsprogs"), ("ip", "iproute2"), ("mkfs.btrfs", "btrfs-progs")];
 
 /// Installs what is missing as root; otherwise says what is missing.
 ///

@@ -288,6 +288,9 @@ impl From<&PoolError> for CliError {
                 Self::of(Kind::Refused, "has_volumes", error).fix("--wipe-volumes, if the data may go")
             }
             PoolError::NoSuchRevision { .. } => Self::of(Kind::NotFound, "no_such_revision", error),
+            PoolError::AmbiguousRevision { .. } => {
+                Self::of(Kind::Usage, "ambiguous", error).fix("give more of its digits")
+            }
             PoolError::NoEarlierRevision { .. } => Self::of(Kind::Refused, "no_earlier_revision", error),
             PoolError::Resources { .. } => Self::of(Kind::Usage, "resources", error),
             PoolError::Production { .. } => Self::of(Kind::Refused, "production", error),

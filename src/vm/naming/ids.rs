@@ -292,6 +292,24 @@ impl std::str::FromStr for Scope {
 mod tests {
     use super::*;
 
+    proptest::proptest! {
+        /// What parses is shown as it was typed; nothing panics.
+        #[test]
+        fn paths_are_shown_as_they_are_typed(text in "[a-zA-Z0-9./_-]{0,40}") {
+            if let Ok(path) = text.parse::<InstancePath>() {
+                assert_eq!(path.to_string(), text);
+            }
+            if let Ok(path) = text.parse::<PoolPath>() {
+                assert_eq!(path.to_string(), text);
+            }
+        }
+
+        #[test]
+        fn every_text_is_a_name_or_an_error(text: String) {
+            let _ = (text.parse::<InstanceRef>(), text.parse::<RevisionHash>(), text.parse::<Scope>());
+        }
+    }
+
     #[test]
     fn labels() {
         let long = "a".repeat(63);

@@ -69,8 +69,6 @@ pub struct Offset(u16);
 impl Offset {
     /// The first offset that an instance may have.
     pub const FIRST_INSTANCE: Offset = Offset(3);
-    /// The builder microVM's offset.
-    pub const BUILDER: Offset = Offset(2);
 
     /// The offset with this number.
     pub const fn new(number: u16) -> Self {
@@ -241,6 +239,34 @@ impl From<Subnet> for String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    proptest::proptest! {
+        #[test]
+        fn a_slot_is_found_by_its_tap_and_no_two_share_mac_or_uid(
+            (one, other) in ((0_u16..4096, 3_u16..4095), (0_u16..4096, 3_u16..4095))
+        ) {
+            let slot = |(net_id, offset): (u16, u16)| {
+                Slot { net_id: net_id.to_string().parse().unwrap(), offset: Offset(offset) }
+            };
+            let (a, b) = (slot(one), slot(other));
+            assert_eq!(Slot::from_tap(&a.tap()), Some(a));
+            assert_eq!(a == b, a.mac() == b.mac());
+            assert_eq!(a == b, a.uid() == b.uid());
+        }
+
+        #[test]
+        fn subnets_overlap_as_their_addresses_do(a in 0_u32..1 << 20, b in 0_u32..1 << 20, p in 20_u8..30, q in 20_u8..30) {
+            let subnet = |bits: u32, prefix: u8| {
+                let net = Ipv4Net::new(Ipv4Addr::from(0x0af0_0000 | bits), prefix).unwrap().trunc();
+                net.to_string().parse::<Subnet>().unwrap()
+            };
+            let (one, other) = (subnet(a, p), subnet(b, q));
+            let range = |subnet: Subnet| (subnet.net().network(), subnet.net().broadcast());
+            let ((low, high), (from, to)) = (range(one), range(other));
+            assert_eq!(one.overlaps(other), low <= to && from <= high);
+            assert!(high > one.address(one.last_offset()) && low < one.gateway());
+        }
+    }
 
     #[test]
     fn names_follow_from_net_id_and_offset() {

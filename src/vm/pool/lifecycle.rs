@@ -73,6 +73,14 @@ pub enum PoolError {
         /// Those that there are.
         there: String,
     },
+    /// More than one revision begins like that.
+    #[error("{wanted} is ambiguous: {number} revisions begin like that")]
+    AmbiguousRevision {
+        /// What was asked for.
+        wanted: String,
+        /// How many begin like that.
+        number: usize,
+    },
     /// There is nothing to go back to.
     #[error("pool {path} has no earlier revision")]
     NoEarlierRevision {
@@ -284,7 +292,13 @@ pub fn rollback(
             let matching: Vec<_> = there.iter().filter(|one| one.starts_with(wanted)).collect();
             match matching[..] {
                 [one] => one.clone(),
-                _ => {
+                [_, _, ..] => {
+                    return Err(PoolError::AmbiguousRevision {
+                        wanted: wanted.to_string(),
+                        number: matching.len(),
+                    });
+                }
+                [] => {
                     let shorts: Vec<_> = there.iter().map(RevisionHash::short).collect();
                     let there = format!(
                         "it has {}",

@@ -117,12 +117,7 @@ impl Quotas {
         within("VMs of a tenant on one node", used.vms.into(), wanted.vms.into(), MAX_VMS_OF_TENANT.into())?;
         within("max_vcpus", used.vcpus.into(), wanted.vcpus.into(), self.max_vcpus.into())?;
         within("max_mem_mib", used.mem_mib, wanted.mem_mib, self.max_mem_mib)?;
-        within(
-            "max_disk_gib (in MiB)",
-            used.disk_mib,
-            wanted.disk_mib,
-            self.max_disk_gib.saturating_mul(1024),
-        )
+        within("max_disk_gib, in MiB", used.disk_mib, wanted.disk_mib, self.max_disk_gib.saturating_mul(1024))
     }
 }
 
@@ -141,10 +136,31 @@ mod tests {
             (Use { vms: 2, ..one }, "max_running"),
             (Use { vcpus: 2, ..one }, "max_vcpus"),
             (Use { mem_mib: 101, ..one }, "max_mem_mib"),
-            (Use { disk_mib: 1025, ..one }, "max_disk_gib (in MiB)"),
+            (Use { disk_mib: 1025, ..one }, "max_disk_gib, in MiB"),
         ];
         for (wanted, what) in cases {
             assert_eq!(quotas.admit(three, wanted).unwrap_err().what, what);
+        }
+    }
+
+    proptest::proptest! {
+        /// Whatever is asked for in whatever order: what was admitted, taken together, is within every limit.
+        #[test]
+        fn what_is_admitted_stays_within(
+            asked in proptest::collection::vec((0_u32..9, 0_u64..4000, 0_u64..9000), 0..60),
+            limits in (0_u32..40, 0_u64..20_000, 0_u64..40, 0_u32..20),
+        ) {
+            let (max_vcpus, max_mem_mib, max_disk_gib, max_running) = limits;
+            let quotas = Quotas { max_vcpus, max_mem_mib, max_disk_gib, max_running, ..Quotas::default() };
+            let mut used = Use::default();
+            for (vcpus, mem_mib, disk_mib) in asked {
+                let wanted = Use { vms: 1, vcpus, mem_mib, disk_mib };
+                if quotas.admit(used, wanted).is_ok() {
+                    used = used.plus(wanted);
+                }
+            }
+            assert!(used.vms <= max_running && used.vcpus <= max_vcpus);
+            assert!(used.mem_mib <= max_mem_mib && used.disk_mib <= max_disk_gib * 1024);
         }
     }
 
