@@ -190,7 +190,9 @@ impl Mvm {
         let root = tempfile::tempdir_in("target")?;
         std::fs::write(root.path().join(".throw-away"), "")?;
         let mvm = Self { program: program.to_path_buf(), root };
-        mvm.ok("node set --mem-mib 100000000 --max-vms 100000 --disk-floor-mib 1")?;
+        for setting in ["mem-mib 100000000", "max-vms 100000", "disk-floor-mib 1"] {
+            mvm.ok(&format!("node set {setting}"))?;
+        }
         Ok(mvm)
     }
 

@@ -179,11 +179,11 @@ impl Bare {
             ("/serial", r#"{"serial_out_path":"console.log"}"#),
             (
                 "/drives/rootfs",
-                r#"{"drive_id":"rootfs","path_on_host":"rootfs.ext4","is_root_device":true,"is_read_only":false}"#,
+                r#"{"drive_id":"rootfs","path_on_host":"rootfs.ext4","is_root_device":true,"is_read_only":false,"cache_type":"Writeback"}"#,
             ),
             (
                 "/drives/data",
-                r#"{"drive_id":"data","path_on_host":"data.ext4","is_root_device":false,"is_read_only":false}"#,
+                r#"{"drive_id":"data","path_on_host":"data.ext4","is_root_device":false,"is_read_only":false,"cache_type":"Writeback"}"#,
             ),
             (
                 "/network-interfaces/eth0",
