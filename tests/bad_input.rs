@@ -215,6 +215,7 @@ fn one_damaged_instance_is_in_nobodys_way() {
     assert_eq!(list.status.code(), Some(1), "what cannot be read is not ignored");
     assert!(String::from_utf8_lossy(&list.stdout).contains(&other));
     assert!(String::from_utf8_lossy(&list.stderr).contains("instance.json is damaged"));
+    assert_eq!(sandbox.run("status").status.code(), Some(1));
     let recovered = sandbox.run("node recover");
     assert_eq!(recovered.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&recovered.stdout).contains("not settled"));

@@ -58,9 +58,11 @@ pub fn run() -> u8 {
 fn man(out: &Out, dir: Option<&std::path::Path>) -> Result<u8, CliError> {
     let command = Cli::command();
     match dir {
-        Some(dir) => clap_mangen::generate_to(command, dir).map_err(|error| {
-            CliError::new(Kind::Failed, "io", format!("cannot write to {}: {error}", dir.display()))
-        })?,
+        Some(dir) => std::fs::create_dir_all(dir)
+            .and_then(|()| clap_mangen::generate_to(command, dir))
+            .map_err(|error| {
+                CliError::new(Kind::Failed, "io", format!("cannot write to {}: {error}", dir.display()))
+            })?,
         None => {
             let mut page = Vec::new();
             clap_mangen::Man::new(command)

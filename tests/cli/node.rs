@@ -32,6 +32,7 @@ fn the_node_says_what_it_has_and_what_is_in_use() {
         "vms": 1
       },
       "simulated": 1,
+      "unreadable": 0,
       "unsettled": 0
     }
     "#);

@@ -9,13 +9,13 @@ use crate::cli::{
 use crate::{
     node, store,
     vm::{
+        fleet,
         instance::{
             self,
             config::Instance,
             lifecycle::{self, Operator},
         },
-        pool::{self, artifacts::Artifacts, config::VmmKind},
-        tenant,
+        pool::{artifacts::Artifacts, config::VmmKind},
     },
     vmm::process,
 };
@@ -25,23 +25,23 @@ pub fn run(out: &Out, operator: &mut Operator) -> Result<u8, CliError> {
     let roots = &operator.roots;
     let stats = node::stats(roots)?;
     let boot_id = process::boot_id();
-    let (mut states, mut simulated, mut unsettled) = (BTreeMap::new(), 0, 0);
-    for tenant in tenant::config::ids(roots)? {
-        for pool in pool::config::paths(roots, &tenant)? {
-            let has_revision = Artifacts::of(roots, &pool).current()?.is_some();
-            for path in instance::config::paths(roots, &pool)? {
-                let file = instance::config::file(roots, &path);
-                let Some(instance) = store::read_if_there::<Instance>(&file)? else {
-                    continue;
-                };
-                *states.entry(lifecycle::effective_state(&instance, has_revision).name()).or_insert(0u64) +=
-                    1;
-                unsettled += u64::from(lifecycle::needs_settling(&instance, &boot_id));
-                simulated += u64::from(instance.vmm.is_some_and(|vmm| vmm.kind == VmmKind::Sim));
+    let (mut states, mut simulated, mut unsettled, mut unreadable) = (BTreeMap::new(), 0, 0, 0);
+    for pool in fleet::pools(roots, None)? {
+        let has_revision = Artifacts::of(roots, &pool).current()?.is_some();
+        for path in instance::config::paths(roots, &pool)? {
+            match store::read_if_there::<Instance>(&instance::config::file(roots, &path)) {
+                Ok(Some(instance)) => {
+                    let state = lifecycle::effective_state(&instance, has_revision);
+                    *states.entry(state.name()).or_insert(0u64) += 1;
+                    unsettled += u64::from(lifecycle::needs_settling(&instance, &boot_id));
+                    simulated += u64::from(instance.vmm.is_some_and(|vmm| vmm.kind == VmmKind::Sim));
+                }
+                Ok(None) => {}
+                Err(_) => unreadable += 1,
             }
         }
     }
-    let value = serde_json::json!({ "node": stats, "instances": states, "simulated": simulated, "unsettled": unsettled });
+    let value = serde_json::json!({ "node": stats, "instances": states, "simulated": simulated, "unsettled": unsettled, "unreadable": unreadable });
     out.show(&value, || {
         let counts: Vec<String> = states.iter().map(|(state, count)| format!("{count} {state}")).collect();
         let counts = if counts.is_empty() { "none".to_owned() } else { counts.join(", ") };
@@ -70,7 +70,11 @@ pub fn run(out: &Out, operator: &mut Operator) -> Result<u8, CliError> {
                 out.paint(Tone::Doubtful, &format!("{unsettled} to settle        next: mvm node recover")),
             );
         }
+        if unreadable > 0 {
+            let text = format!("{unreadable} that cannot be read        next: mvm instance list");
+            lines.push(out.paint(Tone::Bad, &text));
+        }
         lines.join("\n")
     });
-    Ok(0)
+    Ok(if unreadable > 0 { 1 } else { 0 })
 }
