@@ -51,7 +51,9 @@ pub fn run(out: &Out, operator: &mut Operator, command: NodeCommand) -> Result<u
             out.done(&node, || describe(&node));
         }
         NodeCommand::Gc => {
+            let progress = out.progress("looking for what nobody refers to");
             let dropped = node::collect(operator)?;
+            drop(progress);
             out.done(&dropped, || match dropped.len() {
                 0 => "nothing to drop".to_owned(),
                 _ => dropped.iter().map(|what| format!("dropped {what}")).collect::<Vec<_>>().join("\n"),

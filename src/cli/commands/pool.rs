@@ -119,7 +119,9 @@ pub fn run(out: &Out, operator: &mut Operator, command: PoolCommand) -> Result<u
                 &format!("Destroy pool {pool} with its {}?", count(instances as u64, "instance")),
                 destroy.yes,
             )?;
+            let progress = out.progress(&format!("destroying {pool}"));
             lifecycle::destroy(operator, &pool, destroy.wipe_volumes)?;
+            drop(progress);
             out.done(&serde_json::json!({ "path": pool.to_string(), "status": "destroyed" }), || {
                 format!("{pool} destroyed")
             });

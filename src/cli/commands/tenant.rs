@@ -110,7 +110,9 @@ pub fn run(out: &Out, operator: &mut Operator, command: TenantCommand) -> Result
                 ),
                 destroy.yes,
             )?;
+            let progress = out.progress(&format!("destroying {tenant}"));
             lifecycle::destroy(operator, &tenant, destroy.wipe_volumes)?;
+            drop(progress);
             out.done(&serde_json::json!({ "tenant_id": tenant, "status": "destroyed" }), || {
                 format!("{tenant} destroyed; its audit log is kept")
             });
