@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     guest::GuestState,
     host::errno::OsError,
-    vmm::error::{BlockError, MachineConfigError, NicError, PmemError, VsockError},
+    vmm::error::{BlockError, MachineConfigError, NicError, PmemError, VsockBackendError},
     wire::{devices::*, machine::*},
 };
 
@@ -99,8 +99,8 @@ pub(crate) enum RestoreDeviceError {
     #[error("Error restoring {0} devices: Net: Failed to create a network device: {1}")]
     Net(&'static str, NicError),
     #[error("Error restoring {0} devices: VsockUnixBackend: {1}")]
-    Vsock(&'static str, VsockError),
-    #[error("Error restoring {0} devices: Pmem: Error creating Pmem device: {1}")]
+    Vsock(&'static str, VsockBackendError),
+    #[error("Error restoring {0} devices: Pmem: Error creating Pmem devie: {1}")]
     Pmem(&'static str, PmemError),
     #[error("Error creating DeviceManager: Error with EventFd: {0}")]
     Serial(OsError),

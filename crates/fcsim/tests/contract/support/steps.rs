@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Answer, Vmm};
+use super::{Answer, Lab, Vmm};
 
 impl Vmm {
     /// Boots the tiny guest in 32 MiB.
@@ -75,5 +75,31 @@ impl Vmm {
     #[track_caller]
     pub fn config(&self, part: &str) -> Value {
         self.get("/vm/config").value()[part].clone()
+    }
+}
+
+impl Lab {
+    /// Makes the snapshot `s` of a tiny guest with nothing but memory, and ends its VMM.
+    #[track_caller]
+    pub fn snapshot_of_the_tiny_guest(&self) {
+        self.snapshot_of(|_| {});
+    }
+
+    /// Makes the snapshot `s` of a tiny guest that was configured so, and ends its VMM.
+    #[track_caller]
+    pub fn snapshot_of(&self, configure: impl Fn(&Vmm)) {
+        let vmm = self.start();
+        configure(&vmm);
+        vmm.boot_tracked();
+        vmm.pause();
+        vmm.snapshot("Full", "s").done();
+        vmm.kill();
+        self.remove("api.sock");
+    }
+
+    /// Removes what a VMM left.
+    #[track_caller]
+    pub fn remove(&self, name: &str) {
+        std::fs::remove_file(self.path(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
     }
 }
