@@ -20,6 +20,11 @@ pub enum Program {
 }
 
 impl Program {
+    /// Is it the simulated one? Only for what a guest does of itself: the answers are the same.
+    pub fn is_sim(self) -> bool {
+        self == Self::Sim
+    }
+
     /// Its executable, or why there is none here.
     fn executable(self) -> Result<PathBuf, &'static str> {
         static REAL: OnceLock<Result<PathBuf, &'static str>> = OnceLock::new();

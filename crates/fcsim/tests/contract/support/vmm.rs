@@ -154,6 +154,12 @@ impl Vmm {
         self.end()
     }
 
+    /// Does something with it, then kills it.
+    pub fn kill_after(self, what: impl FnOnce(&Self)) {
+        what(&self);
+        self.kill();
+    }
+
     /// Waits for its end.
     #[track_caller]
     pub fn end(&self) -> Ended {
