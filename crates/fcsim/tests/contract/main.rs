@@ -8,22 +8,22 @@
 mod support;
 
 mod actions;
-//mod arguments;
+mod arguments;
 mod balloon;
 mod boot;
-//mod config_file;
+mod config_file;
 mod cpu;
-//mod death;
+mod death;
 mod drives;
 mod http;
 mod instance;
 mod load;
-//mod logging;
+mod logging;
 mod machine;
 mod memory_hotplug;
 mod mmds;
 mod network;
-//mod pci;
+mod pci;
 mod pmem;
 mod routing;
 mod serial;

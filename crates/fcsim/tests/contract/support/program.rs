@@ -20,11 +20,6 @@ pub enum Program {
 }
 
 impl Program {
-    /// Is it the simulated one? Only for what a guest does of itself: the answers are the same.
-    pub fn is_sim(self) -> bool {
-        self == Self::Sim
-    }
-
     /// Its executable, or why there is none here.
     fn executable(self) -> Result<PathBuf, &'static str> {
         static REAL: OnceLock<Result<PathBuf, &'static str>> = OnceLock::new();
@@ -64,7 +59,7 @@ pub fn skip(reason: &str) {
 /// Runs a case, where its program is here.
 pub fn run(program: Program, case: impl Fn(&Lab)) {
     match program.executable() {
-        Ok(executable) => case(&Lab::new(program, executable)),
+        Ok(executable) => case(&Lab::new(executable)),
         Err(reason) => skip(reason),
     }
 }
@@ -72,15 +67,14 @@ pub fn run(program: Program, case: impl Fn(&Lab)) {
 /// A case's own folder, and the program that it runs there.
 pub struct Lab {
     dir: tempfile::TempDir,
-    pub program: Program,
     executable: PathBuf,
 }
 
 impl Lab {
-    fn new(program: Program, executable: PathBuf) -> Self {
+    fn new(executable: PathBuf) -> Self {
         let dir = tempfile::Builder::new().prefix("vmm").tempdir().expect("a temporary folder");
         inputs::write(dir.path());
-        Self { dir, program, executable }
+        Self { dir, executable }
     }
 
     /// The folder, in which the VMMs of the case work too: a relative path means the same to both.
