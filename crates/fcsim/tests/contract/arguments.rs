@@ -94,7 +94,8 @@ fn the_help_lists_every_argument(lab: &Lab) {
          --no-api --no-seccomp --parent-cpu-time-us --seccomp-filter --show-level --show-log-origin \
          --snapshot-version --start-time-cpu-us --start-time-us --version T"
     );
-    let first = format!("  {:<55}   {}", "--api-sock <api-sock>", "Path to unix domain socket used by the API.");
+    let first =
+        format!("  {:<55}   {}", "--api-sock <api-sock>", "Path to unix domain socket used by the API.");
     assert_eq!(lines[3], format!("{first} [default: \"/run/firecracker.socket\"]"));
     assert_eq!(run(lab, &["-h"]).stdout, ended.stdout);
 }
@@ -260,8 +261,9 @@ fn a_filter_must_be_one(lab: &Lab) {
 
 fn a_limit_is_a_number(lab: &Lab) {
     for name in ["http-api-max-payload-size", "mmds-size-limit"] {
-        let message =
-            format!("'{name}' parameter expected to be of 'usize' type.: ParseIntError {{ kind: InvalidDigit }}");
+        let message = format!(
+            "'{name}' parameter expected to be of 'usize' type.: ParseIntError {{ kind: InvalidDigit }}"
+        );
         panics(&run(lab, &[&format!("--{name}"), "many"]), &message);
         panics(&run(lab, &[&format!("--{name}"), "-1"]), &message);
     }
@@ -269,8 +271,9 @@ fn a_limit_is_a_number(lab: &Lab) {
 
 fn a_time_is_a_number(lab: &Lab) {
     for name in ["start-time-us", "start-time-cpu-us", "parent-cpu-time-us"] {
-        let message =
-            format!("'{name}' parameter expected to be of 'u64' type.: ParseIntError {{ kind: InvalidDigit }}");
+        let message = format!(
+            "'{name}' parameter expected to be of 'u64' type.: ParseIntError {{ kind: InvalidDigit }}"
+        );
         panics(&run(lab, &[&format!("--{name}"), "now"]), &message);
     }
     lab.start_with(&["--start-time-us", "1", "--start-time-cpu-us", "2", "--parent-cpu-time-us", "3"]);

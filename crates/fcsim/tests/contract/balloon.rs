@@ -146,9 +146,8 @@ fn an_interval_changes_but_not_from_or_to_zero(lab: &Lab) {
     let vmm = running_with(lab, balloon);
     vmm.patch("/balloon/statistics", json!({ "stats_polling_interval_s": 3 })).done();
     assert_eq!(vmm.get("/balloon").value()["stats_polling_interval_s"], 3);
-    vmm.patch("/balloon/statistics", json!({ "stats_polling_interval_s": 0 })).fault(
-        "Balloon update error: Balloon: Statistics cannot be enabled/disabled after activation.",
-    );
+    vmm.patch("/balloon/statistics", json!({ "stats_polling_interval_s": 0 }))
+        .fault("Balloon update error: Balloon: Statistics cannot be enabled/disabled after activation.");
 }
 
 fn hinting_is_off_unless_asked_for(lab: &Lab) {

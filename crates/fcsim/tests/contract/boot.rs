@@ -52,9 +52,9 @@ fn start_with_initrd(lab: &Lab, initrd: &str) -> crate::support::Answer {
 }
 
 fn a_kernel_must_be_there(lab: &Lab) {
-    lab.start().put("/boot-source", json!({ "kernel_image_path": "none" })).fault(
-        "Boot source error: The kernel file cannot be opened: No such file or directory (os error 2)",
-    );
+    lab.start()
+        .put("/boot-source", json!({ "kernel_image_path": "none" }))
+        .fault("Boot source error: The kernel file cannot be opened: No such file or directory (os error 2)");
 }
 
 fn an_initrd_must_be_there(lab: &Lab) {
@@ -131,8 +131,9 @@ fn an_empty_initrd_is_refused_at_the_start(lab: &Lab) {
 fn an_initrd_larger_than_memory_is_refused_at_the_start(lab: &Lab) {
     let file = std::fs::File::create(lab.path("large")).expect("a file");
     file.set_len(33 << 20).expect("a size");
-    start_with_initrd(lab, "large")
-        .fault("Start microvm error: Error with initrd initialization: Failed to compute the initrd address..");
+    start_with_initrd(lab, "large").fault(
+        "Start microvm error: Error with initrd initialization: Failed to compute the initrd address..",
+    );
 }
 
 fn a_folder_is_no_initrd(lab: &Lab) {

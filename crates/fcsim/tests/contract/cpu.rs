@@ -73,9 +73,8 @@ fn a_register_has_a_name(lab: &Lab) {
 
 fn a_bitmap_has_bits(lab: &Lab) {
     let vmm = lab.start();
-    modifier(&vmm, "0x1", "eax", "0b2").bad_body(
-        "Failed to parse string [0b2] as a bitmap - unknown character: 50 at line 1 column 106",
-    );
+    modifier(&vmm, "0x1", "eax", "0b2")
+        .bad_body("Failed to parse string [0b2] as a bitmap - unknown character: 50 at line 1 column 106");
     let long = format!("0b{}", "x".repeat(33));
     modifier(&vmm, "0x1", "eax", &long).bad_body(&format!(
         "Failed to parse string [{long}] as a bitmap - string is too long at line 1 column 138"

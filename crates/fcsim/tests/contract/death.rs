@@ -2,7 +2,7 @@
 
 use rustix::process::Signal;
 
-use crate::support::Lab;
+use crate::support::{Lab, Vmm};
 
 crate::on_both![
     sigterm_and_sigint_end_it_by_signal,
@@ -24,11 +24,25 @@ fn sigterm_and_sigint_end_it_by_signal(lab: &Lab) {
     }
 }
 
+/// A VMM whose threads all wait: Firecracker's handlers log, and hang when they interrupt a line of log.
+fn settled(lab: &Lab) -> Vmm {
+    let vmm = lab.start();
+    let started = "API server started.\n";
+    vmm.wait_until("it has started", || vmm.output("stdout").contains(started));
+    assert_eq!(vmm.state(), "Not started");
+    vmm
+}
+
 fn fatal_signals_have_exit_codes(lab: &Lab) {
-    for (signal, code) in
-        [(Signal::HUP, 156), (Signal::XCPU, 154), (Signal::XFSZ, 151), (Signal::BUS, 149), (Signal::SEGV, 150)]
-    {
-        let vmm = lab.start();
+    for (signal, code) in [
+        (Signal::HUP, 156),
+        (Signal::XCPU, 154),
+        (Signal::XFSZ, 151),
+        (Signal::BUS, 149),
+        (Signal::SEGV, 150),
+        (Signal::SYS, 2),
+    ] {
+        let vmm = settled(lab);
         vmm.signal(signal);
         assert_eq!(vmm.end().code, Some(code), "{signal:?}");
         lab.remove("api.sock");
@@ -36,7 +50,7 @@ fn fatal_signals_have_exit_codes(lab: &Lab) {
 }
 
 fn sigpipe_does_not_end_it(lab: &Lab) {
-    let vmm = lab.start();
+    let vmm = settled(lab);
     vmm.signal(Signal::PIPE);
     assert_eq!(vmm.state(), "Not started");
 }

@@ -92,7 +92,8 @@ fn a_root_drive_comes_first(lab: &Lab) {
 fn there_is_one_root_drive(lab: &Lab) {
     let vmm = lab.start();
     vmm.put("/drives/root", drive("root", true)).done();
-    vmm.put("/drives/other", drive("other", true)).fault("Drive config error: A root block device already exists!");
+    vmm.put("/drives/other", drive("other", true))
+        .fault("Drive config error: A root block device already exists!");
     vmm.put("/drives/root", drive("root", true)).done();
 }
 
@@ -176,7 +177,8 @@ fn a_drive_needs_its_fields(lab: &Lab) {
     let vmm = lab.start();
     vmm.put_text("/drives/d", r#"{"is_root_device":false}"#)
         .bad_body("missing field `drive_id` at line 1 column 24");
-    vmm.put_text("/drives/d", r#"{"drive_id":"d"}"#).bad_body("missing field `is_root_device` at line 1 column 16");
+    vmm.put_text("/drives/d", r#"{"drive_id":"d"}"#)
+        .bad_body("missing field `is_root_device` at line 1 column 16");
 }
 
 fn a_drive_takes_no_other_field(lab: &Lab) {
@@ -292,7 +294,8 @@ fn a_patch_takes_no_other_field(lab: &Lab) {
     vmm.patch_text("/drives/d", r#"{"drive_id":"d","is_read_only":true}"#).bad_body(
         "unknown field `is_read_only`, expected one of `drive_id`, `path_on_host`, `rate_limiter` at line 1 column 30",
     );
-    vmm.patch("/drives/d", json!({ "drive_id": "e" })).fault("The id from the path does not match the id from the body!");
+    vmm.patch("/drives/d", json!({ "drive_id": "e" }))
+        .fault("The id from the path does not match the id from the body!");
     vmm.patch("/drives/d", json!({ "drive_id": "d" })).fault(PRE_BOOT);
 }
 

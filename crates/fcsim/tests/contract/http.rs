@@ -157,7 +157,9 @@ fn an_error_drops_what_was_not_answered(lab: &Lab) {
 fn a_request_may_come_in_pieces(lab: &Lab) {
     let vmm = lab.start();
     let mut client = vmm.connect();
-    for piece in [b"PUT /mm".as_slice(), b"ds HTTP/1.1\r", b"\nContent-Le", b"ngth: 7\r\n\r", b"\n{\"a\"", b":1"] {
+    for piece in
+        [b"PUT /mm".as_slice(), b"ds HTTP/1.1\r", b"\nContent-Le", b"ngth: 7\r\n\r", b"\n{\"a\"", b":1"]
+    {
         client.write(piece);
         vmm.get("/version").says(version());
     }
@@ -168,9 +170,7 @@ fn a_request_may_come_in_pieces(lab: &Lab) {
 fn a_connection_goes_on_after_a_bad_request_line(lab: &Lab) {
     let vmm = lab.start();
     let mut client = vmm.connect();
-    client
-        .exchange(b"NOPE / HTTP/1.1\r\n\r\n")
-        .http_error("Invalid HTTP Method: Unsupported HTTP method.");
+    client.exchange(b"NOPE / HTTP/1.1\r\n\r\n").http_error("Invalid HTTP Method: Unsupported HTTP method.");
     client.exchange(GET).says(version());
 }
 
@@ -284,7 +284,8 @@ fn an_encoding_must_be_acceptable(lab: &Lab) {
 fn unknown_headers_are_passed_over(lab: &Lab) {
     let vmm = lab.start();
     let mut client = vmm.connect();
-    let request = b"GET /version HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAccept: image/png\r\n: y\r\n\r\n";
+    let request =
+        b"GET /version HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAccept: image/png\r\n: y\r\n\r\n";
     client.exchange(request).says(version());
     client.exchange(GET).says(version());
 }

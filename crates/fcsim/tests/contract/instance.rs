@@ -28,7 +28,11 @@ fn a_fresh_vmm_is_not_started(lab: &Lab) {
         answer.body,
         r#"{"id":"anon","state":"Not started","vmm_version":"1.16.1","app_name":"Firecracker"}"#
     );
-    assert!(answer.head.contains("\r\nContent-Type: application/json\r\nContent-Length: 83"), "{}", answer.head);
+    assert!(
+        answer.head.contains("\r\nContent-Type: application/json\r\nContent-Length: 83"),
+        "{}",
+        answer.head
+    );
 }
 
 fn it_tells_its_version(lab: &Lab) {
@@ -103,9 +107,9 @@ fn pause_and_resume_need_a_vm(lab: &Lab) {
 }
 
 fn an_unknown_state_is_refused(lab: &Lab) {
-    lab.start().patch("/vm", json!({ "state": "Running" })).bad_body(
-        "unknown variant `Running`, expected `Paused` or `Resumed` at line 1 column 18",
-    );
+    lab.start()
+        .patch("/vm", json!({ "state": "Running" }))
+        .bad_body("unknown variant `Running`, expected `Paused` or `Resumed` at line 1 column 18");
 }
 
 fn a_state_needs_its_field(lab: &Lab) {

@@ -320,7 +320,8 @@ fn longer_memory_is_fine(lab: &Lab) {
     lab.start().load("s", json!({})).done();
 }
 
-const DEVICES: &str = "Failed to build microVM from snapshot: Failed to restore devices: Error restoring MMIO devices:";
+const DEVICES: &str =
+    "Failed to build microVM from snapshot: Failed to restore devices: Error restoring MMIO devices:";
 
 fn a_drive_must_be_there(lab: &Lab) {
     lab.snapshot_of(with_drive);

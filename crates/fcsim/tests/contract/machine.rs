@@ -109,7 +109,8 @@ fn memory_is_not_nothing(lab: &Lab) {
 
 fn huge_pages_want_whole_ones(lab: &Lab) {
     let vmm = lab.start();
-    vmm.put("/machine-config", json!({ "vcpu_count": 1, "mem_size_mib": 127, "huge_pages": "2M" })).fault(MEMORY);
+    vmm.put("/machine-config", json!({ "vcpu_count": 1, "mem_size_mib": 127, "huge_pages": "2M" }))
+        .fault(MEMORY);
     vmm.patch("/machine-config", json!({ "huge_pages": "2M" })).done();
     vmm.patch("/machine-config", json!({ "mem_size_mib": 33 })).fault(MEMORY);
 }

@@ -89,7 +89,9 @@ fn a_mac_is_shown_in_lower_case(lab: &Lab) {
 
 fn a_mac_has_six_pairs(lab: &Lab) {
     let vmm = lab.start();
-    for mac in ["02:fc:00:00:00", "02:fc:00:00:00:00:00", "02fc00000001", "zz:fc:00:00:00:01", "2:fc:00:00:00:01"] {
+    for mac in
+        ["02:fc:00:00:00", "02:fc:00:00:00:00:00", "02fc00000001", "zz:fc:00:00:00:01", "2:fc:00:00:00:01"]
+    {
         let body = format!(r#"{{"guest_mac":"{mac}"}}"#);
         let why = format!("The provided MAC address is invalid. at line 1 column {}", body.len());
         vmm.put_text("/network-interfaces/eth0", &body).bad_body(&why);
@@ -137,8 +139,9 @@ fn an_mtu_has_a_range(lab: &Lab) {
     }
     let vmm = lab.start();
     let body = |mtu| json!({ "iface_id": "eth0", "host_dev_name": "tap0", "mtu": mtu });
-    vmm.put("/network-interfaces/eth0", body(67))
-        .fault("Network config error: Could not create the network device: MTU 67 is out of range [68, 65535]");
+    vmm.put("/network-interfaces/eth0", body(67)).fault(
+        "Network config error: Could not create the network device: MTU 67 is out of range [68, 65535]",
+    );
     vmm.put("/network-interfaces/eth0", body(68)).done();
     vmm.put("/network-interfaces/eth0", body(65_535)).done();
     assert_eq!(vmm.config("network-interfaces")[0]["mtu"], 65_535);

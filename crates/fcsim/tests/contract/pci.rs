@@ -87,7 +87,9 @@ fn an_id_is_used_once(lab: &Lab) {
 }
 
 fn a_root_drive_is_not_plugged(lab: &Lab) {
-    running(lab).put("/drives/a", drive("a", true)).fault("Drive config error: A root block device already exists!");
+    running(lab)
+        .put("/drives/a", drive("a", true))
+        .fault("Drive config error: A root block device already exists!");
 }
 
 fn a_root_drive_stays(lab: &Lab) {

@@ -70,7 +70,8 @@ fn an_empty_file_fails_the_start(lab: &Lab) {
     let vmm = lab.start();
     vmm.put("/pmem/p", device("empty")).done();
     vmm.put("/boot-source", json!({ "kernel_image_path": "kernel" })).done();
-    vmm.instance_start().fault("Start microvm error: Cannot create pmem device: Error backing file size is 0");
+    vmm.instance_start()
+        .fault("Start microvm error: Cannot create pmem device: Error backing file size is 0");
 }
 
 fn the_id_of_the_path_is_that_of_the_body(lab: &Lab) {

@@ -67,8 +67,7 @@ fn an_unknown_path_is_refused_before_its_body_is_read(lab: &Lab) {
 fn a_snapshot_path_needs_an_operation(lab: &Lab) {
     let vmm = lab.start();
     vmm.put("/snapshot", json!({})).fault("Missing snapshot operation type.");
-    vmm.put("/snapshot/delete", json!({}))
-        .fault("Invalid request method and/or path: PUT /snapshot/delete.");
+    vmm.put("/snapshot/delete", json!({})).fault("Invalid request method and/or path: PUT /snapshot/delete.");
     vmm.patch("/snapshot/load", json!({})).fault("Invalid request method and/or path: PATCH snapshot.");
 }
 

@@ -19,14 +19,29 @@ pub fn write(dir: &Path) {
 pub fn tiny_kernel() -> Vec<u8> {
     const TEXT: &[u8] = b"tiny guest: up\n";
     let mut code = vec![
-        0x66, 0xba, 0xf8, 0x03, // mov dx, 0x3f8
-        0x48, 0x8d, 0x35, 0x0c, 0, 0, 0, // lea rsi, [rip + 12]
-        0xb9, TEXT.len() as u8, 0, 0, 0,    // mov ecx, length
+        0x66,
+        0xba,
+        0xf8,
+        0x03, // mov dx, 0x3f8
+        0x48,
+        0x8d,
+        0x35,
+        0x0c,
+        0,
+        0,
+        0, // lea rsi, [rip + 12]
+        0xb9,
+        TEXT.len() as u8,
+        0,
+        0,
+        0,    // mov ecx, length
         0xac, // next: lodsb
         0xee, // out dx, al
-        0xe2, 0xfc, // loop next
+        0xe2,
+        0xfc, // loop next
         0xf4, // stop: hlt
-        0xeb, 0xfd, // jmp stop
+        0xeb,
+        0xfd, // jmp stop
     ];
     code.extend_from_slice(TEXT);
     elf(&code)

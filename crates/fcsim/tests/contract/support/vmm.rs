@@ -63,10 +63,8 @@ impl Vmm {
     pub fn wait_until(&self, what: &str, mut is_so: impl FnMut() -> bool) {
         let deadline = Instant::now() + PATIENCE;
         while !is_so() {
-            let mut fds = [
-                PollFd::new(&self.changes, PollFlags::IN),
-                PollFd::new(&self.pidfd, PollFlags::IN),
-            ];
+            let mut fds =
+                [PollFd::new(&self.changes, PollFlags::IN), PollFd::new(&self.pidfd, PollFlags::IN)];
             let left = deadline.saturating_duration_since(Instant::now());
             let left = Timespec::try_from(left).expect("seconds");
             if poll(&mut fds, Some(&left)) == Ok(0) {
