@@ -116,6 +116,7 @@ pub(crate) enum BalloonError {
     TooMuchMemoryRequested(u32),
 }
 
+#[expect(clippy::enum_variant_names, reason = "the names are Firecracker's, which prints them")]
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BootSourceError {
     #[error("The kernel file cannot be opened: {0}")]

@@ -328,7 +328,7 @@ fn a_closed_connection_makes_room(lab: &Lab) {
     let mut others: Vec<Client> = (0..9).map(|_| vmm.connect()).collect();
     others.iter_mut().for_each(|other| other.exchange(GET).says(version()));
     let closed = others.pop().expect("a connection");
-    assert!(closed.is_closed_after_eof());
+    assert!(closed.closes_after_eof());
     vmm.connect().exchange(GET).says(version());
 }
 
@@ -344,6 +344,6 @@ fn a_half_closed_connection_is_closed(lab: &Lab) {
     let vmm = lab.start();
     let mut client = vmm.connect();
     client.write(b"GET /ver");
-    assert!(client.is_closed_after_eof());
+    assert!(client.closes_after_eof());
     vmm.get("/version").says(version());
 }

@@ -80,7 +80,7 @@ impl Client {
     }
 
     /// Says that nothing more will be sent, and tells whether the other side then closes without another word.
-    pub fn is_closed_after_eof(mut self) -> bool {
+    pub fn closes_after_eof(mut self) -> bool {
         let _ = self.stream.shutdown(std::net::Shutdown::Write);
         self.is_closed()
     }

@@ -127,7 +127,13 @@ impl Lab {
     /// A VMM with these arguments and no others, just started.
     #[track_caller]
     pub fn spawn(&self, arguments: &[&str]) -> Vmm {
-        Vmm::spawn(self.dir(), self.command(arguments))
+        self.spawn_command(self.command(arguments))
+    }
+
+    /// A VMM of this command, just started.
+    #[track_caller]
+    pub fn spawn_command(&self, command: Command) -> Vmm {
+        Vmm::spawn(self.dir(), command)
     }
 
     /// Gives the case's thread, and what it starts from now on, a network of its own. False, said visibly, where that is
