@@ -75,7 +75,9 @@ fn a_guest_reads_and_writes_its_drives() {
 fn a_guest_ends_with_a_code() {
     in_lab(|lab| {
         let vmm = booted(lab);
-        tell(lab, json!({ "cmd": "exit", "code": 1 }));
+        // the end may be faster than the answer
+        let mut reader = dial(lab, 1024).expect("the control channel answers");
+        reader.get_mut().write_all(b"{\"cmd\":\"exit\",\"code\":1}\n").expect("it is written");
         let ended = vmm.end();
         assert_eq!((ended.code, ended.stderr.as_str()), (Some(1), ERROR));
     });
