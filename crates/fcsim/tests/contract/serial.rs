@@ -18,7 +18,8 @@ crate::on_both![
 ];
 
 fn the_console_goes_to_stdout(lab: &Lab) {
-    let vmm = lab.start();
+    // lines of the log would come between the bytes of the console
+    let vmm = lab.start_with(&["--log-path", "log"]);
     vmm.boot();
     vmm.wait_until("a guest prints", || vmm.output("stdout").contains("guest"));
 }
