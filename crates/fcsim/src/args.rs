@@ -160,9 +160,12 @@ pub(crate) fn help() -> String {
             None => (form(known), known.3.to_owned()),
         })
         .collect();
-    let help = ("  --help".to_owned(), "Show the help message.".to_owned());
-    let at = lines.partition_point(|line| line.0 < help.0);
-    lines.insert(at, help);
+    for (form, text) in
+        [("  --help", "Show the help message."), ("  --version", "Print the binary version number.")]
+    {
+        let at = lines.partition_point(|line| *line.0 < *form);
+        lines.insert(at, (form.to_owned(), text.to_owned()));
+    }
     let width = lines.iter().map(|line| line.0.len()).max().unwrap_or(0);
     let lines: Vec<_> = lines.iter().map(|(form, text)| format!("{form:width$}   {text}")).collect();
     format!("optional arguments:\n{}", lines.join("\n"))

@@ -17,7 +17,7 @@ use crate::{
 /// A log file that cannot be opened.
 #[derive(Debug, thiserror::Error)]
 #[error("Failed to open target file: {0}")]
-pub(crate) struct LogFileError(#[from] OsError);
+pub(crate) struct LoggerUpdateError(#[from] OsError);
 
 struct Settings {
     id: String,
@@ -60,7 +60,7 @@ pub(crate) fn set_id(id: &str) {
 }
 
 /// Applies a configuration. A level that is left out is Info again, the rest stays as it was.
-pub(crate) fn update(config: LoggerConfig) -> Result<(), LogFileError> {
+pub(crate) fn update(config: LoggerConfig) -> Result<(), LoggerUpdateError> {
     let file = config.log_path.as_deref().map(open_output).transpose()?;
     let mut settings = settings();
     settings.level = config.level.unwrap_or(Level::Info);
@@ -76,15 +76,14 @@ pub(crate) fn update(config: LoggerConfig) -> Result<(), LogFileError> {
 }
 
 /// Writes one line, where level and module let it through. What cannot be written is lost, as there.
-pub(crate) fn write(level: Level, module: &str, origin: &str, message: fmt::Arguments<'_>) {
+pub(crate) fn write(level: Level, thread: &str, module: &str, origin: &str, message: fmt::Arguments<'_>) {
     let mut settings = settings();
     let wanted = settings.module.as_ref().is_none_or(|filter| module.starts_with(filter.as_str()));
     if level > settings.level || !wanted {
         return;
     }
-    let thread = std::thread::current();
     let id = if settings.id.is_empty() { "anonymous-instance" } else { &settings.id };
-    let mut line = format!("{} [{id}:{}", LocalTime::now(), thread.name().unwrap_or("-"));
+    let mut line = format!("{} [{id}:{thread}", LocalTime::now());
     if settings.show_level {
         line.push_str(match level {
             Level::Off | Level::Error => ":ERROR",
@@ -105,15 +104,42 @@ pub(crate) fn write(level: Level, module: &str, origin: &str, message: fmt::Argu
     };
 }
 
-/// Logs a line at a level of [`Level`].
+/// Ends the process as a panic at this place does in Firecracker, which aborts.
+pub(crate) fn panic_as_firecracker(place: &str, message: &str) -> ! {
+    log!(Error, "Firecracker panicked at {place}:\n{message}");
+    std::process::abort()
+}
+
+/// Is this level logged?
+pub(crate) fn lets_through(level: Level) -> bool {
+    level <= settings().level
+}
+
+/// Logs a line at a level of [`Level`], as Firecracker's main thread does.
 macro_rules! log {
     ($level:ident, $($message:tt)*) => {
+        $crate::log::log_line!($level, "main", $($message)*)
+    };
+}
+pub(crate) use log;
+
+/// Logs a line as Firecracker's API thread does.
+macro_rules! api_log {
+    ($level:ident, $($message:tt)*) => {
+        $crate::log::log_line!($level, "fc_api", $($message)*)
+    };
+}
+pub(crate) use api_log;
+
+macro_rules! log_line {
+    ($level:ident, $thread:literal, $($message:tt)*) => {
         $crate::log::write(
             $crate::wire::machine::Level::$level,
+            $thread,
             module_path!(),
             concat!(file!(), ":", line!()),
             format_args!($($message)*),
         )
     };
 }
-pub(crate) use log;
+pub(crate) use log_line;

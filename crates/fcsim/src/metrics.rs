@@ -16,11 +16,7 @@ use crate::{host::errno::OsError, log::open_output, wire::machine::MetricsConfig
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MetricsError {
     #[error("Cannot initialize the metrics system due to bad user input: {0}")]
-    Open(OsError),
-    #[error(
-        "Cannot initialize the metrics system due to bad user input: Reinitialization of metrics not allowed."
-    )]
-    Twice,
+    InitializationFailure(String),
     #[error("Failed to write metrics: {0}")]
     Write(OsError),
 }
@@ -43,16 +39,15 @@ pub(crate) fn count(group: &'static str, name: &str) {
 
 /// Notes how long something took.
 pub(crate) fn latency(what: &str, micros: u64) {
-    let mut values = values();
-    let group = values.entry(LATENCIES).or_default();
-    group.insert(what.to_owned(), micros);
-    group.insert(format!("vmm_{what}"), micros);
+    values().entry(LATENCIES).or_default().insert(what.to_owned(), micros);
 }
 
 /// Sets the file.
 pub(crate) fn init(config: &MetricsConfig) -> Result<(), MetricsError> {
-    let file = open_output(&config.metrics_path).map_err(MetricsError::Open)?;
-    TARGET.set(Mutex::new(file)).map_err(|_| MetricsError::Twice)
+    let file = open_output(&config.metrics_path)
+        .map_err(|error| MetricsError::InitializationFailure(error.to_string()))?;
+    let twice = "Reinitialization of metrics not allowed.";
+    TARGET.set(Mutex::new(file)).map_err(|_| MetricsError::InitializationFailure(twice.to_owned()))
 }
 
 /// Writes a line, where a file was set.

@@ -12,29 +12,37 @@ use crate::{
     },
 };
 
-/// Why a request means nothing.
+/// Why a request means nothing. Its debug form is what Firecracker logs.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RouteError {
     #[error("The ID cannot be empty.")]
-    EmptyId,
+    EmptyID,
     #[error("API Resource IDs can only contain alphanumeric characters and underscores.")]
-    InvalidId,
+    InvalidID,
     #[error("Invalid request method and/or path: {1} {0}.")]
-    PathMethod(String, Method),
+    InvalidPathMethod(String, Method),
     #[error("An error occurred when deserializing the json body of a request: {0}.")]
-    Json(#[from] serde_json::Error),
-    #[error("GET request cannot have a body.")]
-    GetWithBody,
-    #[error("Empty {0} request.")]
-    Empty(&'static str),
-    #[error("The id from the path does not match the id from the body!")]
-    IdMismatch,
-    #[error("The id from the path [{0}] does not match the id from the body [{1}]!")]
-    IfaceMismatch(String, String),
-    #[error("Unrecognized {0} request path `{1}`.")]
-    Path(Method, String),
-    #[error("Missing snapshot operation type.")]
-    SnapshotOperation,
+    SerdeJson(#[from] serde_json::Error),
+    #[error("{1}")]
+    Generic(Status, String),
+}
+
+/// The status that goes with an error.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Status {
+    BadRequest,
+}
+
+fn generic<T>(why: impl Into<String>) -> Result<T, RouteError> {
+    Err(RouteError::Generic(Status::BadRequest, why.into()))
+}
+
+fn empty<T>(method: &str) -> Result<T, RouteError> {
+    generic(format!("Empty {method} request."))
+}
+
+fn unrecognized<T>(method: Method, path: &str) -> Result<T, RouteError> {
+    generic(format!("Unrecognized {method} request path `{path}`."))
 }
 
 /// An action, and what is deprecated about the way in which it was asked for.
@@ -59,17 +67,17 @@ pub(crate) fn route(request: &Request) -> Outcome {
     let body = request.body.as_deref();
     match (request.method, body) {
         (Method::Get, None) => get(resource, &mut tokens),
-        (Method::Get, Some(_)) => Err(RouteError::GetWithBody),
+        (Method::Get, Some(_)) => generic("GET request cannot have a body."),
         (Method::Put, Some(body)) => put(resource, &mut tokens, body),
-        (Method::Put, None) => Err(RouteError::Empty("PUT")),
+        (Method::Put, None) => empty("PUT"),
         (Method::Patch, body) => patch(resource, &mut tokens, body),
         (Method::Delete, None) => delete(resource, &mut tokens),
-        (Method::Delete, Some(_)) => Err(RouteError::Empty("Delete")),
+        (Method::Delete, Some(_)) => empty("Delete"),
     }
 }
 
 fn unknown(method: Method, resource: &str) -> Outcome {
-    Err(RouteError::PathMethod(resource.to_owned(), method))
+    Err(RouteError::InvalidPathMethod(resource.to_owned(), method))
 }
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, RouteError> {
@@ -78,9 +86,9 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, RouteError> {
 
 fn id(token: Option<&str>) -> Result<&str, RouteError> {
     match token {
-        None | Some("") => Err(RouteError::EmptyId),
+        None | Some("") => Err(RouteError::EmptyID),
         Some(id) if id.chars().all(|c| c == '_' || c.is_alphanumeric()) => Ok(id),
-        Some(_) => Err(RouteError::InvalidId),
+        Some(_) => Err(RouteError::InvalidID),
     }
 }
 
@@ -97,9 +105,9 @@ fn get<'a>(resource: &str, tokens: &mut impl Iterator<Item = &'a str>) -> Outcom
             (Some("statistics"), _) => Action::GetBalloonStats,
             (Some("hinting"), Some("status")) => Action::GetHintingStatus,
             (Some("hinting"), rest) => {
-                return Err(RouteError::Path(Method::Get, format!("/hinting/{}", rest.unwrap_or_default())));
+                return unrecognized(Method::Get, &format!("/hinting/{}", rest.unwrap_or_default()));
             }
-            (Some(other), _) => return Err(RouteError::Path(Method::Get, other.to_owned())),
+            (Some(other), _) => return unrecognized(Method::Get, other),
         },
         _ => return unknown(Method::Get, resource),
     };
@@ -154,13 +162,13 @@ fn put<'a>(resource: &str, tokens: &mut impl Iterator<Item = &'a str>, body: &[u
                     .then_some("PUT /mmds/config: V1 is deprecated. Use V2 instead.");
                 return Ok(Routed { action: Action::SetMmdsConfig(config), deprecation });
             }
-            Some(other) => return Err(RouteError::Path(Method::Put, other.to_owned())),
+            Some(other) => return unrecognized(Method::Put, other),
         },
         "snapshot" => match tokens.next() {
             Some("create") => Action::CreateSnapshot(parse(body)?),
             Some("load") => return load(body),
             Some(other) => return unknown(Method::Put, &format!("/snapshot/{other}")),
-            None => return Err(RouteError::SnapshotOperation),
+            None => return generic("Missing snapshot operation type."),
         },
         "vsock" => {
             let config: VsockDeviceConfig = parse(body)?;
@@ -176,7 +184,7 @@ fn put<'a>(resource: &str, tokens: &mut impl Iterator<Item = &'a str>, body: &[u
 
 fn load(body: &[u8]) -> Outcome {
     let config: LoadSnapshotConfig = parse(body)?;
-    let wrong = |text| Err(RouteError::Json(serde_json::Error::custom(text)));
+    let wrong = |text| Err(RouteError::SerdeJson(serde_json::Error::custom(text)));
     match (&config.mem_backend, &config.mem_file_path) {
         (Some(_), Some(_)) => {
             return wrong("too many fields: either `mem_backend` or `mem_file_path` exclusively is required");
@@ -194,7 +202,7 @@ fn patch<'a>(resource: &str, tokens: &mut impl Iterator<Item = &'a str>, body: O
         return patch_balloon(tokens, body);
     }
     let Some(body) = body else {
-        return Err(RouteError::Empty("PATCH"));
+        return empty("PATCH");
     };
     let action = match resource {
         "drives" => {
@@ -218,7 +226,7 @@ fn patch<'a>(resource: &str, tokens: &mut impl Iterator<Item = &'a str>, body: O
         "machine-config" => {
             let update: MachineConfigUpdate = parse(body)?;
             if update == MachineConfigUpdate::default() {
-                return Err(RouteError::Empty("PATCH"));
+                return empty("PATCH");
             }
             let deprecation = update
                 .cpu_template
@@ -247,14 +255,11 @@ fn patch_balloon<'a>(tokens: &mut impl Iterator<Item = &'a str>, body: Option<&[
             }),
             Some("stop") => Action::StopHinting,
             other => {
-                return Err(RouteError::Path(
-                    Method::Patch,
-                    format!("/hinting/{}", other.unwrap_or_default()),
-                ));
+                return unrecognized(Method::Patch, &format!("/hinting/{}", other.unwrap_or_default()));
             }
         },
         (_, Some(body)) => Action::UpdateBalloon(parse(body)?),
-        (_, None) => return Err(RouteError::Empty("PATCH")),
+        (_, None) => return empty("PATCH"),
     };
     Ok(action.into())
 }
@@ -270,9 +275,17 @@ fn delete<'a>(resource: &str, tokens: &mut impl Iterator<Item = &'a str>) -> Out
 }
 
 fn same_id(path: &str, body: &str) -> Result<(), RouteError> {
-    if path == body { Ok(()) } else { Err(RouteError::IdMismatch) }
+    match path == body {
+        true => Ok(()),
+        false => generic("The id from the path does not match the id from the body!"),
+    }
 }
 
 fn same_iface(path: &str, body: &str) -> Result<(), RouteError> {
-    if path == body { Ok(()) } else { Err(RouteError::IfaceMismatch(path.to_owned(), body.to_owned())) }
+    match path == body {
+        true => Ok(()),
+        false => {
+            generic(format!("The id from the path [{path}] does not match the id from the body [{body}]!"))
+        }
+    }
 }

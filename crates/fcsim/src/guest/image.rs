@@ -30,6 +30,8 @@ pub(crate) type Page = [u8; PAGE];
 #[derive(Debug)]
 pub(crate) struct Image {
     bytes: u64,
+    /// Memory that can be added later: it has its place in a snapshot and is not used.
+    pluggable: u64,
     base: Option<File>,
     written: BTreeMap<u64, Box<Page>>,
     /// Pages written since boot, load or the last snapshot; none where they are not tracked.
@@ -40,22 +42,30 @@ impl Image {
     /// Fresh memory of so many MiB.
     pub(crate) fn new(mib: u64, track: bool) -> Self {
         let bytes = mib.saturating_mul(1 << 20);
-        Self { bytes, base: None, written: BTreeMap::new(), dirty: track.then(BTreeSet::new) }
+        Self { bytes, pluggable: 0, base: None, written: BTreeMap::new(), dirty: track.then(BTreeSet::new) }
     }
 
-    /// Memory of so many MiB from a file, which must be at least as long.
-    pub(crate) fn load(path: &Path, mib: u64, track: bool) -> Result<Self, MemoryFileError> {
+    /// The same with so many MiB that can be added later.
+    pub(crate) fn with_pluggable(self, mib: u64) -> Self {
+        Self { pluggable: mib.saturating_mul(1 << 20), ..self }
+    }
+
+    /// Memory of this size from a file, which must be at least as long.
+    pub(crate) fn load(self, path: &Path) -> Result<Self, MemoryFileError> {
         let file = File::open(path).map_err(|error| MemoryFileError::Open(error.into()))?;
-        let mut image = Self::new(mib, track);
         let length = file.metadata().map_err(|error| MemoryFileError::Open(error.into()))?.len();
-        if image.bytes > length {
+        if self.length() > length {
             return Err(MemoryFileError::TooShort);
         }
         if !file.metadata().is_ok_and(|meta| meta.is_file()) {
             return Err(MemoryFileError::Mmap(rustix::io::Errno::NODEV.into()));
         }
-        image.base = Some(file);
-        Ok(image)
+        Ok(Self { base: Some(file), ..self })
+    }
+
+    /// The length of its file.
+    fn length(&self) -> u64 {
+        self.bytes.saturating_add(self.pluggable)
     }
 
     /// How many pages there are.
@@ -104,11 +114,11 @@ impl Image {
         if existed {
             let length = file.metadata().map_err(file_error("get_metadata"))?.len();
             // a Full one replaces everything; the file that this memory was loaded from already holds the rest
-            if length != self.bytes || (kind == SnapshotType::Full && !same) {
+            if length != self.length() || (kind == SnapshotType::Full && !same) {
                 file.set_len(0).map_err(file_error("truncate"))?;
             }
         }
-        file.set_len(self.bytes).map_err(file_error("set_length"))?;
+        file.set_len(self.length()).map_err(file_error("set_length"))?;
         match (kind, &self.dirty) {
             (SnapshotType::Diff, Some(dirty)) => {
                 for &page in dirty {
@@ -187,7 +197,7 @@ mod tests {
         image.save(&path, SnapshotType::Full).unwrap();
         image.write(200, &page(7));
         image.save(&path, SnapshotType::Diff).unwrap();
-        let loaded = Image::load(&path, 1, false).unwrap();
+        let loaded = Image::new(1, false).load(&path).unwrap();
         assert_eq!((loaded.read(3), loaded.read(200), loaded.read(4)), (page(3), page(7), page(0)));
     }
 
@@ -215,7 +225,7 @@ mod tests {
         assert!(image.save(&dir.path().join("none/mem"), SnapshotType::Diff).is_err());
         let path = dir.path().join("mem");
         image.save(&path, SnapshotType::Diff).unwrap();
-        assert_eq!(Image::load(&path, 1, false).unwrap().read(5), page(5));
+        assert_eq!(Image::new(1, false).load(&path).unwrap().read(5), page(5));
     }
 
     #[test]
@@ -226,7 +236,7 @@ mod tests {
         image.write(1, &page(1));
         image.save(&path, SnapshotType::Full).unwrap();
         let before = std::fs::read(&path).unwrap();
-        let mut loaded = Image::load(&path, 1, true).unwrap();
+        let mut loaded = Image::new(1, true).load(&path).unwrap();
         loaded.write(1, &page(2));
         loaded.write(2, &page(3));
         loaded.save(&dir.path().join("diff"), SnapshotType::Diff).unwrap();
@@ -234,7 +244,7 @@ mod tests {
         assert_eq!(std::fs::read(&path).unwrap(), before);
         std::fs::remove_file(&path).unwrap();
         assert_eq!(loaded.read(1), page(2));
-        assert_eq!(Image::load(&dir.path().join("other"), 1, false).unwrap().read(2), page(3));
+        assert_eq!(Image::new(1, false).load(&dir.path().join("other")).unwrap().read(2), page(3));
     }
 
     #[test]
@@ -242,6 +252,6 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("mem");
         std::fs::write(&path, [0; 4096]).unwrap();
-        assert!(matches!(Image::load(&path, 1, false), Err(MemoryFileError::TooShort)));
+        assert!(matches!(Image::new(1, false).load(&path), Err(MemoryFileError::TooShort)));
     }
 }

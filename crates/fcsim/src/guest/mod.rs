@@ -211,6 +211,8 @@ impl Guest {
     pub(crate) fn reset_vsock(&self) {
         self.reset.store(true, Ordering::Relaxed);
         self.shared.vsock_dead.store(false, Ordering::Relaxed);
+        // it may be waiting without an eye on the listener
+        self.shared.wake();
     }
 
     /// Presses the keys. False where the keyboard's buffer is full.

@@ -4,8 +4,22 @@
 use std::{fmt, io};
 
 /// An I/O error that prints as it would in a musl program.
-#[derive(Debug)]
 pub(crate) struct OsError(pub io::Error);
+
+impl fmt::Debug for OsError {
+    /// As the error itself does.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.raw_os_error().and_then(|code| Some((musl_text(code)?, code))) {
+            Some((text, code)) => f
+                .debug_struct("Os")
+                .field("code", &code)
+                .field("kind", &self.0.kind())
+                .field("message", &text)
+                .finish(),
+            None => fmt::Debug::fmt(&self.0, f),
+        }
+    }
+}
 
 impl From<io::Error> for OsError {
     fn from(error: io::Error) -> Self {
@@ -25,7 +39,7 @@ impl fmt::Display for OsError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0.raw_os_error().and_then(|code| Some((musl_text(code)?, code))) {
             Some((text, code)) => write!(f, "{text} (os error {code})"),
-            None => self.0.fmt(f),
+            None => fmt::Display::fmt(&self.0, f),
         }
     }
 }

@@ -2,7 +2,8 @@
 
 /// Signal and exit code.
 const FATAL: [(libc::c_int, libc::c_int); 7] = [
-    (libc::SIGSYS, 148),
+    // sent by somebody; one that a seccomp filter raised would be 148
+    (libc::SIGSYS, 2),
     (libc::SIGBUS, 149),
     (libc::SIGSEGV, 150),
     (libc::SIGXFSZ, 151),

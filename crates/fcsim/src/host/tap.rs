@@ -20,17 +20,17 @@ const TUNSETVNETHDRSZ: libc::c_ulong = 0x4004_54d8;
 /// Why a TAP could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TapError {
-    #[error("Open tap device failed: Couldn't open /dev/net/tun: {0}")]
+    #[error("Couldn't open /dev/net/tun: {0}")]
     OpenTun(OsError),
-    #[error("Open tap device failed: Invalid interface name")]
-    Name,
+    #[error("Invalid interface name")]
+    InvalidIfname,
     #[error(
-        "Open tap device failed: Error while creating ifreq structure: {0}. Invalid TUN/TAP Backend provided by {1}. \
+        "Error while creating ifreq structure: {0}. Invalid TUN/TAP Backend provided by {1}. \
          Check our documentation on setting up the network devices."
     )]
-    SetIff(OsError, String),
-    #[error("Setting vnet header size failed: Error while setting size of the vnet header: {0}")]
-    HeaderSize(OsError),
+    IfreqExecuteError(OsError, String),
+    #[error("Error while setting size of the vnet header: {0}")]
+    SetSizeOfVnetHdr(OsError),
 }
 
 /// An open TAP: each read or write is one frame with its header. It does not block.
@@ -52,7 +52,7 @@ impl Tap {
             .open("/dev/net/tun")
             .map_err(|error| TapError::OpenTun(error.into()))?;
         if name.len() >= libc::IFNAMSIZ {
-            return Err(TapError::Name);
+            return Err(TapError::InvalidIfname);
         }
         // SAFETY: ifreq is plain data; all zeroes is valid.
         let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
@@ -62,13 +62,13 @@ impl Tap {
         request.ifr_ifru.ifru_flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR;
         // SAFETY: TUNSETIFF reads and writes one ifreq, which lives through the call.
         if unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF as _, &raw mut request) } < 0 {
-            return Err(TapError::SetIff(io::Error::last_os_error().into(), name.to_owned()));
+            return Err(TapError::IfreqExecuteError(io::Error::last_os_error().into(), name.to_owned()));
         }
         let name = request.ifr_name.iter().take_while(|&&c| c != 0).map(|&c| c as u8 as char).collect();
         let size = VNET_HEADER as libc::c_int;
         // SAFETY: TUNSETVNETHDRSZ reads one int, which lives through the call.
         if unsafe { libc::ioctl(file.as_raw_fd(), TUNSETVNETHDRSZ as _, &raw const size) } < 0 {
-            return Err(TapError::HeaderSize(io::Error::last_os_error().into()));
+            return Err(TapError::SetSizeOfVnetHdr(io::Error::last_os_error().into()));
         }
         Ok(Self { file, name })
     }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     guest::GuestState,
     host::errno::OsError,
-    vmm::error::{BlockError, MachineConfigError, NicError, PmemError, VsockError},
+    vmm::error::{BlockError, MachineConfigError, NicError, PmemError, VsockBackendError},
     wire::{devices::*, machine::*},
 };
 
@@ -40,25 +40,34 @@ pub(crate) enum CreateError {
     StateFile(&'static str, OsError),
     #[error("Cannot serialize the microVM state: {0}")]
     Serialize(#[from] StateFileError),
-    #[error("Cannot save the microVM state: Cannot save Vcpu state: {0}")]
-    NotPaused(&'static str),
+    #[error("Cannot save the microVM state: Operation not allowed: save/restore unavailable while running")]
+    Running,
 }
 
 /// Why a state file cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StateFileError {
     #[error("CRC64 validation failed")]
-    Checksum,
+    Crc64,
     #[error("Invalid data version: {0}")]
-    Version(String),
-    #[error("An error occurred during bitcode serialization: bitcode error")]
-    Content,
+    InvalidFormatVersion(String),
+    #[error("An error occurred during bitcode serialization: {0}")]
+    Bitcode(BitcodeError),
     #[error("IO Error: {0}")]
     Io(OsError),
-    #[error("IO Error: File too short to contain CRC")]
-    TooShort,
     #[error("Snapshot size exceeds limit of {0} bytes")]
-    TooLong(usize),
+    SizeLimitExceeded(usize),
+}
+
+/// Content that cannot be understood: in Firecracker's official builds this error names no reason.
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("bitcode error")]
+pub(crate) struct BitcodeError;
+
+impl std::fmt::Debug for BitcodeError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Error(\"bitcode error\")")
+    }
 }
 
 /// Why a snapshot was not loaded.
@@ -90,8 +99,8 @@ pub(crate) enum RestoreDeviceError {
     #[error("Error restoring {0} devices: Net: Failed to create a network device: {1}")]
     Net(&'static str, NicError),
     #[error("Error restoring {0} devices: VsockUnixBackend: {1}")]
-    Vsock(&'static str, VsockError),
-    #[error("Error restoring {0} devices: Pmem: Error creating Pmem device: {1}")]
+    Vsock(&'static str, VsockBackendError),
+    #[error("Error restoring {0} devices: Pmem: Error creating Pmem devie: {1}")]
     Pmem(&'static str, PmemError),
     #[error("Error creating DeviceManager: Error with EventFd: {0}")]
     Serial(OsError),

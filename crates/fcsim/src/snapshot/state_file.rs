@@ -6,7 +6,7 @@ use std::{
     path::Path,
 };
 
-use super::{CreateError, RestoreError, StateFileError, VmState};
+use super::{BitcodeError, CreateError, RestoreError, StateFileError, VmState};
 use crate::host::errno::OsError;
 
 /// The version of the format, which is that of Firecracker 1.16's state.
@@ -21,7 +21,7 @@ pub(crate) fn write(path: &Path, state: &VmState) -> Result<(), CreateError> {
     let mut file =
         OpenOptions::new().create(true).write(true).truncate(true).open(path).map_err(failed("open"))?;
     let mut bytes = [MAGIC, VERSION.as_bytes(), b"\n"].concat();
-    bytes.extend(serde_json::to_vec(state).map_err(|_| StateFileError::Content)?);
+    bytes.extend(serde_json::to_vec(state).map_err(|_| StateFileError::Bitcode(BitcodeError))?);
     let sum = crc64(&bytes);
     bytes.extend(sum.to_le_bytes());
     file.write_all(&bytes).map_err(|error| StateFileError::Io(error.into()))?;
@@ -43,21 +43,23 @@ fn parse(file: &File) -> Result<(String, VmState), StateFileError> {
     let mut bytes = Vec::new();
     file.take(LIMIT as u64 + 1).read_to_end(&mut bytes).map_err(|error| StateFileError::Io(error.into()))?;
     if bytes.len() > LIMIT {
-        return Err(StateFileError::TooLong(LIMIT));
+        return Err(StateFileError::SizeLimitExceeded(LIMIT));
     }
     let Some((content, sum)) = bytes.split_last_chunk::<8>() else {
-        return Err(StateFileError::TooShort);
+        let why = std::io::Error::new(std::io::ErrorKind::UnexpectedEof, "File too short to contain CRC");
+        return Err(StateFileError::Io(why.into()));
     };
-    let rest = content.strip_prefix(MAGIC).ok_or(StateFileError::Content)?;
-    let end = rest.iter().position(|&byte| byte == b'\n').ok_or(StateFileError::Content)?;
+    let rest = content.strip_prefix(MAGIC).ok_or(StateFileError::Bitcode(BitcodeError))?;
+    let end = rest.iter().position(|&byte| byte == b'\n').ok_or(StateFileError::Bitcode(BitcodeError))?;
     let version = String::from_utf8_lossy(&rest[..end]).into_owned();
     // a document that is cut or has something after it is no content; one in which a value changed has the wrong sum
-    let state = serde_json::from_slice(&rest[end + 1..]).map_err(|_| StateFileError::Content)?;
+    let state =
+        serde_json::from_slice(&rest[end + 1..]).map_err(|_| StateFileError::Bitcode(BitcodeError))?;
     if version != VERSION {
-        return Err(StateFileError::Version(version));
+        return Err(StateFileError::InvalidFormatVersion(version));
     }
     if crc64(content) != u64::from_le_bytes(*sum) {
-        return Err(StateFileError::Checksum);
+        return Err(StateFileError::Crc64);
     }
     Ok((version, state))
 }

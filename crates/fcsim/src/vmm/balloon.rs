@@ -20,7 +20,7 @@ impl Balloon {
     /// A balloon that is not in use yet.
     pub(super) fn new(config: BalloonDeviceConfig) -> Result<Self, BalloonError> {
         if config.amount_mib.checked_mul(PAGES_PER_MIB).is_none() {
-            return Err(BalloonError::TooMuchMemory(u32::MAX / PAGES_PER_MIB));
+            return Err(BalloonError::TooMuchMemoryRequested(u32::MAX / PAGES_PER_MIB));
         }
         Ok(Self { config, ..Self::default() })
     }
@@ -42,10 +42,10 @@ impl Balloon {
         driver: bool,
     ) -> Result<(), BalloonError> {
         if !driver {
-            return Err(BalloonError::NotActive);
+            return Err(BalloonError::DeviceNotActive);
         }
         if mib as usize > memory_mib {
-            return Err(BalloonError::TooMuchMemory(mib));
+            return Err(BalloonError::TooMuchMemoryRequested(mib));
         }
         self.config.amount_mib = mib;
         Ok(())
@@ -87,7 +87,7 @@ impl Balloon {
 
     fn command(&mut self, number: u32, driver: bool) -> Result<(), BalloonError> {
         if !driver {
-            return Err(BalloonError::NotActive);
+            return Err(BalloonError::DeviceNotActive);
         }
         self.host_command = number;
         Ok(())
@@ -98,15 +98,15 @@ impl Resources {
     /// Sets the balloon.
     pub(super) fn set_balloon(&mut self, config: BalloonDeviceConfig) -> Result<(), BalloonConfigError> {
         if config.amount_mib as usize > self.machine.mem_size_mib {
-            return Err(BalloonConfigError::TooManyPages);
+            return Err(BalloonConfigError::TooManyPagesRequested);
         }
-        self.balloon = Some(Balloon::new(config).map_err(BalloonConfigError::Create)?);
+        self.balloon = Some(Balloon::new(config).map_err(BalloonConfigError::CreateFailure)?);
         Ok(())
     }
 
     /// Its configuration, before the start.
     pub(super) fn balloon_config(&self) -> Result<BalloonDeviceConfig, BalloonConfigError> {
-        self.balloon.as_ref().map(|balloon| balloon.config.clone()).ok_or(BalloonConfigError::NotFound)
+        self.balloon.as_ref().map(|balloon| balloon.config.clone()).ok_or(BalloonConfigError::DeviceNotFound)
     }
 
     /// The balloon of a running VM.

@@ -4,12 +4,12 @@ use super::{
     Vmm,
     error::{
         BalloonConfigError, BootSourceError, DriveError, MachineConfigError, MemoryHotplugError,
-        MmdsConfigError, NetError, PmemConfigError, StartError, VsockError,
+        MmdsConfigError, MmdsError, NetError, PmemConfigError, StartError, VsockError,
     },
 };
 use crate::{
     host::errno::OsError,
-    log::{self, LogFileError, log},
+    log::{self, LoggerUpdateError, log, panic_as_firecracker},
     metrics::{self, MetricsError},
     wire::{
         cpu::{CustomCpuTemplate, CustomCpuTemplateOrPath},
@@ -21,9 +21,9 @@ use crate::{
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConfigFileError {
     #[error("Configuration for VMM from one single json failed: {0}")]
-    Parse(#[from] ResourcesError),
+    ParseFromJson(#[from] ResourcesError),
     #[error("Could not Start MicroVM from one single json: {0}")]
-    Start(#[from] StartError),
+    StartMicroVM(#[from] StartError),
 }
 
 /// What in the file is wrong.
@@ -40,9 +40,11 @@ pub(crate) enum ResourcesError {
     #[error("Invalid JSON: {0}")]
     InvalidJson(#[from] serde_json::Error),
     #[error("Logger error: {0}")]
-    Logger(#[from] LogFileError),
+    Logger(#[from] LoggerUpdateError),
     #[error("Metrics error: {0}")]
     Metrics(#[from] MetricsError),
+    #[error("MMDS error: {0}")]
+    Mmds(#[from] MmdsError),
     #[error("MMDS config error: {0}")]
     MmdsConfig(#[from] MmdsConfigError),
     #[error("Network device error: {0}")]
@@ -54,20 +56,39 @@ pub(crate) enum ResourcesError {
     #[error("Pmem device error: {0}")]
     PmemConfig(#[from] PmemConfigError),
     #[error("Memory hotplug config error: {0}")]
-    MemoryHotplug(#[from] MemoryHotplugError),
+    MemoryHotplugConfig(#[from] MemoryHotplugError),
 }
 
 impl Vmm {
     /// Configures and starts a VM.
-    pub(crate) fn start_from_json(&mut self, json: &str) -> Result<(), ConfigFileError> {
-        self.configure(json)?;
+    pub(crate) fn start_from_json(
+        &mut self,
+        json: &str,
+        metadata: Option<&str>,
+    ) -> Result<(), ConfigFileError> {
+        self.configure(json, metadata)?;
         self.boot_path = true;
         self.start()?;
         log!(Info, "Successfully started microvm that was configured from one single json");
         Ok(())
     }
 
-    fn configure(&mut self, json: &str) -> Result<(), ResourcesError> {
+    /// Puts what `--metadata` named into the store; what is no JSON makes Firecracker panic at this place.
+    pub(crate) fn put_metadata(&mut self, metadata: Option<&str>, place: &str) -> Result<(), MmdsError> {
+        let Some(text) = metadata else { return Ok(()) };
+        let value = match serde_json::from_str(text) {
+            Ok(value) => value,
+            Err(error) => panic_as_firecracker(
+                place,
+                &format!("MMDS error: metadata provided not valid json: {error:?}"),
+            ),
+        };
+        self.resources.mmds_or_default(self.settings.mmds_limit).put(value)?;
+        log!(Info, "Successfully added metadata to mmds from file");
+        Ok(())
+    }
+
+    fn configure(&mut self, json: &str, metadata: Option<&str>) -> Result<(), ResourcesError> {
         let config: VmmConfig = serde_json::from_str(json)?;
         if let Some(logger) = config.logger {
             log::update(logger)?;
@@ -100,6 +121,8 @@ impl Vmm {
         if let Some(balloon) = config.balloon {
             resources.set_balloon(balloon)?;
         }
+        self.put_metadata(metadata, "src/vmm/src/resources.rs:216:44")?;
+        let resources = &mut self.resources;
         if let Some(mmds) = config.mmds_config {
             resources.set_mmds_config(&mmds, self.settings.mmds_limit)?;
         }

@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     Resources,
-    error::{BlockError, DeviceError, DriveError, PmemConfigError, PmemError},
+    error::{BackingFileError, BlockError, DeviceError, DriveError, PmemConfigError, PmemError},
 };
 use crate::{
     guest::Disk,
@@ -44,11 +44,11 @@ impl Drive {
                     && config.io_engine.is_none() =>
             {
                 match UnixStream::connect(socket) {
-                    Err(error) => Err(BlockError::VhostUser(OsError(error).to_string())),
-                    Ok(_) => Err(BlockError::VhostUser("vhost-user is not simulated".to_owned())),
+                    Err(error) => Err(BlockError::VhostUserBackend(OsError(error).to_string())),
+                    Ok(_) => Err(BlockError::VhostUserBackend("vhost-user is not simulated".to_owned())),
                 }
             }
-            _ => Err(BlockError::InvalidConfig),
+            _ => Err(BlockError::InvalidBlockConfig),
         }
     }
 
@@ -63,7 +63,7 @@ impl Drive {
 }
 
 fn open_file(path: &str, read_only: bool) -> Result<Arc<File>, BlockError> {
-    let wrong = |error: std::io::Error| BlockError::File(error.into(), path.to_owned());
+    let wrong = |error: std::io::Error| BackingFileError::BackingFile(error.into(), path.to_owned());
     let file = OpenOptions::new().read(true).write(!read_only).open(path).map_err(wrong)?;
     rustix::fs::seek(&file, rustix::fs::SeekFrom::End(0)).map_err(|error| wrong(error.into()))?;
     Ok(Arc::new(file))
@@ -72,11 +72,11 @@ fn open_file(path: &str, read_only: bool) -> Result<Arc<File>, BlockError> {
 /// Opens the file of a pmem device once, to see whether it could be mapped.
 pub(super) fn check_pmem(config: &PmemConfig) -> Result<(), PmemError> {
     let file = OpenOptions::new().read(true).write(!config.read_only).open(&config.path_on_host);
-    let meta = file.and_then(|file| file.metadata()).map_err(|error| PmemError::File(error.into()))?;
+    let meta = file.and_then(|file| file.metadata()).map_err(|error| PmemError::BackingFile(error.into()))?;
     match (meta.len(), meta.is_file()) {
-        (0, _) => Err(PmemError::Empty),
+        (0, _) => Err(PmemError::BackingFileZeroSize),
         (_, true) => Ok(()),
-        (_, false) => Err(PmemError::File(rustix::io::Errno::NODEV.into())),
+        (_, false) => Err(PmemError::BackingFile(rustix::io::Errno::NODEV.into())),
     }
 }
 
@@ -90,10 +90,10 @@ impl Resources {
         let root = config.is_root_device;
         let position = self.drives.iter().position(|drive| drive.config.drive_id == config.drive_id);
         if root && self.pmem.iter().any(|pmem| pmem.root_device) {
-            return Err(DriveError::SecondRoot);
+            return Err(DriveError::AddingSecondRootDevice);
         }
         if root && self.has_root_drive() && position != Some(0) {
-            return Err(DriveError::RootExists);
+            return Err(DriveError::RootBlockDeviceAlreadyAdded);
         }
         let drive = Drive::open(config)?;
         match position {
@@ -112,11 +112,11 @@ impl Resources {
     /// Changes the file or the limiter of a running VM's drive.
     pub(super) fn update_drive(&mut self, update: BlockDeviceUpdateConfig) -> Result<(), DriveError> {
         let found = self.drives.iter_mut().find(|drive| drive.config.drive_id == update.drive_id);
-        let drive = found.ok_or(DriveError::Update(DeviceError::NotFound))?;
-        let wrong = |error: BlockError| DriveError::Update(error.into());
+        let drive = found.ok_or(DriveError::DeviceUpdate(DeviceError::NotFound))?;
+        let wrong = |error: BlockError| DriveError::DeviceUpdate(error.into());
         if update.path_on_host.is_none() && update.rate_limiter.is_none() {
             // this form asks a vhost-user backend for its size
-            return Err(wrong(BlockError::InvalidBackend));
+            return Err(wrong(BlockError::InvalidBlockBackend));
         }
         if let Some(path) = update.path_on_host {
             drive.file = Some(open_file(&path, drive.config.is_read_only.unwrap_or(false)).map_err(wrong)?);
@@ -130,12 +130,12 @@ impl Resources {
     /// Adds a pmem device or replaces the one with its id; its file is looked at when the VM starts.
     pub(super) fn insert_pmem(&mut self, config: PmemConfig) -> Result<(), PmemConfigError> {
         if config.root_device && self.has_root_drive() {
-            return Err(PmemConfigError::SecondRoot);
+            return Err(PmemConfigError::AddingSecondRootDevice);
         }
         let position = self.pmem.iter().position(|pmem| pmem.id == config.id);
         let was_root = position.is_some_and(|index| self.pmem[index].root_device);
         if config.root_device && !was_root && self.pmem.iter().any(|pmem| pmem.root_device) {
-            return Err(PmemConfigError::RootExists);
+            return Err(PmemConfigError::RootPmemDeviceAlreadyExist);
         }
         match position {
             Some(index) => self.pmem[index] = config,
@@ -144,14 +144,12 @@ impl Resources {
         Ok(())
     }
 
-    /// Changes the limiter of a running VM's pmem device.
-    pub(super) fn update_pmem(&mut self, update: &PmemDeviceUpdateConfig) -> Result<(), PmemConfigError> {
-        if update.rate_limiter.is_none() {
-            return Ok(());
+    /// Changes the limiter of a running VM's pmem device, which goes on being shown as it was configured.
+    pub(super) fn update_pmem(&self, update: &PmemDeviceUpdateConfig) -> Result<(), PmemConfigError> {
+        let is_there = self.pmem.iter().any(|pmem| pmem.id == update.id);
+        match update.rate_limiter.is_none() || is_there {
+            true => Ok(()),
+            false => Err(PmemConfigError::DeviceUpdate(DeviceError::NotFound)),
         }
-        let found = self.pmem.iter_mut().find(|pmem| pmem.id == update.id);
-        let pmem = found.ok_or(PmemConfigError::Update(DeviceError::NotFound))?;
-        pmem.rate_limiter = RateLimiterConfig::updated(pmem.rate_limiter, update.rate_limiter);
-        Ok(())
     }
 }

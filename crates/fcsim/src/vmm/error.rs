@@ -1,8 +1,9 @@
 //! What the VMM refuses and why. The texts are Firecracker's to the letter: they are what its callers match on.
 
+pub(crate) use super::start_error::StartError;
 use crate::{
     host::{errno::OsError, tap::TapError},
-    log::LogFileError,
+    log::LoggerUpdateError,
     metrics::MetricsError,
     snapshot::{CreateError, RestoreError},
 };
@@ -35,7 +36,7 @@ pub(crate) enum ActionError {
     #[error("Load snapshot error: Failed to restore from snapshot: {0}")]
     Load(#[from] RestoreError),
     #[error("Logger error: {0}")]
-    Logger(#[from] LogFileError),
+    Logger(#[from] LoggerUpdateError),
     #[error("Machine config error: {0}")]
     Machine(#[from] MachineConfigError),
     #[error("Metrics error: {0}")]
@@ -66,6 +67,24 @@ pub(crate) enum ActionError {
     PciNotEnabled,
 }
 
+impl From<MmdsError> for ActionError {
+    fn from(error: MmdsError) -> Self {
+        match error {
+            MmdsError::DataStoreLimitExceeded => Self::MmdsLimit(error),
+            MmdsError::NotInitialized => Self::Mmds(error),
+        }
+    }
+}
+
+impl From<TapError> for NicError {
+    fn from(error: TapError) -> Self {
+        match error {
+            TapError::SetSizeOfVnetHdr(_) => Self::TapSetVnetHdrSize(error),
+            _ => Self::TapOpen(error),
+        }
+    }
+}
+
 impl ActionError {
     /// The status of the answer.
     pub(crate) fn status(&self) -> u16 {
@@ -76,17 +95,17 @@ impl ActionError {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BalloonConfigError {
     #[error("No balloon device found.")]
-    NotFound,
+    DeviceNotFound,
     #[error("Amount of pages requested is too large.")]
-    TooManyPages,
+    TooManyPagesRequested,
     #[error("Error creating the balloon device: {0}")]
-    Create(BalloonError),
+    CreateFailure(BalloonError),
 }
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BalloonError {
     #[error("Device not activated yet.")]
-    NotActive,
+    DeviceNotActive,
     #[error("Attempting to use hinting when not enabled")]
     HintingNotEnabled,
     #[error("Received stats query when stats are disabled.")]
@@ -94,17 +113,18 @@ pub(crate) enum BalloonError {
     #[error("Statistics cannot be enabled/disabled after activation.")]
     StatisticsStateChange,
     #[error("Requested memory should be less than {0}MiB")]
-    TooMuchMemory(u32),
+    TooMuchMemoryRequested(u32),
 }
 
+#[expect(clippy::enum_variant_names, reason = "the names are Firecracker's, which prints them")]
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BootSourceError {
     #[error("The kernel file cannot be opened: {0}")]
-    Kernel(OsError),
+    InvalidKernelPath(OsError),
     #[error("The initrd file cannot be opened due to invalid path or invalid permissions. {0}")]
-    Initrd(OsError),
-    #[error("The kernel command line is invalid: Invalid cmdline capacity provided.")]
-    CommandLine,
+    InvalidInitrdPath(OsError),
+    #[error("The kernel command line is invalid: {0}")]
+    InvalidKernelCommandLine(&'static str),
 }
 
 /// What can be wrong with a device of a running VM.
@@ -135,61 +155,67 @@ pub(crate) enum VirtioMemError {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BlockError {
     #[error("Invalid block config.")]
-    InvalidConfig,
+    InvalidBlockConfig,
     #[error("Running method expected different backend.")]
-    InvalidBackend,
-    #[error("Virtio backend error: Error manipulating the backing file: {0} {1}")]
-    File(OsError, String),
+    InvalidBlockBackend,
+    #[error("Virtio backend error: {0}")]
+    VirtioBackend(#[from] BackingFileError),
     #[error("Vhost user backend error: Vhost-user error: Failed to connect to UDS Unix stream: {0}")]
-    VhostUser(String),
+    VhostUserBackend(String),
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BackingFileError {
+    #[error("Error manipulating the backing file: {0} {1}")]
+    BackingFile(OsError, String),
 }
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DriveError {
     #[error("Attempt to add block as a root device while the root device defined as a pmem device")]
-    SecondRoot,
+    AddingSecondRootDevice,
     #[error("Unable to create the virtio block device: {0}")]
-    Create(#[from] BlockError),
+    CreateBlockDevice(#[from] BlockError),
     #[error("Unable to patch the block device: {0} Please verify the request arguments.")]
-    Update(DeviceError),
+    DeviceUpdate(DeviceError),
     #[error("A root block device already exists!")]
-    RootExists,
+    RootBlockDeviceAlreadyAdded,
 }
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PmemConfigError {
     #[error("Attempt to add pmem as a root device while the root device defined as a block device")]
-    SecondRoot,
+    AddingSecondRootDevice,
     #[error("A root pmem device already exist")]
-    RootExists,
+    RootPmemDeviceAlreadyExist,
     #[error("Unable to create the virtio-pmem device: {0}")]
-    Create(#[from] PmemError),
+    CreateDevice(#[from] PmemError),
     #[error("Unable to patch the pmem device: {0} Please verify the request arguments.")]
-    Update(DeviceError),
+    DeviceUpdate(DeviceError),
 }
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PmemError {
     #[error("Error accessing backing file: {0}")]
-    File(OsError),
+    BackingFile(OsError),
     #[error("Error backing file size is 0")]
-    Empty,
+    BackingFileZeroSize,
 }
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MemoryHotplugError {
     #[error("Block size must not be lower than {0} MiB")]
-    BlockTooSmall(usize),
+    BlockSizeTooSmall(usize),
     #[error("Block size must be a power of 2")]
-    BlockNotPowerOfTwo,
+    BlockSizeNotPowerOfTwo,
     #[error("Slot size must not be lower than {0} MiB")]
-    SlotTooSmall(usize),
+    SlotSizeTooSmall(usize),
     #[error("Slot size must be a multiple of block size ({0} MiB)")]
-    SlotNotMultiple(usize),
+    SlotSizeNotMultipleOfBlockSize(usize),
     #[error("Total size must not be lower than slot size ({0} MiB)")]
-    TotalTooSmall(usize),
+    TotalSizeTooSmall(usize),
     #[error("Total size must be a multiple of slot size ({0} MiB)")]
-    TotalNotMultiple(usize),
+    TotalSizeNotMultipleOfSlotSize(usize),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -207,7 +233,7 @@ pub(crate) enum MachineConfigError {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MmdsError {
     #[error("The MMDS patch request doesn't fit.")]
-    LimitExceeded,
+    DataStoreLimitExceeded,
     #[error("The MMDS data store is not initialized.")]
     NotInitialized,
 }
@@ -215,83 +241,44 @@ pub(crate) enum MmdsError {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MmdsConfigError {
     #[error("The list of network interface IDs that allow forwarding MMDS requests is empty.")]
-    NoInterfaces,
+    EmptyNetworkIfaceList,
     #[error("The MMDS IPv4 address is not link local.")]
-    Address,
+    InvalidIpv4Addr,
     #[error(
         "The list of network interface IDs provided contains at least one ID that does not correspond to any existing \
          network interface."
     )]
-    UnknownInterface,
+    InvalidNetworkInterfaceId,
 }
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum NetError {
     #[error("Could not create the network device: {0}")]
-    Create(#[from] NicError),
+    CreateNetworkDevice(#[from] NicError),
     #[error("Unable to update the net device: {0}")]
-    Update(DeviceError),
+    DeviceUpdate(DeviceError),
     #[error("The MAC address is already in use: {0}")]
-    MacInUse(String),
+    GuestMacAddressInUse(String),
 }
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum NicError {
-    #[error("{0}")]
-    Tap(#[from] TapError),
+    #[error("Open tap device failed: {0}")]
+    TapOpen(TapError),
+    #[error("Setting vnet header size failed: {0}")]
+    TapSetVnetHdrSize(TapError),
     #[error("MTU {0} is out of range [68, 65535]")]
-    Mtu(u16),
+    InvalidMtu(u16),
 }
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum VsockError {
-    #[error("Cannot create backend for vsock device: Error binding to the host-side Unix socket: {0}")]
-    Bind(OsError),
-}
-
-/// Why a VM did not start.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum StartError {
-    #[error("Cannot start microvm without kernel configuration.")]
-    NoKernel,
-    #[error(
-        "System configuration error: Cannot load kernel due to invalid memory configuration or invalid kernel image: {0}"
-    )]
-    Kernel(#[from] KernelError),
-    #[error("Error with initrd initialization: {0}.")]
-    Initrd(#[from] InitrdError),
-    #[error("Failed to get CPU template: {0}")]
-    Template(#[from] TemplateError),
-    #[error("Invalid Memory Configuration: {0}")]
-    Memory(#[from] MemoryError),
-    #[error("Invalid kernel command line: Inserting string would make command line too long.")]
-    CommandLine,
-    #[error("Failed to create device manager: Error with EventFd: {0}")]
-    Serial(OsError),
-    #[error("Cannot create pmem device: {0}")]
-    Pmem(#[from] PmemError),
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum TemplateError {
-    #[error("CPU vendor mismatched between actual CPU and CPU template.")]
-    Vendor,
-    #[error("The current CPU model is not permitted to apply the CPU template.")]
-    Model,
+    #[error("Cannot create backend for vsock device: {0}")]
+    CreateVsockBackend(#[from] VsockBackendError),
 }
 
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum MemoryError {
-    #[error("Cannot create mmap region: {0}")]
-    Mmap(OsError),
+pub(crate) enum VsockBackendError {
+    #[error("Error binding to the host-side Unix socket: {0}")]
+    UnixBind(OsError),
 }
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum InitrdError {
-    #[error("Failed to compute the initrd address")]
-    Address,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("Kernel Loader: failed to load ELF kernel image: Kernel Loader: {0}")]
-pub(crate) struct KernelError(pub &'static str);

@@ -4,6 +4,7 @@ use super::{
     Vmm,
     drives::{Drive, check_pmem},
     error::{ActionError, DriveError, PmemConfigError},
+    preview,
 };
 use crate::{
     api::DeviceKind,
@@ -12,6 +13,7 @@ use crate::{
 
 impl Vmm {
     fn check_hotplug(&self, in_use: bool) -> Result<(), ActionError> {
+        preview("PCI device hotplug");
         if !self.resources.pci {
             Err(ActionError::PciNotEnabled)
         } else if in_use {
@@ -27,7 +29,7 @@ impl Vmm {
             self.resources.drives.iter().any(|drive| drive.config.drive_id == config.drive_id),
         )?;
         if config.is_root_device {
-            return Err(DriveError::RootExists.into());
+            return Err(DriveError::RootBlockDeviceAlreadyAdded.into());
         }
         self.resources.drives.push(Drive::open(config).map_err(DriveError::from)?);
         self.hand_over_disks();
@@ -38,7 +40,7 @@ impl Vmm {
     pub(super) fn hotplug_pmem(&mut self, config: PmemConfig) -> Result<(), ActionError> {
         self.check_hotplug(self.resources.pmem.iter().any(|pmem| pmem.id == config.id))?;
         if config.root_device {
-            return Err(PmemConfigError::SecondRoot.into());
+            return Err(PmemConfigError::AddingSecondRootDevice.into());
         }
         check_pmem(&config).map_err(PmemConfigError::from)?;
         self.resources.pmem.push(config);
@@ -55,6 +57,7 @@ impl Vmm {
 
     /// Takes a device away.
     pub(super) fn unplug(&mut self, kind: DeviceKind, id: &str) -> Result<(), ActionError> {
+        preview("PCI device hot-unplug");
         if !self.resources.pci {
             return Err(ActionError::PciNotEnabled);
         }

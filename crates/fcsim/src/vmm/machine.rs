@@ -54,7 +54,7 @@ impl Resources {
         let (boot, init) = split_command_line(line);
         let separator = if init.is_empty() { 0 } else { 4 };
         if boot.len() + 1 + separator + init.len() > MAX_COMMAND_LINE {
-            return Err(BootSourceError::CommandLine);
+            return Err(BootSourceError::InvalidKernelCommandLine("Invalid cmdline capacity provided."));
         }
         self.boot_source = config;
         self.boot_files = Some(files);
@@ -100,22 +100,22 @@ impl Resources {
         let MemoryHotplugConfig { total_size_mib: total, block_size_mib: block, slot_size_mib: slot } =
             config;
         if block < MIN_BLOCK_MIB {
-            return Err(MemoryHotplugError::BlockTooSmall(MIN_BLOCK_MIB));
+            return Err(MemoryHotplugError::BlockSizeTooSmall(MIN_BLOCK_MIB));
         }
         if !block.is_power_of_two() {
-            return Err(MemoryHotplugError::BlockNotPowerOfTwo);
+            return Err(MemoryHotplugError::BlockSizeNotPowerOfTwo);
         }
         if slot < MIN_SLOT_MIB {
-            return Err(MemoryHotplugError::SlotTooSmall(MIN_SLOT_MIB));
+            return Err(MemoryHotplugError::SlotSizeTooSmall(MIN_SLOT_MIB));
         }
         if !slot.is_multiple_of(block) {
-            return Err(MemoryHotplugError::SlotNotMultiple(block));
+            return Err(MemoryHotplugError::SlotSizeNotMultipleOfBlockSize(block));
         }
         if total < slot {
-            return Err(MemoryHotplugError::TotalTooSmall(slot));
+            return Err(MemoryHotplugError::TotalSizeTooSmall(slot));
         }
         if !total.is_multiple_of(slot) {
-            return Err(MemoryHotplugError::TotalNotMultiple(slot));
+            return Err(MemoryHotplugError::TotalSizeNotMultipleOfSlotSize(slot));
         }
         self.memory_hotplug = Some(config);
         Ok(())

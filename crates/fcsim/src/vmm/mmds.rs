@@ -23,9 +23,6 @@ pub(super) struct Mmds {
     limit: usize,
     version: MmdsVersion,
     imds_compat: bool,
-    address: Option<Ipv4Addr>,
-    /// Interfaces on which guests may ask.
-    interfaces: Vec<String>,
 }
 
 impl Mmds {
@@ -38,25 +35,25 @@ impl Mmds {
     }
 
     /// Replaces what is in it.
-    pub(super) fn put(&mut self, data: Value) -> Result<(), ActionError> {
+    pub(super) fn put(&mut self, data: Value) -> Result<(), MmdsError> {
         self.store(data)?;
         self.initialized = true;
         Ok(())
     }
 
     /// Merges into what is in it; null takes away.
-    pub(super) fn patch(&mut self, patch: &Value) -> Result<(), ActionError> {
+    pub(super) fn patch(&mut self, patch: &Value) -> Result<(), MmdsError> {
         if !self.initialized {
-            return Err(ActionError::Mmds(MmdsError::NotInitialized));
+            return Err(MmdsError::NotInitialized);
         }
         let mut data = self.data.clone();
         merge(&mut data, patch);
         self.store(data)
     }
 
-    fn store(&mut self, data: Value) -> Result<(), ActionError> {
+    fn store(&mut self, data: Value) -> Result<(), MmdsError> {
         if data.to_string().len() > self.limit {
-            return Err(ActionError::MmdsLimit(MmdsError::LimitExceeded));
+            return Err(MmdsError::DataStoreLimitExceeded);
         }
         self.data = data;
         Ok(())
@@ -89,10 +86,8 @@ impl Resources {
 
     /// The store of a running VM: there is one where an interface leads to it.
     pub(super) fn running_mmds(&mut self) -> Result<&mut Mmds, ActionError> {
-        self.mmds
-            .as_mut()
-            .filter(|mmds| !mmds.interfaces.is_empty())
-            .ok_or(ActionError::Mmds(MmdsError::NotInitialized))
+        let reachable = self.nets.iter().any(|net| net.mmds.is_some());
+        self.mmds.as_mut().filter(|_| reachable).ok_or(ActionError::Mmds(MmdsError::NotInitialized))
     }
 
     /// Sets version, address and interfaces.
@@ -104,32 +99,33 @@ impl Resources {
         let address = match config.ipv4_address.map(|address| (address, address.octets())) {
             None => DEFAULT_ADDRESS,
             Some((address, [169, 254, third, _])) if third != 0 && third != 255 => address,
-            Some(_) => return Err(MmdsConfigError::Address),
+            Some(_) => return Err(MmdsConfigError::InvalidIpv4Addr),
         };
         if config.network_interfaces.is_empty() {
-            return Err(MmdsConfigError::NoInterfaces);
+            return Err(MmdsConfigError::EmptyNetworkIfaceList);
         }
         let known = |id: &String| self.nets.iter().any(|net| net.config.iface_id == *id);
         if !config.network_interfaces.iter().all(known) {
-            return Err(MmdsConfigError::UnknownInterface);
+            return Err(MmdsConfigError::InvalidNetworkInterfaceId);
         }
         let mmds = self.mmds_or_default(limit);
         mmds.version = config.version;
         mmds.imds_compat = config.imds_compat;
-        mmds.address = Some(address);
-        mmds.interfaces.clone_from(&config.network_interfaces);
+        for net in &mut self.nets {
+            net.mmds = config.network_interfaces.contains(&net.config.iface_id).then_some(address);
+        }
         Ok(())
     }
 
     /// The configuration as it is shown, with interfaces in the order of the devices.
     pub(super) fn mmds_config(&self) -> Option<MmdsConfig> {
         let mmds = self.mmds.as_ref()?;
-        let ids = self.nets.iter().map(|net| net.config.iface_id.clone());
-        let network_interfaces: Vec<_> = ids.filter(|id| mmds.interfaces.contains(id)).collect();
-        (!network_interfaces.is_empty()).then_some(MmdsConfig {
+        let reachable = || self.nets.iter().filter(|net| net.mmds.is_some());
+        let first = reachable().next()?;
+        Some(MmdsConfig {
             version: mmds.version,
-            network_interfaces,
-            ipv4_address: mmds.address,
+            network_interfaces: reachable().map(|net| net.config.iface_id.clone()).collect(),
+            ipv4_address: first.mmds,
             imds_compat: mmds.imds_compat,
         })
     }

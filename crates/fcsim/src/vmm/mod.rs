@@ -17,11 +17,13 @@ mod mmds;
 mod nets;
 mod resources;
 mod restore;
+mod start_error;
 mod vsock;
 
 use std::{sync::Arc, time::Instant};
 
 pub(crate) use config_file::ConfigFileError;
+pub(crate) use error::MmdsError;
 use error::{ActionError, DeviceError};
 pub(crate) use resources::Resources;
 use serde_json::json;
@@ -252,16 +254,21 @@ impl Vmm {
             guest.pause();
         }
         self.state = State::Paused;
-        took("pause_vm", start);
+        log!(Info, "'pause vm' VMM action took {} us.", took("vmm_pause_vm", start));
     }
 
     fn resume(&mut self) {
         let start = Instant::now();
+        self.run_guest();
+        log!(Info, "'resume vm' VMM action took {} us.", took("vmm_resume_vm", start));
+    }
+
+    /// Lets the guest run, from now on or still.
+    fn run_guest(&mut self) {
         if let Some(guest) = &self.guest {
             guest.resume();
         }
         self.state = State::Running;
-        took("resume_vm", start);
     }
 
     fn update_balloon(&mut self, amount_mib: u32) -> Result<(), DeviceError> {
@@ -283,24 +290,25 @@ impl Vmm {
 
     fn create_snapshot(&mut self, params: &CreateSnapshotParams) -> Result<(), ActionError> {
         let start = Instant::now();
+        if params.snapshot_type == SnapshotType::Diff {
+            preview("Virtual machine diff snapshots");
+        }
         let Some(guest) = &self.guest else {
             return Err(ActionError::PreBoot);
         };
         if self.state != State::Paused {
-            return Err(CreateError::NotPaused(NOT_PAUSED).into());
+            return Err(CreateError::Running.into());
         }
         // devices are told to reset their transports before anything is written
         guest.reset_vsock();
         let state = self.resources.to_state(guest.state());
         state_file::write(&params.snapshot_path, &state)?;
         guest.memory().image.save(&params.mem_file_path, params.snapshot_type)?;
-        took(
-            match params.snapshot_type {
-                SnapshotType::Full => "full_create_snapshot",
-                SnapshotType::Diff => "diff_create_snapshot",
-            },
-            start,
-        );
+        let (metric, name) = match params.snapshot_type {
+            SnapshotType::Full => ("vmm_full_create_snapshot", "create full snapshot"),
+            SnapshotType::Diff => ("vmm_diff_create_snapshot", "create diff snapshot"),
+        };
+        log!(Info, "'{name}' VMM action took {} us.", took(metric, start));
         Ok(())
     }
 
@@ -319,10 +327,14 @@ impl Vmm {
     }
 }
 
-const NOT_PAUSED: &str = "save state is possible only on a paused VM";
+/// Warns of something that Firecracker does not call finished.
+fn preview(what: &str) {
+    log!(Warn, "[DevPreview] {what} is in development preview.");
+}
 
-fn took(what: &'static str, start: Instant) {
+/// Notes how long something took and returns the microseconds.
+pub(crate) fn took(what: &'static str, start: Instant) -> u64 {
     let micros = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
     metrics::latency(what, micros);
-    log!(Info, "'{}' VMM action took {micros} us.", what.replace('_', " "));
+    micros
 }

@@ -1,6 +1,6 @@
 //! Network interfaces: the TAP is opened when the interface is configured.
 
-use std::sync::Arc;
+use std::{net::Ipv4Addr, sync::Arc};
 
 use super::{
     Resources,
@@ -17,6 +17,8 @@ use crate::{
 pub(super) struct Net {
     pub config: NetworkInterfaceConfig,
     pub nic: Arc<Nic>,
+    /// The address at which the guest finds the metadata service on it. An interface that is put again has none.
+    pub mmds: Option<Ipv4Addr>,
 }
 
 impl Net {
@@ -24,7 +26,7 @@ impl Net {
     pub(super) fn open(config: NetworkInterfaceConfig) -> Result<Self, NicError> {
         let tap = Tap::open(&config.host_dev_name)?;
         if let Some(mtu) = config.mtu.filter(|mtu| *mtu < 68) {
-            return Err(NicError::Mtu(mtu));
+            return Err(NicError::InvalidMtu(mtu));
         }
         // without a MAC the driver of a guest makes one up
         let seed = config.iface_id.bytes().fold(0, |seed: u64, byte| seed.wrapping_mul(31) + u64::from(byte));
@@ -38,7 +40,7 @@ impl Net {
         };
         let address = Address { mac, ip: None, prefix: 24, gateway: None };
         let nic = Arc::new(Nic::new(config.iface_id.clone(), tap, address));
-        Ok(Self { config, nic })
+        Ok(Self { config, nic, mmds: None })
     }
 }
 
@@ -59,7 +61,7 @@ impl Resources {
         };
         let mut others = self.nets.iter().filter(|net| net.config.iface_id != config.iface_id);
         if others.any(|net| net.config.guest_mac == Some(mac)) {
-            return Err(NetError::MacInUse(mac.to_string()));
+            return Err(NetError::GuestMacAddressInUse(mac.to_string()));
         }
         Ok(())
     }
@@ -74,7 +76,7 @@ impl Resources {
     /// Changes the limiters of a running VM's interface.
     pub(super) fn update_net(&mut self, update: &NetworkInterfaceUpdateConfig) -> Result<(), NetError> {
         let found = self.nets.iter_mut().find(|net| net.config.iface_id == update.iface_id);
-        let config = &mut found.ok_or(NetError::Update(DeviceError::NotFound))?.config;
+        let config = &mut found.ok_or(NetError::DeviceUpdate(DeviceError::NotFound))?.config;
         config.rx_rate_limiter = RateLimiterConfig::updated(config.rx_rate_limiter, update.rx_rate_limiter);
         config.tx_rate_limiter = RateLimiterConfig::updated(config.tx_rate_limiter, update.tx_rate_limiter);
         Ok(())

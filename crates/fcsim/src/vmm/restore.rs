@@ -14,6 +14,7 @@ use super::{
 use crate::{
     api::Reply,
     guest::{Console, Guest, Image, Parts},
+    log::log,
     snapshot::{MemoryFileError, RestoreDeviceError, RestoreError, UffdError, VmState, state_file},
     wire::{
         machine::{HugePageConfig, MachineConfigUpdate},
@@ -30,9 +31,9 @@ impl Vmm {
         }
         self.restore(config).inspect_err(|_| self.doomed = true)?;
         if config.resume_vm {
-            self.resume();
+            self.run_guest();
         }
-        took("load_snapshot", start);
+        log!(Debug, "'load snapshot' VMM action took {} us.", took("vmm_load_snapshot", start));
         Ok(Reply::Empty)
     }
 
@@ -66,11 +67,12 @@ impl Vmm {
         track: bool,
     ) -> Result<Image, RestoreError> {
         let mib = state.machine.mem_size_mib as u64;
+        let pluggable_mib = state.memory_hotplug.as_ref().map_or(0, |memory| memory.total_size_mib as u64);
         let file = |path| {
             if state.machine.huge_pages == HugePageConfig::Hugetlbfs2M {
                 return Err(MemoryFileError::HugePages);
             }
-            Image::load(path, mib, track)
+            Image::new(mib, track).with_pluggable(pluggable_mib).load(path)
         };
         match (&config.mem_backend, &config.mem_file_path) {
             (Some(MemBackendConfig { backend_path, backend_type: MemBackendType::Uffd }), _) => {
