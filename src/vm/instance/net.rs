@@ -79,8 +79,11 @@ pub fn desired(roots: &Roots) -> Result<Desired, StoreError> {
                     continue;
                 };
                 desired.leases.push(lease(&tenant, &pool, &instance));
-                if instance.status.has_vmm() && instance.vmm_is_alive(&boot_id) {
-                    desired.attached.push(tenant.slot(instance.net.offset));
+                let slot = tenant.slot(instance.net.offset);
+                if instance.pending.is_some() {
+                    desired.busy.insert(slot);
+                } else if instance.status.has_vmm() && instance.vmm_is_alive(&boot_id) {
+                    desired.attached.push(slot);
                 }
             }
         }

@@ -129,7 +129,7 @@ pub fn create(
                 let net = creation.operator.net()?;
                 net.ensure_tenant(&tenant)?;
                 let _lock = wiring::lock(&creation.operator.roots, Sharing::Shared)?;
-                Ok(creation.operator.net()?.add_lease(&tenant, &lease)?)
+                Ok(creation.operator.net()?.add_lease(&lease)?)
             },
             undo: None,
         },
