@@ -4,13 +4,14 @@ mod support;
 
 mod network {
     pub mod frames;
+    pub mod leave_one_out;
     pub mod rows;
     pub mod world;
 }
 
 use network::{
     rows::ROWS,
-    world::{World, has_br_netfilter},
+    world::{Kind, World, has_br_netfilter},
 };
 
 /// May this test make network namespaces? Says visibly where not.
@@ -22,8 +23,8 @@ fn allowed() -> bool {
     root
 }
 
-fn all_rows(bridge_nf: bool) {
-    let mut world = World::new(bridge_nf);
+fn all_rows(kind: Kind) {
+    let mut world = World::new(kind);
     let mut wrong = Vec::new();
     for row in ROWS {
         let start = std::time::Instant::now();
@@ -38,7 +39,7 @@ fn all_rows(bridge_nf: bool) {
 #[test]
 fn every_row_without_br_netfilter() {
     if allowed() {
-        all_rows(false);
+        all_rows(Kind::default());
     }
 }
 
@@ -46,8 +47,36 @@ fn every_row_without_br_netfilter() {
 fn every_row_with_br_netfilter() {
     if !allowed() {
     } else if has_br_netfilter() {
-        all_rows(true);
+        all_rows(Kind { bridge_nf: true, ..Kind::default() });
     } else {
         support::skip("no br_netfilter in this kernel");
+    }
+}
+
+#[test]
+fn every_row_on_a_router() {
+    if allowed() {
+        all_rows(Kind { router: true, ..Kind::default() });
+    }
+}
+
+#[test]
+fn every_rule_is_needed() {
+    if allowed() {
+        network::leave_one_out::rules_are_needed();
+    }
+}
+
+#[test]
+fn every_setting_is_needed() {
+    if allowed() {
+        network::leave_one_out::settings_are_needed();
+    }
+}
+
+#[test]
+fn belts_have_reasons() {
+    if allowed() {
+        network::leave_one_out::belts_have_reasons();
     }
 }

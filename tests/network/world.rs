@@ -131,8 +131,27 @@ pub fn udp(to: u16) -> Body {
     Body::Udp { from, to }
 }
 
+/// What kind of host a node is.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Kind {
+    /// `bridge-nf-call-iptables`: the host's IP hooks see what is bridged.
+    pub bridge_nf: bool,
+    /// `ip_forward`: somebody made a router of it before mvm came.
+    pub router: bool,
+}
+
+impl Kind {
+    /// All that this kernel allows.
+    pub fn all() -> Vec<Self> {
+        let (plain, router) = (Self::default(), Self { router: true, ..Self::default() });
+        let seeing = Self { bridge_nf: true, ..plain };
+        if has_br_netfilter() { vec![plain, seeing, router] } else { vec![plain, router] }
+    }
+}
+
 /// A node.
 pub struct World {
+    pub kind: Kind,
     pub net: Net,
     pub guests: BTreeMap<char, Guest>,
     wires: BTreeMap<At, File>,
@@ -206,15 +225,16 @@ pub const SLOW: u32 = 5;
 
 impl World {
     /// A node with four tenants: acme (3), globex (4), few with hardly any connections (5), brisk with hardly any new ones (6).
-    pub fn new(bridge_nf: bool) -> Self {
+    pub fn new(kind: Kind) -> Self {
         enter_empty_network();
-        let value = if bridge_nf { "1" } else { "0" };
+        let value = if kind.bridge_nf { "1" } else { "0" };
         if has_br_netfilter() {
             set("bridge/bridge-nf-call-iptables", value);
             set("bridge/bridge-nf-call-arptables", value);
         }
-        for (setting, value) in [("all/forwarding", "0"), ("all/rp_filter", "0"), ("default/rp_filter", "0")] {
-            set(&format!("ipv4/conf/{setting}"), value);
+        set("ipv4/ip_forward", if kind.router { "1" } else { "0" });
+        for setting in ["all/rp_filter", "default/rp_filter"] {
+            set(&format!("ipv4/conf/{setting}"), "0");
         }
         // Nothing of what is counted comes from IPv6 on wires that are not mvm's.
         set("ipv6/conf/default/disable_ipv6", "0");
@@ -270,6 +290,7 @@ impl World {
             net.ensure_tenant(tenant).expect("a tenant");
         }
         let mut world = Self {
+            kind,
             net,
             guests,
             wires,
@@ -528,8 +549,11 @@ impl World {
     /// An address for which no MAC is given.
     pub fn gives_no_mac(&mut self, letter: char, address: Ipv4Addr) -> Verdict {
         self.forget();
-        let asks = self.guest(letter).asks(address);
-        self.put(At::Guest(letter), &asks.frame([0; 8]));
+        let guest = self.guest(letter);
+        // Asked directly, a host that answers for others does so at once.
+        for to_mac in [BROADCAST, guest.gateway_mac()] {
+            self.put(At::Guest(letter), &Arp { to_mac, ..guest.asks(address) }.frame([0; 8]));
+        }
         self.settle(At::Guest(letter))?;
         let answered = |(at, frame): &&(At, Seen)| {
             *at == At::Guest(letter) && frame.is_arp() && frame.0[21] == 2 && frame.ip(28) == address
@@ -552,6 +576,21 @@ impl World {
     pub fn host_sends(&self, service: u16, to: (Ipv4Addr, u16), bytes: &[u8]) {
         // That it cannot be sent is for the caller to see.
         let _ = self.services[&service].send_to(bytes, to);
+    }
+
+    /// The tenants' bridges.
+    pub fn bridges(&self) -> Vec<String> {
+        self.desired().tenants.iter().map(|tenant| tenant.net_id.bridge()).collect()
+    }
+
+    /// The guests' TAPs.
+    pub fn taps(&self) -> Vec<String> {
+        self.desired().attached.iter().map(|slot| slot.tap()).collect()
+    }
+
+    /// The MAC of the guest behind a TAP.
+    pub fn mac_behind(&self, tap: &str) -> String {
+        Slot::from_tap(tap).expect("a TAP").mac().to_string()
     }
 
     /// The MAC of a TAP's host side.

@@ -190,7 +190,12 @@ pub fn lan_as_a_guest(world: &mut World) -> Verdict {
 pub fn lan_through_the_host(world: &mut World) -> Verdict {
     let c = world.guest('c');
     world.packet_arrives(Guest('c'), Dmz, &c.packet(DMZ, udp(9)))?;
-    world.packet_nowhere(Uplink, &outside(LAN, world.uplink_mac, DMZ, udp(9)))?;
+    let through = outside(LAN, world.uplink_mac, DMZ, udp(9));
+    if world.kind.router {
+        // Whoever made a router of the host keeps it.
+        return world.packet_arrives(Uplink, Dmz, &through).map(drop);
+    }
+    world.packet_nowhere(Uplink, &through)?;
     world.packet_nowhere(Uplink, &outside(LAN, world.uplink_mac, INTERNET, udp(9)))
 }
 
