@@ -3,6 +3,7 @@
 mod support;
 
 mod network {
+    pub mod faults;
     pub mod frames;
     pub mod leave_one_out;
     pub mod rows;
@@ -78,5 +79,26 @@ fn every_setting_is_needed() {
 fn belts_have_reasons() {
     if allowed() {
         network::leave_one_out::belts_have_reasons();
+    }
+}
+
+#[test]
+fn every_second_fault_is_found_and_repaired() {
+    if allowed() {
+        network::faults::found_and_repaired(0, 2);
+    }
+}
+
+#[test]
+fn every_other_fault_is_found_and_repaired() {
+    if allowed() {
+        network::faults::found_and_repaired(1, 2);
+    }
+}
+
+#[test]
+fn nothing_leaks_while_repaired() {
+    if allowed() {
+        network::faults::nothing_leaks_while_repaired();
     }
 }

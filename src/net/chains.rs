@@ -21,46 +21,54 @@ pub struct Comparison {
     moved: Vec<String>,
 }
 
-/// Compares.
+/// Compares. All tables are there.
 ///
 /// # Errors
 /// When `nft` fails.
 pub fn compare(desired: &Desired) -> Result<Comparison, NetError> {
-    Ok(difference(&listing()?, &expected(desired)?))
+    let text = rules::base() + &rules::extras(desired);
+    std::thread::scope(|scope| {
+        let scratch = scope.spawn(|| expected(&text));
+        let is = listing();
+        let should = scratch.join().unwrap_or_else(|_| {
+            Err(NetError::kernel("list", "rules")(std::io::Error::other("the thread that did it panicked")))
+        });
+        Ok(difference(&is?, &should?))
+    })
 }
 
 /// The chains, sets and maps as they are.
 fn listing() -> Result<Blocks, NetError> {
     let mut blocks = Blocks::new();
     for (family, table) in rules::TABLES {
-        let text = shell::run("nft", ["-t", "list", "table", family, table], b"", Duration::from_secs(30))
-            .map_err(|source| NetError::Rules { source })?;
-        blocks.extend(parse(family, &String::from_utf8_lossy(&text)));
+        blocks.extend(list(&["-t", "list", "table", family, table])?);
     }
     Ok(blocks)
 }
 
-/// The same as they should be: loaded into a network namespace of their own, and listed by the same program.
-fn expected(desired: &Desired) -> Result<Blocks, NetError> {
-    let text = rules::base() + &rules::extras(desired);
-    let scratch = || -> Result<Blocks, NetError> {
-        // SAFETY: only the network namespace of this thread changes, and the thread ends with this closure.
-        unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }
-            .map_err(|error| NetError::kernel("make", "a network namespace")(error.into()))?;
-        load(&text)?;
-        listing()
-    };
-    std::thread::scope(|scope| {
-        scope.spawn(scratch).join().unwrap_or_else(|_| {
-            Err(NetError::kernel("list", "rules")(std::io::Error::other("the thread that did it panicked")))
-        })
-    })
+fn list(arguments: &[&str]) -> Result<Blocks, NetError> {
+    let text = shell::run("nft", arguments, b"", Duration::from_secs(30))
+        .map_err(|source| NetError::Rules { source })?;
+    Ok(parse(&String::from_utf8_lossy(&text)))
 }
 
-fn parse(family: &str, text: &str) -> Blocks {
+/// The same as they should be: loaded into an empty network namespace, and listed by the same program.
+fn expected(text: &str) -> Result<Blocks, NetError> {
+    // SAFETY: only the network namespace of this thread changes, and the caller's thread ends with this call.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }
+        .map_err(|error| NetError::kernel("make", "a network namespace")(error.into()))?;
+    load(text)?;
+    list(&["-t", "list", "ruleset"])
+}
+
+fn parse(text: &str) -> Blocks {
     let mut blocks = Blocks::new();
+    let mut family = "";
     let mut current: Option<String> = None;
     for line in text.lines().map(str::trim) {
+        if let Some(table) = line.strip_prefix("table ") {
+            family = table.split(' ').next().unwrap_or_default();
+        }
         let head = line.strip_suffix(" {").filter(|head| {
             ["chain ", "set ", "map "].iter().any(|kind| head.starts_with(kind)) && current.is_none()
         });
@@ -162,14 +170,14 @@ mod tests {
     #[test]
     fn blocks_are_compared_line_by_line() {
         let text = "table inet mvm {\n\tset a {\n\t\ttype ifname\n\t}\n\n\tchain raw {\n\t\ttype filter\n\t\tdrop\n\t}\n}\n";
-        let should = parse("inet", text);
+        let should = parse(text);
         assert_eq!(should["inet chain raw"], ["type filter", "drop"]);
         assert_eq!(should["inet set a"], ["type ifname"]);
         assert!(difference(&should, &should).describe().is_empty());
-        let changed = parse("inet", &text.replace("drop", "accept"));
+        let changed = parse(&text.replace("drop", "accept"));
         assert_eq!(difference(&changed, &should).describe(), ["inet chain raw was changed"]);
         assert_eq!(difference(&Blocks::new(), &should).missing.len(), 2);
-        let more = parse("inet", &text.replace("chain raw", "chain other"));
+        let more = parse(&text.replace("chain raw", "chain other"));
         assert_eq!(difference(&more, &should).describe(), ["inet chain raw is not there", "inet chain other is not mvm's"]);
         assert_eq!(difference(&more, &should).sweep(), "flush chain inet mvm other\ndelete chain inet mvm other\n");
     }

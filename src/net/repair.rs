@@ -2,7 +2,7 @@
 //! that mvm needs, everything else is repaired, and then that is said.
 
 use super::{
-    Desired, Host, Net, NetError, chains, elements, links, load, routes, rules,
+    Desired, Host, Net, NetError, chains::Comparison, elements, links, load, routes, rules,
     verify::{self, Shown},
 };
 
@@ -13,8 +13,8 @@ impl Net {
     /// # Errors
     /// [`NetError::Foreign`] where something else is in the way; the rest is repaired then.
     pub fn repair(&mut self, desired: &Desired) -> Result<Vec<String>, NetError> {
-        let wrong: Vec<String> = self
-            .verify(desired)?
+        let (findings, comparison) = self.examine(desired)?;
+        let wrong: Vec<String> = findings
             .into_iter()
             .filter(|finding| !finding.ok)
             .map(|f| format!("{}: {}", f.name, f.detail))
@@ -24,7 +24,7 @@ impl Net {
         }
         let shown = self.look()?;
         let host = self.host(&shown)?;
-        self.repair_rules(desired, &host)?;
+        self.repair_rules(desired, &host, &comparison.unwrap_or_default())?;
         let mut foreign = self.repair_links(desired, &shown)?;
         self.repair_ports(desired, &mut foreign)?;
         match foreign.into_iter().next() {
@@ -33,9 +33,7 @@ impl Net {
         }
     }
 
-    fn repair_rules(&mut self, desired: &Desired, host: &Host) -> Result<(), NetError> {
-        let complete = self.check_tables()? == rules::TABLES.len();
-        let comparison = if complete { chains::compare(desired)? } else { chains::Comparison::default() };
+    fn repair_rules(&mut self, desired: &Desired, host: &Host, comparison: &Comparison) -> Result<(), NetError> {
         // One transaction, and no table is deleted: no packet passes in between. What denies by networks is filled in it.
         let base = rules::base() + &rules::extras(desired);
         let mut text = comparison.make_way(&base) + &base;

@@ -4,7 +4,8 @@
 use std::collections::{HashMap, HashSet};
 
 use super::{
-    Desired, Finding, Host, Net, NetError, chains,
+    Desired, Finding, Host, Net, NetError,
+    chains::{self, Comparison},
     elements::{self, Element},
     links::{self, Link},
     routes::{self, Address, Pinned, Routes},
@@ -97,7 +98,16 @@ impl Net {
     /// # Errors
     /// When the kernel refuses to show it.
     pub fn verify(&mut self, desired: &Desired) -> Result<Vec<Finding>, NetError> {
-        let mut findings = vec![self.verify_tables(desired)?];
+        Ok(self.examine(desired)?.0)
+    }
+
+    /// Looks at everything; what was seen of chains and sets too, where all tables are there.
+    pub(super) fn examine(
+        &mut self,
+        desired: &Desired,
+    ) -> Result<(Vec<Finding>, Option<Comparison>), NetError> {
+        let (rules, comparison) = self.verify_tables(desired)?;
+        let mut findings = vec![rules];
         let shown = self.look()?;
         let host = self.host(&shown)?;
         findings.push(self.verify_elements(desired, &host)?);
@@ -105,7 +115,7 @@ impl Net {
         findings.push(verify_uplink(desired, &shown));
         findings.push(verify_taps(desired, &shown));
         findings.push(verify_neighbours(desired, &shown));
-        Ok(findings)
+        Ok((findings, comparison))
     }
 
     /// Looks at links and what belongs to them.
@@ -127,17 +137,18 @@ impl Net {
         })
     }
 
-    fn verify_tables(&mut self, desired: &Desired) -> Result<Finding, NetError> {
+    fn verify_tables(&mut self, desired: &Desired) -> Result<(Finding, Option<Comparison>), NetError> {
         let there = self.check_tables()?;
         if there == 0 && desired.tenants.is_empty() {
-            return Ok(finding("rules", Vec::new(), "none are needed yet"));
+            return Ok((finding("rules", Vec::new(), "none are needed yet"), None));
         }
         if there < rules::TABLES.len() {
             let wrong = format!("{there} of {} tables are there", rules::TABLES.len());
-            return Ok(finding("rules", vec![wrong], ""));
+            return Ok((finding("rules", vec![wrong], ""), None));
         }
-        let wrong = chains::compare(desired)?.describe();
-        Ok(finding("rules", wrong, "every chain and set as it should be"))
+        let comparison = chains::compare(desired)?;
+        let fine = "every chain and set as it should be";
+        Ok((finding("rules", comparison.describe(), fine), Some(comparison)))
     }
 
     fn verify_elements(&mut self, desired: &Desired, host: &Host) -> Result<Finding, NetError> {

@@ -142,7 +142,7 @@ pub fn rules_are_needed() {
 }
 
 /// The names of port flags as `bridge` takes them.
-fn bridge_name(flag: &str) -> &'static str {
+pub fn bridge_name(flag: &str) -> &'static str {
     match flag {
         "learning" => "learning",
         "unicast flood" => "flood",

@@ -376,16 +376,18 @@ impl World {
 
     /// Puts a frame on a wire.
     pub fn put(&mut self, at: At, frame: &[u8]) {
-        // A header of virtio-net without any offload, then the frame: what Firecracker writes.
-        let mut bytes = vec![0; 10];
-        bytes.extend_from_slice(frame);
-        let mut wire = self.wires.get(&at).unwrap_or_else(|| panic!("no wire at {at:?}"));
-        match wire.write(&bytes) {
-            Ok(_) => {}
-            // A port that is down takes nothing.
-            Err(error) if error.raw_os_error() == Some(libc::EIO) => {}
-            Err(error) => panic!("a frame at {at:?}: {error}"),
-        }
+        write(self.wires.get(&at).unwrap_or_else(|| panic!("no wire at {at:?}")), frame);
+    }
+
+    /// The same wire once more, for another thread.
+    pub fn clone_of(&self, at: At) -> File {
+        self.wires[&at].try_clone().expect("another descriptor")
+    }
+
+    /// Takes in what arrived, and keeps only what has one of these markers.
+    pub fn collect_only(&mut self, markers: &[Marker]) {
+        self.collect();
+        self.seen.retain(|(_, frame)| markers.iter().any(|marker| frame.has(marker)));
     }
 
     /// Takes in whatever arrived anywhere.
@@ -646,6 +648,19 @@ fn mac_of(name: &str) -> Mac {
     let mut socket = mvm::net::netlink::Socket::route().expect("netlink");
     let link = links::find(&mut socket, name).expect("links").expect("it is there");
     link.mac.expect("a MAC").octets()
+}
+
+/// Writes a frame to a TAP.
+pub fn write(mut wire: &File, frame: &[u8]) {
+    // A header of virtio-net without any offload, then the frame: what Firecracker writes.
+    let mut bytes = vec![0; 10];
+    bytes.extend_from_slice(frame);
+    match wire.write(&bytes) {
+        Ok(_) => {}
+        // A port that is down takes nothing.
+        Err(error) if error.raw_os_error() == Some(libc::EIO) => {}
+        Err(error) => panic!("a frame: {error}"),
+    }
 }
 
 fn not_blocking(file: &File) {
