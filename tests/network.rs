@@ -3,6 +3,7 @@
 mod support;
 
 mod network {
+    pub mod commands;
     pub mod faults;
     pub mod frames;
     pub mod leave_one_out;
@@ -101,4 +102,39 @@ fn nothing_leaks_while_repaired() {
     if allowed() {
         network::faults::nothing_leaks_while_repaired();
     }
+}
+
+#[test]
+fn probes_disturb_nobody() {
+    network::commands::probes_disturb_nobody();
+}
+
+#[test]
+fn probes_find_what_lets_frames_pass_or_keeps_them() {
+    network::commands::probes_find_what_lets_frames_pass_or_keeps_them();
+}
+
+#[test]
+fn probes_take_no_address_of_an_instance() {
+    network::commands::probes_take_no_address_of_an_instance();
+}
+
+#[test]
+fn a_killed_probe_is_swept() {
+    network::commands::a_killed_probe_is_swept();
+}
+
+#[test]
+fn an_orphan_is_removed_and_a_stranger_is_not() {
+    network::commands::an_orphan_is_removed_and_a_stranger_is_not();
+}
+
+#[test]
+fn strangers_are_left_alone() {
+    network::commands::strangers_are_left_alone();
+}
+
+#[test]
+fn a_strangers_table_is_left_alone() {
+    network::commands::a_strangers_table_is_left_alone();
 }

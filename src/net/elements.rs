@@ -170,12 +170,22 @@ fn transact(socket: &mut Socket, messages: Vec<Message>) -> io::Result<()> {
     socket.batch(edge(BATCH_BEGIN), messages, edge(BATCH_END))
 }
 
-/// Adds elements in one transaction; those that are there already stay.
+/// Adds elements in one transaction; those that are there already stay, one that led elsewhere leads here now.
 ///
 /// # Errors
 /// When the kernel refuses; then none was added.
 pub fn add(socket: &mut Socket, elements: &[Element]) -> Result<(), NetError> {
-    transact(socket, change(Change::Add, elements)).map_err(NetError::kernel("add elements to", "the rules"))
+    match transact(socket, change(Change::Add, elements)) {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EEXIST | libc::EBUSY)) => {
+            let maps: Vec<Element> = elements.iter().filter(|element| element.value.is_some()).cloned().collect();
+            for map in &maps {
+                remove(socket, std::slice::from_ref(map))?;
+            }
+            transact(socket, change(Change::Add, elements))
+        }
+        result => result,
+    }
+    .map_err(NetError::kernel("add elements to", "the rules"))
 }
 
 /// Replaces elements of maps: the key stays, what it leads to changes, in one transaction.

@@ -309,17 +309,16 @@ fn check_bridge(link: &Link, net_id: NetId) -> Result<(), NetError> {
     Err(NetError::Foreign { name: link.name.clone(), found: format!("it is a {kind} with the MAC {mac}") })
 }
 
-/// Removes a tenant's bridge; it is well when there is none.
+/// Removes a tenant's bridge; it is well when there is none, or only somebody else's of that name.
 ///
 /// # Errors
-/// [`NetError::Foreign`] where something else has its name.
+/// When the kernel refuses.
 pub fn remove_bridge(socket: &mut Socket, net_id: NetId) -> Result<(), NetError> {
     let name = net_id.bridge();
-    let Some(link) = find(socket, &name)? else {
-        return Ok(());
-    };
-    check_bridge(&link, net_id)?;
-    remove(socket, &link)
+    match find(socket, &name)? {
+        Some(link) if is_our_bridge(&link, net_id) => remove(socket, &link),
+        _ => Ok(()),
+    }
 }
 
 fn remove(socket: &mut Socket, link: &Link) -> Result<(), NetError> {
@@ -461,17 +460,14 @@ pub fn join(socket: &mut Socket, slot: Slot) -> Result<(), NetError> {
     socket.request(message).map_err(refused("bring up"))
 }
 
-/// Removes a slot's TAP; it is well when there is none.
+/// Removes a slot's TAP; it is well when there is none, or only somebody else's of that name.
 ///
 /// # Errors
-/// [`NetError::Foreign`] where something else has its name.
+/// When the kernel refuses.
 pub fn delete_tap(socket: &mut Socket, slot: Slot) -> Result<(), NetError> {
     match find(socket, &slot.tap())? {
-        None => Ok(()),
-        Some(link) => {
-            check_tap(&link)?;
-            remove(socket, &link)
-        }
+        Some(link) if is_our_tap(&link) => remove(socket, &link),
+        _ => Ok(()),
     }
 }
 

@@ -9,6 +9,8 @@ pub mod elements;
 pub mod error;
 pub mod links;
 pub mod netlink;
+mod packets;
+pub mod probe;
 pub mod repair;
 pub mod routes;
 pub mod rules;
@@ -188,10 +190,10 @@ impl Net {
         shown.uplink().map_or(Ok(()), |uplink| links::open_forwarding(&uplink.name))
     }
 
-    /// Removes a tenant's bridge and elements; it is well when there are none.
+    /// Removes a tenant's bridge and elements; it is well when there are none, or only somebody else's.
     ///
     /// # Errors
-    /// [`NetError::Foreign`] where something else has the bridge's name.
+    /// When the kernel refuses.
     pub fn remove_tenant(&mut self, tenant: &TenantNet) -> Result<(), NetError> {
         links::remove_bridge(&mut self.route, tenant.net_id)?;
         if self.check_tables()? == rules::TABLES.len() {
@@ -266,12 +268,28 @@ impl Net {
         links::join(&mut self.route, slot)
     }
 
-    /// Removes a slot's TAP; it is well when there is none.
+    /// Removes a slot's TAP; it is well when there is none, or only somebody else's.
     ///
     /// # Errors
-    /// [`NetError::Foreign`] where something else has its name.
+    /// When the kernel refuses.
     pub fn delete_tap(&mut self, slot: Slot) -> Result<(), NetError> {
         links::delete_tap(&mut self.route, slot)
+    }
+
+    /// What a probe of a tenant may ask besides: another tenant's gateway, another address of the host.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn others(&mut self, tenants: &[TenantNet], tenant: &TenantNet) -> Result<probe::Others, NetError> {
+        let gateway = tenants.iter().find(|other| other.net_id != tenant.net_id);
+        let own: HashSet<Ipv4Addr> = tenants.iter().map(|tenant| tenant.subnet.gateway()).collect();
+        let addresses = routes::addresses(&mut self.route)?;
+        let mut host = addresses.iter().map(|address| address.net.addr());
+        Ok(probe::Others {
+            gateway: gateway.map(|other| other.subnet.gateway()),
+            uplink: routes::routes(&mut self.route)?.uplink.is_some(),
+            host: host.find(|ip| !ip.is_loopback() && !own.contains(ip)),
+        })
     }
 
     /// The slots whose TAPs are there and mvm's.
