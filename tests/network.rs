@@ -6,14 +6,18 @@ mod network {
     pub mod commands;
     pub mod faults;
     pub mod frames;
+    pub mod guest;
     pub mod leave_one_out;
     pub mod rows;
+    pub mod tools;
+    pub mod verdicts;
     pub mod world;
 }
 
 use network::{
     rows::ROWS,
-    world::{Kind, World, has_br_netfilter},
+    tools::has_br_netfilter,
+    world::{Kind, World},
 };
 
 /// May this test make network namespaces? Says visibly where not.

@@ -117,7 +117,8 @@ fn deep(operator: &Operator, net: &mut Net, sound: bool) -> Result<(Vec<Finding>
     for id in tenant::config::ids(roots)? {
         // Nobody leases an address of this tenant, and nobody changes the network, while its probes are under way.
         let _tenant = lock_tenant(roots, &id)?;
-        let Some(tenant) = crate::store::read_if_there::<tenant::config::Tenant>(&tenant::config::file(roots, &id))?
+        let Some(tenant) =
+            crate::store::read_if_there::<tenant::config::Tenant>(&tenant::config::file(roots, &id))?
         else {
             continue;
         };

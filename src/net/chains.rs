@@ -92,7 +92,8 @@ fn difference(is: &Blocks, should: &Blocks) -> Comparison {
             None => comparison.missing.push(head.clone()),
             Some(lines) if lines != wanted => {
                 comparison.changed.push(head.clone());
-                let hook = |lines: &Vec<String>| lines.first().filter(|line| line.contains(" hook ")).cloned();
+                let hook =
+                    |lines: &Vec<String>| lines.first().filter(|line| line.contains(" hook ")).cloned();
                 if head.contains(" chain ") && hook(lines) != hook(wanted) {
                     comparison.moved.push(head.clone());
                 }
@@ -113,7 +114,9 @@ fn difference(is: &Blocks, should: &Blocks) -> Comparison {
 impl Comparison {
     /// What is wrong, a line each.
     pub fn describe(&self) -> Vec<String> {
-        let lines = |heads: &[String], what: &str| heads.iter().map(|head| format!("{head} {what}")).collect::<Vec<_>>();
+        let lines = |heads: &[String], what: &str| {
+            heads.iter().map(|head| format!("{head} {what}")).collect::<Vec<_>>()
+        };
         let mut all = lines(&self.missing, "is not there");
         all.extend(lines(&self.changed, "was changed"));
         all.extend(lines(&self.strange, "is not mvm's"));
@@ -123,7 +126,8 @@ impl Comparison {
     /// What must go before the base can be loaded, as text of the same transaction: sets and chains that cannot be changed in
     /// place are deleted there and made again, which nothing can do to them while rules point to them.
     pub fn make_way(&self, base: &str) -> String {
-        let definitions: Vec<&String> = self.changed.iter().filter(|head| !head.contains(" chain ")).collect();
+        let definitions: Vec<&String> =
+            self.changed.iter().filter(|head| !head.contains(" chain ")).collect();
         let moved = self.moved.iter().flat_map(|head| [statement("flush", head), statement("delete", head)]);
         if definitions.is_empty() {
             return moved.collect();
@@ -178,15 +182,22 @@ mod tests {
         assert_eq!(difference(&changed, &should).describe(), ["inet chain raw was changed"]);
         assert_eq!(difference(&Blocks::new(), &should).missing.len(), 2);
         let more = parse(&text.replace("chain raw", "chain other"));
-        assert_eq!(difference(&more, &should).describe(), ["inet chain raw is not there", "inet chain other is not mvm's"]);
-        assert_eq!(difference(&more, &should).sweep(), "flush chain inet mvm other\ndelete chain inet mvm other\n");
+        assert_eq!(
+            difference(&more, &should).describe(),
+            ["inet chain raw is not there", "inet chain other is not mvm's"]
+        );
+        assert_eq!(
+            difference(&more, &should).sweep(),
+            "flush chain inet mvm other\ndelete chain inet mvm other\n"
+        );
     }
 
     #[test]
     fn a_set_that_cannot_be_changed_is_made_again_once_no_rule_uses_it() {
         let comparison = Comparison { changed: vec!["bridge set port_ip".into()], ..Comparison::default() };
         let text = comparison.make_way("add set x\nflush chain bridge mvm from_port\n");
-        let wanted = "flush chain bridge mvm from_port\nflush set bridge mvm port_ip\ndelete set bridge mvm port_ip\n";
+        let wanted =
+            "flush chain bridge mvm from_port\nflush set bridge mvm port_ip\ndelete set bridge mvm port_ip\n";
         assert_eq!(text, wanted);
     }
 }

@@ -58,7 +58,9 @@ fn flush_where(socket: &mut Socket, chosen: impl Fn(&[u8], &[u8]) -> bool) -> st
     });
     match listed {
         // No conntrack in this kernel or namespace: no flows.
-        Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP | libc::ENOENT)) => {
+        Err(error)
+            if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP | libc::ENOENT)) =>
+        {
             return Ok(());
         }
         result => result?,

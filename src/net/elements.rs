@@ -177,7 +177,8 @@ fn transact(socket: &mut Socket, messages: Vec<Message>) -> io::Result<()> {
 pub fn add(socket: &mut Socket, elements: &[Element]) -> Result<(), NetError> {
     match transact(socket, change(Change::Add, elements)) {
         Err(error) if matches!(error.raw_os_error(), Some(libc::EEXIST | libc::EBUSY)) => {
-            let maps: Vec<Element> = elements.iter().filter(|element| element.value.is_some()).cloned().collect();
+            let maps: Vec<Element> =
+                elements.iter().filter(|element| element.value.is_some()).cloned().collect();
             for map in &maps {
                 remove(socket, std::slice::from_ref(map))?;
             }
@@ -278,7 +279,8 @@ pub type Ranges = Vec<(u32, u32)>;
 /// # Errors
 /// When the kernel refuses.
 pub fn dump_ranges(socket: &mut Socket, set: &str) -> Result<Option<Ranges>, NetError> {
-    let message = Message::new(GETSETELEM, REQUEST | DUMP, &generic(INET)).with_text(1, TABLE).with_text(2, set);
+    let message =
+        Message::new(GETSETELEM, REQUEST | DUMP, &generic(INET)).with_text(1, TABLE).with_text(2, set);
     let mut edges: Vec<(u32, bool)> = Vec::new();
     let read = socket.exchange(message, |_, payload| {
         let Some(list) = payload.get(4..).and_then(|body| netlink::attribute(body, 3)) else {
@@ -288,7 +290,8 @@ pub fn dump_ranges(socket: &mut Socket, set: &str) -> Result<Option<Ranges>, Net
             let Some((key, _)) = parse(element) else { continue };
             let Ok(key) = <[u8; 4]>::try_from(key.as_slice()) else { continue };
             // NFTA_SET_ELEM_FLAGS: NFT_SET_ELEM_INTERVAL_END, the first address that is no longer in it
-            let end = netlink::attribute(element, 3).is_some_and(|flags| flags.last().is_some_and(|f| f & 1 != 0));
+            let end =
+                netlink::attribute(element, 3).is_some_and(|flags| flags.last().is_some_and(|f| f & 1 != 0));
             edges.push((u32::from_be_bytes(key), !end));
         }
     });
@@ -314,8 +317,7 @@ pub fn dump_ranges(socket: &mut Socket, set: &str) -> Result<Option<Ranges>, Net
 
 /// What networks cover.
 pub fn ranges(nets: &[Ipv4Net]) -> Ranges {
-    let mut ranges: Ranges =
-        nets.iter().map(|net| (net.network().into(), net.broadcast().into())).collect();
+    let mut ranges: Ranges = nets.iter().map(|net| (net.network().into(), net.broadcast().into())).collect();
     ranges.sort_unstable();
     joined(ranges)
 }

@@ -62,7 +62,12 @@ const fn flag(number: u16, value: u8, name: &'static str, belt: Option<&'static 
 pub const PORT_FLAGS: [PortFlag; 7] = [
     flag(8, 0, "learning", None),
     flag(9, 0, "unicast flood", None),
-    flag(27, 0, "multicast flood", Some("no rule accepts a guest's multicast, and it does not hold for the host's")),
+    flag(
+        27,
+        0,
+        "multicast flood",
+        Some("no rule accepts a guest's multicast, and it does not hold for the host's"),
+    ),
     flag(30, 1, "broadcast flood", None),
     flag(4, 0, "hairpin", None),
     flag(5, 1, "guard", Some("the spanning tree is off, and the rules drop its messages")),
@@ -133,7 +138,9 @@ fn parse_link(payload: &[u8]) -> Option<Link> {
                         .filter_map(|(kind, value)| Some((kind, *value.first()?)))
                         .collect();
                 }
-                if let (Some(data), "bridge") = (netlink::attribute(value, IFLA_INFO_DATA), link.kind.as_str()) {
+                if let (Some(data), "bridge") =
+                    (netlink::attribute(value, IFLA_INFO_DATA), link.kind.as_str())
+                {
                     link.bridge = netlink::attributes(data)
                         .filter_map(|(kind, value)| Some((kind, netlink::number(value)?)))
                         .collect();
@@ -141,7 +148,8 @@ fn parse_link(payload: &[u8]) -> Option<Link> {
             }
             IFLA_AF_SPEC => {
                 // AF_INET { IFLA_INET_CONF }, AF_INET6 { IFLA_INET6_CONF }
-                let conf = |family: u8, kind| netlink::attribute(netlink::attribute(value, family.into())?, kind);
+                let conf =
+                    |family: u8, kind| netlink::attribute(netlink::attribute(value, family.into())?, kind);
                 link.ipv4 = conf(AF_INET, 1).map(numbers).unwrap_or_default();
                 link.ipv6 = conf(AF_INET6, 2).map(numbers).unwrap_or_default();
             }
@@ -279,7 +287,9 @@ pub fn ensure_bridge(socket: &mut Socket, net_id: NetId, subnet: Subnet, mtu: u3
         return Ok(());
     }
     let message = Message::new(NEWLINK, REQUEST, &link_header(0, link.index, 0, 0))
-        .with_nested(IFLA_LINKINFO, |info| info.with_text(IFLA_INFO_KIND, "bridge").with_nested(IFLA_INFO_DATA, attributes));
+        .with_nested(IFLA_LINKINFO, |info| {
+            info.with_text(IFLA_INFO_KIND, "bridge").with_nested(IFLA_INFO_DATA, attributes)
+        });
     socket.request(message).map_err(NetError::kernel("set up", &name))
 }
 

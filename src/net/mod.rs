@@ -183,7 +183,10 @@ impl Net {
         text.push_str(&format!("add element inet mvm subnets {{ {} }}\n", tenant.subnet));
         text.push_str(&rules::denied(&host));
         load(&text)?;
-        elements::add(&mut self.netfilter, &host.opened.iter().map(|name| rules::opened(name)).collect::<Vec<_>>())?;
+        elements::add(
+            &mut self.netfilter,
+            &host.opened.iter().map(|name| rules::opened(name)).collect::<Vec<_>>(),
+        )?;
         let mtu = shown.uplink().map_or(1500, |link| link.mtu);
         links::ensure_bridge(&mut self.route, tenant.net_id, tenant.subnet, mtu)?;
         elements::replace(&mut self.netfilter, &set)?;

@@ -141,7 +141,8 @@ mod tests {
     fn a_packet_sums_up_to_nothing() {
         let marker = *b"twelve bytes";
         let ip = Ipv4Addr::new(10, 240, 3, 3);
-        let ping = Packet { to_mac: BROADCAST, from_mac: MAC, from: ip, to: ip, body: Body::Ping }.frame(&marker);
+        let ping =
+            Packet { to_mac: BROADCAST, from_mac: MAC, from: ip, to: ip, body: Body::Ping }.frame(&marker);
         assert_eq!((checksum(&ping[14..34]), checksum(&ping[34..])), (0, 0));
         assert_eq!((icmp(&ping), holds(&ping, &marker)), (Some(8), true));
         assert_eq!(icmp(&tagged(ping, 5)), None);

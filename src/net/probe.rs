@@ -110,7 +110,12 @@ impl Net {
     ///
     /// # Errors
     /// When the kernel refuses what an instance would need too; nothing is left behind then.
-    pub fn probe(&mut self, tenant: &TenantNet, slots: [Slot; 2], others: Others) -> Result<Vec<Probe>, NetError> {
+    pub fn probe(
+        &mut self,
+        tenant: &TenantNet,
+        slots: [Slot; 2],
+        others: Others,
+    ) -> Result<Vec<Probe>, NetError> {
         let lease = |slot: Slot| Lease {
             slot,
             ip: tenant.subnet.address(slot.offset),
@@ -224,7 +229,8 @@ fn run(
     let marker = new_marker();
     let start = Instant::now();
     a.send(&ping.frame(&marker))?;
-    let echo = |frame: &[u8]| (packets::holds(frame, &marker) && packets::icmp(frame) == Some(0)).then_some(());
+    let echo =
+        |frame: &[u8]| (packets::holds(frame, &marker) && packets::icmp(frame) == Some(0)).then_some(());
     answered("gateway_ping", start, a.wait(PATIENCE, echo)?.is_some());
 
     let marker = new_marker();

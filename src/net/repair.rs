@@ -2,7 +2,9 @@
 //! that mvm needs, everything else is repaired, and then that is said.
 
 use super::{
-    Desired, Host, Net, NetError, chains::Comparison, elements, links, load, routes, rules,
+    Desired, Host, Net, NetError,
+    chains::Comparison,
+    elements, links, load, routes, rules,
     verify::{self, Shown},
 };
 
@@ -33,7 +35,12 @@ impl Net {
         }
     }
 
-    fn repair_rules(&mut self, desired: &Desired, host: &Host, comparison: &Comparison) -> Result<(), NetError> {
+    fn repair_rules(
+        &mut self,
+        desired: &Desired,
+        host: &Host,
+        comparison: &Comparison,
+    ) -> Result<(), NetError> {
         // One transaction, and no table is deleted: no packet passes in between. What denies by networks is filled in it.
         let base = rules::base() + &rules::extras(desired);
         let mut text = comparison.make_way(&base) + &base;
@@ -54,7 +61,8 @@ impl Net {
     /// Bridges, routes and the uplink. Returns what is in the way.
     fn repair_links(&mut self, desired: &Desired, shown: &Shown) -> Result<Vec<NetError>, NetError> {
         let mut foreign = Vec::new();
-        let wanted: std::collections::HashSet<_> = desired.tenants.iter().map(|tenant| tenant.net_id).collect();
+        let wanted: std::collections::HashSet<_> =
+            desired.tenants.iter().map(|tenant| tenant.net_id).collect();
         for net_id in verify::our_bridges(&shown.links).into_keys() {
             if !wanted.contains(&net_id) {
                 links::remove_bridge(&mut self.route, net_id)?;
@@ -98,7 +106,9 @@ impl Net {
                 foreign.push(links::foreign(tap));
                 continue;
             }
-            let Some(bridge) = bridge.filter(|bridge| links::is_our_bridge(bridge, slot.net_id)) else { continue };
+            let Some(bridge) = bridge.filter(|bridge| links::is_our_bridge(bridge, slot.net_id)) else {
+                continue;
+            };
             if verify::is_wrong(tap, bridge, slot, &shown.pinned) {
                 links::prepare_tap(&mut self.route, &slot.tap(), bridge.mtu)?;
                 self.join(slot)?;

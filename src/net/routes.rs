@@ -97,7 +97,8 @@ pub fn gateway(subnet: Subnet) -> Ipv4Net {
 /// When the kernel refuses.
 pub fn give_address(socket: &mut Socket, bridge: &Link, subnet: Subnet) -> Result<(), NetError> {
     let wanted = gateway(subnet);
-    for other in addresses(socket)?.iter().filter(|other| other.index == bridge.index && other.net != wanted) {
+    for other in addresses(socket)?.iter().filter(|other| other.index == bridge.index && other.net != wanted)
+    {
         match socket.request(address(DELADDR, REQUEST, bridge.index, other.net)) {
             Err(error) if error.raw_os_error() == Some(libc::EADDRNOTAVAIL) => {}
             result => result.map_err(NetError::kernel("take an address from", &bridge.name))?,

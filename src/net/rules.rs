@@ -166,7 +166,9 @@ pub fn rates(tenant: &TenantNet) -> String {
     let [new_over, conns_over, conns_in_over] = &sets;
     let made: String = sets
         .iter()
-        .map(|set| format!("add set inet mvm {set} {{ type ipv4_addr; size {MAX_LIMITED}; flags dynamic; }}\n"))
+        .map(|set| {
+            format!("add set inet mvm {set} {{ type ipv4_addr; size {MAX_LIMITED}; flags dynamic; }}\n")
+        })
         .collect();
     format!(
         "{made}add chain inet mvm {chain}\n\
@@ -288,7 +290,8 @@ pub fn egress_element(lease: &Lease) -> Element {
 /// are not.
 pub fn elements(desired: &Desired, host: &Host) -> BTreeMap<(u8, String), Vec<Element>> {
     let mut all: BTreeMap<(u8, String), Vec<Element>> = BTreeMap::new();
-    let fixed = ["opened", "same_bridge", "gateways", "rates", "rates_in", "egress", "published", "published_to"];
+    let fixed =
+        ["opened", "same_bridge", "gateways", "rates", "rates_in", "egress", "published", "published_to"];
     for set in fixed {
         all.entry((super::elements::INET, set.into())).or_default();
     }

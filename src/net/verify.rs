@@ -205,7 +205,10 @@ fn verify_bridges(desired: &Desired, shown: &Shown) -> Finding {
             wrong.push(format!("{name} is down"));
         }
         if link.mac != Some(tenant.net_id.gateway_mac()) {
-            wrong.push(format!("{name} has the MAC {}", link.mac.map_or("none".into(), |mac| mac.to_string())));
+            wrong.push(format!(
+                "{name} has the MAC {}",
+                link.mac.map_or("none".into(), |mac| mac.to_string())
+            ));
         }
         let has = addresses.get(&link.index).map_or(&[][..], Vec::as_slice);
         if has != [routes::gateway(tenant.subnet)] {
@@ -219,7 +222,9 @@ fn verify_bridges(desired: &Desired, shown: &Shown) -> Finding {
             }
         }
         for (kind, value, attribute) in links::BRIDGE_ATTRIBUTES {
-            if let Some((_, is)) = link.bridge.iter().find(|(is, _)| *is == kind).filter(|(_, is)| *is != value) {
+            if let Some((_, is)) =
+                link.bridge.iter().find(|(is, _)| *is == kind).filter(|(_, is)| *is != value)
+            {
                 wrong.push(format!("{name}: {attribute} is {is}"));
             }
         }
@@ -262,7 +267,11 @@ fn verify_taps(desired: &Desired, shown: &Shown) -> Finding {
             wrong.push(format!("{name} is not mvm's: another {} has the name", link.kind));
             continue;
         }
-        wrong.extend(wrong_with_port(link, bridge, *slot, &shown.pinned).into_iter().map(|what| format!("{name}{what}")));
+        wrong.extend(
+            wrong_with_port(link, bridge, *slot, &shown.pinned)
+                .into_iter()
+                .map(|what| format!("{name}{what}")),
+        );
     }
     for slot in orphans(desired, &shown.links) {
         wrong.push(format!("{} belongs to nothing that runs", slot.tap()));
@@ -344,8 +353,10 @@ pub(super) fn neighbours(desired: &Desired, shown: &Shown) -> (Vec<Slot>, Vec<(u
 
 fn verify_neighbours(desired: &Desired, shown: &Shown) -> Finding {
     let (missing, surplus) = neighbours(desired, shown);
-    let mut wrong: Vec<String> =
-        missing.iter().map(|slot| format!("the address of {} is not pinned to its MAC", slot.tap())).collect();
+    let mut wrong: Vec<String> = missing
+        .iter()
+        .map(|slot| format!("the address of {} is not pinned to its MAC", slot.tap()))
+        .collect();
     wrong.extend(surplus.iter().map(|(_, ip)| format!("{ip} is pinned and belongs to no lease")));
     finding("neighbours", wrong, format!("{} addresses pinned to their MACs", desired.leases.len()))
 }

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use super::world::{ip, nft};
+use super::tools::{ip, nft};
 use crate::support::{Sandbox, was_killed};
 
 fn links() -> Vec<String> {
@@ -31,7 +31,9 @@ fn wrong(report: &Value) -> Vec<String> {
 /// Two tenants, two instances of the first running, and an uplink that leads nowhere.
 fn node() -> Option<Sandbox> {
     let sandbox = Sandbox::new()?;
-    ip("link add up0 type veth peer name up1\naddr add 192.0.2.2/24 dev up0\nlink set up0 up\nlink set up1 up\nroute add default via 192.0.2.1\n");
+    ip(
+        "link add up0 type veth peer name up1\naddr add 192.0.2.2/24 dev up0\nlink set up0 up\nlink set up1 up\nroute add default via 192.0.2.1\n",
+    );
     sandbox.pool("sim");
     sandbox.ok("tenant create globex --net-id 4 --subnet 10.240.4.0/29");
     for _ in 0..2 {
@@ -52,8 +54,10 @@ pub fn probes_disturb_nobody() {
     let deep = report(&sandbox, "--deep");
     assert_eq!(wrong(&deep), [""; 0], "{deep:#}");
     let checks = deep["checks"].as_array().expect("checks");
-    let probes: Vec<&Value> =
-        checks.iter().filter(|check| check["name"].as_str().is_some_and(|n| n.starts_with("probe_"))).collect();
+    let probes: Vec<&Value> = checks
+        .iter()
+        .filter(|check| check["name"].as_str().is_some_and(|n| n.starts_with("probe_")))
+        .collect();
     assert!(probes.len() >= 15, "{probes:#?}");
     assert!(probes.iter().any(|probe| probe["name"] == "probe_east_west" && probe["ms"].as_f64().is_some()));
     assert_eq!(links(), before, "a probe's TAP is left");
@@ -73,8 +77,14 @@ pub fn probes_find_what_lets_frames_pass_or_keeps_them() {
     nft("insert rule bridge mvm from_port accept\n");
     let deep = report(&sandbox, "--deep");
     let found = wrong(&deep);
-    for name in ["rules", "probe_spoofed_ip", "probe_vlan_tag", "probe_ipv6", "probe_arp_claim", "probe_before_its_lease"]
-    {
+    for name in [
+        "rules",
+        "probe_spoofed_ip",
+        "probe_vlan_tag",
+        "probe_ipv6",
+        "probe_arp_claim",
+        "probe_before_its_lease",
+    ] {
         assert!(found.iter().any(|found| found == name), "{name} is not among {found:?}");
     }
     sandbox.ok("net repair");
@@ -84,8 +94,12 @@ pub fn probes_find_what_lets_frames_pass_or_keeps_them() {
          add chain bridge theirs everything { type filter hook prerouting priority 0; policy drop; }\n");
     let deep = report(&sandbox, "--deep");
     let found = wrong(&deep);
-    assert!(found.contains(&"probe_east_west".to_owned()) && !found.contains(&"rules".to_owned()), "{found:?}");
-    let repair = deep["checks"].as_array().expect("checks").iter().find(|check| check["name"] == "probe_east_west");
+    assert!(
+        found.contains(&"probe_east_west".to_owned()) && !found.contains(&"rules".to_owned()),
+        "{found:?}"
+    );
+    let repair =
+        deep["checks"].as_array().expect("checks").iter().find(|check| check["name"] == "probe_east_west");
     assert_eq!(repair.expect("it is there")["repair"], "mvm doctor");
     sandbox.ok("net repair");
     let tables = Command::new("nft").args(["list", "tables"]).output().expect("nft runs");

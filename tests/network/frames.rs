@@ -39,17 +39,17 @@ pub struct Packet {
 }
 
 impl Packet {
-    pub fn to_mac(mut self, mac: Mac) -> Self {
+    pub fn via(mut self, mac: Mac) -> Self {
         self.to_mac = mac;
         self
     }
 
-    pub fn from_mac(mut self, mac: Mac) -> Self {
+    pub fn by(mut self, mac: Mac) -> Self {
         self.from_mac = mac;
         self
     }
 
-    pub fn from_ip(mut self, ip: Ipv4Addr) -> Self {
+    pub fn claiming(mut self, ip: Ipv4Addr) -> Self {
         self.from = ip;
         self
     }
@@ -188,7 +188,13 @@ pub fn raw(to: Mac, from: Mac, ethertype: u16, payload: &[u8], marker: Marker) -
 }
 
 /// An ICMPv6 echo request.
-pub fn ipv6_echo(to: Mac, from: Mac, source: std::net::Ipv6Addr, target: std::net::Ipv6Addr, marker: Marker) -> Vec<u8> {
+pub fn ipv6_echo(
+    to: Mac,
+    from: Mac,
+    source: std::net::Ipv6Addr,
+    target: std::net::Ipv6Addr,
+    marker: Marker,
+) -> Vec<u8> {
     let mut icmp = vec![128, 0, 0, 0, 0, 1, 0, 1];
     icmp.extend(marker);
     let mut pseudo = Vec::new();

@@ -15,8 +15,10 @@ use mvm::net::{
 };
 
 use super::{
+    guest::{FEW, SLOW},
     rows::ROWS,
-    world::{FEW, Kind, SLOW, World, ip, nft, set},
+    tools::{ip, nft, set},
+    world::{Kind, World},
 };
 
 /// Something that is taken away from a network that is as it should be.
@@ -28,10 +30,13 @@ enum Without {
     /// A flag of every port, as `bridge` calls it, and what it becomes.
     Flag(&'static str, bool),
     /// Anything else, as what does it.
-    Other(fn(&World)),
+    Other(Change),
     /// Two of these.
     Both(Box<Without>, Box<Without>),
 }
+
+/// Something done to a network.
+type Change = fn(&World);
 
 /// One case: its name and what is taken away.
 type Case = (String, Without);
@@ -83,7 +88,7 @@ impl Without {
                 let value = if *on { "on" } else { "off" };
                 let lines: String =
                     world.taps().iter().map(|tap| format!("link set dev {tap} {flag} {value}\n")).collect();
-                super::world::feed("bridge", &["-batch", "-"], &lines);
+                super::tools::feed("bridge", &["-batch", "-"], &lines);
             }
             Without::Other(what) => what(world),
             Without::Both(one, other) => {
@@ -165,10 +170,14 @@ pub fn settings_are_needed() {
     for flag in PORT_FLAGS.iter().filter(|flag| flag.belt.is_none()) {
         cases.push((flag.name.into(), Without::Flag(bridge_name(flag.name), flag.value == 0)));
     }
-    let others: [(&str, fn(&World)); 5] = [
+    let others: [(&str, Change); 5] = [
         ("the pinned MACs", |world| {
             let lines = |tap: String| format!("fdb del {} dev {tap} master static\n", world.mac_behind(&tap));
-            super::world::feed("bridge", &["-batch", "-"], &world.taps().into_iter().map(lines).collect::<String>());
+            super::tools::feed(
+                "bridge",
+                &["-batch", "-"],
+                &world.taps().into_iter().map(lines).collect::<String>(),
+            );
         }),
         ("the pinned addresses", |world| {
             let lines = |bridge: String| format!("neigh flush dev {bridge} nud permanent\n");

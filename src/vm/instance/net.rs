@@ -102,8 +102,7 @@ pub fn free_slots(roots: &Roots, tenant: &Tenant) -> Result<Option<[Slot; 2]>, S
     let held: HashSet<Offset> =
         tenant::leases::held(roots, &tenant.tenant_id)?.into_iter().map(|lease| lease.offset).collect();
     let (first, last) = tenant.offsets();
-    let mut free =
-        (first.get()..=last.get()).rev().map(Offset::new).filter(|offset| !held.contains(offset));
+    let mut free = (first.get()..=last.get()).rev().map(Offset::new).filter(|offset| !held.contains(offset));
     Ok(match (free.next(), free.next()) {
         (Some(a), Some(b)) => Some([tenant.slot(a), tenant.slot(b)]),
         _ => None,

@@ -2,10 +2,11 @@
 
 use crate::network::{
     frames::Body,
-    world::{
+    guest::{
         At::{Guest, Uplink},
-        HOST, INTERNET, LAN, Verdict, World, outside, ping, udp,
+        HOST, INTERNET, LAN, outside, ping, udp,
     },
+    world::{Verdict, World},
 };
 
 pub fn policy_changes(world: &mut World) -> Verdict {
@@ -59,8 +60,8 @@ pub fn tap_made_again(world: &mut World) -> Verdict {
     for _ in 0..2 {
         world.unplug('n');
         world.plug('n');
-        world.packet_nowhere(Guest('n'), &n.to(&a, udp(9)).from_ip([10, 240, 3, 99].into()))?;
-        world.packet_nowhere(Guest('n'), &n.packet(INTERNET, udp(443)).from_mac(a.mac()))?;
+        world.packet_nowhere(Guest('n'), &n.to(&a, udp(9)).claiming([10, 240, 3, 99].into()))?;
+        world.packet_nowhere(Guest('n'), &n.packet(INTERNET, udp(443)).by(a.mac()))?;
         world.packet_arrives(Guest('n'), Guest('a'), &n.to(&a, udp(9)))?;
         world.packet_arrives(Guest('a'), Guest('n'), &a.to(&n, udp(9)))?;
     }

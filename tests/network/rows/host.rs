@@ -4,10 +4,11 @@ use std::net::{Ipv4Addr, UdpSocket};
 
 use crate::network::{
     frames::{Arp, Body},
-    world::{
+    guest::{
         At::{self, Guest, Stray, Uplink},
-        DNS, HOST, INTERNET, LAN, UNOFFERED, Verdict, World, outside, ping, udp,
+        DNS, HOST, INTERNET, LAN, UNOFFERED, outside, ping, udp,
     },
+    world::{Verdict, World},
 };
 
 pub fn other_tenants_guests(world: &mut World) -> Verdict {
@@ -18,7 +19,7 @@ pub fn other_tenants_guests(world: &mut World) -> Verdict {
     for (letter, from) in [('a', &a), ('c', &world.guest('c')), ('e', &world.guest('e'))] {
         for body in [ping(), udp(9), udp(53)] {
             world.packet_nowhere(Guest(letter), &from.packet(g.ip(), body))?;
-            world.packet_nowhere(Guest(letter), &from.packet(g.ip(), body).to_mac(g.mac()))?;
+            world.packet_nowhere(Guest(letter), &from.packet(g.ip(), body).via(g.mac()))?;
         }
     }
     let asks = a.asks(g.ip());
@@ -31,7 +32,7 @@ pub fn other_gateways(world: &mut World) -> Verdict {
     for (letter, from) in [('a', &a), ('c', &c)] {
         for body in [ping(), udp(DNS), udp(UNOFFERED)] {
             world.packet_nowhere(Guest(letter), &from.packet(g.gateway(), body))?;
-            world.packet_nowhere(Guest(letter), &from.packet(g.gateway(), body).to_mac(g.gateway_mac()))?;
+            world.packet_nowhere(Guest(letter), &from.packet(g.gateway(), body).via(g.gateway_mac()))?;
         }
     }
     // The host answers ARP on a bridge for that bridge's address only.
@@ -71,7 +72,7 @@ pub fn unoffered_ports(world: &mut World) -> Verdict {
         // A broadcast is the neighbours' business, not the host's.
         for to in [[255, 255, 255, 255], [10, 240, 3, 255]] {
             let marker = world.marker();
-            world.put(Guest('a'), &a.packet(to.into(), udp(port)).to_mac([0xff; 6]).frame(marker));
+            world.put(Guest('a'), &a.packet(to.into(), udp(port)).via([0xff; 6]).frame(marker));
             world.settle(Guest('a'))?;
             if world.seen_with(&marker).iter().any(|(at, _)| *at == At::Host(port)) {
                 return Err(format!("a broadcast reached the host's port {port}"));
@@ -153,13 +154,13 @@ pub fn through_the_taps_mac(world: &mut World) -> Verdict {
     world.packet_arrives(Guest('a'), Uplink, &a.packet(INTERNET, udp(443)))?;
     for port in ['a', 'b'] {
         let mac = world.tap_mac(port);
-        world.packet_nowhere(Guest('a'), &a.packet(a.gateway(), ping()).to_mac(mac))?;
-        world.packet_nowhere(Guest('a'), &a.packet(INTERNET, udp(443)).to_mac(mac))?;
+        world.packet_nowhere(Guest('a'), &a.packet(a.gateway(), ping()).via(mac))?;
+        world.packet_nowhere(Guest('a'), &a.packet(INTERNET, udp(443)).via(mac))?;
     }
     // Nor what goes to everybody.
-    world.packet_nowhere(Guest('a'), &a.packet(a.gateway(), ping()).to_mac([0x01, 0, 0x5e, 0, 0, 1]))?;
+    world.packet_nowhere(Guest('a'), &a.packet(a.gateway(), ping()).via([0x01, 0, 0x5e, 0, 0, 1]))?;
     let marker = world.marker();
-    world.put(Guest('a'), &a.packet(a.gateway(), ping()).to_mac([0xff; 6]).frame(marker));
+    world.put(Guest('a'), &a.packet(a.gateway(), ping()).via([0xff; 6]).frame(marker));
     world.settle(Guest('a'))?;
     match world.seen_with(&marker).iter().find(|(at, _)| *at == Guest('a')) {
         None => Ok(()),
@@ -171,7 +172,7 @@ pub fn through_the_taps_mac(world: &mut World) -> Verdict {
 pub fn reflection(world: &mut World) -> Verdict {
     let a = world.guest('a');
     world.answered(Guest('a'), &a.packet(a.gateway(), ping()))?;
-    let stray = a.packet(a.gateway(), ping()).from_mac([0x06, 0, 0, 0, 0, 9]).from_ip(INTERNET);
+    let stray = a.packet(a.gateway(), ping()).by([0x06, 0, 0, 0, 0, 9]).claiming(INTERNET);
     world.packet_nowhere(Stray, &stray)
 }
 

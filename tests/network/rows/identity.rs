@@ -2,10 +2,12 @@
 
 use crate::network::{
     frames::{Arp, BROADCAST, Body, Mac, Packet, ipv6_echo, raw},
-    world::{
+    guest::{
         At::{self, Guest, Uplink},
-        HOST, INTERNET, LAN, UNOFFERED, Verdict, World, guest_of, neighbours, outside, ping, udp,
+        HOST, INTERNET, LAN, UNOFFERED, guest_of, outside, ping, udp,
     },
+    tools::neighbours,
+    world::{Verdict, World},
 };
 
 pub fn spoofed_ip(world: &mut World) -> Verdict {
@@ -13,11 +15,13 @@ pub fn spoofed_ip(world: &mut World) -> Verdict {
     world.packet_arrives(Guest('a'), Guest('b'), &a.to(&b, udp(9)))?;
     world.packet_arrives(Guest('a'), Uplink, &a.packet(INTERNET, udp(443)))?;
     let unspecified = [0, 0, 0, 0].into();
-    for source in [c.ip(), a.gateway(), [10, 240, 3, 99].into(), [10, 240, 4, 3].into(), INTERNET, LAN, unspecified] {
-        world.packet_nowhere(Guest('a'), &a.to(&b, udp(9)).from_ip(source))?;
-        world.packet_nowhere(Guest('a'), &a.packet(INTERNET, udp(443)).from_ip(source))?;
-        world.packet_nowhere(Guest('a'), &a.packet(a.gateway(), ping()).from_ip(source))?;
-        world.packet_nowhere(Guest('a'), &a.to(&b, udp(9)).from_ip(source).to_mac(BROADCAST))?;
+    for source in
+        [c.ip(), a.gateway(), [10, 240, 3, 99].into(), [10, 240, 4, 3].into(), INTERNET, LAN, unspecified]
+    {
+        world.packet_nowhere(Guest('a'), &a.to(&b, udp(9)).claiming(source))?;
+        world.packet_nowhere(Guest('a'), &a.packet(INTERNET, udp(443)).claiming(source))?;
+        world.packet_nowhere(Guest('a'), &a.packet(a.gateway(), ping()).claiming(source))?;
+        world.packet_nowhere(Guest('a'), &a.to(&b, udp(9)).claiming(source).via(BROADCAST))?;
     }
     Ok(())
 }
@@ -26,9 +30,9 @@ pub fn spoofed_mac(world: &mut World) -> Verdict {
     let (a, b, c) = (world.guest('a'), world.guest('b'), world.guest('c'));
     world.packet_arrives(Guest('a'), Guest('b'), &a.to(&b, udp(9)))?;
     for source in [c.mac(), a.gateway_mac(), [0x06, 1, 2, 3, 4, 5], BROADCAST, [0; 6]] {
-        world.packet_nowhere(Guest('a'), &a.to(&b, udp(9)).from_mac(source))?;
-        world.packet_nowhere(Guest('a'), &a.packet(INTERNET, udp(443)).from_mac(source))?;
-        world.packet_nowhere(Guest('a'), &a.packet(a.gateway(), ping()).from_mac(source))?;
+        world.packet_nowhere(Guest('a'), &a.to(&b, udp(9)).by(source))?;
+        world.packet_nowhere(Guest('a'), &a.packet(INTERNET, udp(443)).by(source))?;
+        world.packet_nowhere(Guest('a'), &a.packet(a.gateway(), ping()).by(source))?;
     }
     // Nobody's frames went elsewhere because of it.
     world.packet_arrives(Guest('b'), Guest('c'), &b.to(&c, udp(9))).map(drop)
@@ -91,9 +95,13 @@ pub fn vlan_tags(world: &mut World) -> Verdict {
     world.packet_arrives(Guest('a'), Guest('b'), &a.to(&b, udp(9)))?;
     let claim = Arp { sender: b.gateway(), ..a.answers(&b) };
     // 802.1Q, 802.1ad, and both with a priority only.
-    for (protocol, id) in [(0x8100, 5), (0x8100, 0), (0x88a8, 5), (0x88a8, 0), (0x8100, 0xe000), (0x9100, 5)] {
+    for (protocol, id) in [(0x8100, 5), (0x8100, 0), (0x88a8, 5), (0x88a8, 0), (0x8100, 0xe000), (0x9100, 5)]
+    {
         world.packet_nowhere(Guest('a'), &a.to(&b, udp(9)).tagged(protocol, id))?;
-        world.packet_nowhere(Guest('a'), &a.to(&b, udp(9)).from_ip([10, 240, 3, 99].into()).tagged(protocol, id))?;
+        world.packet_nowhere(
+            Guest('a'),
+            &a.to(&b, udp(9)).claiming([10, 240, 3, 99].into()).tagged(protocol, id),
+        )?;
         world.packet_nowhere(Guest('a'), &a.packet(a.gateway(), ping()).tagged(protocol, id))?;
         world.nowhere(Guest('a'), |marker| {
             let mut frame = claim.frame(marker);
@@ -137,8 +145,8 @@ pub fn dhcp_answers(world: &mut World) -> Verdict {
     let from_port = |from: u16| Body::Udp { from, to: 68 };
     world.packet_arrives(Guest('a'), Guest('b'), &a.to(&b, from_port(66)))?;
     world.packet_nowhere(Guest('a'), &a.to(&b, from_port(67)))?;
-    world.packet_nowhere(Guest('a'), &a.to(&b, from_port(67)).to_mac(BROADCAST))?;
-    let limited = a.packet([255, 255, 255, 255].into(), from_port(67)).to_mac(BROADCAST);
+    world.packet_nowhere(Guest('a'), &a.to(&b, from_port(67)).via(BROADCAST))?;
+    let limited = a.packet([255, 255, 255, 255].into(), from_port(67)).via(BROADCAST);
     world.packet_nowhere(Guest('a'), &limited)
 }
 
@@ -154,12 +162,12 @@ pub fn reserved_macs(world: &mut World) -> Verdict {
     for low in 0..=0x0f {
         for to in [HOST, a.gateway(), [255, 255, 255, 255].into(), [224, 0, 0, 1].into()] {
             for source in [a.ip(), [10, 240, 3, 99].into(), INTERNET] {
-                let packet = a.packet(to, udp(UNOFFERED)).from_ip(source);
-                world.packet_nowhere(Guest('a'), &packet.clone().to_mac(reserved(low)))?;
+                let packet = a.packet(to, udp(UNOFFERED)).claiming(source);
+                world.packet_nowhere(Guest('a'), &packet.clone().via(reserved(low)))?;
             }
         }
         // And be a mirror towards the outside.
-        let packet = a.packet(INTERNET, udp(443)).to_mac(reserved(low)).from_mac([0x06, 0, 0, 0, 0, 9]);
+        let packet = a.packet(INTERNET, udp(443)).via(reserved(low)).by([0x06, 0, 0, 0, 0, 9]);
         world.packet_nowhere(Guest('a'), &packet)?;
     }
     Ok(())
@@ -191,7 +199,7 @@ pub fn reserved_macs_and_learning(world: &mut World) -> Verdict {
     for low in 0..=0x0f {
         let (to, from) = (reserved(low), c.mac());
         world.nowhere(Guest('a'), |marker| raw(to, from, 0x88cc, &[0; 46], marker))?;
-        let packet = a.packet(HOST, udp(UNOFFERED)).to_mac(to).from_mac(from);
+        let packet = a.packet(HOST, udp(UNOFFERED)).via(to).by(from);
         world.packet_nowhere(Guest('a'), &packet)?;
     }
     world.packet_arrives(Guest('b'), Guest('c'), &b.to(&c, udp(9)))?;

@@ -2,10 +2,11 @@
 
 use crate::network::{
     frames::{Body, Packet},
-    world::{
+    guest::{
         At::{Guest, Uplink},
-        FEW, HOST, INTERNET, LAN, SLOW, Verdict, World, outside, ping, udp,
+        FEW, HOST, INTERNET, LAN, SLOW, outside, ping, udp,
     },
+    world::{Verdict, World},
 };
 
 /// Of so many, between one and so many must arrive.
@@ -31,7 +32,7 @@ pub fn arp_rate(world: &mut World) -> Verdict {
 pub fn broadcast_rate(world: &mut World) -> Verdict {
     let (b, f) = (world.guest('b'), world.guest('f'));
     let marker = world.marker();
-    let broadcast = f.packet([10, 240, 3, 255].into(), udp(9)).to_mac([0xff; 6]);
+    let broadcast = f.packet([10, 240, 3, 255].into(), udp(9)).via([0xff; 6]);
     let frames = vec![broadcast.frame(marker); 400];
     let arrived = world.count(Guest('f'), Guest('b'), &frames, marker)?;
     limited("broadcast", arrived, frames.len(), 200)?;
@@ -94,5 +95,9 @@ pub fn open_connections_from_outside(world: &mut World) -> Verdict {
     let mac = world.uplink_mac;
     let frames = many(40, || outside(LAN, mac, HOST, udp(8055)), marker);
     let arrived = world.count_beside(Uplink, Guest('k'), &frames, marker)?;
-    if arrived == FEW as usize { Ok(()) } else { Err(format!("{arrived} of 40 flows, and {FEW} may be open")) }
+    if arrived == FEW as usize {
+        Ok(())
+    } else {
+        Err(format!("{arrived} of 40 flows, and {FEW} may be open"))
+    }
 }

@@ -4,10 +4,12 @@ use std::net::Ipv4Addr;
 
 use crate::network::{
     frames::{ACK, Body, SYN},
-    world::{
+    guest::{
         At::{self, Dmz, Guest, Uplink},
-        DMZ, DNS, HOST, INTERNET, LAN, MTU, UNOFFERED, Verdict, World, neighbours, outside, ping, udp,
+        DMZ, DNS, HOST, INTERNET, LAN, MTU, UNOFFERED, outside, ping, udp,
     },
+    tools::neighbours,
+    world::{Verdict, World},
 };
 
 const CLUSTER: Ipv4Addr = Ipv4Addr::new(10, 240, 77, 9);
@@ -135,7 +137,7 @@ pub fn answers_from_outside(world: &mut World) -> Verdict {
     // And the guest goes on.
     let more = a.packet(INTERNET, Body::Udp { from: heard.ports().1, to: 443 });
     world.packet_arrives(Guest('a'), Uplink, &more)?;
-    world.never_at_a_guest(Uplink, &answer.clone().from_ip([198, 51, 100, 11].into()))?;
+    world.never_at_a_guest(Uplink, &answer.clone().claiming([198, 51, 100, 11].into()))?;
     world.never_at_a_guest(Uplink, &answer.body(Body::Udp { from: 444, to: from }))
 }
 

@@ -2,10 +2,12 @@
 
 use crate::network::{
     frames::{Body, SYN, raw},
-    world::{
+    guest::{
         At::{Guest, Stray, Uplink},
-        INTERNET, Verdict, World, neighbours, ping, udp,
+        INTERNET, ping, udp,
     },
+    tools::neighbours,
+    world::{Verdict, World},
 };
 
 /// Everything at layer 3, and ARP.
@@ -24,17 +26,17 @@ pub fn east_west(world: &mut World) -> Verdict {
 pub fn unknown_unicast(world: &mut World) -> Verdict {
     let (a, b) = (world.guest('a'), world.guest('b'));
     world.packet_arrives(Guest('a'), Guest('b'), &a.to(&b, udp(9)))?;
-    world.packet_nowhere(Guest('a'), &a.to(&b, udp(9)).to_mac([0x02, 0xfc, 0, 3, 0, 200]))?;
-    world.packet_nowhere(Guest('a'), &a.to(&b, udp(9)).to_mac([0x06, 1, 2, 3, 4, 5]))
+    world.packet_nowhere(Guest('a'), &a.to(&b, udp(9)).via([0x02, 0xfc, 0, 3, 0, 200]))?;
+    world.packet_nowhere(Guest('a'), &a.to(&b, udp(9)).via([0x06, 1, 2, 3, 4, 5]))
 }
 
 pub fn multicast(world: &mut World) -> Verdict {
     let (a, b) = (world.guest('a'), world.guest('b'));
     world.packet_arrives(Guest('a'), Guest('b'), &a.to(&b, udp(5353)))?;
     let group = a.packet("224.0.0.251".parse().expect("a group"), udp(5353));
-    world.packet_nowhere(Guest('a'), &group.clone().to_mac([0x01, 0, 0x5e, 0, 0, 0xfb]))?;
-    let all = a.packet("224.0.0.1".parse().expect("a group"), udp(crate::network::world::UNOFFERED));
-    world.packet_nowhere(Guest('a'), &all.to_mac([0x01, 0, 0x5e, 0, 0, 1]))?;
+    world.packet_nowhere(Guest('a'), &group.clone().via([0x01, 0, 0x5e, 0, 0, 0xfb]))?;
+    let all = a.packet("224.0.0.1".parse().expect("a group"), udp(crate::network::guest::UNOFFERED));
+    world.packet_nowhere(Guest('a'), &all.via([0x01, 0, 0x5e, 0, 0, 1]))?;
     world.packet_nowhere(Guest('a'), &group)
 }
 
@@ -55,16 +57,16 @@ pub fn own_broadcast(world: &mut World) -> Verdict {
 pub fn stray_port_to_guests(world: &mut World) -> Verdict {
     let (a, b) = (world.guest('a'), world.guest('b'));
     world.packet_arrives(Guest('b'), Guest('a'), &b.to(&a, udp(9)))?;
-    let stray = a.packet(a.ip(), udp(9)).from_mac([0x06, 0, 0, 0, 0, 9]).from_ip([10, 240, 3, 200].into());
-    world.packet_nowhere(Stray, &stray.clone().to_mac(a.mac()))?;
-    world.packet_nowhere(Stray, &stray.to_mac([0xff; 6]))
+    let stray = a.packet(a.ip(), udp(9)).by([0x06, 0, 0, 0, 0, 9]).claiming([10, 240, 3, 200].into());
+    world.packet_nowhere(Stray, &stray.clone().via(a.mac()))?;
+    world.packet_nowhere(Stray, &stray.via([0xff; 6]))
 }
 
 /// Nor the outside: it holds no lease.
 pub fn stray_port_to_outside(world: &mut World) -> Verdict {
     let a = world.guest('a');
     world.packet_arrives(Guest('a'), Uplink, &a.packet(INTERNET, udp(443)))?;
-    let stray = a.packet(INTERNET, udp(443)).from_mac([0x06, 0, 0, 0, 0, 9]).from_ip([10, 240, 3, 200].into());
+    let stray = a.packet(INTERNET, udp(443)).by([0x06, 0, 0, 0, 0, 9]).claiming([10, 240, 3, 200].into());
     world.packet_nowhere(Stray, &stray)
 }
 
@@ -82,8 +84,8 @@ pub fn routed_back_through_the_tap(world: &mut World) -> Verdict {
     world.packet_arrives(Guest('a'), Guest('b'), &a.to(&b, udp(9)))?;
     for port in ['a', 'b'] {
         let mac = world.tap_mac(port);
-        world.packet_nowhere(Guest('a'), &a.packet(b.ip(), udp(9)).to_mac(mac))?;
-        world.packet_nowhere(Guest('a'), &a.packet([10, 240, 3, 77].into(), udp(9)).to_mac(mac))?;
+        world.packet_nowhere(Guest('a'), &a.packet(b.ip(), udp(9)).via(mac))?;
+        world.packet_nowhere(Guest('a'), &a.packet([10, 240, 3, 77].into(), udp(9)).via(mac))?;
     }
     Ok(())
 }
