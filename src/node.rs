@@ -247,7 +247,17 @@ fn reclaim_leases(operator: &mut Operator, recovered: &mut Recovered) -> Result<
     Ok(())
 }
 
-/// VMM directories, TAPs and reservations of slots in which nothing runs.
+/// Removes VMM directories, TAPs and reservations of slots in which nothing runs and on which nobody works; returns what
+/// was removed, a line each.
+///
+/// # Errors
+/// When one cannot be removed.
+pub fn reclaim(operator: &mut Operator) -> Result<Vec<String>, NodeError> {
+    let mut recovered = Recovered::default();
+    reclaim_slots(operator, &mut recovered)?;
+    Ok(recovered.reclaimed)
+}
+
 fn reclaim_slots(operator: &mut Operator, recovered: &mut Recovered) -> Result<(), NodeError> {
     let roots = operator.roots.clone();
     let mut slots: BTreeSet<Slot> = room::reserved(&roots)?.into_iter().map(|(slot, _)| slot).collect();

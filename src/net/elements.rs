@@ -5,6 +5,8 @@
 
 use std::{io, net::Ipv4Addr};
 
+use ipnet::Ipv4Net;
+
 use super::{
     egress::Protocol,
     error::NetError,
@@ -44,10 +46,8 @@ pub enum Key {
 /// What a map's element leads to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Value {
-    /// A chain that comes back.
+    /// A chain.
     Jump(String),
-    /// A chain that does not.
-    Goto(String),
     /// Data.
     Data(Vec<Key>),
 }
@@ -91,7 +91,7 @@ impl Element {
     pub fn value_bytes(&self) -> Vec<u8> {
         match &self.value {
             None => Vec::new(),
-            Some(Value::Jump(chain) | Value::Goto(chain)) => chain.as_bytes().to_vec(),
+            Some(Value::Jump(chain)) => chain.as_bytes().to_vec(),
             Some(Value::Data(data)) => encode(data),
         }
     }
@@ -109,7 +109,6 @@ impl Element {
             match &self.value {
                 None => element,
                 Some(Value::Jump(chain)) => verdict(element, -3, chain),
-                Some(Value::Goto(chain)) => verdict(element, -4, chain),
                 Some(Value::Data(data)) => element.with_nested(2, |value| value.with(1, &encode(data))),
             }
         })
@@ -171,12 +170,23 @@ fn transact(socket: &mut Socket, messages: Vec<Message>) -> io::Result<()> {
     socket.batch(edge(BATCH_BEGIN), messages, edge(BATCH_END))
 }
 
-/// Adds elements in one transaction; those that are there already stay.
+/// Adds elements in one transaction; those that are there already stay, one that led elsewhere leads here now.
 ///
 /// # Errors
 /// When the kernel refuses; then none was added.
 pub fn add(socket: &mut Socket, elements: &[Element]) -> Result<(), NetError> {
-    transact(socket, change(Change::Add, elements)).map_err(NetError::kernel("add elements to", "the rules"))
+    match transact(socket, change(Change::Add, elements)) {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EEXIST | libc::EBUSY)) => {
+            let maps: Vec<Element> =
+                elements.iter().filter(|element| element.value.is_some()).cloned().collect();
+            for map in &maps {
+                remove(socket, std::slice::from_ref(map))?;
+            }
+            transact(socket, change(Change::Add, elements))
+        }
+        result => result,
+    }
+    .map_err(NetError::kernel("add elements to", "the rules"))
 }
 
 /// Replaces elements of maps: the key stays, what it leads to changes, in one transaction.
@@ -184,8 +194,16 @@ pub fn add(socket: &mut Socket, elements: &[Element]) -> Result<(), NetError> {
 /// # Errors
 /// When the kernel refuses; then none was changed.
 pub fn replace(socket: &mut Socket, elements: &[Element]) -> Result<(), NetError> {
-    remove(socket, elements)?;
-    add(socket, elements)
+    let mut messages = change(Change::Remove, elements);
+    messages.extend(change(Change::Add, elements));
+    match transact(socket, messages) {
+        // One that is not there yet fails the transaction: then one by one.
+        Err(error) if error.kind() == io::ErrorKind::NotFound && elements.len() > 1 => {
+            elements.iter().try_for_each(|element| replace(socket, std::slice::from_ref(element)))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => add(socket, elements),
+        result => result.map_err(NetError::kernel("replace elements of", "the rules")),
+    }
 }
 
 /// Removes elements; those that are not there are well.
@@ -253,6 +271,69 @@ pub fn dump(socket: &mut Socket, family: u8, set: &str) -> Result<Option<Dump>, 
     }
 }
 
+/// The addresses that an interval set covers, as first and last of each run.
+pub type Ranges = Vec<(u32, u32)>;
+
+/// What an interval set of addresses covers; `None` where the set is not there.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn dump_ranges(socket: &mut Socket, set: &str) -> Result<Option<Ranges>, NetError> {
+    let message =
+        Message::new(GETSETELEM, REQUEST | DUMP, &generic(INET)).with_text(1, TABLE).with_text(2, set);
+    let mut edges: Vec<(u32, bool)> = Vec::new();
+    let read = socket.exchange(message, |_, payload| {
+        let Some(list) = payload.get(4..).and_then(|body| netlink::attribute(body, 3)) else {
+            return;
+        };
+        for (_, element) in netlink::attributes(list) {
+            let Some((key, _)) = parse(element) else { continue };
+            let Ok(key) = <[u8; 4]>::try_from(key.as_slice()) else { continue };
+            // NFTA_SET_ELEM_FLAGS: NFT_SET_ELEM_INTERVAL_END, the first address that is no longer in it
+            let end =
+                netlink::attribute(element, 3).is_some_and(|flags| flags.last().is_some_and(|f| f & 1 != 0));
+            edges.push((u32::from_be_bytes(key), !end));
+        }
+    });
+    match read {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(NetError::kernel("read the set", set)(error)),
+    }
+    // Where one run ends and the next begins, the end comes first.
+    edges.sort_unstable();
+    let mut ranges = Vec::new();
+    let mut open = None;
+    for (key, begins) in edges {
+        if begins {
+            open.get_or_insert(key);
+        } else if let Some(first) = open.take() {
+            ranges.push((first, key.wrapping_sub(1)));
+        }
+    }
+    ranges.extend(open.map(|first| (first, u32::MAX)));
+    Ok(Some(joined(ranges)))
+}
+
+/// What networks cover.
+pub fn ranges(nets: &[Ipv4Net]) -> Ranges {
+    let mut ranges: Ranges = nets.iter().map(|net| (net.network().into(), net.broadcast().into())).collect();
+    ranges.sort_unstable();
+    joined(ranges)
+}
+
+/// Sorted runs, those that touch made one.
+fn joined(ranges: Ranges) -> Ranges {
+    let mut all: Ranges = Vec::with_capacity(ranges.len());
+    for (first, last) in ranges {
+        match all.last_mut() {
+            Some((_, end)) if first <= end.saturating_add(1) => *end = last.max(*end),
+            _ => all.push((first, last)),
+        }
+    }
+    all
+}
+
 fn parse(element: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
     let key = netlink::attribute(netlink::attribute(element, 1)?, 1)?.to_vec();
     let value = netlink::attribute(element, 2).map_or(Vec::new(), |data| match netlink::attribute(data, 2) {
@@ -307,5 +388,11 @@ mod tests {
         assert_eq!(element.key_bytes(), expected);
         let port = Element::inet("published", vec![Key::Protocol(Protocol::Tcp), Key::Port(8080)]);
         assert_eq!(port.key_bytes(), [6, 0, 0, 0, 0x1f, 0x90, 0, 0]);
+    }
+
+    #[test]
+    fn runs_that_touch_are_one() {
+        let nets = ["10.240.4.0/24", "10.240.3.0/24", "224.0.0.0/3"].map(|net| net.parse().unwrap());
+        assert_eq!(ranges(&nets), [(0x0af0_0300, 0x0af0_04ff), (0xe000_0000, u32::MAX)]);
     }
 }

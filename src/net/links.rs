@@ -1,25 +1,21 @@
 //! Bridges, TAPs and their ports, over rtnetlink and ioctl. What mvm did not make is never touched.
 //!
-//! A bridge is recognised by its MAC, a TAP by its alias. Port flags are read back by netlink, not from /sys, which
-//! shows the namespace in which it was mounted.
+//! Both are recognised by their alias, a bridge that was made half by its MAC. Flags and settings are read back by one
+//! dump for all links, not from /sys, which shows the namespace in which it was mounted, nor from a file each.
 
-use std::{fs, io, net::Ipv4Addr, os::fd::AsRawFd};
+use std::{fs, io, os::fd::AsRawFd};
 
 use super::{
     error::NetError,
-    netlink::{self, CREATE, DUMP, EXCLUSIVE, Message, REPLACE, REQUEST, Socket, link_header},
+    netlink::{self, CREATE, DUMP, EXCLUSIVE, Message, REQUEST, Socket, link_header},
+    routes,
 };
-use crate::vm::naming::{CLUSTER_CIDR, Mac, NetId, Slot, Subnet};
+use crate::vm::naming::{Mac, NetId, Slot, Subnet};
 
 const NEWLINK: u16 = 16;
 const DELLINK: u16 = 17;
 const GETLINK: u16 = 18;
 const SETLINK: u16 = 19;
-const NEWADDR: u16 = 20;
-const NEWROUTE: u16 = 24;
-const GETROUTE: u16 = 26;
-const NEWNEIGH: u16 = 28;
-const DELNEIGH: u16 = 29;
 
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
@@ -28,6 +24,7 @@ const IFLA_MASTER: u16 = 10;
 const IFLA_PROTINFO: u16 = 12;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_IFALIAS: u16 = 20;
+const IFLA_AF_SPEC: u16 = 26;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
 const IFLA_INFO_SLAVE_DATA: u16 = 5;
@@ -37,21 +34,44 @@ const IFLA_BR_MCAST_SNOOPING: u16 = 23;
 const IFF_UP: u32 = 1;
 const IFF_NOARP: u32 = 0x80;
 const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
 const AF_BRIDGE: u8 = 7;
 
 /// The alias by which mvm knows its own links.
 pub const ALIAS: &str = "mvm";
 
-/// Port flags (`IFLA_BRPORT_*`) and what each must be: no flooding of unknown unicast and multicast, no learning, since the
-/// one address of a port is pinned; broadcast stays on, for ARP, and is limited by the rules.
-pub const PORT_FLAGS: [(u16, u8, &str); 7] = [
-    (8, 0, "learning"),
-    (9, 0, "unicast flood"),
-    (27, 0, "multicast flood"),
-    (30, 1, "broadcast flood"),
-    (4, 0, "hairpin"),
-    (5, 1, "guard"),
-    (6, 1, "root block"),
+/// A flag of a port.
+#[derive(Debug, Clone, Copy)]
+pub struct PortFlag {
+    /// `IFLA_BRPORT_*`
+    pub number: u16,
+    /// What it must be.
+    pub value: u8,
+    /// Its name.
+    pub name: &'static str,
+    /// Why nothing rests on it alone, where nothing does.
+    pub belt: Option<&'static str>,
+}
+
+const fn flag(number: u16, value: u8, name: &'static str, belt: Option<&'static str>) -> PortFlag {
+    PortFlag { number, value, name, belt }
+}
+
+/// No flooding of unknown unicast and multicast, no learning, since the one address of a port is pinned; broadcast stays
+/// on, for ARP, and is limited by the rules.
+pub const PORT_FLAGS: [PortFlag; 7] = [
+    flag(8, 0, "learning", None),
+    flag(9, 0, "unicast flood", None),
+    flag(
+        27,
+        0,
+        "multicast flood",
+        Some("no rule accepts a guest's multicast, and it does not hold for the host's"),
+    ),
+    flag(30, 1, "broadcast flood", None),
+    flag(4, 0, "hairpin", None),
+    flag(5, 1, "guard", Some("the spanning tree is off, and the rules drop its messages")),
+    flag(6, 1, "root block", Some("the spanning tree is off, and the rules drop its messages")),
 ];
 
 /// A link as the kernel shows it.
@@ -73,16 +93,37 @@ pub struct Link {
     pub mtu: u32,
     /// Is it up?
     pub up: bool,
+    /// Does it do without ARP?
+    pub noarp: bool,
     /// Its flags as a port, by number.
     pub port_flags: Vec<(u16, u8)>,
+    /// Its own attributes, where it is a bridge.
+    pub bridge: Vec<(u16, u32)>,
+    /// Its settings (`/proc/sys/net/ipv4/conf/…`), the first one's number being 1.
+    pub ipv4: Vec<u32>,
+    /// Its settings (`/proc/sys/net/ipv6/conf/…`), the first one's number being 0.
+    pub ipv6: Vec<u32>,
+}
+
+impl Link {
+    /// A setting as it is; `None` where the kernel has none.
+    pub fn setting(&self, setting: &Setting) -> Option<u32> {
+        match setting.family {
+            "ipv6" => self.ipv6.get(setting.number).copied(),
+            _ => self.ipv4.get(setting.number.checked_sub(1)?).copied(),
+        }
+    }
 }
 
 fn parse_link(payload: &[u8]) -> Option<Link> {
+    let flags = netlink::number(payload.get(8..12)?)?;
     let mut link = Link {
         index: netlink::number(payload.get(4..8)?)?,
-        up: netlink::number(payload.get(8..12)?)? & IFF_UP != 0,
+        up: flags & IFF_UP != 0,
+        noarp: flags & IFF_NOARP != 0,
         ..Link::default()
     };
+    let numbers = |bytes: &[u8]| bytes.chunks_exact(4).filter_map(netlink::number).collect();
     for (kind, value) in netlink::attributes(payload.get(16..)?) {
         match kind {
             IFLA_IFNAME => link.name = netlink::text(value),
@@ -97,6 +138,20 @@ fn parse_link(payload: &[u8]) -> Option<Link> {
                         .filter_map(|(kind, value)| Some((kind, *value.first()?)))
                         .collect();
                 }
+                if let (Some(data), "bridge") =
+                    (netlink::attribute(value, IFLA_INFO_DATA), link.kind.as_str())
+                {
+                    link.bridge = netlink::attributes(data)
+                        .filter_map(|(kind, value)| Some((kind, netlink::number(value)?)))
+                        .collect();
+                }
+            }
+            IFLA_AF_SPEC => {
+                // AF_INET { IFLA_INET_CONF }, AF_INET6 { IFLA_INET6_CONF }
+                let conf =
+                    |family: u8, kind| netlink::attribute(netlink::attribute(value, family.into())?, kind);
+                link.ipv4 = conf(AF_INET, 1).map(numbers).unwrap_or_default();
+                link.ipv6 = conf(AF_INET6, 2).map(numbers).unwrap_or_default();
             }
             _ => {}
         }
@@ -147,17 +202,53 @@ pub fn setting(family: &str, interface: &str, setting: &str) -> Option<String> {
     Some(text.trim().to_owned())
 }
 
-/// The settings of a tenant's bridge: family, name, value.
-pub const BRIDGE_SETTINGS: [(&str, &str, &str); 8] = [
-    ("ipv6", "disable_ipv6", "1"),
-    ("ipv4", "arp_ignore", "1"),
-    ("ipv4", "arp_announce", "2"),
-    ("ipv4", "rp_filter", "1"),
-    ("ipv4", "send_redirects", "0"),
-    ("ipv4", "accept_redirects", "0"),
-    ("ipv4", "drop_unicast_in_l2_multicast", "1"),
-    ("ipv4", "forwarding", "1"),
+/// A setting of an interface.
+#[derive(Debug, Clone, Copy)]
+pub struct Setting {
+    /// `ipv4` or `ipv6`.
+    pub family: &'static str,
+    /// Its name.
+    pub name: &'static str,
+    /// Its number in what the kernel shows of a link (`IPV4_DEVCONF_*`, `DEVCONF_*`).
+    pub number: usize,
+    /// What it must be.
+    pub value: u32,
+    /// Why nothing rests on it alone, where nothing does.
+    pub belt: Option<&'static str>,
+}
+
+const fn ipv4(name: &'static str, number: usize, value: u32, belt: Option<&'static str>) -> Setting {
+    Setting { family: "ipv4", name, number, value, belt }
+}
+
+/// IPv6 is off on everything that mvm makes.
+pub const NO_IPV6: Setting = Setting {
+    family: "ipv6",
+    name: "disable_ipv6",
+    number: 26,
+    value: 1,
+    belt: Some("the rules let no guest's IPv6 in; the host's own would only talk to itself"),
+};
+
+/// Forwarding, of bridges and the uplink.
+pub const FORWARDING: Setting = ipv4("forwarding", 1, 1, None);
+
+/// The settings of a tenant's bridge.
+pub const BRIDGE_SETTINGS: [Setting; 9] = [
+    NO_IPV6,
+    ipv4("arp_ignore", 19, 1, None),
+    ipv4("arp_announce", 18, 2, None),
+    ipv4("proxy_arp", 3, 0, None),
+    ipv4("rp_filter", 8, 1, None),
+    ipv4("send_redirects", 6, 0, Some("the host's own setting for all interfaces is added to it")),
+    ipv4("accept_redirects", 4, 0, Some("no route over the bridge has a gateway that one could replace")),
+    ipv4("drop_unicast_in_l2_multicast", 30, 1, Some("the rules drop what is not tracked, and this is not")),
+    FORWARDING,
 ];
+
+/// What a bridge itself must be: attribute, value and name.
+pub const BRIDGE_ATTRIBUTES: [(u16, u32, &str); 2] =
+    [(IFLA_BR_STP_STATE, 0, "spanning tree"), (IFLA_BR_MCAST_SNOOPING, 0, "multicast snooping")];
 
 /// Makes a tenant's bridge with its gateway address, or what is missing of it.
 ///
@@ -176,9 +267,7 @@ pub fn ensure_bridge(socket: &mut Socket, net_id: NetId, subnet: Subnet, mtu: u3
                 .with(IFLA_ADDRESS, &net_id.gateway_mac().octets())
                 .with(IFLA_MTU, &mtu.to_ne_bytes())
                 .with_nested(IFLA_LINKINFO, |info| {
-                    info.with_text(IFLA_INFO_KIND, "bridge").with_nested(IFLA_INFO_DATA, |data| {
-                        data.with(IFLA_BR_STP_STATE, &0_u32.to_ne_bytes()).with(IFLA_BR_MCAST_SNOOPING, &[0])
-                    })
+                    info.with_text(IFLA_INFO_KIND, "bridge").with_nested(IFLA_INFO_DATA, attributes)
                 });
             socket.request(message).map_err(NetError::kernel("make bridge", &name))?;
             find(socket, &name)?.ok_or_else(|| {
@@ -186,27 +275,43 @@ pub fn ensure_bridge(socket: &mut Socket, net_id: NetId, subnet: Subnet, mtu: u3
             })?
         }
     };
-    for (family, setting, value) in BRIDGE_SETTINGS {
-        set(family, &name, setting, value)?;
+    for setting in BRIDGE_SETTINGS {
+        set(setting.family, &name, setting.name, &setting.value.to_string())?;
     }
-    let mut fixed = vec![AF_INET, subnet.net().prefix_len(), 0, 0];
-    fixed.extend_from_slice(&link.index.to_ne_bytes());
-    let gateway = subnet.gateway().octets();
-    let broadcast = subnet.net().broadcast().octets();
-    // IFA_ADDRESS, IFA_LOCAL, IFA_BROADCAST
-    let message = Message::new(NEWADDR, REQUEST | CREATE | REPLACE, &fixed)
-        .with(1, &gateway)
-        .with(2, &gateway)
-        .with(4, &broadcast);
-    socket.request(message).map_err(NetError::kernel("give its address to", &name))?;
+    routes::give_address(socket, &link, subnet)?;
     let message = Message::new(SETLINK, REQUEST, &link_header(0, link.index, IFF_UP, IFF_UP))
+        .with(IFLA_ADDRESS, &net_id.gateway_mac().octets())
         .with_text(IFLA_IFALIAS, ALIAS);
-    socket.request(message).map_err(NetError::kernel("bring up", &name))
+    socket.request(message).map_err(NetError::kernel("bring up", &name))?;
+    if BRIDGE_ATTRIBUTES.iter().all(|(kind, value, _)| link.bridge.contains(&(*kind, *value))) {
+        return Ok(());
+    }
+    let message = Message::new(NEWLINK, REQUEST, &link_header(0, link.index, 0, 0))
+        .with_nested(IFLA_LINKINFO, |info| {
+            info.with_text(IFLA_INFO_KIND, "bridge").with_nested(IFLA_INFO_DATA, attributes)
+        });
+    socket.request(message).map_err(NetError::kernel("set up", &name))
 }
 
-/// Is this bridge the one that mvm made for the tenant?
+fn attributes(data: Message) -> Message {
+    data.with(IFLA_BR_STP_STATE, &0_u32.to_ne_bytes()).with(IFLA_BR_MCAST_SNOOPING, &[0])
+}
+
+/// Did mvm make this bridge, for the tenant whose name it has?
+pub fn is_our_bridge(link: &Link, net_id: NetId) -> bool {
+    link.kind == "bridge" && (link.alias == ALIAS || link.mac == Some(net_id.gateway_mac()))
+}
+
+/// Is a tenant's bridge name free, or its bridge mvm's?
+///
+/// # Errors
+/// [`NetError::Foreign`] where something else has it.
+pub fn check_name(socket: &mut Socket, net_id: NetId) -> Result<(), NetError> {
+    find(socket, &net_id.bridge())?.map_or(Ok(()), |link| check_bridge(&link, net_id))
+}
+
 fn check_bridge(link: &Link, net_id: NetId) -> Result<(), NetError> {
-    if link.kind == "bridge" && link.mac == Some(net_id.gateway_mac()) {
+    if is_our_bridge(link, net_id) {
         return Ok(());
     }
     let kind = if link.kind.is_empty() { "link" } else { &link.kind };
@@ -214,17 +319,16 @@ fn check_bridge(link: &Link, net_id: NetId) -> Result<(), NetError> {
     Err(NetError::Foreign { name: link.name.clone(), found: format!("it is a {kind} with the MAC {mac}") })
 }
 
-/// Removes a tenant's bridge; it is well when there is none.
+/// Removes a tenant's bridge; it is well when there is none, or only somebody else's of that name.
 ///
 /// # Errors
-/// [`NetError::Foreign`] where something else has its name.
+/// When the kernel refuses.
 pub fn remove_bridge(socket: &mut Socket, net_id: NetId) -> Result<(), NetError> {
     let name = net_id.bridge();
-    let Some(link) = find(socket, &name)? else {
-        return Ok(());
-    };
-    check_bridge(&link, net_id)?;
-    remove(socket, &link)
+    match find(socket, &name)? {
+        Some(link) if is_our_bridge(&link, net_id) => remove(socket, &link),
+        _ => Ok(()),
+    }
 }
 
 fn remove(socket: &mut Socket, link: &Link) -> Result<(), NetError> {
@@ -244,46 +348,64 @@ pub fn create_tap(socket: &mut Socket, slot: Slot, owner: Option<u32>, mtu: u32)
         check_tap(&link)?;
         remove(socket, &link)?;
     }
-    open_tap(&name, Some(owner)).map_err(|error| NetError::Kernel {
+    let opened = |error: io::Error| NetError::Kernel {
         action: if error.kind() == io::ErrorKind::NotFound { "open" } else { "make TAP" },
         name: if error.kind() == io::ErrorKind::NotFound { "/dev/net/tun".into() } else { name.clone() },
         source: error,
-    })?;
-    let index = find(socket, &name)?.map_or(0, |link| link.index);
-    set("ipv6", &name, "disable_ipv6", "1")?;
-    let message = Message::new(SETLINK, REQUEST, &link_header(0, index, IFF_NOARP, IFF_NOARP | IFF_UP))
+    };
+    let tap = open_tap(&name).map_err(opened)?;
+    prepare_tap(socket, &name, mtu)?;
+    // Last: a TAP that is not marked as mvm's yet goes with its maker.
+    keep_tap(&tap, owner).map_err(opened)
+}
+
+/// What a TAP must be before it joins its bridge: no IPv6, no ARP, and known as mvm's.
+///
+/// # Errors
+/// When it is gone, or the kernel refuses.
+pub fn prepare_tap(socket: &mut Socket, name: &str, mtu: u32) -> Result<(), NetError> {
+    let index = find(socket, name)?.map_or(0, |link| link.index);
+    set(NO_IPV6.family, name, NO_IPV6.name, "1")?;
+    let message = Message::new(SETLINK, REQUEST, &link_header(0, index, IFF_NOARP, IFF_NOARP))
         .with(IFLA_MTU, &mtu.to_ne_bytes())
         .with_text(IFLA_IFALIAS, ALIAS);
-    socket.request(message).map_err(NetError::kernel("set up TAP", &name))
+    socket.request(message).map_err(NetError::kernel("set up TAP", name))
+}
+
+/// Did mvm make this TAP?
+pub fn is_our_tap(link: &Link) -> bool {
+    link.kind == "tun" && link.alias == ALIAS
 }
 
 fn check_tap(link: &Link) -> Result<(), NetError> {
-    if link.kind == "tun"
-        && (link.alias == ALIAS || link.alias.is_empty() && !link.up && link.master.is_none())
-    {
-        return Ok(());
-    }
-    let kind = if link.kind.is_empty() { "link" } else { &link.kind };
-    Err(NetError::Foreign {
-        name: link.name.clone(),
-        found: format!("it is a {kind} with the alias {:?}", link.alias),
-    })
+    if is_our_tap(link) { Ok(()) } else { Err(foreign(link)) }
 }
 
-/// Opens a TAP, with `persist` making it first; that descriptor is its own to keep or drop.
+/// A link that is in the way.
+pub fn foreign(link: &Link) -> NetError {
+    let kind = if link.kind.is_empty() { "link" } else { &link.kind };
+    NetError::Foreign {
+        name: link.name.clone(),
+        found: format!("it is a {kind} with the alias {:?}", link.alias),
+    }
+}
+
+/// Opens a TAP; where there is none, makes one that is there until the descriptor is closed.
 ///
 /// # Errors
 /// What the kernel answered.
-pub fn open_tap(name: &str, persist: Option<Option<u32>>) -> io::Result<fs::File> {
+pub fn open_tap(name: &str) -> io::Result<fs::File> {
     let file = fs::File::options().read(true).write(true).open("/dev/net/tun")?;
     tap_ioctl::attach(file.as_raw_fd(), name)?;
-    if let Some(owner) = persist {
-        if let Some(owner) = owner {
-            tap_ioctl::set_owner(file.as_raw_fd(), owner)?;
-        }
-        tap_ioctl::persist(file.as_raw_fd())?;
-    }
     Ok(file)
+}
+
+/// Lets a TAP stay when its descriptor is closed, with an owner that may open it.
+fn keep_tap(tap: &fs::File, owner: Option<u32>) -> io::Result<()> {
+    if let Some(owner) = owner {
+        tap_ioctl::set_owner(tap.as_raw_fd(), owner)?;
+    }
+    tap_ioctl::persist(tap.as_raw_fd())
 }
 
 /// The ioctls of /dev/net/tun (linux/if_tun.h).
@@ -335,120 +457,39 @@ pub fn join(socket: &mut Socket, slot: Slot) -> Result<(), NetError> {
     let bridge = find(socket, &slot.net_id.bridge())?.ok_or_else(|| missing(&slot.net_id.bridge()))?;
     check_bridge(&bridge, slot.net_id)?;
     let refused = |action| NetError::kernel(action, &name);
-    let message = Message::new(SETLINK, REQUEST, &link_header(0, tap.index, 0, IFF_UP))
+    let message = Message::new(SETLINK, REQUEST, &link_header(0, tap.index, IFF_NOARP, IFF_UP | IFF_NOARP))
         .with(IFLA_MASTER, &bridge.index.to_ne_bytes());
     socket.request(message).map_err(refused("put on its bridge"))?;
     let message = Message::new(SETLINK, REQUEST, &link_header(AF_BRIDGE, tap.index, 0, 0))
         .with_nested(IFLA_PROTINFO, |info| {
-            PORT_FLAGS.iter().fold(info, |info, (kind, value, _)| info.with(*kind, &[*value]))
+            PORT_FLAGS.iter().fold(info, |info, flag| info.with(flag.number, &[flag.value]))
         });
     socket.request(message).map_err(refused("set the port flags of"))?;
-    // struct ndmsg: static, in the bridge's table. NDA_LLADDR
-    let mut fixed = vec![AF_BRIDGE, 0, 0, 0];
-    fixed.extend_from_slice(&tap.index.to_ne_bytes());
-    fixed.extend_from_slice(&[0x40, 0, 0x04, 0]);
-    let message = Message::new(NEWNEIGH, REQUEST | CREATE | REPLACE, &fixed).with(2, &slot.mac().octets());
-    socket.request(message).map_err(refused("pin the MAC of"))?;
+    routes::pin_mac(socket, &tap, slot.mac())?;
     let message = Message::new(SETLINK, REQUEST, &link_header(0, tap.index, IFF_UP, IFF_UP));
     socket.request(message).map_err(refused("bring up"))
 }
 
-/// Removes a slot's TAP; it is well when there is none.
+/// Removes a slot's TAP; it is well when there is none, or only somebody else's of that name.
 ///
 /// # Errors
-/// [`NetError::Foreign`] where something else has its name.
+/// When the kernel refuses.
 pub fn delete_tap(socket: &mut Socket, slot: Slot) -> Result<(), NetError> {
     match find(socket, &slot.tap())? {
-        None => Ok(()),
-        Some(link) => {
-            check_tap(&link)?;
-            remove(socket, &link)
-        }
+        Some(link) if is_our_tap(&link) => remove(socket, &link),
+        _ => Ok(()),
     }
 }
 
-fn neighbour(kind: u16, flags: u16, bridge: u32, ip: Ipv4Addr) -> Message {
-    let mut fixed = vec![AF_INET, 0, 0, 0];
-    fixed.extend_from_slice(&bridge.to_ne_bytes());
-    // NUD_PERMANENT; NDA_DST
-    fixed.extend_from_slice(&[0x80, 0, 0, 0]);
-    Message::new(kind, flags, &fixed).with(1, &ip.octets())
-}
-
-/// Pins a guest's address to its MAC on the bridge: the guest cannot fill the host's table, nor claim another's.
-///
-/// # Errors
-/// When the kernel refuses.
-pub fn add_neighbour(socket: &mut Socket, slot: Slot, ip: Ipv4Addr) -> Result<(), NetError> {
-    let bridge = slot.net_id.bridge();
-    let Some(link) = find(socket, &bridge)? else {
-        return Ok(());
-    };
-    let message =
-        neighbour(NEWNEIGH, REQUEST | CREATE | REPLACE, link.index, ip).with(2, &slot.mac().octets());
-    socket.request(message).map_err(NetError::kernel("pin a neighbour on", &bridge))
-}
-
-/// Unpins a guest's address; it is well when it was not pinned.
-///
-/// # Errors
-/// When the kernel refuses.
-pub fn remove_neighbour(socket: &mut Socket, slot: Slot, ip: Ipv4Addr) -> Result<(), NetError> {
-    let bridge = slot.net_id.bridge();
-    let Some(link) = find(socket, &bridge)? else {
-        return Ok(());
-    };
-    match socket.request(neighbour(DELNEIGH, REQUEST, link.index, ip)) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        result => result.map_err(NetError::kernel("unpin a neighbour on", &bridge)),
-    }
-}
-
-/// Cluster addresses that no bridge has never leave by the default route.
-///
-/// # Errors
-/// When the kernel refuses.
-pub fn ensure_unreachable(socket: &mut Socket) -> Result<(), NetError> {
-    // struct rtmsg: AF_INET, /12, main table, RTPROT_STATIC, RT_SCOPE_UNIVERSE, RTN_UNREACHABLE
-    let fixed = [AF_INET, CLUSTER_CIDR.prefix_len(), 0, 0, 254, 4, 0, 7, 0, 0, 0, 0];
-    // RTA_DST, RTA_PRIORITY
-    let message = Message::new(NEWROUTE, REQUEST | CREATE | REPLACE, &fixed)
-        .with(1, &CLUSTER_CIDR.network().octets())
-        .with(6, &4_000_000_u32.to_ne_bytes());
-    socket.request(message).map_err(NetError::kernel("route", CLUSTER_CIDR))
-}
-
-/// The interface of the default route; `None` where there is none.
-///
-/// # Errors
-/// When the kernel refuses.
-pub fn uplink(socket: &mut Socket) -> Result<Option<Link>, NetError> {
-    let mut index = None;
-    let message = Message::new(GETROUTE, REQUEST | DUMP, &[AF_INET, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
-    socket
-        .exchange(message, |_, payload| {
-            // A default route: no destination bits, unicast, in the main table.
-            if payload.len() >= 12 && payload[1] == 0 && payload[7] == 1 && payload[4] == 254 {
-                let oif = netlink::attribute(&payload[12..], 4).and_then(netlink::number);
-                index = index.or(oif);
-            }
-        })
-        .map_err(NetError::kernel("list", "routes"))?;
-    match index {
-        Some(index) => Ok(all(socket)?.into_iter().find(|link| link.index == index)),
-        None => Ok(None),
-    }
-}
-
-/// Opens an interface for forwarding. True where it was closed.
+/// Opens an interface for forwarding.
 ///
 /// # Errors
 /// When it cannot be written.
-pub fn open_forwarding(interface: &str) -> Result<bool, NetError> {
+pub fn open_forwarding(interface: &str) -> Result<(), NetError> {
     if setting("ipv4", interface, "forwarding").as_deref() == Some("1") {
-        return Ok(false);
+        return Ok(());
     }
-    set("ipv4", interface, "forwarding", "1").map(|()| true)
+    set("ipv4", interface, "forwarding", "1")
 }
 
 /// Brings an interface up.

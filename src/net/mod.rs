@@ -2,15 +2,23 @@
 //!
 //! Knows of tenants and instances only what [`Desired`] says. Nothing that mvm did not make is touched.
 
+mod chains;
+mod conntrack;
 pub mod egress;
 pub mod elements;
 pub mod error;
 pub mod links;
 pub mod netlink;
+mod packets;
+pub mod probe;
+pub mod repair;
+pub mod routes;
 pub mod rules;
 pub mod verify;
 
 use std::{collections::HashSet, net::Ipv4Addr, time::Duration};
+
+use ipnet::Ipv4Net;
 
 pub use self::error::NetError;
 use self::{
@@ -79,10 +87,21 @@ pub struct Desired {
     pub leases: Vec<Lease>,
     /// The slots whose TAPs must be on their bridges.
     pub attached: Vec<Slot>,
+    /// The slots on which somebody works at this moment: their TAPs may be there or not.
+    pub busy: HashSet<Slot>,
+}
+
+/// What the rules need to know of the host.
+#[derive(Debug, Clone, Default)]
+pub struct Host {
+    /// The networks that it is on, tenants' own apart.
+    pub on_link: Vec<Ipv4Net>,
+    /// The uplink, where only guests may be forwarded: on a host that forwards in general somebody wanted a router.
+    pub opened: Option<String>,
 }
 
 /// One thing that was looked at.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct Finding {
     /// What was looked at.
     pub name: String,
@@ -90,6 +109,9 @@ pub struct Finding {
     pub ok: bool,
     /// What was found.
     pub detail: String,
+    /// How long a packet took.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ms: Option<f64>,
     /// What puts it right.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub repair: Option<String>,
@@ -122,7 +144,7 @@ impl Net {
         let tables = self.check_tables()?;
         if tables < rules::TABLES.len() {
             load(&rules::base())?;
-            links::ensure_unreachable(&mut self.route)?;
+            routes::ensure_unreachable(&mut self.route)?;
         }
         Ok(())
     }
@@ -161,34 +183,28 @@ impl Net {
         if complete {
             return Ok(());
         }
-        let uplink = links::uplink(&mut self.route)?;
-        let mtu = uplink.as_ref().map_or(1500, |link| link.mtu);
-        links::ensure_bridge(&mut self.route, tenant.net_id, tenant.subnet, mtu)?;
+        links::check_name(&mut self.route, tenant.net_id)?;
+        let shown = self.look()?;
+        let host = self.host(&shown)?;
+        // What denies comes before what is to be protected.
         let mut text = rules::rates(tenant);
         text.push_str(&format!("add element inet mvm subnets {{ {} }}\n", tenant.subnet));
-        text.push_str(&self.open_uplink()?);
+        text.push_str(&rules::denied(&host));
         load(&text)?;
-        elements::replace(&mut self.netfilter, &set)
+        elements::add(
+            &mut self.netfilter,
+            &host.opened.iter().map(|name| rules::opened(name)).collect::<Vec<_>>(),
+        )?;
+        let mtu = shown.uplink().map_or(1500, |link| link.mtu);
+        links::ensure_bridge(&mut self.route, tenant.net_id, tenant.subnet, mtu)?;
+        elements::replace(&mut self.netfilter, &set)?;
+        shown.uplink().map_or(Ok(()), |uplink| links::open_forwarding(&uplink.name))
     }
 
-    /// Opens the uplink for forwarding, and closes it to its neighbours again by rule.
-    fn open_uplink(&mut self) -> Result<String, NetError> {
-        let Some(uplink) = links::uplink(&mut self.route)? else {
-            return Ok(String::new());
-        };
-        // Whoever opened it before mvm wanted a router: then it stays one.
-        let opened = links::open_forwarding(&uplink.name)?;
-        Ok(if opened {
-            format!("add element inet mvm opened {{ \"{}\" }}\n", uplink.name)
-        } else {
-            String::new()
-        })
-    }
-
-    /// Removes a tenant's bridge and elements; it is well when there are none.
+    /// Removes a tenant's bridge and elements; it is well when there are none, or only somebody else's.
     ///
     /// # Errors
-    /// [`NetError::Foreign`] where something else has the bridge's name.
+    /// When the kernel refuses.
     pub fn remove_tenant(&mut self, tenant: &TenantNet) -> Result<(), NetError> {
         links::remove_bridge(&mut self.route, tenant.net_id)?;
         if self.check_tables()? == rules::TABLES.len() {
@@ -206,13 +222,18 @@ impl Net {
     ///
     /// # Errors
     /// When the kernel refuses; then it has none of them.
-    pub fn add_lease(&mut self, tenant: &TenantNet, lease: &Lease) -> Result<(), NetError> {
+    pub fn add_lease(&mut self, lease: &Lease) -> Result<(), NetError> {
         let chain = rules::egress(&lease.egress);
         if !chain.is_empty() {
             load(&chain)?;
         }
-        elements::add(&mut self.netfilter, &rules::lease_elements(tenant, lease))?;
-        links::add_neighbour(&mut self.route, lease.slot, lease.ip)
+        elements::add(&mut self.netfilter, &rules::lease_elements(lease))?;
+        routes::add_neighbour(&mut self.route, lease.slot, lease.ip)?;
+        // A client outside that went on asking for the port while nobody had it is not kept from it.
+        for port in &lease.published {
+            conntrack::flush_port(&mut self.netfilter, *port)?;
+        }
+        Ok(())
     }
 
     /// Removes a lease's elements, its neighbour entry and its open flows; what is not there is well.
@@ -221,9 +242,10 @@ impl Net {
     /// When the kernel refuses.
     pub fn remove_lease(&mut self, tenant: &TenantNet, lease: &Lease) -> Result<(), NetError> {
         if self.check_tables()? == rules::TABLES.len() {
-            elements::remove(&mut self.netfilter, &rules::lease_elements(tenant, lease))?;
+            elements::remove(&mut self.netfilter, &rules::lease_elements(lease))?;
+            elements::remove(&mut self.netfilter, &rules::limited(tenant, lease.ip))?;
         }
-        links::remove_neighbour(&mut self.route, lease.slot, lease.ip)?;
+        routes::remove_neighbour(&mut self.route, lease.slot, lease.ip)?;
         conntrack::flush(&mut self.netfilter, lease.ip)
     }
 
@@ -266,12 +288,28 @@ impl Net {
         links::join(&mut self.route, slot)
     }
 
-    /// Removes a slot's TAP; it is well when there is none.
+    /// Removes a slot's TAP; it is well when there is none, or only somebody else's.
     ///
     /// # Errors
-    /// [`NetError::Foreign`] where something else has its name.
+    /// When the kernel refuses.
     pub fn delete_tap(&mut self, slot: Slot) -> Result<(), NetError> {
         links::delete_tap(&mut self.route, slot)
+    }
+
+    /// What a probe of a tenant may ask besides: another tenant's gateway, another address of the host.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn others(&mut self, tenants: &[TenantNet], tenant: &TenantNet) -> Result<probe::Others, NetError> {
+        let gateway = tenants.iter().find(|other| other.net_id != tenant.net_id);
+        let own: HashSet<Ipv4Addr> = tenants.iter().map(|tenant| tenant.subnet.gateway()).collect();
+        let addresses = routes::addresses(&mut self.route)?;
+        let mut host = addresses.iter().map(|address| address.net.addr());
+        Ok(probe::Others {
+            gateway: gateway.map(|other| other.subnet.gateway()),
+            uplink: routes::routes(&mut self.route)?.uplink.is_some(),
+            host: host.find(|ip| !ip.is_loopback() && !own.contains(ip)),
+        })
     }
 
     /// The slots whose TAPs are there and mvm's.
@@ -279,78 +317,11 @@ impl Net {
     /// # Errors
     /// When the kernel refuses.
     pub fn list_taps(&mut self) -> Result<Vec<Slot>, NetError> {
-        let ours = |link: &links::Link| link.kind == "tun" && link.alias == links::ALIAS;
         Ok(links::all(&mut self.route)?
             .iter()
-            .filter(|link| ours(link))
+            .filter(|link| links::is_our_tap(link))
             .filter_map(|link| Slot::from_tap(&link.name))
             .collect())
-    }
-
-    /// Makes the kernel's network what it should be; returns what was done, a line each.
-    ///
-    /// # Errors
-    /// [`NetError::Foreign`] where something else is in the way.
-    pub fn repair(&mut self, desired: &Desired) -> Result<Vec<String>, NetError> {
-        let wrong: Vec<String> = self
-            .verify(desired)?
-            .into_iter()
-            .filter(|finding| !finding.ok)
-            .map(|f| format!("{}: {}", f.name, f.detail))
-            .collect();
-        if wrong.is_empty() {
-            return Ok(Vec::new());
-        }
-        self.check_tables()?;
-        let mut text = rules::base();
-        text.push_str(&rules::extras(desired));
-        text.push_str(&rules::intervals(desired, &[]));
-        if !desired.tenants.is_empty() {
-            text.push_str(&self.open_uplink()?);
-        }
-        load(&text)?;
-        links::ensure_unreachable(&mut self.route)?;
-        self.repair_bridges(desired)?;
-        self.repair_elements(desired)?;
-        for lease in &desired.leases {
-            links::add_neighbour(&mut self.route, lease.slot, lease.ip)?;
-        }
-        for &slot in &desired.attached {
-            match self.join(slot) {
-                // It was stopped since the files were read: start and stop do not wait for this.
-                Err(error) if error.is_no_device() => {}
-                joined => joined?,
-            }
-        }
-        Ok(wrong)
-    }
-
-    fn repair_bridges(&mut self, desired: &Desired) -> Result<(), NetError> {
-        let uplink = links::uplink(&mut self.route)?;
-        let mtu = uplink.as_ref().map_or(1500, |link| link.mtu);
-        for tenant in &desired.tenants {
-            links::ensure_bridge(&mut self.route, tenant.net_id, tenant.subnet, mtu)?;
-        }
-        let wanted: HashSet<NetId> = desired.tenants.iter().map(|tenant| tenant.net_id).collect();
-        for net_id in verify::our_bridges(&links::all(&mut self.route)?) {
-            if !wanted.contains(&net_id) {
-                links::remove_bridge(&mut self.route, net_id)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Adds what is missing and removes what is too much, set by set.
-    fn repair_elements(&mut self, desired: &Desired) -> Result<(), NetError> {
-        for ((family, set), wanted) in rules::elements(desired) {
-            let there = elements::dump(&mut self.netfilter, family, &set)?.unwrap_or_default();
-            let difference = verify::difference(&wanted, &there);
-            elements::remove_raw(&mut self.netfilter, family, &set, &difference.surplus)?;
-            for chunk in difference.missing.chunks(500) {
-                elements::add(&mut self.netfilter, chunk)?;
-            }
-        }
-        Ok(())
     }
 }
 
@@ -359,62 +330,4 @@ fn load(text: &str) -> Result<(), NetError> {
     shell::run("nft", ["-f", "-"], text.as_bytes(), NFT_LIMIT)
         .map(drop)
         .map_err(|source| NetError::Rules { source })
-}
-
-mod conntrack {
-    //! Ends the flows of an address.
-
-    use std::net::Ipv4Addr;
-
-    use super::{
-        error::NetError,
-        netlink::{self, DUMP, Message, REQUEST, Socket},
-    };
-
-    /// `NFNL_SUBSYS_CTNETLINK`, get and delete.
-    const GET: u16 = 1 << 8 | 1;
-    const DELETE: u16 = 1 << 8 | 2;
-    const AF_INET: u8 = 2;
-
-    /// Removes every entry from, to, or answered by `ip`.
-    pub fn flush(socket: &mut Socket, ip: Ipv4Addr) -> Result<(), NetError> {
-        let refused = || NetError::kernel("end the flows of", ip);
-        let mut tuples = Vec::new();
-        let message = Message::new(GET, REQUEST | DUMP, &[AF_INET, 0, 0, 0]);
-        let listed = socket.exchange(message, |_, payload| {
-            let Some(body) = payload.get(4..) else { return };
-            // CTA_TUPLE_ORIG and CTA_TUPLE_REPLY
-            let (original, reply) = (netlink::attribute(body, 1), netlink::attribute(body, 2));
-            if [original, reply].into_iter().flatten().any(|tuple| involves(tuple, ip))
-                && let Some(original) = original
-            {
-                tuples.push(original.to_vec());
-            }
-        });
-        match listed {
-            Ok(()) => {}
-            // No conntrack in this kernel or namespace: no flows.
-            Err(error)
-                if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP | libc::ENOENT)) =>
-            {
-                return Ok(());
-            }
-            Err(error) => return Err(refused()(error)),
-        }
-        for tuple in tuples {
-            match socket.request(Message::new(DELETE, REQUEST, &[AF_INET, 0, 0, 0]).with(1 | 0x8000, &tuple))
-            {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(refused()(error)),
-                _ => {}
-            }
-        }
-        Ok(())
-    }
-
-    fn involves(tuple: &[u8], ip: Ipv4Addr) -> bool {
-        // CTA_TUPLE_IP { CTA_IP_V4_SRC, CTA_IP_V4_DST }
-        netlink::attribute(tuple, 1).is_some_and(|addresses| {
-            netlink::attributes(addresses).any(|(kind, value)| matches!(kind, 1 | 2) && value == ip.octets())
-        })
-    }
 }

@@ -8,8 +8,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use sha2::{Digest, Sha256};
 
+use ipnet::Ipv4Net;
+
 use super::{
-    Desired, Lease, TenantNet,
+    Desired, Host, Lease, TenantNet,
     egress::{Egress, EgressRule},
     elements::{Element, Key, Value},
 };
@@ -20,15 +22,16 @@ pub const TABLES: [(&str, &str); 3] = [("bridge", "mvm"), ("arp", "mvm"), ("inet
 /// The comment by which mvm knows its own tables.
 pub const MARK: &str = "made by mvm";
 
-/// A rule that a test may leave out, to see that some denial rests on it.
-pub const BELT: &str = "# belt";
+/// Marks a rule that nothing rests on alone, before the reason: a test leaves every other one out and sees a denial fail.
+pub const BELT: &str = "# belt: ";
 
 /// Addresses that are not the internet.
 const NOT_INTERNET: &str = "0.0.0.0/8, 10.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 169.254.0.0/16, 172.16.0.0/12, \
                             192.0.0.0/24, 192.168.0.0/16, 198.18.0.0/15, 224.0.0.0/3";
 
 /// The sets, maps and chains that are there whatever the tenants are. Loaded as one transaction; loading it again changes
-/// nothing but puts chains right that somebody changed. A line that ends in `# belt` has another one before it.
+/// nothing but puts chains right that somebody changed. Chains are jumped to: what one of them does not accept, the drop
+/// at the end of its caller ends.
 pub fn base() -> String {
     format!(
         r#"
@@ -56,23 +59,22 @@ add rule bridge mvm from_port_arp iifname @arp_over drop
 add rule bridge mvm from_port_arp accept
 add rule bridge mvm from_port_ip udp sport 67 drop
 add rule bridge mvm from_port_ip ether daddr & 01:00:00:00:00:00 == 00:00:00:00:00:00 accept
-add rule bridge mvm from_port_ip ether daddr != ff:ff:ff:ff:ff:ff drop
 add rule bridge mvm from_port_ip iifname @bcast_over drop
-add rule bridge mvm from_port_ip accept
-add rule bridge mvm from_port ether type ip iifname . ether saddr . ip saddr @port_ip goto from_port_ip
-add rule bridge mvm from_port ether type arp arp htype 1 arp ptype ip arp hlen 6 arp plen 4 iifname . ether saddr . arp saddr ether . arp saddr ip @port_arp goto from_port_arp
+add rule bridge mvm from_port_ip ether daddr ff:ff:ff:ff:ff:ff accept
+add rule bridge mvm from_port ether type ip iifname . ether saddr . ip saddr @port_ip jump from_port_ip
+add rule bridge mvm from_port ether type arp arp htype 1 arp ptype ip arp hlen 6 arp plen 4 iifname . ether saddr . arp saddr ether . arp saddr ip @port_arp jump from_port_arp
 add rule bridge mvm from_port drop
-add rule bridge mvm prerouting iifname "tn*" goto from_port
-add rule bridge mvm input iifname "tn*" ether daddr & ff:ff:ff:ff:ff:f0 == 01:80:c2:00:00:00 drop # belt
+add rule bridge mvm prerouting iifname "tn*" jump from_port
+add rule bridge mvm input iifname "tn*" ether daddr ff:ff:ff:ff:ff:ff accept
+add rule bridge mvm input iifname "tn*" ether daddr & ff:ff:00:00:ff:ff != 02:fc:00:00:00:01 drop
 add rule bridge mvm forward oifname "tn*" iifname != "tn*" drop
 add chain arp mvm input {{ type filter hook input priority 0; policy accept; }}
 flush chain arp mvm input
-add rule arp mvm input iifname "tn*" drop # belt
+add rule arp mvm input iifname "tn*" drop # belt: the TAP is NOARP
 add set inet mvm same_bridge {{ type ifname . ifname; }}
 add set inet mvm gateways {{ type ifname . ipv4_addr; }}
 add set inet mvm opened {{ type ifname; }}
 add set inet mvm subnets {{ type ipv4_addr; flags interval; }}
-add set inet mvm offered {{ type ifname . ipv4_addr . inet_proto . inet_service; }}
 add set inet mvm not_internet {{ type ipv4_addr; flags interval; }}
 add element inet mvm not_internet {{ {NOT_INTERNET} }}
 add chain inet mvm egress_internet
@@ -121,12 +123,12 @@ add rule inet mvm raw iifname != "lo" ip saddr @subnets drop
 add rule inet mvm mss iifname . oifname @same_bridge accept
 add rule inet mvm mss iifname "br-tenant-*" tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu
 add rule inet mvm mss oifname "br-tenant-*" tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu
-add rule inet mvm forward iifname "br-tenant-*" goto from_tenant
-add rule inet mvm forward oifname "br-tenant-*" goto into_tenant
+add rule inet mvm forward iifname "br-tenant-*" jump from_tenant
+add rule inet mvm forward oifname "br-tenant-*" jump into_tenant
 add rule inet mvm forward iifname @opened drop
 add rule inet mvm same ether daddr & ff:ff:00:00:ff:ff == 02:fc:00:00:00:01 drop
 add rule inet mvm same accept
-add rule inet mvm from_tenant iifname . oifname @same_bridge goto same
+add rule inet mvm from_tenant iifname . oifname @same_bridge jump same
 add rule inet mvm from_tenant oifname "br-tenant-*" drop
 add rule inet mvm from_tenant ct state established,related accept
 add rule inet mvm from_tenant ct state != new drop
@@ -134,16 +136,15 @@ add rule inet mvm from_tenant iifname vmap @rates
 add rule inet mvm from_tenant iifname . ip saddr vmap @egress
 add rule inet mvm from_tenant drop
 add rule inet mvm into_tenant ct state established,related accept
-add rule inet mvm into_tenant ct state new ct status dnat ip daddr . meta l4proto . th dport @published_to goto into_published
+add rule inet mvm into_tenant ct state new ct status dnat ip daddr . meta l4proto . th dport @published_to jump into_published
 add rule inet mvm into_tenant drop
 add rule inet mvm into_published oifname vmap @rates_in
 add rule inet mvm into_published accept
-add rule inet mvm input iifname "br-tenant-*" goto to_host
+add rule inet mvm input iifname "br-tenant-*" jump to_host
 add rule inet mvm input iifname != "lo" ip daddr @subnets drop
 add rule inet mvm to_host ct state established,related accept
-add rule inet mvm to_host ct state != new drop
+add rule inet mvm to_host ct state != new drop # belt: a broadcast to one address is dropped by the bridge's setting
 add rule inet mvm to_host iifname vmap @rates
-add rule inet mvm to_host iifname . ip daddr . meta l4proto . th dport @offered accept
 add rule inet mvm to_host iifname . ip daddr @gateways icmp type echo-request accept
 add rule inet mvm to_host drop
 add rule inet mvm dstnat iifname != "br-tenant-*" fib daddr type local dnat ip to meta l4proto . th dport map @published
@@ -152,23 +153,41 @@ add rule inet mvm srcnat iifname "br-tenant-*" oifname != "br-tenant-*" masquera
     )
 }
 
-/// What a tenant's rates need besides the base: its limiting sets and the chains that ask them. Set-level statements are
-/// cloned into each element, so each distinct rate has a set of its own.
+/// What a tenant's rates need besides the base: its limiting sets and the chains that ask them, one of each for each
+/// distinct rate.
+///
+/// The sets are filled by packets, one element for each address, and not with the lease: an element with `ct count` that
+/// is added by itself gives back a hold on conntrack that it never took (seen on Linux 6.18), and with the last hold all
+/// tracking ends. So these limits also follow a tenant whose rates change.
 pub fn rates(tenant: &TenantNet) -> String {
     let (max, new, burst) = (tenant.rates.max_conns, tenant.rates.new_per_second, tenant.rates.burst());
     let (chain, chain_in) = (rates_chain(tenant), rates_in_chain(tenant));
+    let sets = limiting_sets(tenant);
+    let [new_over, conns_over, conns_in_over] = &sets;
+    let made: String = sets
+        .iter()
+        .map(|set| {
+            format!("add set inet mvm {set} {{ type ipv4_addr; size {MAX_LIMITED}; flags dynamic; }}\n")
+        })
+        .collect();
     format!(
-        "add set inet mvm new_over_{new} {{ type ipv4_addr; limit rate over {new}/second burst {burst} packets; }}\n\
-         add set inet mvm conns_over_{max} {{ type ipv4_addr; ct count over {max}; }}\n\
-         add set inet mvm conns_in_over_{max} {{ type ipv4_addr; ct count over {max}; }}\n\
-         add chain inet mvm {chain}\n\
+        "{made}add chain inet mvm {chain}\n\
          add chain inet mvm {chain_in}\n\
          flush chain inet mvm {chain}\n\
          flush chain inet mvm {chain_in}\n\
-         add rule inet mvm {chain} ip saddr @new_over_{new} drop\n\
-         add rule inet mvm {chain} ip saddr @conns_over_{max} drop\n\
-         add rule inet mvm {chain_in} ip daddr @conns_in_over_{max} drop\n"
+         add rule inet mvm {chain} add @{new_over} {{ ip saddr limit rate over {new}/second burst {burst} packets }} drop\n\
+         add rule inet mvm {chain} add @{conns_over} {{ ip saddr ct count over {max} }} drop\n\
+         add rule inet mvm {chain_in} add @{conns_in_over} {{ ip daddr ct count over {max} }} drop\n"
     )
+}
+
+/// More addresses than one node has leases; the kernel wants a bound.
+const MAX_LIMITED: u32 = 1 << 18;
+
+/// The sets in which a tenant's addresses are limited: new connections, open ones, open ones from outside.
+pub fn limiting_sets(tenant: &TenantNet) -> [String; 3] {
+    let (new, max) = (tenant.rates.new_per_second, tenant.rates.max_conns);
+    [format!("new_over_{new}"), format!("conns_over_{max}"), format!("conns_in_over_{max}")]
 }
 
 fn rates_chain(tenant: &TenantNet) -> String {
@@ -234,19 +253,15 @@ pub fn tenant_elements(tenant: &TenantNet) -> Vec<Element> {
 }
 
 /// The elements of a lease.
-pub fn lease_elements(tenant: &TenantNet, lease: &Lease) -> Vec<Element> {
+pub fn lease_elements(lease: &Lease) -> Vec<Element> {
     let tap = || Key::Name(lease.slot.tap());
     let mac = || Key::Mac(lease.slot.mac());
     let ip = || Key::Ip(lease.ip);
-    let rates = tenant.rates;
     let mut elements = vec![
         Element::bridge("port_ip", vec![tap(), mac(), ip()]),
         Element::bridge("port_arp", vec![tap(), mac(), mac(), ip()]),
         Element::bridge("arp_over", vec![tap()]),
         Element::bridge("bcast_over", vec![tap()]),
-        Element::inet(format!("new_over_{}", rates.new_per_second), vec![ip()]),
-        Element::inet(format!("conns_over_{}", rates.max_conns), vec![ip()]),
-        Element::inet(format!("conns_in_over_{}", rates.max_conns), vec![ip()]),
         egress_element(lease),
     ];
     for port in &lease.published {
@@ -260,16 +275,23 @@ pub fn lease_elements(tenant: &TenantNet, lease: &Lease) -> Vec<Element> {
     elements
 }
 
+/// What a lease's packets have left in its tenant's limiting sets.
+pub fn limited(tenant: &TenantNet, ip: std::net::Ipv4Addr) -> Vec<Element> {
+    limiting_sets(tenant).into_iter().map(|set| Element::inet(set, vec![Key::Ip(ip)])).collect()
+}
+
 /// The element that gives a lease its egress policy.
 pub fn egress_element(lease: &Lease) -> Element {
     let bridge = Key::Name(lease.slot.net_id.bridge());
-    Element::inet("egress", vec![bridge, Key::Ip(lease.ip)]).with(Value::Goto(egress_chain(&lease.egress)))
+    Element::inet("egress", vec![bridge, Key::Ip(lease.ip)]).with(Value::Jump(egress_chain(&lease.egress)))
 }
 
-/// Every element that there should be, by family and set. Sets that may be empty are there too.
-pub fn elements(desired: &Desired) -> BTreeMap<(u8, String), Vec<Element>> {
+/// Every element that there should be, by family and set. Sets that may be empty are there too; those that packets fill
+/// are not.
+pub fn elements(desired: &Desired, host: &Host) -> BTreeMap<(u8, String), Vec<Element>> {
     let mut all: BTreeMap<(u8, String), Vec<Element>> = BTreeMap::new();
-    let fixed = ["same_bridge", "gateways", "rates", "rates_in", "egress", "published", "published_to"];
+    let fixed =
+        ["opened", "same_bridge", "gateways", "rates", "rates_in", "egress", "published", "published_to"];
     for set in fixed {
         all.entry((super::elements::INET, set.into())).or_default();
     }
@@ -278,44 +300,48 @@ pub fn elements(desired: &Desired) -> BTreeMap<(u8, String), Vec<Element>> {
     }
     let mut put =
         |element: Element| all.entry((element.family, element.set.clone())).or_default().push(element);
-    let mut tenants = BTreeMap::new();
+    host.opened.iter().map(|name| opened(name)).for_each(&mut put);
     for tenant in &desired.tenants {
         tenant_elements(tenant).into_iter().for_each(&mut put);
-        tenants.insert(tenant.net_id, tenant);
     }
     for lease in &desired.leases {
-        if let Some(tenant) = tenants.get(&lease.slot.net_id) {
-            lease_elements(tenant, lease).into_iter().for_each(&mut put);
-        }
+        lease_elements(lease).into_iter().for_each(&mut put);
     }
     all
 }
 
-/// The subnets, as text that replaces what is in the interval set in one transaction. `also_denied` are public networks
-/// that the uplink is on: probes there would leave neighbour entries.
-pub fn intervals(desired: &Desired, also_denied: &[ipnet::Ipv4Net]) -> String {
-    let mut text = String::from("flush set inet mvm subnets\n");
-    for tenant in &desired.tenants {
-        text.push_str(&format!("add element inet mvm subnets {{ {} }}\n", tenant.subnet));
+/// The element that closes an uplink to its neighbours.
+pub fn opened(interface: &str) -> Element {
+    Element::inet("opened", vec![Key::Name(interface.into())])
+}
+
+/// The interval sets, with what each covers.
+pub fn intervals(desired: &Desired, host: &Host) -> [(&'static str, Vec<Ipv4Net>); 2] {
+    let subnets = desired.tenants.iter().map(|tenant| tenant.subnet.net()).collect();
+    [("subnets", subnets), ("not_internet", not_internet(host))]
+}
+
+/// What is not the internet: the well-known networks, and those that the host is on.
+fn not_internet(host: &Host) -> Vec<Ipv4Net> {
+    let mut nets: Vec<Ipv4Net> = NOT_INTERNET.split(", ").filter_map(|text| text.parse().ok()).collect();
+    let also: Vec<Ipv4Net> =
+        host.on_link.iter().filter(|net| !nets.iter().any(|known| known.contains(*net))).copied().collect();
+    nets.extend(also);
+    Ipv4Net::aggregate(&nets)
+}
+
+/// An interval set with what it should cover, as text that replaces it in one transaction.
+pub fn refill((set, nets): &(&str, Vec<Ipv4Net>)) -> String {
+    let mut text = format!("flush set inet mvm {set}\n");
+    for net in nets {
+        text.push_str(&format!("add element inet mvm {set} {{ {net} }}\n"));
     }
-    text.push_str(&denied(also_denied));
     text
 }
 
-/// What is not the internet, as text that replaces the set in one transaction.
-pub fn denied(also: &[ipnet::Ipv4Net]) -> String {
-    let mut text =
-        format!("flush set inet mvm not_internet\nadd element inet mvm not_internet {{ {NOT_INTERNET} }}\n");
-    let known = |net: &ipnet::Ipv4Net| {
-        NOT_INTERNET
-            .split(", ")
-            .filter_map(|text| text.parse::<ipnet::Ipv4Net>().ok())
-            .any(|known| known.contains(net))
-    };
-    for net in also.iter().filter(|net| !known(net)) {
-        text.push_str(&format!("add element inet mvm not_internet {{ {net} }}\n"));
-    }
-    text
+/// What a host's own addresses deny, as text that replaces it in one transaction.
+pub fn denied(host: &Host) -> String {
+    refill(&("not_internet", not_internet(host)))
 }
 
 #[cfg(test)]

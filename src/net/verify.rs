@@ -1,20 +1,17 @@
-//! Compares the kernel's network with what it should be. Only looks.
+//! Compares the kernel's network with what it should be. Only looks, and looks once at each kind of thing: nothing here
+//! costs a process or a question for each tenant or lease.
 
-use std::{
-    collections::{HashMap, HashSet},
-    time::Duration,
-};
+use std::collections::{HashMap, HashSet};
 
 use super::{
-    Desired, Finding, Net, NetError,
+    Desired, Finding, Host, Net, NetError,
+    chains::{self, Comparison},
     elements::{self, Element},
     links::{self, Link},
+    routes::{self, Address, Pinned, Routes},
     rules,
 };
-use crate::{
-    infra::shell,
-    vm::naming::{NetId, Slot},
-};
+use crate::vm::naming::{NetId, Slot};
 
 const REPAIR: &str = "mvm net repair";
 
@@ -51,14 +48,37 @@ pub fn difference(wanted: &[Element], there: &[(Vec<u8>, Vec<u8>)]) -> Differenc
     difference
 }
 
-/// The net ids of the bridges that mvm made.
-pub fn our_bridges(all: &[Link]) -> Vec<NetId> {
-    let net_id = |link: &Link| {
+/// The bridges that mvm made, by the tenant whose name they have.
+pub fn our_bridges(all: &[Link]) -> HashMap<NetId, &Link> {
+    let net_id = |link: &Link| -> Option<NetId> {
         let net_id: NetId = link.name.strip_prefix("br-tenant-")?.parse().ok()?;
-        (link.kind == "bridge" && link.mac == Some(net_id.gateway_mac()) && net_id.bridge() == link.name)
-            .then_some(net_id)
+        (net_id.bridge() == link.name && links::is_our_bridge(link, net_id)).then_some(net_id)
     };
-    all.iter().filter_map(net_id).collect()
+    all.iter().filter_map(|link| Some((net_id(link)?, link))).collect()
+}
+
+/// What the kernel shows of links and what belongs to them.
+#[derive(Debug)]
+pub struct Shown {
+    /// All links.
+    pub links: Vec<Link>,
+    /// All addresses.
+    pub addresses: Vec<Address>,
+    /// What is pinned.
+    pub pinned: Pinned,
+    /// The routes.
+    pub routes: Routes,
+}
+
+impl Shown {
+    /// The interface of the default route.
+    pub fn uplink(&self) -> Option<&Link> {
+        self.links.iter().find(|link| Some(link.index) == self.routes.uplink)
+    }
+
+    fn by_name(&self) -> HashMap<&str, &Link> {
+        self.links.iter().map(|link| (link.name.as_str(), link)).collect()
+    }
 }
 
 fn finding(name: impl Into<String>, wrong: Vec<String>, fine: impl Into<String>) -> Finding {
@@ -68,48 +88,80 @@ fn finding(name: impl Into<String>, wrong: Vec<String>, fine: impl Into<String>)
     if count > 5 {
         detail.push_str(&format!("; and {} more", count - 5));
     }
-    Finding { name: name.into(), ok, detail, repair: (!ok).then(|| REPAIR.to_owned()) }
+    Finding { name: name.into(), ok, detail, ms: None, repair: (!ok).then(|| REPAIR.to_owned()) }
 }
 
 impl Net {
-    /// Looks at everything: tables and chains, elements against leases both ways, bridges and their settings, TAPs and their
-    /// port flags, orphans.
+    /// Looks at everything: tables, chains and sets, elements against leases both ways, bridges, addresses and settings, TAPs
+    /// and their port flags, what is pinned, routes, orphans.
     ///
     /// # Errors
     /// When the kernel refuses to show it.
     pub fn verify(&mut self, desired: &Desired) -> Result<Vec<Finding>, NetError> {
-        let mut findings = vec![self.verify_tables(desired)?];
-        findings.push(self.verify_elements(desired)?);
-        let all = links::all(&mut self.route)?;
-        findings.push(verify_bridges(desired, &all));
-        findings.push(self.verify_forwarding(desired)?);
-        findings.push(verify_taps(desired, &all));
-        Ok(findings)
+        Ok(self.examine(desired)?.0)
     }
 
-    fn verify_tables(&mut self, desired: &Desired) -> Result<Finding, NetError> {
+    /// Looks at everything; what was seen of chains and sets too, where all tables are there.
+    pub(super) fn examine(
+        &mut self,
+        desired: &Desired,
+    ) -> Result<(Vec<Finding>, Option<Comparison>), NetError> {
+        let (rules, comparison) = self.verify_tables(desired)?;
+        let mut findings = vec![rules];
+        let shown = self.look()?;
+        let host = self.host(&shown)?;
+        findings.push(self.verify_elements(desired, &host)?);
+        findings.push(verify_bridges(desired, &shown));
+        findings.push(verify_uplink(desired, &shown));
+        findings.push(verify_taps(desired, &shown));
+        findings.push(verify_neighbours(desired, &shown));
+        Ok((findings, comparison))
+    }
+
+    /// Looks at links and what belongs to them.
+    pub(super) fn look(&mut self) -> Result<Shown, NetError> {
+        Ok(Shown {
+            links: links::all(&mut self.route)?,
+            addresses: routes::addresses(&mut self.route)?,
+            pinned: routes::pinned(&mut self.route)?,
+            routes: routes::routes(&mut self.route)?,
+        })
+    }
+
+    /// What the rules need to know of the host.
+    pub(super) fn host(&mut self, shown: &Shown) -> Result<Host, NetError> {
+        let router = links::setting("ipv4", "all", "forwarding").as_deref() == Some("1");
+        Ok(Host {
+            on_link: routes::on_link(&shown.addresses, &shown.links),
+            opened: shown.uplink().filter(|_| !router).map(|link| link.name.clone()),
+        })
+    }
+
+    fn verify_tables(&mut self, desired: &Desired) -> Result<(Finding, Option<Comparison>), NetError> {
         let there = self.check_tables()?;
         if there == 0 && desired.tenants.is_empty() {
-            return Ok(finding("rules", Vec::new(), "none are needed yet"));
+            return Ok((finding("rules", Vec::new(), "none are needed yet"), None));
         }
         if there < rules::TABLES.len() {
             let wrong = format!("{there} of {} tables are there", rules::TABLES.len());
-            return Ok(finding("rules", vec![wrong], ""));
+            return Ok((finding("rules", vec![wrong], ""), None));
         }
-        let (is, should) = (listing()?, expected(desired)?);
-        let wrong = compare_chains(&is, &should);
-        Ok(finding("rules", wrong, format!("{} chains as they should be", should.len())))
+        let comparison = chains::compare(desired)?;
+        let fine = "every chain and set as it should be";
+        Ok((finding("rules", comparison.describe(), fine), Some(comparison)))
     }
 
-    fn verify_elements(&mut self, desired: &Desired) -> Result<Finding, NetError> {
+    fn verify_elements(&mut self, desired: &Desired, host: &Host) -> Result<Finding, NetError> {
         let mut wrong = Vec::new();
         let mut count = 0;
-        for ((family, set), wanted) in rules::elements(desired) {
+        let tables = self.check_tables()?;
+        if tables < rules::TABLES.len() && desired.tenants.is_empty() {
+            return Ok(finding("elements", wrong, "none are needed yet"));
+        }
+        for ((family, set), wanted) in rules::elements(desired, host) {
             count += wanted.len();
             let Some(there) = elements::dump(&mut self.netfilter, family, &set)? else {
-                if !wanted.is_empty() {
-                    wrong.push(format!("the set {set} is not there"));
-                }
+                wrong.push(format!("the set {set} is not there"));
                 continue;
             };
             let difference = difference(&wanted, &there);
@@ -120,53 +172,89 @@ impl Net {
                 wrong.push(format!("{} elements too many in {set}", difference.surplus.len()));
             }
         }
-        Ok(finding("elements", wrong, format!("{count} elements for {} leases", desired.leases.len())))
-    }
-
-    fn verify_forwarding(&mut self, desired: &Desired) -> Result<Finding, NetError> {
-        let mut wrong = Vec::new();
-        let Some(uplink) = links::uplink(&mut self.route)? else {
-            return Ok(finding("uplink", wrong, "there is no default route: guests reach no outside"));
-        };
-        if !desired.tenants.is_empty()
-            && links::setting("ipv4", &uplink.name, "forwarding").as_deref() != Some("1")
-        {
-            wrong.push(format!("forwarding is off on {}", uplink.name));
+        for (set, nets) in rules::intervals(desired, host) {
+            count += nets.len();
+            match elements::dump_ranges(&mut self.netfilter, set)? {
+                Some(there) if there == elements::ranges(&nets) => {}
+                Some(_) => wrong.push(format!("{set} covers other networks than it should")),
+                None => wrong.push(format!("the set {set} is not there")),
+            }
         }
-        Ok(finding("uplink", wrong, format!("{} forwards", uplink.name)))
+        Ok(finding("elements", wrong, format!("{count} elements for {} leases", desired.leases.len())))
     }
 }
 
-fn verify_bridges(desired: &Desired, all: &[Link]) -> Finding {
-    let by_name: HashMap<&str, &Link> = all.iter().map(|link| (link.name.as_str(), link)).collect();
+fn verify_bridges(desired: &Desired, shown: &Shown) -> Finding {
+    let by_name = shown.by_name();
+    let mut addresses: HashMap<u32, Vec<ipnet::Ipv4Net>> = HashMap::new();
+    for address in &shown.addresses {
+        addresses.entry(address.index).or_default().push(address.net);
+    }
     let mut wrong = Vec::new();
     for tenant in &desired.tenants {
         let name = tenant.net_id.bridge();
-        match by_name.get(name.as_str()) {
-            None => wrong.push(format!("{name} is not there")),
-            Some(link) if link.mac != Some(tenant.net_id.gateway_mac()) || link.kind != "bridge" => {
-                wrong.push(format!("{name} is not mvm's"));
+        let Some(link) = by_name.get(name.as_str()) else {
+            wrong.push(format!("{name} is not there"));
+            continue;
+        };
+        if !links::is_our_bridge(link, tenant.net_id) {
+            wrong.push(format!("{name} is not mvm's: another {} has the name", link.kind));
+            continue;
+        }
+        if !link.up {
+            wrong.push(format!("{name} is down"));
+        }
+        if link.mac != Some(tenant.net_id.gateway_mac()) {
+            wrong.push(format!(
+                "{name} has the MAC {}",
+                link.mac.map_or("none".into(), |mac| mac.to_string())
+            ));
+        }
+        let has = addresses.get(&link.index).map_or(&[][..], Vec::as_slice);
+        if has != [routes::gateway(tenant.subnet)] {
+            let has: Vec<String> = has.iter().map(ToString::to_string).collect();
+            let has = if has.is_empty() { "no address".into() } else { has.join(", ") };
+            wrong.push(format!("{name} has {has}, not {}", routes::gateway(tenant.subnet)));
+        }
+        for setting in links::BRIDGE_SETTINGS {
+            if let Some(is) = link.setting(&setting).filter(|is| *is != setting.value) {
+                wrong.push(format!("{name}: {} is {is}", setting.name));
             }
-            Some(link) if !link.up => wrong.push(format!("{name} is down")),
-            Some(_) => {
-                for (family, setting, value) in links::BRIDGE_SETTINGS {
-                    let is = links::setting(family, &name, setting);
-                    if is.as_deref().is_some_and(|is| is != value) {
-                        wrong.push(format!("{name}: {setting} is {}", is.unwrap_or_default()));
-                    }
-                }
+        }
+        for (kind, value, attribute) in links::BRIDGE_ATTRIBUTES {
+            if let Some((_, is)) =
+                link.bridge.iter().find(|(is, _)| *is == kind).filter(|(_, is)| *is != value)
+            {
+                wrong.push(format!("{name}: {attribute} is {is}"));
             }
         }
     }
     let wanted: HashSet<NetId> = desired.tenants.iter().map(|tenant| tenant.net_id).collect();
-    for net_id in our_bridges(all).into_iter().filter(|net_id| !wanted.contains(net_id)) {
+    for net_id in our_bridges(&shown.links).keys().filter(|net_id| !wanted.contains(net_id)) {
         wrong.push(format!("{} belongs to no tenant", net_id.bridge()));
     }
     finding("bridges", wrong, format!("{} bridges as they should be", desired.tenants.len()))
 }
 
-fn verify_taps(desired: &Desired, all: &[Link]) -> Finding {
-    let by_name: HashMap<&str, &Link> = all.iter().map(|link| (link.name.as_str(), link)).collect();
+fn verify_uplink(desired: &Desired, shown: &Shown) -> Finding {
+    let mut wrong = Vec::new();
+    if desired.tenants.is_empty() {
+        return finding("uplink", wrong, "none is needed yet");
+    }
+    if !shown.routes.last_resort {
+        wrong.push("the route that keeps unknown cluster addresses in is not there".into());
+    }
+    let Some(uplink) = shown.uplink() else {
+        return finding("uplink", wrong, "there is no default route: guests reach no outside");
+    };
+    if uplink.setting(&links::FORWARDING) != Some(1) {
+        wrong.push(format!("forwarding is off on {}", uplink.name));
+    }
+    finding("uplink", wrong, format!("{} forwards", uplink.name))
+}
+
+fn verify_taps(desired: &Desired, shown: &Shown) -> Finding {
+    let by_name = shown.by_name();
     let mut wrong = Vec::new();
     for slot in &desired.attached {
         let name = slot.tap();
@@ -175,111 +263,100 @@ fn verify_taps(desired: &Desired, all: &[Link]) -> Finding {
             wrong.push(format!("{name} is not there, and its instance runs"));
             continue;
         };
-        if bridge.is_none() || link.master != bridge {
-            wrong.push(format!("{name} is not on {}", slot.net_id.bridge()));
+        if !links::is_our_tap(link) {
+            wrong.push(format!("{name} is not mvm's: another {} has the name", link.kind));
+            continue;
         }
-        if !link.up {
-            wrong.push(format!("{name} is down"));
-        }
-        for (flag, value, flag_name) in links::PORT_FLAGS {
-            if let Some((_, is)) = link.port_flags.iter().find(|(kind, _)| *kind == flag)
-                && *is != value
-            {
-                wrong.push(format!("{name}: {flag_name} is {is}"));
-            }
-        }
+        wrong.extend(
+            wrong_with_port(link, bridge, *slot, &shown.pinned)
+                .into_iter()
+                .map(|what| format!("{name}{what}")),
+        );
     }
-    let wanted: HashSet<Slot> = desired.attached.iter().copied().collect();
-    for link in all.iter().filter(|link| link.kind == "tun" && link.alias == links::ALIAS) {
-        if Slot::from_tap(&link.name).is_some_and(|slot| !wanted.contains(&slot)) {
-            wrong.push(format!("{} belongs to nothing that runs", link.name));
-        }
+    for slot in orphans(desired, &shown.links) {
+        wrong.push(format!("{} belongs to nothing that runs", slot.tap()));
     }
     let mut made = finding("TAPs", wrong, format!("{} TAPs on their bridges", desired.attached.len()));
-    if !made.ok && made.detail.contains("belongs to nothing") {
-        made.repair = Some("mvm node recover".into());
+    if made.detail.contains("and its instance runs") {
+        // Its VMM holds the end of a TAP that is gone: another one would be nobody's.
+        made.repair = Some(format!("{REPAIR}; and for a TAP that is gone, mvm instance stop and start"));
     }
     made
 }
 
-/// The chains of mvm's tables, as `nft` lists them: table and chain, and the lines between.
-type Chains = HashMap<String, Vec<String>>;
-
-/// The chains as they are.
-fn listing() -> Result<Chains, NetError> {
-    let mut chains = Chains::new();
-    for (family, table) in rules::TABLES {
-        let text = shell::run("nft", ["-t", "list", "table", family, table], b"", Duration::from_secs(30))
-            .map_err(|source| NetError::Rules { source })?;
-        chains.extend(parse_chains(family, &String::from_utf8_lossy(&text)));
-    }
-    Ok(chains)
-}
-
-/// The chains as they should be: loaded into a network namespace of their own, and listed by the same program.
-fn expected(desired: &Desired) -> Result<Chains, NetError> {
-    let text = rules::base() + &rules::extras(desired);
-    let scratch = || -> Result<Chains, NetError> {
-        // SAFETY: only the network namespace of this thread changes, and the thread ends with this closure.
-        unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }
-            .map_err(|error| NetError::kernel("make", "a network namespace")(error.into()))?;
-        super::load(&text)?;
-        listing()
-    };
-    std::thread::scope(|scope| {
-        scope.spawn(scratch).join().unwrap_or_else(|_| {
-            Err(NetError::kernel("list", "rules")(std::io::Error::other("the thread that did it panicked")))
-        })
-    })
-}
-
-fn parse_chains(family: &str, text: &str) -> Chains {
-    let mut chains = Chains::new();
-    let mut current: Option<String> = None;
-    for line in text.lines().map(str::trim) {
-        if let Some(name) = line.strip_prefix("chain ").and_then(|rest| rest.strip_suffix(" {")) {
-            current = Some(format!("{family} {name}"));
-            chains.insert(format!("{family} {name}"), Vec::new());
-        } else if line == "}" {
-            current = None;
-        } else if let Some(chain) = current.as_ref().and_then(|name| chains.get_mut(name)) {
-            chain.push(line.to_owned());
-        }
-    }
-    chains
-}
-
-fn compare_chains(is: &Chains, should: &Chains) -> Vec<String> {
+/// What is wrong with a port.
+fn wrong_with_port(link: &Link, bridge: Option<u32>, slot: Slot, pinned: &Pinned) -> Vec<String> {
     let mut wrong = Vec::new();
-    let mut names: Vec<&String> = should.keys().collect();
-    names.sort();
-    for name in names {
-        match is.get(name) {
-            None => wrong.push(format!("chain {name} is not there")),
-            Some(lines) if Some(lines) != should.get(name) => wrong.push(format!("chain {name} was changed")),
-            Some(_) => {}
+    if bridge.is_none() || link.master != bridge {
+        wrong.push(format!(" is not on {}", slot.net_id.bridge()));
+    }
+    if !link.up {
+        wrong.push(" is down".into());
+    }
+    if !link.noarp {
+        wrong.push(" does ARP".into());
+    }
+    if link.setting(&links::NO_IPV6) == Some(0) {
+        wrong.push(" does IPv6".into());
+    }
+    for flag in links::PORT_FLAGS {
+        if let Some((_, is)) = link.port_flags.iter().find(|(kind, _)| *kind == flag.number)
+            && *is != flag.value
+        {
+            wrong.push(format!(": {} is {is}", flag.name));
         }
     }
-    // A chain for rates or a list of networks that nobody has any more does no harm; any other is not ours.
-    let mut strangers: Vec<&String> = is.keys().filter(|name| !should.contains_key(*name)).collect();
-    strangers.retain(|name| !name.starts_with("inet egress_") && !name.starts_with("inet rates_"));
-    strangers.sort();
-    wrong.extend(strangers.into_iter().map(|name| format!("chain {name} is not mvm's")));
+    if link.master.is_some() && !pinned.macs.contains(&(link.index, slot.mac())) {
+        wrong.push(": its MAC is not pinned".into());
+    }
     wrong
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// Is anything wrong with a port?
+pub(super) fn is_wrong(tap: &Link, bridge: &Link, slot: Slot, pinned: &Pinned) -> bool {
+    !wrong_with_port(tap, Some(bridge.index), slot, pinned).is_empty()
+}
 
-    #[test]
-    fn chains_are_compared_line_by_line() {
-        let text = "table inet mvm {\n\tset a {\n\t\ttype ifname\n\t}\n\n\tchain raw {\n\t\ttype filter\n\t\tdrop\n\t}\n}\n";
-        let should = parse_chains("inet", text);
-        assert_eq!(should["inet raw"], ["type filter", "drop"]);
-        assert!(compare_chains(&should, &should).is_empty());
-        let changed = parse_chains("inet", &text.replace("drop", "accept"));
-        assert_eq!(compare_chains(&changed, &should), ["chain inet raw was changed"]);
-        assert_eq!(compare_chains(&Chains::new(), &should), ["chain inet raw is not there"]);
+/// The slots of TAPs of mvm's in which nothing runs and on which nobody works.
+pub fn orphans(desired: &Desired, all: &[Link]) -> Vec<Slot> {
+    let wanted: HashSet<Slot> = desired.attached.iter().copied().collect();
+    all.iter()
+        .filter(|link| links::is_our_tap(link))
+        .filter_map(|link| Slot::from_tap(&link.name))
+        .filter(|slot| !wanted.contains(slot) && !desired.busy.contains(slot))
+        .collect()
+}
+
+/// Neighbours that leases should have and have not, and those that nobody should have: bridge and address.
+pub(super) fn neighbours(desired: &Desired, shown: &Shown) -> (Vec<Slot>, Vec<(u32, std::net::Ipv4Addr)>) {
+    let bridges = our_bridges(&shown.links);
+    let mut wanted = HashSet::new();
+    let mut missing = Vec::new();
+    for lease in &desired.leases {
+        let Some(bridge) = bridges.get(&lease.slot.net_id) else { continue };
+        let entry = (bridge.index, lease.ip, lease.slot.mac());
+        if !shown.pinned.neighbours.contains(&entry) {
+            missing.push(lease.slot);
+        }
+        wanted.insert((bridge.index, lease.ip));
     }
+    let ours: HashSet<u32> = bridges.values().map(|link| link.index).collect();
+    let surplus = shown
+        .pinned
+        .neighbours
+        .iter()
+        .map(|(bridge, ip, _)| (*bridge, *ip))
+        .filter(|entry| ours.contains(&entry.0) && !wanted.contains(entry))
+        .collect();
+    (missing, surplus)
+}
+
+fn verify_neighbours(desired: &Desired, shown: &Shown) -> Finding {
+    let (missing, surplus) = neighbours(desired, shown);
+    let mut wrong: Vec<String> = missing
+        .iter()
+        .map(|slot| format!("the address of {} is not pinned to its MAC", slot.tap()))
+        .collect();
+    wrong.extend(surplus.iter().map(|(_, ip)| format!("{ip} is pinned and belongs to no lease")));
+    finding("neighbours", wrong, format!("{} addresses pinned to their MACs", desired.leases.len()))
 }

@@ -3,6 +3,8 @@
 //! Locks: who adds or removes elements for a lease holds the network's lock shared; who rebuilds everything from the
 //! files holds it exclusively, so that nothing is lost between reading the files and writing the rules.
 
+use std::collections::HashSet;
+
 use crate::{
     infra::config::Roots,
     net::{self, Desired, Net, NetError},
@@ -92,8 +94,11 @@ pub fn desired(roots: &Roots) -> Result<Desired, StoreError> {
                     continue;
                 }
                 desired.leases.push(lease(&tenant, &pool, &instance));
-                if instance.status.has_vmm() && instance.vmm_is_alive(&boot_id) {
-                    desired.attached.push(tenant.slot(instance.net.offset));
+                let slot = tenant.slot(instance.net.offset);
+                if instance.pending.is_some() {
+                    desired.busy.insert(slot);
+                } else if instance.status.has_vmm() && instance.vmm_is_alive(&boot_id) {
+                    desired.attached.push(slot);
                 }
             }
         }
@@ -126,6 +131,22 @@ fn desired_by_lease(
         desired.attached.push(slot);
     }
     Ok(())
+}
+
+/// Two slots of a tenant that no instance holds, for probes: the last ones, which are the last to be leased. The caller
+/// holds the tenant's lock.
+///
+/// # Errors
+/// When a lease cannot be read.
+pub fn free_slots(roots: &Roots, tenant: &Tenant) -> Result<Option<[Slot; 2]>, StoreError> {
+    let held: HashSet<Offset> =
+        tenant::leases::held(roots, &tenant.tenant_id)?.into_iter().map(|lease| lease.offset).collect();
+    let (first, last) = tenant.offsets();
+    let mut free = (first.get()..=last.get()).rev().map(Offset::new).filter(|offset| !held.contains(offset));
+    Ok(match (free.next(), free.next()) {
+        (Some(a), Some(b)) => Some([tenant.slot(a), tenant.slot(b)]),
+        _ => None,
+    })
 }
 
 /// Makes the whole network from the files where this boot, or this network namespace, has not seen it yet.

@@ -142,7 +142,7 @@ fn add_lease(creation: &mut Creation) -> Result<(), LifecycleError> {
     // Read under the lock: who changes the policy holds it alone.
     let (_, pool) = load_pool(&roots, &creation.instance.path().pool_path())?;
     let lease = wiring::lease(&creation.tenant, &pool, &creation.instance);
-    Ok(creation.operator.net()?.add_lease(&tenant, &lease)?)
+    Ok(creation.operator.net()?.add_lease(&lease)?)
 }
 
 /// The new state. Its line comes first, as a start's does.
