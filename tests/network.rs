@@ -142,3 +142,12 @@ fn strangers_are_left_alone() {
 fn a_strangers_table_is_left_alone() {
     network::commands::a_strangers_table_is_left_alone();
 }
+
+/// The page about networking names every row.
+#[test]
+fn every_row_is_documented() {
+    let page = include_str!("../docs/networking.md");
+    let missing: Vec<&str> =
+        ROWS.iter().map(|row| row.name).filter(|name| !page.contains(&format!("`{name}`"))).collect();
+    assert!(missing.is_empty(), "{missing:?}");
+}

@@ -101,3 +101,15 @@ pub fn open_connections_from_outside(world: &mut World) -> Verdict {
         Err(format!("{arrived} of 40 flows, and {FEW} may be open"))
     }
 }
+
+/// Limits that change hold for the leases that were there before.
+pub fn changed_limits(world: &mut World) -> Verdict {
+    let h = world.guest('h');
+    let mut tenant = h.tenant.clone();
+    tenant.rates.max_conns = 2;
+    world.net.ensure_tenant(&tenant).map_err(|error| error.to_string())?;
+    let marker = world.marker();
+    let frames = many(40, || h.packet(INTERNET, udp(443)), marker);
+    let arrived = world.count_beside(Guest('h'), Uplink, &frames, marker)?;
+    if arrived == 2 { Ok(()) } else { Err(format!("{arrived} of 40 flows, and 2 may be open")) }
+}

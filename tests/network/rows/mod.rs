@@ -37,6 +37,6 @@ pub const ROWS: &[Row] = rows![
     outside: egress_internet, egress_open, egress_deny, egress_allow_list, masquerade, answers_from_outside,
         lan_to_guests, lan_to_gateways, lan_as_a_guest, lan_through_the_host, published_ports, mss;
     limits: arp_rate, broadcast_rate, new_connections, new_connections_to_host, open_connections,
-        open_connections_from_outside;
+        open_connections_from_outside, changed_limits;
     changes: policy_changes, destroyed, tap_made_again;
 ];
