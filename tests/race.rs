@@ -118,6 +118,17 @@ fn two_scales_at_once_do_not_make_twice_as_many() {
     assert_eq!(sandbox.states().len(), 3);
 }
 
+#[test]
+fn taps_are_made_while_vmms_are_started() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    sandbox.pool("sim");
+    // Several threads of one process: a child that is about to become a VMM must not hold another one's TAP.
+    sandbox.ok("pool scale acme/web --running 16");
+    sandbox.ok("pool scale acme/web --running 0");
+    sandbox.ok("pool scale acme/web --running 16");
+    assert!(sandbox.leaks().is_empty(), "{:?}", sandbox.leaks());
+}
+
 /// How many commands each process of the random test runs.
 const COMMANDS: usize = 40;
 const MAX_RUNNING: usize = 2;

@@ -7,6 +7,7 @@ use std::{
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::{PoisonError, RwLock},
     time::Duration,
 };
 
@@ -50,6 +51,23 @@ pub enum ShellError {
 /// The search path of the programs that mvm runs.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// Held by who starts a program, until it is executed, and shared by who has a descriptor open that no child may hold for
+/// even that moment.
+static STARTING: RwLock<()> = RwLock::new(());
+
+/// Does something while no thread of this process starts a program. A TAP, for one, is busy as long as anybody has it
+/// open, and a child has what its parent has until it executes its program.
+pub fn with_nothing_starting<T>(work: impl FnOnce() -> T) -> T {
+    let _shared = STARTING.read().unwrap_or_else(PoisonError::into_inner);
+    work()
+}
+
+fn start(command: &mut Command) -> std::io::Result<Child> {
+    let _alone = STARTING.write().unwrap_or_else(PoisonError::into_inner);
+    // It returns once the program is executed, or cannot be.
+    command.spawn()
+}
+
 /// Where a program of the host is, if it is there.
 pub fn find(program: &str) -> Option<PathBuf> {
     PATH.split(':').map(|folder| Path::new(folder).join(program)).find(|path| path.is_file())
@@ -67,16 +85,16 @@ pub fn run<S: AsRef<OsStr>>(
 ) -> Result<Vec<u8>, ShellError> {
     let program = program.as_ref().to_path_buf();
     let spawn_error = |source| ShellError::Spawn { program: program.clone(), source };
-    let mut child = Command::new(&program)
+    let mut command = Command::new(&program);
+    command
         .args(arguments)
         .env_clear()
         .env("PATH", PATH)
         .env("LC_ALL", "C")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(spawn_error)?;
+        .stderr(Stdio::piped());
+    let mut child = start(&mut command).map_err(spawn_error)?;
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     std::thread::scope(|scope| {
         scope.spawn(move || {
@@ -163,7 +181,7 @@ pub fn spawn_detached<S: AsRef<OsStr>>(
     unsafe {
         command.pre_exec(|| rustix::process::setsid().map(drop).map_err(Into::into));
     }
-    command.spawn().map_err(error)
+    start(&mut command).map_err(error)
 }
 
 #[cfg(test)]

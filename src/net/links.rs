@@ -10,7 +10,10 @@ use super::{
     netlink::{self, CREATE, DUMP, EXCLUSIVE, Message, REQUEST, Socket, link_header},
     routes,
 };
-use crate::vm::naming::{Mac, NetId, Slot, Subnet};
+use crate::{
+    infra::shell,
+    vm::naming::{Mac, NetId, Slot, Subnet},
+};
 
 const NEWLINK: u16 = 16;
 const DELLINK: u16 = 17;
@@ -353,10 +356,12 @@ pub fn create_tap(socket: &mut Socket, slot: Slot, owner: Option<u32>, mtu: u32)
         name: if error.kind() == io::ErrorKind::NotFound { "/dev/net/tun".into() } else { name.clone() },
         source: error,
     };
-    let tap = open_tap(&name).map_err(opened)?;
-    prepare_tap(socket, &name, mtu)?;
-    // Last: a TAP that is not marked as mvm's yet goes with its maker.
-    keep_tap(&tap, owner).map_err(opened)
+    shell::with_nothing_starting(|| {
+        let tap = open_tap(&name).map_err(opened)?;
+        prepare_tap(socket, &name, mtu)?;
+        // Last: a TAP that is not marked as mvm's yet goes with its maker.
+        keep_tap(&tap, owner).map_err(opened)
+    })
 }
 
 /// What a TAP must be before it joins its bridge: no IPv6, no ARP, and known as mvm's.
