@@ -206,22 +206,34 @@ pub fn replace(socket: &mut Socket, elements: &[Element]) -> Result<(), NetError
     }
 }
 
-/// Removes elements; those that are not there are well.
+/// Removes elements in one transaction; those that are not there are well. They are asked for first: a transaction that
+/// fails costs as much as one that does not, some 15 ms in which the kernel waits for every CPU.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// When the kernel refuses; then none was removed.
 pub fn remove(socket: &mut Socket, elements: &[Element]) -> Result<(), NetError> {
-    let gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
-    match transact(socket, change(Change::Remove, elements)) {
-        // One that is missing fails the transaction: then one by one.
-        Err(error) if gone(&error) && elements.len() > 1 => {
-            for element in elements {
-                remove(socket, std::slice::from_ref(element))?;
-            }
-            Ok(())
+    let mut there = Vec::with_capacity(elements.len());
+    for element in elements {
+        if is_there(socket, element)? {
+            there.push(element.clone());
         }
-        Err(error) if gone(&error) => Ok(()),
-        result => result.map_err(NetError::kernel("remove elements from", "the rules")),
+    }
+    transact(socket, change(Change::Remove, &there))
+        .map_err(NetError::kernel("remove elements from", "the rules"))
+}
+
+fn is_there(socket: &mut Socket, element: &Element) -> Result<bool, NetError> {
+    let key = element.key_bytes();
+    let message = Message::new(GETSETELEM, REQUEST, &generic(element.family))
+        .with_text(1, TABLE)
+        .with_text(2, &element.set)
+        .with_nested(3, |list| {
+            list.with_nested(1, |element| element.with_nested(1, |field| field.with(1, &key)))
+        });
+    match socket.request(message) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(NetError::kernel("read the set", &element.set)(error)),
     }
 }
 

@@ -242,8 +242,9 @@ impl Net {
     /// When the kernel refuses.
     pub fn remove_lease(&mut self, tenant: &TenantNet, lease: &Lease) -> Result<(), NetError> {
         if self.check_tables()? == rules::TABLES.len() {
-            elements::remove(&mut self.netfilter, &rules::lease_elements(lease))?;
-            elements::remove(&mut self.netfilter, &rules::limited(tenant, lease.ip))?;
+            let mut all = rules::lease_elements(lease);
+            all.extend(rules::limited(tenant, lease.ip));
+            elements::remove(&mut self.netfilter, &all)?;
         }
         routes::remove_neighbour(&mut self.route, lease.slot, lease.ip)?;
         conntrack::flush(&mut self.netfilter, lease.ip)
