@@ -130,23 +130,47 @@ pub fn recover(operator: &mut Operator) -> Result<Recovered, NodeError> {
             recovered.failed.push(format!("{path}: {error}"));
         }
     }
-    reclaim_leases(operator, &mut recovered)?;
-    reclaim_slots(operator, &mut recovered)?;
-    for tenant in tenant::config::ids(&roots)? {
-        let folder = tenant::config::folder(&roots, &tenant);
-        match audit::close_cut_off(&roots, tenant.as_ref(), &folder) {
+    for (what, stage) in STAGES {
+        if let Err(error) = stage(operator, &mut recovered) {
+            recovered.failed.push(format!("{what}: {error}"));
+        }
+    }
+    Ok(recovered)
+}
+
+type Stage = fn(&mut Operator, &mut Recovered) -> Result<(), NodeError>;
+
+/// What follows once the instances are settled; where one cannot be done, the others are.
+const STAGES: [(&str, Stage); 5] = [
+    ("leases", reclaim_leases),
+    ("slots", reclaim_slots),
+    ("audit logs", close_audit_logs),
+    ("the network", repair_network),
+    ("locks", |operator, _| Ok(remove_stale_locks(&operator.roots)?)),
+];
+
+/// Outcomes for what was cut off before it could write one; not for what could not be settled.
+fn close_audit_logs(operator: &mut Operator, recovered: &mut Recovered) -> Result<(), NodeError> {
+    let roots = &operator.roots;
+    for tenant in tenant::config::ids(roots)? {
+        let unsettled =
+            |path: &str| recovered.failed.iter().any(|failed| failed.starts_with(&format!("{path}: ")));
+        let folder = tenant::config::folder(roots, &tenant);
+        match audit::close_cut_off(roots, tenant.as_ref(), &folder, unsettled) {
             Ok(0) => {}
             Ok(number) => recovered.settled.push(format!("{tenant}: {number} open lines of its audit log")),
             Err(error) => recovered.failed.push(format!("{tenant}: {error}")),
         }
     }
-    {
-        let _lock = wiring::lock(&roots, Sharing::Exclusive)?;
-        let desired = wiring::desired(&roots)?;
-        recovered.network = operator.net()?.repair(&desired)?;
-    }
-    remove_stale_locks(&roots)?;
-    Ok(recovered)
+    Ok(())
+}
+
+fn repair_network(operator: &mut Operator, recovered: &mut Recovered) -> Result<(), NodeError> {
+    let roots = operator.roots.clone();
+    let _lock = wiring::lock(&roots, Sharing::Exclusive)?;
+    let desired = wiring::desired(&roots)?;
+    recovered.network = operator.net()?.repair(&desired)?;
+    Ok(())
 }
 
 /// Removes what killed commands left unfinished; the names say whose it was.

@@ -170,9 +170,8 @@ pub fn replace(path: &Path, bytes: &[u8], durability: Durability) -> Result<(), 
         file.write_all(first)?;
         failpoint::hit("write", "torn")?;
         file.write_all(rest)?;
-        if durability == Durability::Durable {
-            file.sync_all()?;
-        }
+        // A name that leads to an empty file would be worse than the old content.
+        file.sync_data()?;
         failpoint::hit("write", "before-rename")?;
         fs::rename(&temporary, path)
     })();

@@ -102,6 +102,7 @@ fn names_numbers_and_networks() {
         ("instance create acme/web --publish tcp:0:80", 2, "usage"),
         ("instance create acme/web --publish icmp:1:1", 2, "usage"),
         ("instance create acme/web --publish tcp:1:1 --publish tcp:1:2", 4, "port_taken"),
+        ("instance create acme/web --publish tcp:1:99999", 2, "usage"),
         // states
         (&format!("instance stop {path}"), 4, "state"),
         (&format!("instance wait {path} --for happy"), 2, "usage"),

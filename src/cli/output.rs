@@ -1,6 +1,9 @@
 //! How things are printed: JSON or tables, colours only on a terminal, prompts, guests' bytes escaped.
 
-use std::io::{IsTerminal, Write};
+use std::{
+    io::{IsTerminal, Write},
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use anstyle::{AnsiColor, Style};
 use comfy_table::{ContentArrangement, Table, TableStyle};
@@ -24,6 +27,8 @@ pub struct Out {
     color: bool,
     width: u16,
 }
+
+static UNHEARD: AtomicBool = AtomicBool::new(false);
 
 /// Something that is going on.
 pub struct Progress {
@@ -122,12 +127,21 @@ impl Out {
         self.raw(format!("{json}\n").as_bytes());
     }
 
-    /// Prints bytes as they are. A reader that went away ends the command, as it does for others.
+    /// Prints bytes as they are. When the reader has gone away, nothing more is printed; what is being done is done to its
+    /// end all the same.
     pub fn raw(&self, bytes: &[u8]) {
-        let mut stdout = std::io::stdout().lock();
-        if let Err(error) = stdout.write_all(bytes).and_then(|()| stdout.flush()) {
-            std::process::exit(if error.kind() == std::io::ErrorKind::BrokenPipe { 0 } else { 1 });
+        if self.is_unheard() {
+            return;
         }
+        let mut stdout = std::io::stdout().lock();
+        if stdout.write_all(bytes).and_then(|()| stdout.flush()).is_err() {
+            UNHEARD.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Has the reader of stdout gone away? Then a command that only prints may end.
+    pub fn is_unheard(&self) -> bool {
+        UNHEARD.load(Ordering::Relaxed)
     }
 
     /// Tells people something beside the result.

@@ -245,12 +245,27 @@ impl Net {
             let mut all = rules::lease_elements(lease);
             all.extend(rules::limited(tenant, lease.ip));
             elements::remove(&mut self.netfilter, &all)?;
+            self.unpublish(lease.ip)?;
         }
         routes::remove_neighbour(&mut self.route, lease.slot, lease.ip)?;
         conntrack::flush(&mut self.netfilter, lease.ip)
     }
 
-    /// Gives leases their egress policy where they have another one, and ends the flows that the old one let out.
+    /// Removes every published port that leads to an address, also those that no record knows of any more: the next holder
+    /// of the address must not inherit them.
+    fn unpublish(&mut self, ip: Ipv4Addr) -> Result<(), NetError> {
+        let mut remove = |set: &str, leads_here: fn(&[u8], &[u8]) -> Option<[u8; 4]>| {
+            let all = elements::dump(&mut self.netfilter, elements::INET, set)?.unwrap_or_default();
+            let here = |(key, value): &(Vec<u8>, Vec<u8>)| leads_here(key, value) == Some(ip.octets());
+            let keys: Vec<Vec<u8>> = all.into_iter().filter(here).map(|(key, _)| key).collect();
+            elements::remove_raw(&mut self.netfilter, elements::INET, set, &keys)
+        };
+        remove("published", |_, value| value.first_chunk().copied())?;
+        remove("published_to", |key, _| key.first_chunk().copied())
+    }
+
+    /// Gives leases their egress policy where they have another one, and ends the flows that the old one let out. The new
+    /// policy comes last: what was cut off before it is seen, and done again.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -266,8 +281,10 @@ impl Net {
             if !chain.is_empty() {
                 load(&chain)?;
             }
-            elements::replace(&mut self.netfilter, &[element])?;
+            let element = [element];
+            elements::remove(&mut self.netfilter, &element)?;
             conntrack::flush(&mut self.netfilter, lease.ip)?;
+            elements::add(&mut self.netfilter, &element)?;
         }
         Ok(())
     }

@@ -1,10 +1,12 @@
 //! Makes the kernel's network what it should be. Touches nothing that mvm did not make: where something else has a name
 //! that mvm needs, everything else is repaired, and then that is said.
 
+use std::net::Ipv4Addr;
+
 use super::{
     Desired, Host, Net, NetError,
     chains::Comparison,
-    elements, links, load, routes, rules,
+    conntrack, elements, links, load, routes, rules,
     verify::{self, Shown},
 };
 
@@ -50,6 +52,12 @@ impl Net {
             let there = elements::dump(&mut self.netfilter, family, &set)?.unwrap_or_default();
             let difference = verify::difference(&wanted, &there);
             elements::remove_raw(&mut self.netfilter, family, &set, &difference.surplus)?;
+            // A wrong policy let flows out that the right one does not know of: they end with it.
+            for key in difference.surplus.iter().filter(|_| set == "egress") {
+                if let Some(ip) = key.last_chunk::<4>() {
+                    conntrack::flush(&mut self.netfilter, Ipv4Addr::from(*ip))?;
+                }
+            }
             for chunk in difference.missing.chunks(500) {
                 elements::add(&mut self.netfilter, chunk)?;
             }

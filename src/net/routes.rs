@@ -255,14 +255,3 @@ pub fn routes(socket: &mut Socket) -> Result<Routes, NetError> {
         .map_err(NetError::kernel("list", "routes"))?;
     Ok(routes)
 }
-
-/// The interface of the default route; `None` where there is none.
-///
-/// # Errors
-/// When the kernel refuses.
-pub fn uplink(socket: &mut Socket) -> Result<Option<Link>, NetError> {
-    match routes(socket)?.uplink {
-        Some(index) => Ok(links::all(socket)?.into_iter().find(|link| link.index == index)),
-        None => Ok(None),
-    }
-}

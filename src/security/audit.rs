@@ -298,11 +298,16 @@ pub fn records(folder: &Path, from: u64) -> Result<(Vec<Record>, u64), StoreErro
 }
 
 /// Writes an outcome for each intent whose process is no more and that has none: what was cut off between its last effect
-/// and its last line. Returns how many there were.
+/// and its last line. Those of paths that are still unsettled stay open. Returns how many there were.
 ///
 /// # Errors
 /// When the log cannot be read or written.
-pub fn close_cut_off(roots: &Roots, tenant: &str, folder: &Path) -> Result<usize, AuditError> {
+pub fn close_cut_off(
+    roots: &Roots,
+    tenant: &str,
+    folder: &Path,
+    is_unsettled: impl Fn(&str) -> bool,
+) -> Result<usize, AuditError> {
     let mut open: Vec<Record> = Vec::new();
     for record in records(folder, 0)?.0 {
         let entry = &record.entry;
@@ -311,7 +316,8 @@ pub fn close_cut_off(roots: &Roots, tenant: &str, folder: &Path) -> Result<usize
             open.push(record);
         }
     }
-    open.retain(|record| !Path::new("/proc").join(record.who.pid.to_string()).exists());
+    let is_over = |record: &Record| !Path::new("/proc").join(record.who.pid.to_string()).exists();
+    open.retain(|record| is_over(record) && !is_unsettled(&record.entry.path));
     for record in &open {
         let mut entry = Entry::new(&record.entry.what, &record.entry.path, Phase::Recovered);
         entry.detail = Some("it was cut off, and nothing of it is open any more".into());

@@ -165,9 +165,10 @@ pub fn reserve(roots: &Roots, tenant: &Tenant, slot: Slot, wanted: Use) -> Resul
     let node = NodeConfig::load(roots)?;
     check_disk(roots, &node, 0)?;
     let machine = memory_total_mib();
+    let revisions = revisions(roots, tenant)?;
     let _lock = lock(roots)?;
     let others: Vec<_> = reserved(roots)?.into_iter().filter(|(other, _)| *other != slot).collect();
-    let used = used_by(&others, slot.net_id).plus(revisions(roots, tenant)?);
+    let used = used_by(&others, slot.net_id).plus(revisions);
     tenant
         .quotas
         .admit(used, wanted)

@@ -217,7 +217,7 @@ impl Client {
             Ok(fault) => fault.fault_message,
             Err(_) => String::from_utf8_lossy(&answer).trim().to_owned(),
         };
-        Err(VmmError::Refused { request, status, message })
+        Err(VmmError::Refused { request, status, message: printable(&message) })
     }
 
     fn explain(&self, request: &str, error: io::Error) -> VmmError {
@@ -249,6 +249,15 @@ pub fn connect_in(directory: &Path, name: &str) -> io::Result<UnixStream> {
 pub fn has_ended(pidfd: impl AsFd) -> bool {
     let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
     matches!(poll(&mut fds, Some(&Timespec::default())), Ok(ready) if ready > 0)
+}
+
+/// A VMM's text without what could talk to a terminal: it ends up in records and errors that people read.
+fn printable(text: &str) -> String {
+    let escape = |c: char| match c.is_control() {
+        true => c.escape_unicode().to_string(),
+        false => c.to_string(),
+    };
+    text.chars().map(escape).collect()
 }
 
 /// Reads one HTTP response: the status and the body.

@@ -60,7 +60,7 @@ pub fn spawn(program: &Program, directory: &Path, id: &str) -> Result<Vmm, Shell
     let wrap = |source| ShellError::Spawn { program: program.path.clone(), source };
     let log = File::options().append(true).create(true).open(directory.join(LOG)).map_err(wrap)?;
     let arguments = program.first_arguments.iter().cloned().chain(
-        ["--api-sock", API_SOCKET, "--id", id, "--level", "Warning", "--log-path", LOG].map(OsString::from),
+        ["--api-sock", API_SOCKET, "--id", id, "--level", "Error", "--log-path", LOG].map(OsString::from),
     );
     let child = shell::spawn_detached(&program.path, arguments, directory, log)?;
     let pid = child.id().cast_signed();

@@ -1,6 +1,6 @@
 //! `mvm events`: the audit logs of all tenants as one stream.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use crate::cli::{
     arguments::events::EventsCommand,
@@ -33,7 +33,7 @@ pub fn show(
     let mut seen: HashMap<TenantId, u64> = HashMap::new();
     let mut first = true;
     loop {
-        let mut records = Vec::new();
+        let (mut records, mut there) = (Vec::new(), HashMap::new());
         let ids = tenant::config::ids(roots)?;
         for tenant in ids.into_iter().filter(|id| only.is_none_or(|only| only == id)) {
             let folder = tenant::config::folder(roots, &tenant);
@@ -43,8 +43,10 @@ pub fn show(
             });
             let (new, end) = audit::records(&folder, from)?;
             records.extend(new);
-            seen.insert(tenant, end);
+            there.insert(tenant, end);
         }
+        // A tenant that is gone is forgotten: one of the same name has another log.
+        seen = there;
         records.sort_by_key(|record| record.at);
         let skip = if first { records.len().saturating_sub(last) } else { 0 };
         for record in &records[skip..] {
@@ -54,11 +56,12 @@ pub fn show(
                 out.raw(format!("{}\n", line(out, record)).as_bytes());
             }
         }
-        if !follow {
+        if !follow || out.is_unheard() {
             return Ok(());
         }
         first = false;
-        watch.wait(&[], None);
+        // Tenants that come later are found when it looks again.
+        watch.wait(&[], Some(Duration::from_secs(1)));
     }
 }
 
@@ -80,10 +83,9 @@ pub fn line(out: &Out, record: &Record) -> String {
         (None, Some(to)) => format!(" → {to}"),
         _ => String::new(),
     };
-    let revision = entry
-        .revision
-        .as_ref()
-        .map_or(String::new(), |revision| format!(" revision {}", &revision[..revision.len().min(12)]));
+    let revision = entry.revision.as_ref().map_or(String::new(), |revision| {
+        format!(" revision {}", escape(revision.get(..12).unwrap_or(revision).as_bytes()))
+    });
     let detail =
         entry.detail.as_ref().map_or(String::new(), |detail| format!(" ({})", escape(detail.as_bytes())));
     let at = time(record.at);

@@ -27,7 +27,8 @@ pub fn wait(
     wanted: State,
     limit: Duration,
 ) -> Result<Option<Option<Instance>>, LifecycleError> {
-    let deadline = Instant::now() + limit;
+    // A limit beyond what a clock can count is none.
+    let deadline = Instant::now().checked_add(limit);
     let folder = config::folder(&operator.roots, path);
     let watch = Watch::new(&folder).map_err(StoreError::io("watch", &folder))?;
     loop {
@@ -47,8 +48,8 @@ pub fn wait(
         }
         let vmm = instance.and_then(|instance| instance.find_vmm());
         let others: Vec<_> = vmm.iter().map(|vmm| vmm.pidfd.as_fd()).collect();
-        let left = deadline.saturating_duration_since(Instant::now());
-        if !watch.wait(&others, Some(left)) {
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        if !watch.wait(&others, left) {
             return Ok(None);
         }
     }

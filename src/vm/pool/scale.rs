@@ -67,7 +67,10 @@ pub fn scale(
         roots.lock_timeout,
     )?;
     want(operator, path, running)?;
-    let jobs = plan(operator, path, running as usize)?;
+    // Beyond what the quota allows the first refusal ends it: no more than that one is planned.
+    let (tenant, _) = lifecycle::load_pool(&roots, path)?;
+    let planned = running.min(tenant.quotas.max_running.saturating_add(1));
+    let jobs = plan(operator, path, planned as usize)?;
     let workers = jobs.len().min(AT_ONCE);
     let jobs = Mutex::new(jobs.into_iter());
     let next = || jobs.lock().unwrap_or_else(std::sync::PoisonError::into_inner).next();

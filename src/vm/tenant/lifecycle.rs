@@ -191,14 +191,6 @@ fn bring_up(operator: &mut Operator, tenant: &Tenant) -> Result<(), TenantError>
     Ok(operator.net()?.ensure_tenant(&wiring::tenant_net(tenant))?)
 }
 
-/// Limits of connections are sets by rate, which the tenant's leases move between: the repair knows which from the files.
-fn apply_rates(operator: &mut Operator) -> Result<(), TenantError> {
-    operator.net()?;
-    let _lock = wiring::lock(&operator.roots, Sharing::Exclusive)?;
-    let desired = wiring::desired(&operator.roots)?;
-    Ok(operator.net()?.repair(&desired).map(drop)?)
-}
-
 fn same(tenant: &Tenant, spec: &TenantSpec) -> Result<(), TenantError> {
     let differs = |what, is: String, wanted: String| {
         if is == wanted { Ok(()) } else { Err(TenantError::Exists { id: spec.id.clone(), what, is, wanted }) }
@@ -256,7 +248,7 @@ pub fn update(
     change(&mut tenant);
     if tenant == old {
         // A kill may have come between the file and the kernel.
-        apply_rates(operator)?;
+        bring_up(operator, &tenant)?;
         return Ok((tenant, false));
     }
     let mut entry = Entry::new("tenant.update", id, Phase::Intent);
@@ -264,7 +256,7 @@ pub fn update(
     record(&roots, id, entry)?;
     tenant.save(&roots)?;
     failpoint::hit("tenant-update", "saved")?;
-    apply_rates(operator)?;
+    bring_up(operator, &tenant)?;
     record(&roots, id, Entry::new("tenant.update", id, Phase::Done))?;
     Ok((tenant, true))
 }

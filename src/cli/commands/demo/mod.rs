@@ -8,6 +8,7 @@ mod story;
 mod world;
 
 use std::{
+    os::unix::fs::DirBuilderExt,
     path::Path,
     process::{Command, Output},
     time::Duration,
@@ -69,7 +70,11 @@ fn stage(out: &Out, keep: bool) -> Result<u8, CliError> {
     packages(out)?;
     hold_signals();
     let root = std::env::temp_dir().join(format!("mvm-demo-{}", std::process::id()));
-    std::fs::create_dir(&root)
+    let root = std::fs::DirBuilder::new()
+        .mode(0o700)
+        .create(&root)
+        // What looks for processes compares paths without symbolic links.
+        .and_then(|()| root.canonicalize())
         .map_err(|error| lacking(format!("cannot make {}: {error}", root.display())))?;
     let before = World::look(&root);
     let played = std::fs::write(root.join(THROW_AWAY_MARK), "").and_then(|()| played(out, &root));

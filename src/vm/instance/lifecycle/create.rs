@@ -4,7 +4,7 @@ use std::fs;
 
 use super::{
     LifecycleError, Operator,
-    destroy::{Volumes, discard},
+    destroy::{Volumes, discard, kept_disk},
     intent, load_pool, lock_tenant,
     lookup::lock_instance,
 };
@@ -77,7 +77,7 @@ pub fn create(
     })?;
     let id = (0..)
         .map(|attempt| InstanceId::from_bits(roots.id_bits(attempt)))
-        .find(|id| !instances.join(id).exists())
+        .find(|id| !instances.join(id).exists() && !kept_disk(&roots, &path, id).exists())
         .unwrap_or(InstanceId::from_bits(0));
     let path = InstancePath { tenant: path.tenant, pool: path.pool, instance: id };
     let net = wiring::identity(&tenant, offset, options.published);
@@ -88,24 +88,14 @@ pub fn create(
         entry.limits = Some(Limits::from(instance.resources));
         entry.network = Some(Network::from(&instance.net));
     })?;
-    // The folder appears with its record in it, or not at all.
-    let new = store::unfinished(&config::folder(&roots, &path));
-    store::make_folder(&new)?;
-    store::write(&new.join("instance.json"), &instance)?;
-    fs::rename(&new, config::folder(&roots, &path)).map_err(StoreError::io("rename", &new))?;
-    store::sync_folder(&instances)?;
-    failpoint::hit("create", "intent")?;
-    leases::hold(&roots, &path, offset)?;
+    let begun = begin(&roots, &instance);
     drop((tenant_lock, published_lock));
-
+    let failed = |step| move |error: LifecycleError| Failed { step, error: error.into(), left: None };
     let mut creation = Creation { operator, tenant, instance: instance.clone() };
-    let result = runner::run("create", &steps(), &mut creation).and_then(|_| {
-        record(creation.operator, &mut instance).map_err(|error| Failed {
-            step: "record",
-            error: error.into(),
-            left: None,
-        })
-    });
+    let result = begun
+        .map_err(failed("intent"))
+        .and_then(|()| runner::run("create", &steps(), &mut creation))
+        .and_then(|_| record(creation.operator, &mut instance).map_err(failed("record")));
     match result {
         Ok(()) => Ok(instance),
         Err(failed) => {
@@ -117,6 +107,20 @@ pub fn create(
             Err(LifecycleError::step("create", failed, undone))
         }
     }
+}
+
+/// The record with the intent, and the lease. The caller holds the tenant's lock.
+fn begin(roots: &Roots, instance: &Instance) -> Result<(), LifecycleError> {
+    let path = instance.path();
+    let place = config::folder(roots, &path);
+    // The folder appears with its record in it, or not at all.
+    let new = store::unfinished(&place);
+    store::make_folder(&new)?;
+    store::write(&new.join("instance.json"), instance)?;
+    fs::rename(&new, &place).map_err(StoreError::io("rename", &new))?;
+    store::sync_folder(&config::instances_folder(roots, &path.pool_path()))?;
+    failpoint::hit("create", "intent")?;
+    Ok(leases::hold(roots, &path, instance.net.offset)?)
 }
 
 // Nothing is undone step by step: a failed creation is discarded as a whole, as any other instance.
@@ -172,8 +176,11 @@ fn check_published(roots: &Roots, wanted: &[Port]) -> Result<(), LifecycleError>
         return Ok(());
     }
     for path in fleet::instances(roots)? {
-        let Some(instance) = store::read_if_there::<Instance>(&config::file(roots, &path))? else {
-            continue;
+        let instance = match store::read_if_there::<Instance>(&config::file(roots, &path)) {
+            Ok(Some(instance)) => instance,
+            // The kernel still refuses what a record that cannot be read has published.
+            Ok(None) | Err(StoreError::Damaged { .. }) => continue,
+            Err(error) => return Err(error.into()),
         };
         let taken = |port: &&Port| wanted.iter().any(|wanted| place(wanted) == place(port));
         if let Some(port) = instance.net.published.iter().find(taken) {

@@ -1,6 +1,6 @@
 //! Removing an instance, from any state.
 
-use std::fs;
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use super::{
     LifecycleError, Operator, intent, load_pool, lock_tenant,
@@ -17,7 +17,7 @@ use crate::{
             launch, net as wiring,
             state::State,
         },
-        naming::{InstancePath, PoolPath},
+        naming::{InstanceId, InstancePath, PoolPath},
         pool,
         tenant::leases,
     },
@@ -115,6 +115,11 @@ pub fn kept_folder(roots: &Roots, pool: &PoolPath) -> std::path::PathBuf {
     pool::config::folder(roots, pool).join("kept")
 }
 
+/// Where an instance's data disk is kept once it is destroyed.
+pub(super) fn kept_disk(roots: &Roots, pool: &PoolPath, instance: &InstanceId) -> std::path::PathBuf {
+    kept_folder(roots, pool).join(format!("{instance}.data.ext4"))
+}
+
 fn keep_volume(roots: &Roots, path: &InstancePath) -> Result<(), StoreError> {
     let from = config::folder(roots, path).join("volumes").join(files::DATA);
     if !from.exists() {
@@ -122,7 +127,14 @@ fn keep_volume(roots: &Roots, path: &InstancePath) -> Result<(), StoreError> {
     }
     let kept = kept_folder(roots, &path.pool_path());
     store::make_folder(&kept)?;
-    fs::rename(&from, kept.join(format!("{}.data.ext4", path.instance)))
-        .map_err(StoreError::io("keep", &from))?;
+    // No two instances of a pool have the same id while a disk is kept under it.
+    renameat_with(
+        CWD,
+        &from,
+        CWD,
+        kept_disk(roots, &path.pool_path(), &path.instance),
+        RenameFlags::NOREPLACE,
+    )
+    .map_err(|errno| StoreError::io("keep", &from)(errno.into()))?;
     store::sync_folder(&kept)
 }

@@ -33,10 +33,16 @@ pub fn grow_disk(
     let data = config::folder(&roots, path).join("volumes").join(files::DATA);
     let more_mib = size_mib.saturating_sub(disk::size_mib(&data)?);
     room::enlarge(&roots, &tenant, instance.slot(&roots)?, more_mib)?;
+    let announce = |phase| {
+        operator.audit(&instance, "disk-grow", phase, |entry| {
+            entry.detail = Some(format!("{size_mib} MiB"));
+        })
+    };
+    announce(Phase::Intent)?;
+    // Where it is cut off after this, the file says what the record does not: a start takes the larger of the two.
     disk::grow(&data, size_mib)?;
+    announce(Phase::Done)?;
     instance.resources = resources;
-    operator
-        .audit(&instance, "disk-grow", Phase::Done, |entry| entry.detail = Some(format!("{size_mib} MiB")))?;
     instance.save(&roots)?;
     Ok(instance)
 }

@@ -10,8 +10,8 @@ use crate::{
     store::Sharing,
     vm::{
         instance::{
-            config::{Exit, Instance, Operation, Receipt, StepTime},
-            fc_config,
+            config::{self, Exit, Instance, Operation, Receipt, StepTime},
+            disk, fc_config,
             launch::{self, Launch},
             runner::{self, Failed},
             state::{self, Event, Next, State},
@@ -55,8 +55,10 @@ pub fn start(operator: &mut Operator, path: &InstancePath) -> Result<Outcome, Li
     instance.pending = Some(intent(&roots, Operation::Start));
     instance.revision = Some(revision.clone());
     instance.resources = pool.instance_resources;
-    // A disk that was grown stays grown.
-    instance.resources.data_disk_mib = before.resources.data_disk_mib;
+    // A disk that was grown stays grown, also where the record did not hear of it.
+    let data = config::folder(&roots, path).join("volumes").join(fc_config::files::DATA);
+    let grown = disk::size_mib(&data).unwrap_or(0);
+    instance.resources.data_disk_mib = before.resources.data_disk_mib.max(grown);
     let mut launch = Launch {
         slot: instance.slot(&roots)?,
         manifest: artifacts.manifest(&revision)?,
