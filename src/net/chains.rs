@@ -26,7 +26,7 @@ pub struct Comparison {
 /// # Errors
 /// When `nft` fails.
 pub fn compare(desired: &Desired) -> Result<Comparison, NetError> {
-    let text = rules::base() + &rules::extras(desired);
+    let text = rules::tables("") + &rules::base() + &rules::extras(desired);
     std::thread::scope(|scope| {
         let scratch = scope.spawn(|| expected(&text));
         let is = listing();

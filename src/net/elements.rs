@@ -357,23 +357,21 @@ fn parse(element: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
     Some((key, value))
 }
 
-/// The tables named `mvm`, as family and whether mvm made it.
+/// The tables named `mvm`, as family and comment.
 ///
 /// # Errors
 /// When the kernel refuses.
-pub fn tables(socket: &mut Socket) -> Result<Vec<(u8, bool)>, NetError> {
+pub fn tables(socket: &mut Socket) -> Result<Vec<(u8, String)>, NetError> {
     let mut found = Vec::new();
     let message = Message::new(GETTABLE, REQUEST | DUMP, &generic(0));
     socket
         .exchange(message, |_, payload| {
             let Some(body) = payload.get(4..) else { return };
             if netlink::attribute(body, 1).map(netlink::text).as_deref() == Some(TABLE) {
-                // NFTA_TABLE_USERDATA holds the comment, after its own type and length.
-                let comment = netlink::attribute(body, 6).unwrap_or_default();
-                let ours = comment
-                    .windows(super::rules::MARK.len())
-                    .any(|window| window == super::rules::MARK.as_bytes());
-                found.push((payload[0], ours));
+                // NFTA_TABLE_USERDATA holds the comment, after its own type and length, with a zero at its end.
+                let data = netlink::attribute(body, 6).unwrap_or_default();
+                let comment = netlink::text(data.get(2..).unwrap_or_default());
+                found.push((payload[0], comment));
             }
         })
         .map_err(NetError::kernel("list", "tables"))?;

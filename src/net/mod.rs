@@ -120,6 +120,8 @@ pub struct Finding {
 /// The sockets to the kernel's network. Kept until the process ends: closing the second one waits for the kernel.
 #[derive(Debug)]
 pub struct Net {
+    /// The node that the tables are made for.
+    owner: String,
     route: Socket,
     netfilter: std::mem::ManuallyDrop<Socket>,
 }
@@ -128,22 +130,23 @@ pub struct Net {
 const NFT_LIMIT: Duration = Duration::from_secs(60);
 
 impl Net {
-    /// Opens the sockets of the network namespace that this thread is in.
+    /// Opens the sockets of the network namespace that this thread is in. `owner` is the node whose network it is: the tables
+    /// carry it, and those of another node are as foreign as anybody's.
     ///
     /// # Errors
     /// When the kernel has none.
-    pub fn open() -> Result<Self, NetError> {
+    pub fn open(owner: &str) -> Result<Self, NetError> {
         let open = |socket: std::io::Result<Socket>| socket.map_err(NetError::kernel("open", "netlink"));
         // Not closed with the value: the kernel closes it at the end of the process, when nobody waits for it any more.
         let netfilter = std::mem::ManuallyDrop::new(open(Socket::netfilter())?);
-        Ok(Self { route: open(Socket::route())?, netfilter })
+        Ok(Self { owner: owner.to_owned(), route: open(Socket::route())?, netfilter })
     }
 
     /// Makes the tables where they are not there yet.
     fn ensure_base(&mut self) -> Result<(), NetError> {
         let tables = self.check_tables()?;
         if tables < rules::TABLES.len() {
-            load(&rules::base())?;
+            load(&(rules::tables(&self.owner) + &rules::base()))?;
             routes::ensure_unreachable(&mut self.route)?;
         }
         Ok(())
@@ -160,13 +163,18 @@ impl Net {
     /// How many of the tables are there. A table of that name that somebody else made is an error.
     fn check_tables(&mut self) -> Result<usize, NetError> {
         let tables = elements::tables(&mut self.netfilter)?;
-        match tables.iter().find(|(_, ours)| !ours) {
-            Some((family, _)) => Err(NetError::Foreign {
+        for (family, comment) in &tables {
+            let found = match comment.strip_prefix(rules::MARK) {
+                Some(owner) if owner.trim() == self.owner => continue,
+                Some(owner) => format!("it is that of the node {}, another root's", owner.trim()),
+                None => "it does not carry mvm's comment".into(),
+            };
+            return Err(NetError::Foreign {
                 name: format!("the nftables table mvm of family {family}"),
-                found: "it does not carry mvm's comment".into(),
-            }),
-            None => Ok(tables.len()),
+                found,
+            });
         }
+        Ok(tables.len())
     }
 
     /// Makes a tenant's bridge, and its elements; what is there already stays.
@@ -178,9 +186,9 @@ impl Net {
         let set = rules::tenant_elements(tenant);
         let there = elements::dump(&mut self.netfilter, elements::INET, "rates")?.unwrap_or_default();
         let wanted = &set[2];
-        let complete = there.contains(&(wanted.key_bytes(), wanted.value_bytes()))
-            && links::find(&mut self.route, &tenant.net_id.bridge())?.is_some_and(|link| link.up);
-        if complete {
+        let has_rates = there.contains(&(wanted.key_bytes(), wanted.value_bytes()));
+        let has_bridge = links::find(&mut self.route, &tenant.net_id.bridge())?.is_some_and(|link| link.up);
+        if has_rates && has_bridge {
             return Ok(());
         }
         links::check_name(&mut self.route, tenant.net_id)?;
@@ -196,7 +204,10 @@ impl Net {
             &host.opened.iter().map(|name| rules::opened(name)).collect::<Vec<_>>(),
         )?;
         let mtu = shown.uplink().map_or(1500, |link| link.mtu);
-        links::ensure_bridge(&mut self.route, tenant.net_id, tenant.subnet, mtu)?;
+        // One that stands is not set up again: that would end its neighbours' entries.
+        if !has_bridge {
+            links::ensure_bridge(&mut self.route, tenant.net_id, tenant.subnet, mtu)?;
+        }
         elements::replace(&mut self.netfilter, &set)?;
         shown.uplink().map_or(Ok(()), |uplink| links::open_forwarding(&uplink.name))
     }

@@ -45,7 +45,7 @@ impl Net {
     ) -> Result<(), NetError> {
         // One transaction, and no table is deleted: no packet passes in between. What denies by networks is filled in it.
         let base = rules::base() + &rules::extras(desired);
-        let mut text = comparison.make_way(&base) + &base;
+        let mut text = rules::tables(&self.owner) + &comparison.make_way(&base) + &base;
         text.extend(rules::intervals(desired, host).iter().map(rules::refill));
         load(&text)?;
         for ((family, set), wanted) in rules::elements(desired, host) {

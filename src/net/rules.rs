@@ -19,8 +19,8 @@ use super::{
 /// The tables, as family and name.
 pub const TABLES: [(&str, &str); 3] = [("bridge", "mvm"), ("arp", "mvm"), ("inet", "mvm")];
 
-/// The comment by which mvm knows its own tables.
-pub const MARK: &str = "made by mvm";
+/// How the comments of mvm's tables begin; the node's id follows.
+pub const MARK: &str = "made by mvm on";
 
 /// Marks a rule that nothing rests on alone, before the reason: a test leaves every other one out and sees a denial fail.
 pub const BELT: &str = "# belt: ";
@@ -29,15 +29,18 @@ pub const BELT: &str = "# belt: ";
 const NOT_INTERNET: &str = "0.0.0.0/8, 10.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 169.254.0.0/16, 172.16.0.0/12, \
                             192.0.0.0/24, 192.168.0.0/16, 198.18.0.0/15, 224.0.0.0/3";
 
+/// The tables, with whose they are in their comments.
+pub fn tables(owner: &str) -> String {
+    let table = |(family, name)| format!("add table {family} {name} {{ comment \"{MARK} {owner}\"; }}\n");
+    TABLES.into_iter().map(table).collect()
+}
+
 /// The sets, maps and chains that are there whatever the tenants are. Loaded as one transaction; loading it again changes
 /// nothing but puts chains right that somebody changed. Chains are jumped to: what one of them does not accept, the drop
 /// at the end of its caller ends.
 pub fn base() -> String {
     format!(
         r#"
-add table bridge mvm {{ comment "{MARK}"; }}
-add table arp mvm {{ comment "{MARK}"; }}
-add table inet mvm {{ comment "{MARK}"; }}
 add set bridge mvm port_ip {{ type ifname . ether_addr . ipv4_addr; }}
 add set bridge mvm port_arp {{ type ifname . ether_addr . ether_addr . ipv4_addr; }}
 add set bridge mvm arp_over {{ type ifname; limit rate over 50/second burst 100 packets; }}

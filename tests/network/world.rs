@@ -106,7 +106,7 @@ impl World {
             text(LAN_MAC),
             text(DMZ_MAC)
         ));
-        let mut net = Net::open().expect("netlink");
+        let mut net = Net::open("test").expect("netlink");
         let mut guests = BTreeMap::new();
         let plenty = TenantRates { max_conns: 1000, new_per_second: 500 };
         let acme = tenant_of(3, plenty);

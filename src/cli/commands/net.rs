@@ -4,18 +4,19 @@ use std::collections::BTreeMap;
 
 use crate::cli::{
     arguments::net::{NetCommand, VerifyCommand},
-    error::{CliError, Kind},
+    error::CliError,
     output::{Out, Tone},
 };
 use crate::{
     net::{Finding, Net, probe::Probe},
     node,
-    store::{Durability, Sharing},
+    store::{Sharing, StoreError},
     vm::{
         instance::{
             lifecycle::{Operator, lock_tenant},
             net as wiring,
         },
+        room::NodeConfig,
         tenant,
     },
 };
@@ -24,27 +25,41 @@ use crate::{
 pub fn run(out: &Out, operator: &mut Operator, command: NetCommand) -> Result<u8, CliError> {
     match command {
         NetCommand::Verify(options) => verify(out, operator, &options),
-        NetCommand::Repair => {
-            operator.net()?;
-            // A TAP may belong to a start that is under way: who looks after slots takes each one's lock.
-            let mut done = node::reclaim(operator)?;
-            {
-                let _lock = wiring::lock(&operator.roots, Sharing::Exclusive)?;
-                let desired = wiring::desired(&operator.roots)?;
-                done.extend(operator.net()?.repair(&desired)?);
-            }
-            out.done(&done, || match done.len() {
-                0 => "nothing to repair".to_owned(),
-                _ => done.join("\n"),
-            });
-            Ok(0)
-        }
+        NetCommand::Repair => repair(out, operator),
     }
+}
+
+fn repair(out: &Out, operator: &mut Operator) -> Result<u8, CliError> {
+    let mut net = Net::open(&NodeConfig::load(&operator.roots)?.node_id)?;
+    let wrong =
+        |findings: Vec<Finding>| findings.into_iter().filter(|finding| !finding.ok).collect::<Vec<_>>();
+    let before = wrong(look(operator, &mut net)?);
+    // A TAP may belong to a start that is under way: who looks after slots takes each one's lock.
+    let reclaimed = node::reclaim(operator)?;
+    {
+        let _lock = wiring::lock(&operator.roots, Sharing::Exclusive)?;
+        net.repair(&wiring::desired(&operator.roots)?)?;
+    }
+    let left = wrong(look(operator, &mut net)?);
+    let is_left = |finding: &&Finding| left.iter().any(|left| left.name == finding.name);
+    let repaired: Vec<&Finding> = before.iter().filter(|finding| !is_left(finding)).collect();
+    let value = serde_json::json!({ "repaired": repaired, "reclaimed": reclaimed, "left": left, "ok": left.is_empty() });
+    out.done(&value, || {
+        let line = |mark: String, finding: &Finding| format!("{mark} {}: {}", finding.name, finding.detail);
+        let mut lines: Vec<String> =
+            repaired.iter().map(|finding| line(out.paint(Tone::Good, "repaired"), finding)).collect();
+        lines.extend(reclaimed.iter().map(|what| format!("reclaimed {what}")));
+        lines.extend(left.iter().map(|finding| {
+            line(out.paint(Tone::Bad, "left"), finding) + "        next: stop and start what it names"
+        }));
+        if lines.is_empty() { "nothing to repair".to_owned() } else { lines.join("\n") }
+    });
+    Ok(if left.is_empty() { 0 } else { 1 })
 }
 
 fn verify(out: &Out, operator: &mut Operator, options: &VerifyCommand) -> Result<u8, CliError> {
     // Not `operator.net()`: that one repairs what another boot left, and this one only looks.
-    let mut net = Net::open()?;
+    let mut net = Net::open(&NodeConfig::load(&operator.roots)?.node_id)?;
     let mut findings = look(operator, &mut net)?;
     if findings.iter().any(|finding| !finding.ok) {
         // Somebody may have begun or ended something between the look at the files and the one at the kernel.
@@ -59,13 +74,12 @@ fn verify(out: &Out, operator: &mut Operator, options: &VerifyCommand) -> Result
     }
     let ok = findings.iter().all(|finding| finding.ok);
     let report = serde_json::json!({ "checks": findings, "ok": ok });
-    if let Some(file) = &options.report {
-        let text = format!("{report:#}\n");
-        crate::store::replace(file, text.as_bytes(), Durability::Atomic).map_err(|error| {
-            CliError::new(Kind::Failed, "report", format!("cannot write {}: {error}", file.display()))
-        })?;
-    }
+    let written = match &options.report {
+        Some(file) => std::fs::write(file, format!("{report:#}\n")).map_err(StoreError::io("write", file)),
+        None => Ok(()),
+    };
     out.show(&report, || describe(out, &findings, summary.as_deref()));
+    written?;
     Ok(if ok { 0 } else { 1 })
 }
 

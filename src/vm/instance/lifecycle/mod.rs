@@ -35,7 +35,7 @@ use crate::{
     infra::config::Roots,
     net::Net,
     security::audit::{self, AuditError, Entry, Limits, Network, Phase},
-    vm::{naming::InstancePath, pool::config::Resources, tenant},
+    vm::{naming::InstancePath, pool::config::Resources, room::NodeConfig, tenant},
 };
 
 /// Carries operations out: the roots, and the sockets to the kernel's network once they are needed.
@@ -67,7 +67,7 @@ impl Operator {
     /// When there is no permission, or the kernel refuses.
     pub fn net(&mut self) -> Result<&mut Net, LifecycleError> {
         if self.net.is_none() {
-            let mut net = Net::open()?;
+            let mut net = Net::open(&NodeConfig::load(&self.roots)?.node_id)?;
             wiring::ensure::<LifecycleError>(&self.roots, &mut net)?;
             self.net = Some(net);
         }
