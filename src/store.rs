@@ -274,8 +274,10 @@ pub fn sweep(folder: &Path) -> Result<usize, StoreError> {
 }
 
 /// Is there a process of that number? One that was given a dead one's number keeps that one's leftovers, for a while.
-fn is_alive(pid: u32) -> bool {
-    Path::new("/proc").join(pid.to_string()).exists()
+pub fn is_alive(pid: u32) -> bool {
+    // A process that was killed and not yet taken note of by its parent is dead.
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
 }
 
 /// The sorted names in a folder that `wanted` accepts; none where the folder does not exist.

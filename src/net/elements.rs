@@ -357,6 +357,16 @@ fn parse(element: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
     Some((key, value))
 }
 
+/// The family's name, as `nft` has it.
+pub fn family_name(family: u8) -> &'static str {
+    match family {
+        INET => "inet",
+        BRIDGE => "bridge",
+        3 => "arp",
+        _ => "of another family",
+    }
+}
+
 /// The tables named `mvm`, as family and comment.
 ///
 /// # Errors

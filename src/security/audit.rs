@@ -316,7 +316,7 @@ pub fn close_cut_off(
             open.push(record);
         }
     }
-    let is_over = |record: &Record| !Path::new("/proc").join(record.who.pid.to_string()).exists();
+    let is_over = |record: &Record| !store::is_alive(record.who.pid);
     open.retain(|record| is_over(record) && !is_unsettled(&record.entry.path));
     for record in &open {
         let mut entry = Entry::new(&record.entry.what, &record.entry.path, Phase::Recovered);

@@ -7,7 +7,4 @@ pub struct DemoCommand {
     /// Plays the story inside the namespaces; the command without it stages
     #[arg(long, hide = true)]
     pub inside: Option<std::path::PathBuf>,
-    /// Keep the root, to look at it afterwards
-    #[arg(long)]
-    pub keep: bool,
 }

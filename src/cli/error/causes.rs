@@ -148,7 +148,9 @@ impl From<&ArtifactError> for CliError {
                 .fix("mvm pool import --help says what is taken"),
             ArtifactError::Changed { .. } => Self::of(Kind::Failed, "artifact_changed", error)
                 .fix("mvm pool import it again, or mvm pool rollback"),
-            ArtifactError::CommandLine { .. } => Self::of(Kind::Usage, "command_line", error),
+            ArtifactError::CommandLine { .. } | ArtifactError::ControlCharacters => {
+                Self::of(Kind::Usage, "command_line", error)
+            }
         }
     }
 }
@@ -163,6 +165,7 @@ impl From<&LifecycleError> for CliError {
             LifecycleError::Shell(error) => error.into(),
             LifecycleError::Disk(error) => error.into(),
             LifecycleError::Audit(error) => error.into(),
+            LifecycleError::Artifact(error) => error.into(),
             LifecycleError::Install(error @ InstallError::NoSuchVersion { version, .. }) => {
                 Self::of(Kind::Environment, "no_vmm_version", error)
                     .fix(format!("mvm vmm install FILE, with a Firecracker {version}"))

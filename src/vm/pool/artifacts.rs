@@ -116,8 +116,12 @@ impl Sources {
 impl Manifest {
     /// What the revision takes, in bytes.
     pub fn size_bytes(&self) -> u64 {
-        let parts = [Some(&self.kernel), Some(&self.rootfs), self.initrd.as_ref()];
-        parts.into_iter().flatten().map(|part| part.size_bytes).sum()
+        self.parts().map(|part| part.size_bytes).sum()
+    }
+
+    /// Its files.
+    fn parts(&self) -> impl Iterator<Item = &Artifact> {
+        [Some(&self.kernel), Some(&self.rootfs), self.initrd.as_ref()].into_iter().flatten()
     }
 }
 
@@ -148,6 +152,9 @@ pub enum ArtifactError {
         /// Its length.
         length: usize,
     },
+    /// A command line that is more than one line.
+    #[error("the command line holds control characters")]
+    ControlCharacters,
     /// The state could not be read or written.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -234,6 +241,9 @@ impl Artifacts {
         let length = sources.cmdline.len();
         if length > 1900 {
             return Err(ArtifactError::CommandLine { length });
+        }
+        if sources.cmdline.contains(char::is_control) {
+            return Err(ArtifactError::ControlCharacters);
         }
         let revisions = self.revisions();
         store::make_folder(&revisions)?;
@@ -322,26 +332,37 @@ impl Artifacts {
         store::write(&self.history, &history)
     }
 
+    /// Are the revision's files there, and as long as they were? That costs nothing; [`Self::verify`] reads every byte.
+    ///
+    /// # Errors
+    /// [`ArtifactError::Changed`] names the first that is not.
+    pub fn check(&self, manifest: &Manifest) -> Result<(), ArtifactError> {
+        for part in manifest.parts() {
+            self.check_size(&manifest.revision, part)?;
+        }
+        Ok(())
+    }
+
+    fn check_size(&self, revision: &RevisionHash, part: &Artifact) -> Result<PathBuf, ArtifactError> {
+        let path = self.revision(revision).join(&part.file);
+        let why = match fs::metadata(&path) {
+            Ok(meta) if meta.len() == part.size_bytes => return Ok(path),
+            Ok(meta) => format!("it has {} bytes instead of {}", meta.len(), part.size_bytes),
+            Err(error) => error.to_string(),
+        };
+        Err(ArtifactError::Changed { path, why })
+    }
+
     /// Checks every byte of a revision against its manifest.
     ///
     /// # Errors
     /// [`ArtifactError::Changed`] names the first file that is not what was imported.
     pub fn verify(&self, revision: &RevisionHash) -> Result<Manifest, ArtifactError> {
         let manifest = self.manifest(revision)?;
-        for part in
-            [Some(&manifest.kernel), Some(&manifest.rootfs), manifest.initrd.as_ref()].into_iter().flatten()
-        {
-            let path = self.revision(revision).join(&part.file);
-            let changed = |why| ArtifactError::Changed { path: path.clone(), why };
-            let size = match fs::metadata(&path) {
-                Ok(meta) => meta.len(),
-                Err(error) => return Err(changed(error.to_string())),
-            };
-            if size != part.size_bytes {
-                return Err(changed(format!("it has {size} bytes instead of {}", part.size_bytes)));
-            }
+        for part in manifest.parts() {
+            let path = self.check_size(revision, part)?;
             if hash_file(&path)? != part.sha256 {
-                return Err(changed("its sha256 is another one".into()));
+                return Err(ArtifactError::Changed { path, why: "its sha256 is another one".into() });
             }
         }
         Ok(manifest)
@@ -386,6 +407,37 @@ fn head_of(path: &Path, what: &'static str) -> Result<Vec<u8>, ArtifactError> {
     Ok(head)
 }
 
+/// Are the ELF's segments within the file, and does it begin inside one of them? A download that was cut off has the head
+/// of a kernel too.
+fn check_segments(path: &Path, head: &[u8]) -> Result<(), &'static str> {
+    const LOAD: u64 = 1;
+    let length = fs::metadata(path).map_or(0, |meta| meta.len());
+    let number = |offset: u64, size: usize| -> Option<u64> {
+        let offset = usize::try_from(offset).ok()?;
+        let bytes = head.get(offset..offset.checked_add(size)?)?;
+        Some(bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte)))
+    };
+    let cut = "its head is not whole";
+    let (entry, table) = (number(24, 8).ok_or(cut)?, number(32, 8).ok_or(cut)?);
+    let (size, count) = (number(54, 2).ok_or(cut)?, number(56, 2).ok_or(cut)?);
+    let mut begins = false;
+    for index in 0..count {
+        let at = table.saturating_add(index * size);
+        let field =
+            |offset: u64, size| number(at.saturating_add(offset), size).ok_or("its segments are not in it");
+        if field(0, 4)? != LOAD {
+            continue;
+        }
+        let (offset, physical) = (field(8, 8)?, field(24, 8)?);
+        let (in_file, in_memory) = (field(32, 8)?, field(40, 8)?);
+        if offset.saturating_add(in_file) > length {
+            return Err("it was cut off: a segment reaches beyond its end");
+        }
+        begins |= (physical..physical.saturating_add(in_memory)).contains(&entry);
+    }
+    if begins { Ok(()) } else { Err("no segment holds its entry point: it is a program, and no kernel") }
+}
+
 fn check_kernel(path: &Path) -> Result<(), ArtifactError> {
     let (what, arch) = ("a kernel that Firecracker boots", std::env::consts::ARCH);
     let head = head_of(path, what)?;
@@ -393,6 +445,9 @@ fn check_kernel(path: &Path) -> Result<(), ArtifactError> {
     let at = |offset: usize, bytes: &[u8]| head.get(offset..offset + bytes.len()) == Some(bytes);
     if at(0x202, b"HdrS") {
         return wrong("it is a bzImage; Firecracker takes the uncompressed ELF inside (vmlinux)");
+    }
+    if arch == "x86_64" && at(0, b"\x7fELF\x02\x01") && at(18, &[62, 0]) {
+        return check_segments(path, &head).or_else(|why| wrong(why));
     }
     match arch {
         // e_machine: 62 is x86-64

@@ -13,6 +13,8 @@ use crate::{
             state::State,
         },
         naming::{InstancePath, PoolPath},
+        pool::artifacts::Artifacts,
+        tenant::quota::within,
     },
 };
 
@@ -66,11 +68,14 @@ pub fn scale(
         Sharing::Exclusive,
         roots.lock_timeout,
     )?;
+    let (tenant, pool) = lifecycle::load_pool(&roots, path)?;
+    if running > 0 && Artifacts::of(&roots, path).current()?.is_none() {
+        return Err(LifecycleError::NoRevision { pool: pool.path() }.into());
+    }
+    within("max_running", 0, running.into(), tenant.quotas.max_running.into())
+        .map_err(|exceeded| PoolError::TooMany { tenant: path.tenant.to_string(), exceeded })?;
     want(operator, path, running)?;
-    // Beyond what the quota allows the first refusal ends it: no more than that one is planned.
-    let (tenant, _) = lifecycle::load_pool(&roots, path)?;
-    let planned = running.min(tenant.quotas.max_running.saturating_add(1));
-    let jobs = plan(operator, path, planned as usize)?;
+    let jobs = plan(operator, path, running as usize)?;
     let workers = jobs.len().min(AT_ONCE);
     let jobs = Mutex::new(jobs.into_iter());
     let next = || jobs.lock().unwrap_or_else(std::sync::PoisonError::into_inner).next();

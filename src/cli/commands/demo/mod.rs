@@ -1,7 +1,8 @@
 //! `mvm demo`: what mvm does, told with real packets in a throw-away root and network namespace.
 //!
 //! The command itself only stages: it makes the root, looks at the host, lets a child play the story in namespaces of its
-//! own, looks at the host again, and removes the root. So nothing is left behind, even where the story is killed.
+//! own, looks at the host again, and removes the root. So nothing is left behind where the story is killed; where the
+//! command itself is, the next one sweeps.
 
 mod guest;
 mod story;
@@ -23,9 +24,12 @@ use crate::cli::{
     error::{CliError, Kind},
     output::{Out, Tone},
 };
-use crate::infra::{
-    config::{Environment, THROW_AWAY_MARK},
-    shell,
+use crate::{
+    infra::{
+        config::{Environment, THROW_AWAY_MARK},
+        shell,
+    },
+    store,
 };
 
 /// One thing that was shown.
@@ -60,16 +64,33 @@ fn lacking(what: impl Into<String>) -> CliError {
 /// Runs the command.
 pub fn run(out: &Out, environment: &Environment, command: &DemoCommand) -> Result<u8, CliError> {
     match &command.inside {
-        Some(root) => story::play(out, environment, root),
-        None => stage(out, command.keep),
+        Some(root) => {
+            mask_signals(libc::SIG_UNBLOCK);
+            story::play(out, environment, root)
+        }
+        None => stage(out),
     }
 }
 
-fn stage(out: &Out, keep: bool) -> Result<u8, CliError> {
+/// Removes what a stage that was killed left behind, with the VMMs that still work in it.
+fn sweep() {
+    let folder = std::env::temp_dir();
+    for name in store::names(&folder, |name| name.starts_with(NAME)).unwrap_or_default() {
+        let pid = name.strip_prefix(NAME).and_then(|pid| pid.parse().ok());
+        let root = folder.join(&name);
+        if pid.is_some_and(|pid| !store::is_alive(pid)) && root.join(THROW_AWAY_MARK).exists() {
+            world::end_processes_in(&root);
+            let _ = std::fs::remove_dir_all(&root);
+        }
+    }
+}
+
+fn stage(out: &Out) -> Result<u8, CliError> {
     let start = std::time::Instant::now();
     packages(out)?;
-    hold_signals();
-    let root = std::env::temp_dir().join(format!("mvm-demo-{}", std::process::id()));
+    mask_signals(libc::SIG_BLOCK);
+    sweep();
+    let root = std::env::temp_dir().join(format!("{NAME}{}", std::process::id()));
     let root = std::fs::DirBuilder::new()
         .mode(0o700)
         .create(&root)
@@ -80,13 +101,8 @@ fn stage(out: &Out, keep: bool) -> Result<u8, CliError> {
     let played = std::fs::write(root.join(THROW_AWAY_MARK), "").and_then(|()| played(out, &root));
     world::end_processes_in(&root);
     let host = before.difference(&World::look(&root));
-    if !keep {
-        let _ = std::fs::remove_dir_all(&root);
-    }
+    let _ = std::fs::remove_dir_all(&root);
     // Only now: who reads this may be gone, and then nothing comes after it.
-    if keep {
-        out.note(format!("kept: {}", root.display()));
-    }
     let output = played.map_err(|error| lacking(error.to_string()))?;
     let code = match output.status.code() {
         Some(code) => code as u8,
@@ -98,8 +114,8 @@ fn stage(out: &Out, keep: bool) -> Result<u8, CliError> {
     }
 }
 
-/// Ctrl-C ends the story, and this process only after it has cleaned up: it holds such signals back from here on.
-fn hold_signals() {
+/// Ctrl-C ends the story, and the process that stages it only after it has cleaned up: that one holds such signals back.
+fn mask_signals(how: i32) {
     // SAFETY: the set is initialised by sigemptyset before it is used; only this thread's mask changes.
     unsafe {
         let mut signals = std::mem::zeroed();
@@ -107,7 +123,7 @@ fn hold_signals() {
         for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
             libc::sigaddset(&mut signals, signal);
         }
-        libc::pthread_sigmask(libc::SIG_BLOCK, &signals, std::ptr::null_mut());
+        libc::pthread_sigmask(how, &signals, std::ptr::null_mut());
     }
 }
 
@@ -146,6 +162,9 @@ fn conclude(out: &Out, code: u8, host: &[String], took: Duration) -> u8 {
     }
     code
 }
+
+/// How the names of the roots begin; the pid follows.
+const NAME: &str = "mvm-demo-";
 
 /// How long a package manager may take.
 const APT_LIMIT: Duration = Duration::from_secs(300);

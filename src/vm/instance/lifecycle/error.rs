@@ -8,6 +8,7 @@ use crate::{
     vm::{
         instance::{disk::DiskError, state::Denial},
         naming::{InstancePath, PoolPath, TenantId},
+        pool::artifacts::ArtifactError,
         room::RoomError,
         tenant::quota::Exceeded,
     },
@@ -114,6 +115,9 @@ pub enum LifecycleError {
     /// The VMM refused or ended.
     #[error(transparent)]
     Vmm(#[from] VmmError),
+    /// The revision is not what was imported.
+    #[error(transparent)]
+    Artifact(#[from] ArtifactError),
     /// No VMM.
     #[error(transparent)]
     Install(#[from] InstallError),

@@ -59,9 +59,11 @@ pub fn start(operator: &mut Operator, path: &InstancePath) -> Result<Outcome, Li
     let data = config::folder(&roots, path).join("volumes").join(fc_config::files::DATA);
     let grown = disk::size_mib(&data).unwrap_or(0);
     instance.resources.data_disk_mib = before.resources.data_disk_mib.max(grown);
+    let manifest = artifacts.manifest(&revision)?;
+    artifacts.check(&manifest)?;
     let mut launch = Launch {
         slot: instance.slot(&roots)?,
-        manifest: artifacts.manifest(&revision)?,
+        manifest,
         operator,
         tenant,
         pool,
