@@ -238,7 +238,7 @@ fn settle_one(
     recovered: &mut Recovered,
 ) -> Result<(), NodeError> {
     let roots = operator.roots.clone();
-    let Some(instance) = store::read_if_there::<Instance>(&instance::config::file(&roots, path))? else {
+    let Some(instance) = Instance::load_if_there(&roots, path)? else {
         return Ok(());
     };
     let before = instance.generation;
@@ -262,7 +262,7 @@ fn reclaim_leases(operator: &mut Operator, recovered: &mut Recovered) -> Result<
     for tenant in tenant::config::ids(&roots)? {
         let _lock = lock_tenant(&roots, &tenant)?;
         for lease in leases::held(&roots, &tenant)? {
-            if !instance::config::file(&roots, &lease.instance).exists() {
+            if !instance::config::folder(&roots, &lease.instance).exists() {
                 leases::free(&roots, &lease.instance, lease.offset)?;
                 recovered.reclaimed.push(format!("lease {} of {}", lease.offset, lease.instance));
             }
@@ -302,7 +302,7 @@ fn reclaim_slots(operator: &mut Operator, recovered: &mut Recovered) -> Result<(
                 if !leases::is_held_by(&roots, path, slot.offset)? {
                     continue;
                 }
-                match store::read_if_there::<Instance>(&instance::config::file(&roots, path)) {
+                match Instance::load_if_there(&roots, path) {
                     Ok(Some(instance)) if instance.vmm_is_alive(&boot_id) => continue,
                     Ok(_) => Some(lock),
                     // What a record that cannot be read says of its VMM is not known: it is left alone.
@@ -359,7 +359,7 @@ pub fn collect_vmms(roots: &Roots) -> Result<Vec<String>, StoreError> {
         needed.extend(Pool::load(roots, &pool)?.vmm_version);
     }
     for path in fleet::instances(roots)? {
-        let instance = store::read_if_there::<Instance>(&instance::config::file(roots, &path))?;
+        let instance = Instance::load_if_there(roots, &path)?;
         let vmm = instance.and_then(|instance| instance.vmm);
         needed.extend(vmm.filter(|vmm| vmm.kind == VmmKind::Firecracker).map(|vmm| vmm.version));
     }

@@ -49,6 +49,10 @@ fn names_numbers_and_networks() {
     sandbox.pool("sim");
     let path = sandbox.instance("acme/web");
     let rows: &[Row] = &[
+        ("--json", 2, "usage"),
+        ("tenant", 2, "usage"),
+        (&format!("instance wait {path} --timeout 99999999999999999999"), 2, "usage"),
+        ("pool scale acme/web --running 4294967295", 4, "quota"),
         // names
         ("tenant create Acme --net-id 4 --subnet 10.240.4.0/24", 2, "usage"),
         ("tenant create -acme --net-id 4 --subnet 10.240.4.0/24", 2, "usage"),
@@ -143,6 +147,7 @@ fn files_that_are_not_kernels_or_file_systems() {
     let mut arm = fs::read(&kernel).expect("a kernel");
     arm[18] = 183;
     let arm = file("arm.in", &arm);
+    let cut = file("cut.in", &fs::read(&kernel).expect("a kernel")[..4100]);
     let folder = sandbox.root().display().to_string();
     let import =
         |kernel: &str, rootfs: &str| format!("pool import acme/web --kernel {kernel} --rootfs {rootfs}");
@@ -151,6 +156,8 @@ fn files_that_are_not_kernels_or_file_systems() {
         (import(&text, &rootfs), 1, "not_an_artifact"),
         (import(&bzimage, &rootfs), 1, "not_an_artifact"),
         (import(&arm, &rootfs), 1, "not_an_artifact"),
+        (import(&cut, &rootfs), 1, "not_an_artifact"),
+        (import("/bin/ls", &rootfs), 1, "not_an_artifact"),
         (import(&rootfs, &rootfs), 1, "not_an_artifact"),
         (import(&folder, &rootfs), 1, "not_an_artifact"),
         (import("/none", &rootfs), 1, "io"),
@@ -225,5 +232,70 @@ fn one_damaged_instance_is_in_nobodys_way() {
     sandbox.ok(&format!("instance stop {other} --force"));
     sandbox.ok(&format!("instance destroy {broken} --yes --wipe-volumes"));
     assert!(sandbox.vmms().is_empty());
+    assert!(sandbox.leaks().is_empty(), "{:?}", sandbox.leaks());
+}
+
+#[test]
+fn a_record_that_is_lost_is_not_taken_for_an_instance_that_is_gone() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    sandbox.pool("sim");
+    let path = sandbox.instance("acme/web");
+    sandbox.ok(&format!("instance start {path}"));
+    let id = path.rsplit('/').next().unwrap_or_default();
+    fs::remove_file(sandbox.root().join(format!("tenants/acme/pools/web/instances/{id}/instance.json")))
+        .expect("a record");
+    let list = sandbox.run("instance list");
+    assert_eq!(list.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&list.stderr).contains("its folder is there"));
+    assert_eq!(sandbox.run("node recover").status.code(), Some(1));
+    assert_eq!(sandbox.vmms().len(), 1, "its guest runs on");
+    sandbox.ok(&format!("instance destroy {path} --yes"));
+    assert!(sandbox.root().join(format!("tenants/acme/pools/web/kept/{id}.data.ext4")).exists());
+    assert!(sandbox.leaks().is_empty(), "{:?}", sandbox.leaks());
+}
+
+#[test]
+fn a_scale_that_is_refused_has_no_effect() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    sandbox.pool("sim");
+    sandbox.ok("pool create acme/empty --vmm sim --mem 128");
+    sandbox.ok("tenant update acme --max-running 2");
+    let rows: &[Row] = &[
+        ("pool scale acme/empty --running 1", 4, "no_revision"),
+        ("pool scale acme/web --running 3", 4, "quota"),
+    ];
+    refuses(&sandbox, rows);
+}
+
+#[test]
+fn a_revision_that_changed_does_not_start() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    sandbox.pool("sim");
+    let path = sandbox.instance("acme/web");
+    let revision = sandbox.ok("pool info acme/web")["revision"].as_str().unwrap_or_default().to_owned();
+    let kernel =
+        sandbox.root().join(format!("tenants/acme/pools/web/artifacts/revisions/{revision}/vmlinux"));
+    let mut file = fs::File::options().append(true).open(kernel).expect("a kernel");
+    std::io::Write::write_all(&mut file, b"xx").expect("it can be written");
+    let start = format!("instance start {path}");
+    refuses(&sandbox, &[(&start, 1, "artifact_changed")]);
+}
+
+#[test]
+fn a_second_root_leaves_the_first_ones_network_alone() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    sandbox.pool("sim");
+    let path = sandbox.instance("acme/web");
+    sandbox.ok(&format!("instance start {path}"));
+    let other = tempfile::tempdir().expect("a folder");
+    for command in ["tenant create zz --net-id 60 --subnet 10.240.60.0/24", "node recover", "net repair"] {
+        let output = sandbox
+            .command(&format!("{command} --json"))
+            .arg("--root")
+            .arg(other.path())
+            .output()
+            .expect("mvm");
+        assert_eq!(output.status.code(), Some(4), "{command}");
+    }
     assert!(sandbox.leaks().is_empty(), "{:?}", sandbox.leaks());
 }

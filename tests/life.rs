@@ -188,9 +188,11 @@ fn size_of(folder: &Path) -> u64 {
 fn a_kernel_that_does_not_boot_leaves_the_instance_as_it_was() {
     on_both(|sandbox, vmm| {
         let (kernel, _) = sandbox.artifacts();
-        // It begins like a kernel, and its program header lies beyond the end of the file.
+        // It is whole, and its one segment lies where the guest has no memory.
         let mut elf = fs::read(&kernel).expect("a kernel");
-        elf[32..40].copy_from_slice(&u64::from(u32::MAX).to_le_bytes());
+        for field in [24, 64 + 16, 64 + 24] {
+            elf[field..field + 8].copy_from_slice(&(1_u64 << 40).to_le_bytes());
+        }
         fs::write(&kernel, elf).expect("it can be written");
         sandbox.pool(vmm);
         let path = sandbox.instance("acme/web");

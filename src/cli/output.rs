@@ -6,7 +6,6 @@ use std::{
 };
 
 use anstyle::{AnsiColor, Style};
-use comfy_table::{ContentArrangement, Table, TableStyle};
 use serde::Serialize;
 
 use super::{
@@ -27,6 +26,9 @@ pub struct Out {
     color: bool,
     width: u16,
 }
+
+/// Between two columns of a table.
+const GAP: usize = 2;
 
 static UNHEARD: AtomicBool = AtomicBool::new(false);
 
@@ -174,23 +176,29 @@ impl Out {
         Progress { stop, thread: Some(thread) }
     }
 
-    /// A table that fits the terminal.
-    pub fn table(&self, header: &[&str], rows: Vec<Vec<String>>) -> String {
-        let mut table = Table::new();
-        table
-            .load_style(TableStyle::new())
-            .set_width(self.width)
-            .set_content_arrangement(ContentArrangement::Dynamic);
-        table.set_header(header.iter().map(|name| name.to_uppercase()).collect::<Vec<_>>());
-        for row in rows {
-            table.add_row(row);
-        }
-        table
-            .to_string()
-            .lines()
-            .map(|line| line.trim_end().trim_start_matches(' '))
-            .collect::<Vec<_>>()
-            .join("\n")
+    /// A table that fits the terminal: where it is too narrow, columns are left out from the right, and no word is broken.
+    pub fn table(&self, header: &[&str], mut rows: Vec<Vec<String>>) -> String {
+        rows.insert(0, header.iter().map(|name| name.to_uppercase()).collect());
+        let columns = header.len();
+        let length = |at: usize| rows.iter().map(|row| row[at].chars().count()).max().unwrap_or(0);
+        let mut room = usize::from(self.width);
+        let fits = (0..columns)
+            .take_while(|&at| {
+                let taken = length(at) + if at == 0 { 0 } else { GAP };
+                let fits = taken <= room;
+                room = room.saturating_sub(taken);
+                fits
+            })
+            .count();
+        // The first two say what it is and how it is: without them it is no table.
+        let shown = fits.max(2.min(columns));
+        let widths: Vec<usize> = (0..shown).map(length).collect();
+        let line = |row: &Vec<String>| {
+            let cells: Vec<String> =
+                row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:width$}")).collect();
+            cells.join(&" ".repeat(GAP)).trim_end().to_owned()
+        };
+        rows.iter().map(line).collect::<Vec<_>>().join("\n")
     }
 
     /// Prints an error and returns the exit code.
@@ -232,7 +240,7 @@ fn width(terminal: bool, columns: Option<u16>) -> u16 {
     let seen = terminal
         .then(|| rustix::termios::tcgetwinsize(std::io::stdout()).ok().map(|size| size.ws_col))
         .flatten();
-    seen.filter(|&width| width > 0).or(columns).unwrap_or(120)
+    seen.or(columns).filter(|&width| width > 0).unwrap_or(120)
 }
 
 /// A guest's bytes for a terminal: everything but printable text, line breaks and tabs is escaped.

@@ -22,7 +22,7 @@ pub fn reference() -> String {
 }
 
 fn describe(text: &mut String, command: &mut clap::Command) {
-    if command.is_hide_set() {
+    if command.is_hide_set() || command.get_name() == "help" {
         return;
     }
     let name = command.get_bin_name().unwrap_or("mvm").to_owned();

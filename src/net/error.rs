@@ -69,6 +69,17 @@ impl NetError {
         }
     }
 
+    /// Is a right missing?
+    pub fn is_permission(&self) -> bool {
+        match self {
+            Self::Kernel { source, .. } | Self::Setting { source, .. } => {
+                source.kind() == io::ErrorKind::PermissionDenied
+            }
+            Self::Rules { source: ShellError::Failed { stderr, .. } } => stderr.contains("not permitted"),
+            Self::Rules { .. } | Self::Foreign { .. } => false,
+        }
+    }
+
     /// Was the interface gone?
     pub fn is_no_device(&self) -> bool {
         matches!(self, Self::Kernel { source, .. } if source.raw_os_error() == Some(libc::ENODEV))

@@ -170,7 +170,7 @@ impl Net {
                 None => "it does not carry mvm's comment".into(),
             };
             return Err(NetError::Foreign {
-                name: format!("the nftables table mvm of family {family}"),
+                name: format!("the nftables table {} mvm", elements::family_name(*family)),
                 found,
             });
         }

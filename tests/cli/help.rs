@@ -31,6 +31,7 @@ fn help_names_every_command() {
       vmm          Installed versions of Firecracker
       completions  Print a completion script for a shell
       man          Print the manual page, or write one page per command into a folder
+      help         Print this message or the help of the given subcommand(s)
 
     Options:
       -h, --help     Print help
@@ -63,6 +64,7 @@ fn help_names_every_command() {
       stats    Show what instances use
       disk     An instance's data disk
       destroy  Destroy an instance, in any state
+      help     Print this message or the help of the given subcommand(s)
 
     Options:
       -h, --help  Print help
@@ -176,6 +178,7 @@ fn malformed_arguments_are_refused_with_what_was_expected() {
       update   Change a tenant's quotas
       destroy  Destroy a tenant with its pools and instances
       audit    Show a tenant's audit log
+      help     Print this message or the help of the given subcommand(s)
 
     Options:
       -h, --help  Print help
@@ -201,15 +204,15 @@ fn malformed_arguments_are_refused_with_what_was_expected() {
     [exit 2]
     ");
     snapshot!(sees("tenant create acme --net-id 3 --subnet 192.168.3.0/24 --json"), @r#"
-    {"error":{"code":"usage","what":"invalid value '192.168.3.0/24' for '--subnet <CIDR>': 192.168.3.0/24 lies outside the cluster's network 10.240.0.0/12","why":"","fix":"mvm --help"}}
+    {"error":{"code":"usage","what":"invalid value '192.168.3.0/24' for '--subnet <CIDR>': 192.168.3.0/24 lies outside the cluster's network 10.240.0.0/12","why":"","fix":"mvm tenant create --help"}}
     [exit 2]
     "#);
     snapshot!(sees("instance info acme --json"), @r#"
-    {"error":{"code":"usage","what":"invalid value 'acme' for '<INSTANCE>': \"acme\" is not a path to an instance: expected tenant/pool/instance","why":"","fix":"mvm --help"}}
+    {"error":{"code":"usage","what":"invalid value 'acme' for '<INSTANCE>': \"acme\" is not a path to an instance: expected tenant/pool/instance","why":"","fix":"mvm instance info --help"}}
     [exit 2]
     "#);
     snapshot!(sees("tenant create --json"), @r#"
-    {"error":{"code":"usage","what":"the following required arguments were not provided: --net-id <N> --subnet <CIDR> <TENANT>","why":"","fix":"mvm --help"}}
+    {"error":{"code":"usage","what":"the following required arguments were not provided: --net-id <N> --subnet <CIDR> <TENANT>","why":"","fix":"mvm tenant create --help"}}
     [exit 2]
     "#);
 }

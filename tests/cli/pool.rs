@@ -105,7 +105,7 @@ fn a_pool_from_create_to_destroy() {
       "instances": 0
     }
     "#);
-    snapshot!(terminal.sees("pool update acme/sim --mem 256 --egress deny"), @"acme/sim updated; what its instances get, they get at their next start");
+    snapshot!(terminal.sees("pool update acme/sim --mem 256 --egress deny"), @"acme/sim updated; egress holds at once, the rest from the next start of each instance");
     snapshot!(terminal.sees("pool update acme/sim --mem 256"), @"acme/sim is like that already");
     snapshot!(terminal.sees("pool destroy acme/sim"), @"
     Destroy pool acme/sim with its 0 instances? nobody is there to answer
@@ -253,8 +253,8 @@ fn scale_says_what_it_did_to_each() {
     snapshot!(terminal.sees("pool scale acme/web --running 1"), @"i-0f3a91c3 10.240.3.4 stopped");
     terminal.sees("tenant update acme --max-running 1");
     snapshot!(terminal.sees("pool scale acme/web --running 5"), @"
-    the quota of tenant acme does not allow it: max_running: 1 of 1 are in use, and this needs 1 more
-      try: stop another one, or mvm tenant update acme --max-…
+    the quota of tenant acme does not allow it: max_running: 0 of 1 are in use, and this needs 5 more
+      try: mvm tenant update acme --max-running N
     [exit 4]
     ");
     snapshot!(terminal.sees("pool scale acme/web --running 3 --no-apply"), @"acme/web: 3 wanted running, and nothing done about it yet");

@@ -219,7 +219,7 @@ fn what_is_in_use_is_refused_and_named() {
 fn update_says_whether_something_changed() {
     let Some(terminal) = Terminal::new() else { return };
     terminal.sees("tenant create acme --net-id 3 --subnet 10.240.3.0/24");
-    snapshot!(terminal.sees("tenant update acme --max-running 7 --retention-days 3"), @"acme updated; limits of disks and network apply from the next start");
+    snapshot!(terminal.sees("tenant update acme --max-running 7 --retention-days 3"), @"acme updated; quotas hold at once, rates of disks and network from the next start");
     snapshot!(terminal.sees("tenant update acme --max-running 7"), @"acme is like that already");
     snapshot!(terminal.sees("tenant update acme --max-runing 7"), @"
     error: unexpected argument '--max-runing' found

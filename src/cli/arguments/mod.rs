@@ -15,7 +15,7 @@ use clap::{Args, Parser, Subcommand};
 
 /// Runs fleets of Firecracker microVMs for many tenants.
 #[derive(Debug, Parser)]
-#[command(name = "mvm", version, disable_help_subcommand = true, arg_required_else_help = true)]
+#[command(name = "mvm", version, arg_required_else_help = true)]
 pub struct Cli {
     #[command(flatten)]
     pub global: Global,

@@ -126,8 +126,11 @@ fn device(name: &'static str, path: &str, fix: &str, missing: Level) -> Check {
     match fs::File::options().read(true).write(true).open(path) {
         Ok(_) => ok(name, format!("{path} can be opened")),
         Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
-            let group =
-                if name == "kvm" { "add yourself to the group kvm: usermod -aG kvm $USER" } else { fix };
+            let group = if name == "kvm" {
+                "add yourself to the group kvm: usermod -aG kvm $USER"
+            } else {
+                "run as root"
+            };
             Check {
                 name,
                 level: missing,
@@ -150,6 +153,11 @@ fn firecracker(roots: &Roots) -> Check {
     let installed = install::list(roots).unwrap_or_default();
     match (installed.last(), &roots.firecracker_bin) {
         (Some(one), _) => ok("firecracker", format!("{} is installed", one.version)),
+        (None, Some(path)) if !path.is_file() => warn(
+            "firecracker",
+            format!("{} is not there", path.display()),
+            "set FIRECRACKER_BIN to one that is",
+        ),
         (None, Some(path)) => ok("firecracker", format!("{} is installed at first use", path.display())),
         (None, None) => warn(
             "firecracker",

@@ -11,7 +11,7 @@ use crate::cli::{
 };
 use crate::{
     infra::watch::Watch,
-    store::{self, StoreError},
+    store::StoreError,
     vm::{
         fleet,
         instance::{
@@ -65,6 +65,10 @@ pub fn run(out: &Out, operator: &mut Operator, command: InstanceCommand) -> Resu
         InstanceCommand::Create { pool, published } => {
             let instance = lifecycle::create(operator, &pool, CreateOptions { published })?;
             let view = view(operator, instance)?;
+            if out.quiet && !out.json {
+                // What was made has a name that nobody could guess.
+                out.raw(format!("{}\n", view.path).as_bytes());
+            }
             out.done(&view, || {
                 let next = match view.instance.status {
                     State::Created => format!("mvm pool import {pool} --kernel FILE --rootfs FILE"),
@@ -209,7 +213,7 @@ fn scoped(
     for pool in fleet::pools(&roots, scope)? {
         let has_revision = Artifacts::of(&roots, &pool).current()?.is_some();
         for path in config::paths(&roots, &pool)? {
-            let instance = match store::read_if_there::<Instance>(&config::file(&roots, &path)) {
+            let instance = match Instance::load_if_there(&roots, &path) {
                 Ok(Some(instance)) => instance,
                 Ok(None) => continue,
                 Err(error) => {

@@ -77,7 +77,10 @@ pub fn run(out: &Out, operator: &mut Operator, command: PoolCommand) -> Result<u
             let view = view(operator, pool)?;
             out.done(&view, || match changed {
                 true => {
-                    format!("{} updated; what its instances get, they get at their next start", view.path)
+                    format!(
+                        "{} updated; egress holds at once, the rest from the next start of each instance",
+                        view.path
+                    )
                 }
                 false => format!("{} is like that already", view.path),
             });
@@ -277,7 +280,9 @@ fn apply_scale(out: &Out, operator: &mut Operator, pool: &PoolPath, running: u32
     });
     drop(progress);
     if out.json {
-        out.show(&touched, String::new);
+        if scaled.is_ok() || !touched.is_empty() {
+            out.show(&touched, String::new);
+        }
     } else if touched.is_empty() && scaled.is_ok() {
         out.say(format!("{running} of {pool} run already"));
     }

@@ -7,7 +7,7 @@ use crate::cli::{
     output::{Out, Tone, count, mib},
 };
 use crate::{
-    node, store,
+    node,
     vm::{
         fleet,
         instance::{
@@ -29,7 +29,7 @@ pub fn run(out: &Out, operator: &mut Operator) -> Result<u8, CliError> {
     for pool in fleet::pools(roots, None)? {
         let has_revision = Artifacts::of(roots, &pool).current()?.is_some();
         for path in instance::config::paths(roots, &pool)? {
-            match store::read_if_there::<Instance>(&instance::config::file(roots, &path)) {
+            match Instance::load_if_there(roots, &path) {
                 Ok(Some(instance)) => {
                     let state = lifecycle::effective_state(&instance, has_revision);
                     *states.entry(state.name()).or_insert(0u64) += 1;

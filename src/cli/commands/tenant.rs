@@ -44,8 +44,8 @@ fn view(operator: &Operator, tenant: Tenant) -> Result<TenantView, CliError> {
 pub fn run(out: &Out, operator: &mut Operator, command: TenantCommand) -> Result<u8, CliError> {
     match command {
         TenantCommand::Create { tenant, net_id, subnet, offset_range, quotas } => {
-            let mut spec = TenantSpec { id: tenant, net_id, subnet, offset_range, quotas: Quotas::default() };
-            quotas.apply(&mut spec.quotas);
+            let quotas = |all: &mut Quotas| quotas.apply(all);
+            let spec = TenantSpec { id: tenant, net_id, subnet, offset_range, quotas: &quotas };
             let (tenant, new) = lifecycle::create(operator, &spec)?;
             let view = view(operator, tenant)?;
             out.done(&view, || {
@@ -96,7 +96,9 @@ pub fn run(out: &Out, operator: &mut Operator, command: TenantCommand) -> Result
             let view = view(operator, tenant)?;
             let id = &view.tenant.tenant_id;
             out.done(&view, || match changed {
-                true => format!("{id} updated; limits of disks and network apply from the next start"),
+                true => format!(
+                    "{id} updated; quotas hold at once, rates of disks and network from the next start"
+                ),
                 false => format!("{id} is like that already"),
             });
         }

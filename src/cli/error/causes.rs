@@ -48,7 +48,11 @@ impl From<&NetError> for CliError {
     fn from(error: &NetError) -> Self {
         let made = Self::of(Kind::Failed, "network", error);
         if error.is_environment() {
-            return Self { kind: Kind::Environment, code: "network_environment", ..made }.fix("mvm doctor");
+            let fix = match error.is_permission() {
+                true => "run as root",
+                false => "mvm doctor",
+            };
+            return Self { kind: Kind::Environment, code: "network_environment", ..made }.fix(fix);
         }
         if error.is_foreign() {
             return Self { kind: Kind::Refused, code: "foreign", ..made }
@@ -62,8 +66,9 @@ impl From<&RoomError> for CliError {
     fn from(error: &RoomError) -> Self {
         match error {
             RoomError::Store(error) => error.into(),
-            RoomError::Quota { tenant, .. } => {
-                let fix = format!("stop another one, or mvm tenant update {tenant} --max-…");
+            RoomError::Quota { tenant, exceeded } => {
+                let option = exceeded.what.split(',').next().unwrap_or_default().replace('_', "-");
+                let fix = format!("stop another one, or mvm tenant update {tenant} --{option} N");
                 Self::of(Kind::Refused, "quota", error).fix(fix)
             }
             RoomError::Node { .. } => Self::of(Kind::Refused, "no_room", error)
@@ -284,8 +289,10 @@ impl From<&PoolError> for CliError {
             PoolError::Lifecycle(error) => error.into(),
             PoolError::Exists { path, .. } => Self::of(Kind::Refused, "exists", error)
                 .fix(format!("mvm pool info {path}, or mvm pool update {path}")),
-            PoolError::TooMany { tenant, .. } => Self::of(Kind::Refused, "quota", error)
-                .fix(format!("mvm tenant update {tenant} --max-pools N")),
+            PoolError::TooMany { tenant, exceeded } => Self::of(Kind::Refused, "quota", error).fix(format!(
+                "mvm tenant update {tenant} --{} N",
+                exceeded.what.split(',').next().unwrap_or_default().replace('_', "-")
+            )),
             PoolError::NotEmpty { .. } => Self::of(Kind::Refused, "not_empty", error).fix("destroy it again"),
             PoolError::HasVolumes { .. } => {
                 Self::of(Kind::Refused, "has_volumes", error).fix("--wipe-volumes, if the data may go")

@@ -3,6 +3,7 @@
 #[cfg(target_os = "linux")]
 mod causes;
 
+use clap::{CommandFactory, error::ErrorKind};
 use serde::Serialize;
 
 use crate::vm::naming::NameError;
@@ -119,17 +120,36 @@ impl CliError {
 
 /// Prints what clap says of malformed arguments, or help; returns the exit code.
 pub fn usage(error: &clap::Error) -> u8 {
-    let json = std::env::args_os().any(|argument| argument == "--json");
-    if error.use_stderr() && json {
-        let rendered = error.render().to_string();
-        // Up to the first empty line: what is wrong, and with what.
-        let what: Vec<&str> = rendered.lines().map(str::trim).take_while(|line| !line.is_empty()).collect();
-        let what = what.join(" ").trim_start_matches("error: ").to_owned();
-        eprintln!("{}", CliError::new(Kind::Usage, "usage", what).fix("mvm --help").json());
+    let arguments: Vec<String> =
+        std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned()).collect();
+    if error.use_stderr() && arguments.iter().any(|argument| argument == "--json") {
+        let what = match error.kind() {
+            ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => "a command is missing".to_owned(),
+            _ => {
+                // Up to the first empty line: what is wrong, and with what.
+                let rendered = error.render().to_string();
+                let lines = rendered.lines().map(str::trim).take_while(|line| !line.is_empty());
+                lines.collect::<Vec<_>>().join(" ").trim_start_matches("error: ").to_owned()
+            }
+        };
+        let fix = format!("{} --help", command_of(&arguments));
+        eprintln!("{}", CliError::new(Kind::Usage, "usage", what).fix(fix).json());
     } else {
         let _ = error.print();
     }
     if error.use_stderr() { 2 } else { 0 }
+}
+
+/// The command that arguments name, as far as there is one: `mvm tenant create`.
+fn command_of(arguments: &[String]) -> String {
+    let mut command = super::arguments::Cli::command();
+    let mut path = "mvm".to_owned();
+    for argument in arguments.iter().filter(|argument| !argument.starts_with('-')) {
+        let Some(found) = command.find_subcommand(argument).cloned() else { continue };
+        path = format!("{path} {argument}");
+        command = found;
+    }
+    path
 }
 
 impl From<NameError> for CliError {

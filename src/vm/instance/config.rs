@@ -219,6 +219,21 @@ impl Instance {
         store::read(&file(roots, path))
     }
 
+    /// Reads `instance.json`; `None` where there is no such instance. Its folder appears and vanishes with the record in it:
+    /// one without is damage, not absence.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`] also where only the record is gone.
+    pub fn load_if_there(roots: &Roots, path: &InstancePath) -> Result<Option<Self>, StoreError> {
+        let file = file(roots, path);
+        match store::read_if_there(&file)? {
+            None if folder(roots, path).exists() && !file.exists() => {
+                Err(StoreError::Damaged { path: file, why: "it is gone, and its folder is there".into() })
+            }
+            read => Ok(read),
+        }
+    }
+
     /// Writes `instance.json`, counting the generation up.
     ///
     /// # Errors

@@ -76,7 +76,7 @@ pub fn desired(roots: &Roots) -> Result<Desired, StoreError> {
         for pool_path in pool::config::paths(roots, &tenant.tenant_id)? {
             let pool = Pool::load(roots, &pool_path)?;
             for path in config::paths(roots, &pool_path)? {
-                let read = store::read_if_there::<Instance>(&config::file(roots, &path));
+                let read = Instance::load_if_there(roots, &path);
                 let instance = match read {
                     Ok(Some(instance)) => instance,
                     // One that is made or destroyed at this moment may be gone again.

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     infra::watch::Watch,
-    store::{self, StoreError},
+    store::StoreError,
     vm::{naming::InstancePath, pool::artifacts::Artifacts},
 };
 
@@ -32,7 +32,7 @@ pub fn wait(
     let folder = config::folder(&operator.roots, path);
     let watch = Watch::new(&folder).map_err(StoreError::io("watch", &folder))?;
     loop {
-        let instance = match store::read_if_there::<Instance>(&config::file(&operator.roots, path))? {
+        let instance = match Instance::load_if_there(&operator.roots, path)? {
             Some(instance) => lifecycle::settle(operator, instance)?,
             None => None,
         };

@@ -447,7 +447,7 @@ fn check_kernel(path: &Path) -> Result<(), ArtifactError> {
         return wrong("it is a bzImage; Firecracker takes the uncompressed ELF inside (vmlinux)");
     }
     if arch == "x86_64" && at(0, b"\x7fELF\x02\x01") && at(18, &[62, 0]) {
-        return check_segments(path, &head).or_else(|why| wrong(why));
+        return check_segments(path, &head).or_else(wrong);
     }
     match arch {
         // e_machine: 62 is x86-64

@@ -224,7 +224,7 @@ fn apply_egress(operator: &mut Operator, tenant: &Tenant, pool: &Pool) -> Result
     let roots = operator.roots.clone();
     let mut leases = Vec::new();
     for path in instance::config::paths(&roots, &pool.path())? {
-        let instance = store::read_if_there::<Instance>(&instance::config::file(&roots, &path))?;
+        let instance = Instance::load_if_there(&roots, &path)?;
         if let Some(instance) = instance
             && leases::is_held_by(&roots, &path, instance.net.offset)?
         {
@@ -348,7 +348,7 @@ pub fn collect(operator: &Operator, path: &PoolPath) -> Result<Vec<RevisionHash>
     let before = history.into_iter().find(|revision| Some(revision) != current.as_ref());
     let mut needed: Vec<RevisionHash> = current.into_iter().chain(before).collect();
     for instance in instance::config::paths(roots, path)? {
-        let instance = store::read_if_there::<Instance>(&instance::config::file(roots, &instance))?;
+        let instance = Instance::load_if_there(roots, &instance)?;
         needed.extend(instance.and_then(|instance| instance.revision));
     }
     let mut removed = Vec::new();

@@ -4,7 +4,7 @@ use std::sync::{Mutex, mpsc};
 
 use super::lifecycle::{PoolError, update};
 use crate::{
-    store::{self, Lock, Sharing, StoreError},
+    store::{Lock, Sharing, StoreError},
     vm::{
         instance::{
             self,
@@ -111,7 +111,7 @@ fn plan(operator: &mut Operator, path: &PoolPath, wanted: usize) -> Result<Vec<J
     let roots = operator.roots.clone();
     let (mut up, mut down) = (Vec::new(), Vec::new());
     for path in instance::config::paths(&roots, path)? {
-        let read = store::read_if_there::<Instance>(&instance::config::file(&roots, &path));
+        let read = Instance::load_if_there(&roots, &path);
         let instance = match read {
             Ok(Some(instance)) => lifecycle::settle(operator, instance)?,
             // One whose record cannot be read is neither counted nor touched.

@@ -17,7 +17,7 @@ use crate::{
         room::{self, NodeConfig, RoomError},
         tenant::{
             config::{self, Tenant, TenantNetwork},
-            quota::Quotas,
+            quota::{self, Quotas},
         },
     },
 };
@@ -111,8 +111,7 @@ pub enum TenantError {
 }
 
 /// A tenant to be.
-#[derive(Debug, Clone)]
-pub struct TenantSpec {
+pub struct TenantSpec<'a> {
     /// Its id.
     pub id: TenantId,
     /// Its number in the cluster.
@@ -121,8 +120,8 @@ pub struct TenantSpec {
     pub subnet: Subnet,
     /// The offsets that this node may lease.
     pub offset_range: Option<(Offset, Offset)>,
-    /// What it may use.
-    pub quotas: Quotas,
+    /// Puts what is given of its quotas into those that it has, or has by default.
+    pub quotas: &'a dyn Fn(&mut Quotas),
 }
 
 fn record(roots: &Roots, tenant: &TenantId, entry: Entry) -> Result<(), AuditError> {
@@ -133,7 +132,7 @@ fn record(roots: &Roots, tenant: &TenantId, entry: Entry) -> Result<(), AuditErr
 ///
 /// # Errors
 /// [`TenantError`] names what is in the way.
-pub fn create(operator: &mut Operator, spec: &TenantSpec) -> Result<(Tenant, bool), TenantError> {
+pub fn create(operator: &mut Operator, spec: &TenantSpec<'_>) -> Result<(Tenant, bool), TenantError> {
     operator.net()?;
     let roots = operator.roots.clone();
     room::check_disk(&roots, &NodeConfig::load(&roots)?, 0)?;
@@ -147,6 +146,8 @@ pub fn create(operator: &mut Operator, spec: &TenantSpec) -> Result<(Tenant, boo
         return Ok((tenant, false));
     }
     check_network(&roots, spec)?;
+    let mut quotas = Quotas::default();
+    (spec.quotas)(&mut quotas);
     let tenant = Tenant {
         schema_version: Schema,
         tenant_id: spec.id.clone(),
@@ -157,7 +158,7 @@ pub fn create(operator: &mut Operator, spec: &TenantSpec) -> Result<(Tenant, boo
             gateway_ip: spec.subnet.gateway(),
             offset_range: spec.offset_range,
         },
-        quotas: spec.quotas.clone(),
+        quotas,
         pinned: false,
         retention_days: 90,
     };
@@ -191,19 +192,28 @@ fn bring_up(operator: &mut Operator, tenant: &Tenant) -> Result<(), TenantError>
     Ok(operator.net()?.ensure_tenant(&wiring::tenant_net(tenant))?)
 }
 
-fn same(tenant: &Tenant, spec: &TenantSpec) -> Result<(), TenantError> {
+fn same(tenant: &Tenant, spec: &TenantSpec<'_>) -> Result<(), TenantError> {
     let differs = |what, is: String, wanted: String| {
         if is == wanted { Ok(()) } else { Err(TenantError::Exists { id: spec.id.clone(), what, is, wanted }) }
     };
     let network = &tenant.network;
     differs("net id", network.tenant_net_id.to_string(), spec.net_id.to_string())?;
     differs("subnet", network.ipv4_subnet.to_string(), spec.subnet.to_string())?;
-    differs("offset range", format!("{:?}", network.offset_range), format!("{:?}", spec.offset_range))?;
-    let quotas = |quotas: &Quotas| serde_json::to_string(quotas).unwrap_or_default();
-    differs("quotas", quotas(&tenant.quotas), quotas(&spec.quotas))
+    // What was not given is not asked for: the same line again is well, whatever was updated since.
+    if let Some((first, last)) = spec.offset_range {
+        let (low, high) = tenant.offsets();
+        let is = network.offset_range.unwrap_or((low, high));
+        differs("offset range", format!("{}-{}", is.0, is.1), format!("{first}-{last}"))?;
+    }
+    let mut wanted = tenant.quotas.clone();
+    (spec.quotas)(&mut wanted);
+    match quota::difference(&tenant.quotas, &wanted) {
+        Some((what, is, wanted)) => differs(what, is, wanted),
+        None => Ok(()),
+    }
 }
 
-fn check_network(roots: &Roots, spec: &TenantSpec) -> Result<(), TenantError> {
+fn check_network(roots: &Roots, spec: &TenantSpec<'_>) -> Result<(), TenantError> {
     for other in config::all(roots)? {
         let network = &other.network;
         if network.tenant_net_id == spec.net_id {
@@ -252,7 +262,8 @@ pub fn update(
         return Ok((tenant, false));
     }
     let mut entry = Entry::new("tenant.update", id, Phase::Intent);
-    entry.detail = serde_json::to_string(&tenant.quotas).ok();
+    let change = quota::difference(&old.quotas, &tenant.quotas);
+    entry.detail = change.map(|(what, is, wanted)| format!("{what} from {is} to {wanted}"));
     record(&roots, id, entry)?;
     tenant.save(&roots)?;
     failpoint::hit("tenant-update", "saved")?;

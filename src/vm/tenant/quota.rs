@@ -60,6 +60,32 @@ impl Default for Quotas {
 /// A Linux bridge takes 1,023 ports: what one tenant may run on one node, whatever its quota says.
 pub const MAX_VMS_OF_TENANT: u32 = 1000;
 
+/// The first field in which two differ: its name, what it is, what the other one's is.
+pub fn difference(is: &Quotas, other: &Quotas) -> Option<(&'static str, String, String)> {
+    let fields = |quotas: &Quotas| serde_json::to_value(quotas).unwrap_or_default();
+    let (is, other) = (fields(is), fields(other));
+    let name = FIELDS.into_iter().find(|name| is[*name] != other[*name])?;
+    Some((name, is[name].to_string(), other[name].to_string()))
+}
+
+/// The names of all quotas.
+pub const FIELDS: [&str; 14] = [
+    "max_vcpus",
+    "max_mem_mib",
+    "max_running",
+    "max_warm",
+    "max_pools",
+    "max_instances_per_pool",
+    "max_disk_gib",
+    "log_mib",
+    "max_conns",
+    "conns_per_second",
+    "net_mbps",
+    "net_pps",
+    "disk_iops",
+    "disk_mbps",
+];
+
 /// What one VMM takes, or what several take together.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Use {
@@ -124,6 +150,16 @@ impl Quotas {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_quota_is_known_by_name() {
+        let all = serde_json::to_value(Quotas::default()).unwrap();
+        assert_eq!(all.as_object().unwrap().keys().map(String::as_str).collect::<Vec<_>>(), {
+            let mut sorted = FIELDS;
+            sorted.sort_unstable();
+            sorted
+        });
+    }
 
     #[test]
     fn each_limit_is_reached_and_not_passed() {

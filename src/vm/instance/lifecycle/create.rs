@@ -176,7 +176,7 @@ fn check_published(roots: &Roots, wanted: &[Port]) -> Result<(), LifecycleError>
         return Ok(());
     }
     for path in fleet::instances(roots)? {
-        let instance = match store::read_if_there::<Instance>(&config::file(roots, &path)) {
+        let instance = match Instance::load_if_there(roots, &path) {
             Ok(Some(instance)) => instance,
             // The kernel still refuses what a record that cannot be read has published.
             Ok(None) | Err(StoreError::Damaged { .. }) => continue,

@@ -44,7 +44,7 @@ pub fn destroy(
     operator.net()?;
     let roots = operator.roots.clone();
     let lock = lock_instance(&roots, path)?;
-    let mut instance = match store::read_if_there::<Instance>(&config::file(&roots, path)) {
+    let mut instance = match Instance::load_if_there(&roots, path) {
         Ok(Some(instance)) => instance,
         Ok(None) => {
             lock.remove();

@@ -6,7 +6,7 @@ use crate::{
     vm::{
         instance::{
             config::{self, Instance},
-            disk,
+            disk::{self, DiskError},
             fc_config::files,
         },
         naming::InstancePath,
@@ -31,7 +31,13 @@ pub fn grow_disk(
     resources.check().map_err(|why| LifecycleError::Resources { why })?;
     room::check_disk(&roots, &NodeConfig::load(&roots)?, 0)?;
     let data = config::folder(&roots, path).join("volumes").join(files::DATA);
-    let more_mib = size_mib.saturating_sub(disk::size_mib(&data)?);
+    let there_mib = match disk::size_mib(&data) {
+        Err(DiskError::None) if instance.resources.data_disk_mib > 0 => {
+            return Err(DiskError::Lost { path: data }.into());
+        }
+        size => size?,
+    };
+    let more_mib = size_mib.saturating_sub(there_mib);
     room::enlarge(&roots, &tenant, instance.slot(&roots)?, more_mib)?;
     let announce = |phase| {
         operator.audit(&instance, "disk-grow", phase, |entry| {

@@ -8,10 +8,9 @@ use super::{
 };
 use crate::{
     security::audit::Phase,
-    store,
     vm::{
         instance::{
-            config::{self, Exit, Instance, Operation},
+            config::{Exit, Instance, Operation},
             launch,
         },
         naming::InstancePath,
@@ -24,7 +23,7 @@ pub(super) fn settled(
     operator: &mut Operator,
     path: &InstancePath,
 ) -> Result<Option<Instance>, LifecycleError> {
-    match store::read_if_there::<Instance>(&config::file(&operator.roots, path))? {
+    match Instance::load_if_there(&operator.roots, path)? {
         Some(instance) => settle_locked(operator, instance),
         None => Ok(None),
     }
@@ -43,7 +42,7 @@ pub fn settle(operator: &mut Operator, instance: Instance) -> Result<Option<Inst
     match try_lock(&operator.roots, &path)? {
         // Somebody works on it: what they left is theirs to finish.
         None => Ok(Some(instance)),
-        Some(lock) => match store::read_if_there(&config::file(&operator.roots, &path))? {
+        Some(lock) => match Instance::load_if_there(&operator.roots, &path)? {
             Some(fresh) => {
                 let settled = settle_locked(operator, fresh)?;
                 if settled.is_none() {
