@@ -170,6 +170,9 @@ fn repair_network(operator: &mut Operator, recovered: &mut Recovered) -> Result<
     let _lock = wiring::lock(&roots, Sharing::Exclusive)?;
     let desired = wiring::desired(&roots)?;
     recovered.network = operator.net()?.repair(&desired)?;
+    if desired.tenants.is_empty() {
+        operator.net()?.leave()?;
+    }
     Ok(())
 }
 

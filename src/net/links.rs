@@ -497,6 +497,17 @@ pub fn open_forwarding(interface: &str) -> Result<(), NetError> {
     set("ipv4", interface, "forwarding", "1")
 }
 
+/// Closes an interface for forwarding; one that is gone is well.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn close_forwarding(interface: &str) -> Result<(), NetError> {
+    match setting("ipv4", interface, "forwarding") {
+        Some(_) => set("ipv4", interface, "forwarding", "0"),
+        None => Ok(()),
+    }
+}
+
 /// Brings an interface up.
 ///
 /// # Errors

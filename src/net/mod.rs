@@ -229,6 +229,23 @@ impl Net {
         Ok(())
     }
 
+    /// Leaves the host as it was before the first tenant: closes what was opened for forwarding, and removes tables and route.
+    /// There is no tenant any more, and the caller holds the network alone.
+    ///
+    /// # Errors
+    /// When the kernel refuses; calling it again goes on.
+    pub fn leave(&mut self) -> Result<(), NetError> {
+        if !self.has_tables()? {
+            return Ok(());
+        }
+        for (name, _) in elements::dump(&mut self.netfilter, elements::INET, "opened")?.unwrap_or_default() {
+            links::close_forwarding(&netlink::text(&name))?;
+        }
+        routes::remove_unreachable(&mut self.route)?;
+        let delete = |(family, name)| format!("delete table {family} {name}\n");
+        load(&rules::TABLES.into_iter().map(delete).collect::<String>())
+    }
+
     /// Adds a lease's elements and its neighbour entry. The tenant is there.
     ///
     /// # Errors

@@ -15,6 +15,7 @@ const NEWADDR: u16 = 20;
 const DELADDR: u16 = 21;
 const GETADDR: u16 = 22;
 const NEWROUTE: u16 = 24;
+const DELROUTE: u16 = 25;
 const GETROUTE: u16 = 26;
 const NEWNEIGH: u16 = 28;
 const DELNEIGH: u16 = 29;
@@ -218,6 +219,21 @@ pub fn ensure_unreachable(socket: &mut Socket) -> Result<(), NetError> {
         .with(1, &CLUSTER_CIDR.network().octets())
         .with(6, &LAST_RESORT.to_ne_bytes());
     socket.request(message).map_err(NetError::kernel("route", CLUSTER_CIDR))
+}
+
+/// Removes the route that [`ensure_unreachable`] makes; it is well when there is none.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn remove_unreachable(socket: &mut Socket) -> Result<(), NetError> {
+    let fixed = [AF_INET, CLUSTER_CIDR.prefix_len(), 0, 0, 254, 4, 0, 7, 0, 0, 0, 0];
+    let message = Message::new(DELROUTE, REQUEST, &fixed)
+        .with(1, &CLUSTER_CIDR.network().octets())
+        .with(6, &LAST_RESORT.to_ne_bytes());
+    match socket.request(message) {
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+        result => result.map_err(NetError::kernel("remove the route to", CLUSTER_CIDR)),
+    }
 }
 
 /// Routes that matter to mvm.

@@ -411,6 +411,8 @@ fn head_of(path: &Path, what: &'static str) -> Result<Vec<u8>, ArtifactError> {
 /// of a kernel too.
 fn check_segments(path: &Path, head: &[u8]) -> Result<(), &'static str> {
     const LOAD: u64 = 1;
+    // Firecracker loads a kernel at 1 MiB or above.
+    const LOWEST_ENTRY: u64 = 1 << 20;
     let length = fs::metadata(path).map_or(0, |meta| meta.len());
     let number = |offset: u64, size: usize| -> Option<u64> {
         let offset = usize::try_from(offset).ok()?;
@@ -435,7 +437,10 @@ fn check_segments(path: &Path, head: &[u8]) -> Result<(), &'static str> {
         }
         begins |= (physical..physical.saturating_add(in_memory)).contains(&entry);
     }
-    if begins { Ok(()) } else { Err("no segment holds its entry point: it is a program, and no kernel") }
+    match begins && entry >= LOWEST_ENTRY {
+        true => Ok(()),
+        false => Err("it does not begin where a kernel does: it is some other program"),
+    }
 }
 
 fn check_kernel(path: &Path) -> Result<(), ArtifactError> {

@@ -316,6 +316,12 @@ pub fn destroy(operator: &mut Operator, id: &TenantId, wipe_volumes: bool) -> Re
     record(&roots, id, Entry::new("tenant.destroy", id, Phase::Done))?;
     keep_audit_log(&roots, id)?;
     store::vanish(&config::folder(&roots, id))?;
+    let net_lock = wiring::lock(&roots, Sharing::Exclusive)?;
+    // A tenant that is made at this moment is in its place before it waits for this lock.
+    if config::ids(&roots)?.is_empty() {
+        operator.net()?.leave()?;
+    }
+    drop(net_lock);
     store::remove_file(&roots.lock_file(&format!("audit.{id}")))?;
     lock.remove();
     Ok(())
