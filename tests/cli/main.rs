@@ -7,6 +7,7 @@ mod support;
 
 mod help;
 mod instance;
+mod net;
 mod node;
 mod pool;
 mod tenant;
