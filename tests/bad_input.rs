@@ -118,7 +118,8 @@ fn names_numbers_and_networks() {
         ("vmm install /none", 1, "not_firecracker"),
         ("vmm install /bin/true", 1, "not_firecracker"),
         // destroying asks, and nobody is there
-        ("tenant destroy acme", 2, "not_confirmed"),
+        ("tenant destroy acme --wipe-volumes", 2, "not_confirmed"),
+        ("tenant destroy acme", 4, "has_volumes"),
         ("tenant destroy acme --yes", 4, "has_volumes"),
         ("pool destroy acme/web --yes", 4, "has_volumes"),
         (&format!("instance destroy {path}"), 2, "not_confirmed"),

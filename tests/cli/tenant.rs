@@ -238,9 +238,9 @@ fn destroy_asks_and_keeps_the_log() {
     let Some(terminal) = Terminal::with_pool() else { return };
     terminal.sees("instance create acme/web");
     snapshot!(terminal.sees("tenant destroy acme"), @"
-    Destroy tenant acme with its 1 pool and their instances? nobody is there to answer
-      try: say --yes
-    [exit 2]
+    tenant acme has data disks: acme/web/i-0f3a91c2
+      try: --wipe-volumes, if the data may go
+    [exit 4]
     ");
     snapshot!(terminal.sees("tenant destroy acme --yes"), @"
     tenant acme has data disks: acme/web/i-0f3a91c2

@@ -118,6 +118,8 @@ pub fn run(out: &Out, operator: &mut Operator, command: PoolCommand) -> Result<u
         PoolCommand::Destroy { pool, destroy } => {
             load_pool(&operator.roots, &pool)?;
             let instances = instance::config::paths(&operator.roots, &pool)?.len();
+            // Nobody is asked for what is refused anyway.
+            lifecycle::refuse_to_lose(&operator.roots, &pool, destroy.wipe_volumes)?;
             out.confirm(
                 &format!("Destroy pool {pool} with its {}?", count(instances as u64, "instance")),
                 destroy.yes,

@@ -60,9 +60,13 @@ pub fn run(out: &Out, operator: &mut Operator, command: TenantCommand) -> Result
             });
         }
         TenantCommand::List => {
-            let mut views = Vec::new();
-            for tenant in config::all(&operator.roots)? {
-                views.push(view(operator, tenant)?);
+            let (mut views, mut wrong) = (Vec::new(), Vec::new());
+            for id in config::ids(&operator.roots)? {
+                match Tenant::load(&operator.roots, &id) {
+                    Ok(tenant) => views.push(view(operator, tenant)?),
+                    // One that cannot be read is neither ignored nor in the way of the others.
+                    Err(error) => wrong.push(CliError::from(error)),
+                }
             }
             out.show(&views, || {
                 if views.is_empty() {
@@ -82,6 +86,7 @@ pub fn run(out: &Out, operator: &mut Operator, command: TenantCommand) -> Result
                 let header = ["tenant", "net id", "subnet", "pools", "running", "memory"];
                 out.table(&header, views.iter().map(row).collect())
             });
+            return Ok(wrong.iter().map(|error| out.error(error)).max().unwrap_or(0));
         }
         TenantCommand::Info { tenant } => {
             let view = view(operator, load_tenant(&operator.roots, &tenant)?)?;
@@ -105,6 +110,8 @@ pub fn run(out: &Out, operator: &mut Operator, command: TenantCommand) -> Result
         TenantCommand::Destroy { tenant, destroy } => {
             load_tenant(&operator.roots, &tenant)?;
             let pools = pool::config::paths(&operator.roots, &tenant)?.len();
+            // Nobody is asked for what is refused anyway.
+            lifecycle::refuse_to_lose(&operator.roots, &tenant, destroy.wipe_volumes)?;
             out.confirm(
                 &format!(
                     "Destroy tenant {tenant} with its {} and their instances?",

@@ -20,9 +20,11 @@ impl From<&StoreError> for CliError {
     fn from(error: &StoreError) -> Self {
         let (kind, code, fix) = match error {
             StoreError::Missing { .. } => (Kind::NotFound, "not_found", None),
-            StoreError::Damaged { .. } => {
-                (Kind::Failed, "damaged", Some("look at the file; nothing was changed".to_owned()))
-            }
+            StoreError::Damaged { .. } => (
+                Kind::Failed,
+                "damaged",
+                Some("put it back from a copy; docs/operating.md says what else can be done".to_owned()),
+            ),
             StoreError::Newer { .. } => (Kind::Failed, "newer_schema", Some("use the newer mvm".to_owned())),
             StoreError::Locked { .. } => {
                 (Kind::Refused, "locked", Some("wait for it, or end it if it hangs".to_owned()))

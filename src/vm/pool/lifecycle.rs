@@ -406,7 +406,11 @@ pub fn destroy(operator: &mut Operator, path: &PoolPath, wipe_volumes: bool) -> 
     Ok(())
 }
 
-fn refuse_to_lose(roots: &Roots, path: &PoolPath, wipe_volumes: bool) -> Result<(), PoolError> {
+/// Refuses where data disks would be lost and nobody said so.
+///
+/// # Errors
+/// [`PoolError::HasVolumes`] names them.
+pub fn refuse_to_lose(roots: &Roots, path: &PoolPath, wipe_volumes: bool) -> Result<(), PoolError> {
     let disks = volumes(roots, path)?;
     if wipe_volumes || disks.is_empty() {
         return Ok(());

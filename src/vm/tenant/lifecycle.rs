@@ -292,10 +292,7 @@ pub fn destroy(operator: &mut Operator, id: &TenantId, wipe_volumes: bool) -> Re
     operator.net()?;
     let roots = operator.roots.clone();
     lifecycle::load_tenant(&roots, id)?;
-    let disks = volumes(&roots, id)?;
-    if !wipe_volumes && !disks.is_empty() {
-        return Err(TenantError::HasVolumes { id: id.clone(), disks: disks.join(", ") });
-    }
+    refuse_to_lose(&roots, id, wipe_volumes)?;
     record(&roots, id, Entry::new("tenant.destroy", id, Phase::Intent))?;
     for path in pool::config::paths(&roots, id)? {
         pool::lifecycle::destroy(operator, &path, wipe_volumes).map_err(Box::new)?;
@@ -325,6 +322,18 @@ pub fn destroy(operator: &mut Operator, id: &TenantId, wipe_volumes: bool) -> Re
     store::remove_file(&roots.lock_file(&format!("audit.{id}")))?;
     lock.remove();
     Ok(())
+}
+
+/// Refuses where data disks would be lost and nobody said so.
+///
+/// # Errors
+/// [`TenantError::HasVolumes`] names them.
+pub fn refuse_to_lose(roots: &Roots, id: &TenantId, wipe_volumes: bool) -> Result<(), TenantError> {
+    let disks = volumes(roots, id)?;
+    if wipe_volumes || disks.is_empty() {
+        return Ok(());
+    }
+    Err(TenantError::HasVolumes { id: id.clone(), disks: disks.join(", ") })
 }
 
 /// `audit/`: the logs of destroyed tenants.
