@@ -241,6 +241,29 @@ fn waiting_ends_with_the_event() {
 }
 
 #[test]
+fn following_ends_when_nobody_reads_any_more() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    sandbox.pool("sim");
+    let path = sandbox.instance("acme/web");
+    sandbox.ok(&format!("instance start {path}"));
+    for command in [format!("instance console {path} -f"), "events -f".to_owned()] {
+        let mut child =
+            sandbox.command(&command).stdout(std::process::Stdio::piped()).spawn().expect("mvm runs");
+        let mut first = [0];
+        let mut stdout = child.stdout.take().expect("a pipe");
+        std::io::Read::read_exact(&mut stdout, &mut first).expect("something is printed");
+        drop(stdout);
+        // What comes next finds no reader.
+        wait_until("the command ends", || {
+            sandbox.tell("tn3i3", &json!({ "cmd": "print", "text": "more\n" }));
+            sandbox.ok("pool update acme/web --label a=b");
+            sandbox.ok("pool update acme/web --label a=");
+            child.try_wait().expect("it can be asked").is_some()
+        });
+    }
+}
+
+#[test]
 fn reflinks_are_used_where_the_file_system_has_them() {
     let Some(sandbox) = Sandbox::new() else { return };
     // SAFETY: the thread belongs to this test alone; mounts stay in its own namespace.

@@ -137,13 +137,13 @@ pub fn run(out: &Out, operator: &mut Operator, command: InstanceCommand) -> Resu
             let file = logs::vmm_log(&operator.roots, &path);
             let since = since.map(|since| since.before(operator.roots.now()));
             let print = |bytes: &[u8]| print_lines(out, &logs::lines_since(bytes, since));
-            stream(operator, &path, &file, follow, print)?;
+            stream(out, operator, &path, &file, follow, print)?;
         }
         InstanceCommand::Console { instance, follow, raw } => {
             let path = resolve(&operator.roots, &instance)?;
             let file = logs::console(&operator.roots, &path);
             let print = |bytes: &[u8]| if raw { out.raw(bytes) } else { print_lines(out, bytes) };
-            stream(operator, &path, &file, follow, print)?;
+            stream(out, operator, &path, &file, follow, print)?;
         }
         InstanceCommand::Stats { scope } => return usage(out, operator, scope.as_ref()),
         InstanceCommand::Disk(DiskCommand::Grow { instance, size }) => {
@@ -383,8 +383,9 @@ fn print_lines(out: &Out, bytes: &[u8]) {
     }
 }
 
-/// Prints a log, and goes on as it grows until the instance's VMM has ended.
+/// Prints a log, and goes on as it grows until the instance's VMM has ended, or nobody reads it any more.
 fn stream(
+    out: &Out,
     operator: &mut Operator,
     path: &InstancePath,
     file: &std::path::Path,
@@ -401,7 +402,7 @@ fn stream(
         let (bytes, end) = logs::read(file, from)?;
         from = end;
         print(&bytes);
-        if !follow || !running {
+        if !follow || !running || out.is_unheard() {
             return Ok(());
         }
         watch.wait(&[], Some(Duration::from_secs(1)));

@@ -69,8 +69,8 @@ impl From<&RoomError> for CliError {
         match error {
             RoomError::Store(error) => error.into(),
             RoomError::Quota { tenant, exceeded } => {
-                let option = exceeded.what.split(',').next().unwrap_or_default().replace('_', "-");
-                let fix = format!("stop another one, or mvm tenant update {tenant} --{option} N");
+                let option = exceeded.option();
+                let fix = format!("stop another one, or mvm tenant update {tenant} {option} N");
                 Self::of(Kind::Refused, "quota", error).fix(fix)
             }
             RoomError::Node { .. } => Self::of(Kind::Refused, "no_room", error)
@@ -291,10 +291,8 @@ impl From<&PoolError> for CliError {
             PoolError::Lifecycle(error) => error.into(),
             PoolError::Exists { path, .. } => Self::of(Kind::Refused, "exists", error)
                 .fix(format!("mvm pool info {path}, or mvm pool update {path}")),
-            PoolError::TooMany { tenant, exceeded } => Self::of(Kind::Refused, "quota", error).fix(format!(
-                "mvm tenant update {tenant} --{} N",
-                exceeded.what.split(',').next().unwrap_or_default().replace('_', "-")
-            )),
+            PoolError::TooMany { tenant, exceeded } => Self::of(Kind::Refused, "quota", error)
+                .fix(format!("mvm tenant update {tenant} {} N", exceeded.option())),
             PoolError::NotEmpty { .. } => Self::of(Kind::Refused, "not_empty", error).fix("destroy it again"),
             PoolError::HasVolumes { .. } => {
                 Self::of(Kind::Refused, "has_volumes", error).fix("--wipe-volumes, if the data may go")

@@ -16,6 +16,9 @@ use crate::{
     vm::{naming::InstancePath, pool::artifacts::Artifacts},
 };
 
+/// When to look again where no event will come.
+const AGAIN: Duration = Duration::from_millis(10);
+
 /// Waits until the instance is in `wanted`, as lists show it; `None` when `limit` passes first. An instance that is gone is
 /// Destroyed.
 ///
@@ -46,10 +49,14 @@ pub fn wait(
         if instance.is_none() {
             return Err(LifecycleError::NotFound { what: format!("there is no instance {path}") });
         }
+        let should_run = instance.as_ref().is_some_and(|instance| instance.status.has_vmm());
         let vmm = instance.and_then(|instance| instance.find_vmm());
+        // It ended between the two looks: nothing will tell of that any more, so it is looked at again soon.
+        let missed = should_run && vmm.is_none();
         let others: Vec<_> = vmm.iter().map(|vmm| vmm.pidfd.as_fd()).collect();
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        if !watch.wait(&others, left) {
+        let limit = if missed { Some(left.unwrap_or(AGAIN).min(AGAIN)) } else { left };
+        if !watch.wait(&others, limit) && (!missed || left.is_some_and(|left| left.is_zero())) {
             return Ok(None);
         }
     }

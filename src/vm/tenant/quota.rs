@@ -125,6 +125,14 @@ pub struct Exceeded {
     pub limit: u64,
 }
 
+impl Exceeded {
+    /// The option of `tenant update` that raises the limit.
+    pub fn option(&self) -> String {
+        let name = self.what.split(',').next().unwrap_or_default();
+        format!("--{}", name.replace('_', "-"))
+    }
+}
+
 /// Would `used` and `wanted` together stay within `limit`?
 ///
 /// # Errors
