@@ -103,19 +103,28 @@ impl Delta {
     /// Takes it back for ever. This is the commit of a wake, durable before any vCPU runs.
     ///
     /// # Errors
-    /// Where it fails, it is as before.
+    /// Where it fails, it may be either; [`Self::give_back`] makes it as before.
     pub fn consume(&self, roots: &Roots) -> Result<(), StoreError> {
         let folder = folder(roots, &self.instance);
-        let (meta, consumed) = (folder.join(META), folder.join(CONSUMED));
-        fs::rename(&meta, &consumed).map_err(StoreError::io("rename", &meta))?;
-        let synced = failpoint::hit("consume", "renamed")
-            .map_err(StoreError::io("sync", &folder))
-            .and_then(|()| store::sync_folder(&folder));
-        if synced.is_err() {
-            // No vCPU ran yet. Where not even this works, it counts as consumed.
-            let _ = fs::rename(&consumed, &meta);
+        let meta = folder.join(META);
+        fs::rename(&meta, folder.join(CONSUMED)).map_err(StoreError::io("rename", &meta))?;
+        failpoint::hit("consume", "renamed").map_err(StoreError::io("sync", &folder))?;
+        store::sync_folder(&folder)
+    }
+
+    /// Takes a wake's commit back, before any vCPU ran. It is well where there was none.
+    ///
+    /// # Errors
+    /// Where it fails, it counts as consumed.
+    pub fn give_back(&self, roots: &Roots) -> Result<(), StoreError> {
+        let folder = folder(roots, &self.instance);
+        let consumed = folder.join(CONSUMED);
+        match consumed.exists() {
+            true => fs::rename(&consumed, folder.join(META))
+                .map_err(StoreError::io("rename", &consumed))
+                .and_then(|()| store::sync_folder(&folder)),
+            false => Ok(()),
         }
-        synced
     }
 
     /// May it be loaded on this machine, with the disks as they are? `force` takes disks whose time alone has changed.
@@ -124,10 +133,7 @@ impl Delta {
     /// [`SnapshotError`] says why not.
     pub fn check(&self, roots: &Roots, path: &InstancePath, force: bool) -> Result<(), SnapshotError> {
         let folder = folder(roots, path);
-        if self.instance != *path {
-            let of = self.instance.to_string();
-            return Err(SnapshotError::Foreign { path: folder.join(META), of });
-        }
+        self.check_owner(&folder, path)?;
         self.origin.check()?;
         let volumes = volumes(roots, path);
         for disk in &self.disks {
@@ -154,12 +160,20 @@ impl Delta {
         }
     }
 
+    fn check_owner(&self, folder: &Path, path: &InstancePath) -> Result<(), SnapshotError> {
+        match self.instance == *path {
+            true => Ok(()),
+            false => Err(SnapshotError::Foreign { path: folder.join(META), of: self.instance.to_string() }),
+        }
+    }
+
     /// Is every byte of it what was written? What is archived is unpacked for that, and removed again.
     ///
     /// # Errors
     /// [`SnapshotError`] says what is not.
-    pub fn scrub(&self, roots: &Roots) -> Result<(), SnapshotError> {
-        let folder = folder(roots, &self.instance);
+    pub fn scrub(&self, roots: &Roots, path: &InstancePath) -> Result<(), SnapshotError> {
+        let folder = folder(roots, path);
+        self.check_owner(&folder, path)?;
         match &self.archive {
             None => self.image.scrub(&folder),
             Some(archive) => {
@@ -228,7 +242,9 @@ impl Delta {
         }
         self.image.mem = Stamp::of(&folder, &self.image.mem.file)?;
         self.archive = None;
-        Ok(self.commit(roots)?)
+        self.commit(roots)?;
+        failpoint::hit("unpack", "committed").map_err(StoreError::io("unpack", &mem))?;
+        Ok(self.sweep(roots)?)
     }
 
     /// What it takes on the disk, in bytes.
