@@ -10,8 +10,8 @@
 
 use std::{
     fs,
-    io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write},
-    os::unix::fs::OpenOptionsExt,
+    io::{self, BufReader, BufWriter, Read},
+    os::unix::fs::{FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
@@ -28,7 +28,7 @@ use crate::{
     store::{self, Schema, StoreError},
     vm::{
         naming::{InstancePath, RevisionHash},
-        snapshot::{Change, Image, Origin, PAGE, SnapshotError, Stamp, taken_bytes},
+        snapshot::{Change, Image, Origin, PAGE, SnapshotError, Stamp, is_zeros, taken_bytes},
     },
 };
 
@@ -281,28 +281,28 @@ fn unpack(archive: &Path, to: &Path, size_bytes: u64) -> Result<(), SnapshotErro
     };
     let input = fs::File::open(archive).map_err(StoreError::io("open", archive))?;
     let mut decoder = zstd::Decoder::new(input).map_err(damaged)?;
-    let write_error = StoreError::io("write", to);
-    let mut output = match fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(to) {
-        Ok(output) => output,
-        Err(error) => return Err(write_error(error).into()),
-    };
-    let mut page = vec![0; PAGE as usize];
-    let mut written = 0;
-    let result = loop {
-        if written == size_bytes {
-            break output.set_len(size_bytes).and_then(|()| output.sync_all());
+    let output = fs::File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(to)
+        .map_err(StoreError::io("create", to))?;
+    let mut buffer = vec![0; 1 << 20];
+    let mut at = 0;
+    while at < size_bytes {
+        let length = (size_bytes - at).min(buffer.len() as u64) as usize;
+        let bytes = &mut buffer[..length];
+        decoder.read_exact(bytes).map_err(damaged)?;
+        for page in bytes.chunks(PAGE as usize) {
+            if !is_zeros(page) {
+                output.write_all_at(page, at).map_err(StoreError::io("write", to))?;
+            }
+            at += page.len() as u64;
         }
-        decoder.read_exact(&mut page).map_err(damaged)?;
-        let stored = match page.iter().all(|&byte| byte == 0) {
-            true => output.seek(SeekFrom::Current(PAGE as i64)).map(drop),
-            false => output.write_all(&page),
-        };
-        if let Err(error) = stored {
-            break Err(error);
-        }
-        written += PAGE;
-    };
-    Ok(result.map_err(StoreError::io("write", to))?)
+    }
+    output.set_len(size_bytes).and_then(|()| output.sync_all()).map_err(StoreError::io("write", to))?;
+    Ok(())
 }
 
 /// Takes the snapshot of an instance back whose guest goes on.
