@@ -21,7 +21,7 @@ pub mod files {
     /// The data disk.
     pub const DATA: &str = "data.ext4";
     /// What the guest prints.
-    pub const CONSOLE: &str = "console.log";
+    pub const CONSOLE: &str = crate::vmm::process::CONSOLE;
     /// The vsock device's socket.
     pub const VSOCK: &str = "v.sock";
 }
@@ -53,10 +53,7 @@ pub fn requests(instance: &Instance, manifest: &Manifest, quotas: &Quotas) -> Ve
             initrd_path: manifest.initrd.as_ref().map(|_| files::INITRD.into()),
             boot_args: command_line(instance, manifest),
         }),
-        Call::Serial(Serial {
-            serial_out_path: files::CONSOLE.into(),
-            rate_limiter: console_limit(quotas.log_mib),
-        }),
+        Call::Serial(Serial { rate_limiter: console_limit(quotas.log_mib) }),
         drive("rootfs", files::ROOT, manifest.initrd.is_none()),
     ];
     if instance.resources.data_disk_mib > 0 {
