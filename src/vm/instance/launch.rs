@@ -229,7 +229,11 @@ fn directory(launch: &mut Launch) -> Result<(), LifecycleError> {
     store::remove_folder(&directory)?;
     store::make_folder(&directory)?;
     let path = launch.instance.path();
-    logs::rotate(roots, &path, launch.tenant.quotas.log_mib)?;
+    match launch.delta {
+        // It is the same run that goes on: so does its console.
+        Some(_) => logs::cut(roots, &path, launch.tenant.quotas.log_mib)?,
+        None => logs::rotate(roots, &path, launch.tenant.quotas.log_mib)?,
+    }
     let revision = Artifacts::of(roots, &launch.pool.path()).revision(&launch.manifest.revision);
     let volumes = config::folder(roots, &path).join("volumes");
     let link = |target: &Path, name: &str| {
