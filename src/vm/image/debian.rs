@@ -86,6 +86,8 @@ const ROOT_MIB: u64 = 512;
 const NEEDED_MIB: u64 = 768;
 
 const INITRD_INIT: &str = include_str!("guest/initrd-init");
+/// With less than that left, a failure is the disk's.
+const NEARLY_FULL_MIB: u64 = 16;
 
 const A_MINUTE: Duration = Duration::from_secs(60);
 const LONG: Duration = Duration::from_secs(15 * 60);
@@ -108,6 +110,13 @@ pub fn make(
     store::remove_folder(&work)?;
     store::make_folder(&work)?;
     let made = Recipe { roots, options, work: &work }.cook(&image, step);
+    // Programs do not always say in so many words that they ran out of space.
+    let made = made.map_err(|error| match error {
+        ImageError::Step { step, .. } if room::free_mib(&work).is_ok_and(|free| free < NEARLY_FULL_MIB) => {
+            ImageError::DiskFull { step }
+        }
+        error => error,
+    });
     let removed = store::remove_folder(&work);
     if made.is_err() {
         // One that has never been made leaves no folder of its name.
