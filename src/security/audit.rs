@@ -179,13 +179,13 @@ fn head_file(folder: &Path) -> PathBuf {
 /// When the log cannot be written, or what is there is broken.
 pub fn append(roots: &Roots, tenant: &str, folder: &Path, entry: Entry) -> Result<(), AuditError> {
     let path = log_file(folder);
-    let _lock = Lock::take(
+    let lock = Lock::take(
         &roots.lock_file(&format!("audit.{tenant}")),
         "the audit log",
         Sharing::Exclusive,
         roots.lock_timeout,
     )?;
-    let mut head = store::read_if_there::<Head>(&head_file(folder))?.unwrap_or_else(head_at_start);
+    let mut head = head(folder)?;
     let io = |action| StoreError::io(action, &path);
     let mut file = OpenOptions::new()
         .read(true)
@@ -210,8 +210,7 @@ pub fn append(roots: &Roots, tenant: &str, folder: &Path, entry: Entry) -> Resul
     let append = |file: &mut File| {
         file.write_all(first)?;
         failpoint::hit("audit", "torn")?;
-        file.write_all(rest)?;
-        file.sync_data()
+        file.write_all(rest)
     };
     if let Err(source) = append(&mut file) {
         // Half a line must not stay in front of the next one.
@@ -221,8 +220,10 @@ pub fn append(roots: &Roots, tenant: &str, folder: &Path, entry: Entry) -> Resul
     failpoint::hit("audit", "before-head").map_err(io("append to"))?;
     head = Head { schema_version: Schema, count: record.seq, hash, bytes: head.bytes + line.len() as u64 };
     let text = serde_json::to_vec(&head).map_err(|error| io("append to")(std::io::Error::other(error)))?;
-    store::replace(&head_file(folder), &text, Durability::Atomic)?;
-    Ok(())
+    store::replace(&head_file(folder), &text, Durability::Cached)?;
+    // Others may append meanwhile: the disk syncs the lines of several at once.
+    drop(lock);
+    Ok(file.sync_data().map_err(io("sync"))?)
 }
 
 /// A record as its line, and the line's hash.
@@ -331,7 +332,12 @@ pub fn close_cut_off(
 /// # Errors
 /// When it cannot be read.
 pub fn head(folder: &Path) -> Result<Head, StoreError> {
-    Ok(store::read_if_there(&head_file(folder))?.unwrap_or_else(head_at_start))
+    let path = head_file(folder);
+    match std::fs::metadata(&path) {
+        // A power cut left nothing of it: the next writer goes through the log itself.
+        Ok(meta) if meta.len() == 0 => Ok(head_at_start()),
+        _ => Ok(store::read_if_there(&path)?.unwrap_or_else(head_at_start)),
+    }
 }
 
 /// Checks the whole chain against itself and the head. Returns the number of lines.

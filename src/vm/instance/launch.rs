@@ -1,9 +1,9 @@
-//! The one path on which a VMM comes up, as steps with their undo, and the one on which everything of it goes away.
+//! The one path on which a VMM comes up, as steps with their undo, and the one on which everything of it goes away. A wake
+//! takes the same steps with others in place of disks, configure and boot ([`super::lifecycle`]).
 //!
 //! ```text
-//! reserve → disks → directory → tap → spawn → configure → boot → join                       (start)
-//! reserve → check → unpack → directory → spawn → tap → load → consume → resume → join      (wake)
-//! vmm ← tap ← directory ← reservation                                  (teardown, in this order: kill before unlink)
+//! reserve → disks → directory → tap → spawn → configure → boot → join        (start)
+//! vmm, tap ← directory ← reservation                                         (teardown: kill before unlink)
 //! ```
 
 use std::{fs, os::unix::fs::symlink, path::Path, time::Duration};
@@ -26,18 +26,18 @@ use crate::{
             artifacts::{Artifacts, Manifest},
             config::{Pool, VmmKind},
         },
-        room::{self, NodeConfig},
+        room,
         tenant::{config::Tenant, quota::Use},
     },
     vmm::{
         client::{Client, LOG},
         process::{self, Program, Vmm},
-        wire::{Call, MemBackend, SnapshotLoad},
+        wire::Call,
     },
 };
 
 /// How long a VMM may take until its API is up; it takes milliseconds.
-const API_LIMIT: Duration = Duration::from_secs(10);
+pub const API_LIMIT: Duration = Duration::from_secs(10);
 
 /// What a launch works on; each step fills in what it made.
 pub struct Launch<'a> {
@@ -65,7 +65,8 @@ pub struct Launch<'a> {
     pub force: bool,
 }
 
-type LaunchStep<'a> = Step<Launch<'a>, LifecycleError>;
+/// One step of a launch.
+pub type LaunchStep<'a> = Step<Launch<'a>, LifecycleError>;
 
 /// The steps of a start.
 pub fn steps<'a>() -> [LaunchStep<'a>; 8] {
@@ -85,7 +86,7 @@ pub fn steps<'a>() -> [LaunchStep<'a>; 8] {
         Step {
             name: "spawn",
             run: spawn,
-            undo: Some(|launch| kill(launch.operator, launch.slot, launch.vmm.as_ref())),
+            undo: Some(|launch| kill(&launch.operator.roots, launch.slot, launch.vmm.as_ref())),
         },
         Step { name: "configure", run: configure, undo: None },
         Step { name: "boot", run: boot, undo: None },
@@ -93,55 +94,9 @@ pub fn steps<'a>() -> [LaunchStep<'a>; 8] {
     ]
 }
 
-/// The steps of a wake up to its commit. The VMM comes up while its TAP is made.
-pub fn wake_steps<'a>() -> [LaunchStep<'a>; 8] {
-    [
-        Step {
-            name: "reserve",
-            run: reserve,
-            undo: Some(|launch| fall_asleep(launch.operator, launch.slot, launch.takes())),
-        },
-        Step { name: "check", run: check, undo: None },
-        Step { name: "unpack", run: unpack, undo: None },
-        Step {
-            name: "directory",
-            run: directory,
-            undo: Some(|launch| remove_directory(launch.operator, launch.slot)),
-        },
-        Step {
-            name: "spawn",
-            run: spawn,
-            undo: Some(|launch| kill(launch.operator, launch.slot, launch.vmm.as_ref())),
-        },
-        Step {
-            name: "tap",
-            run: tap,
-            undo: Some(|launch| {
-                kill(launch.operator, launch.slot, launch.vmm.as_ref())?;
-                remove_tap(launch.operator, launch.slot)
-            }),
-        },
-        Step { name: "load", run: load, undo: None },
-        Step {
-            name: "consume",
-            run: consume,
-            // No vCPU ran yet.
-            undo: Some(|launch| match &launch.delta {
-                Some(delta) => Ok(delta.give_back(&launch.operator.roots)?),
-                None => Ok(()),
-            }),
-        },
-    ]
-}
-
-/// The steps of a wake after its commit: the snapshot is used up, and there is no way back.
-pub fn awake_steps<'a>() -> [LaunchStep<'a>; 2] {
-    [Step { name: "resume", run: resume, undo: None }, Step { name: "join", run: join, undo: None }]
-}
-
 impl Launch<'_> {
     /// What the VM takes of its tenant's quota and the node's room.
-    fn takes(&self) -> Use {
+    pub fn takes(&self) -> Use {
         takes(&self.instance, &self.manifest)
     }
 }
@@ -161,7 +116,7 @@ pub fn takes(instance: &Instance, manifest: &Manifest) -> Use {
 }
 
 /// The tenant's quota and the node's room: counted and taken under one lock.
-fn reserve(launch: &mut Launch) -> Result<(), LifecycleError> {
+pub fn reserve(launch: &mut Launch) -> Result<(), LifecycleError> {
     Ok(room::reserve(&launch.operator.roots, &launch.tenant, launch.slot, launch.takes())?)
 }
 
@@ -220,12 +175,11 @@ pub fn root_disk(revision: &str) -> String {
 }
 
 /// The VMM's directory: everything that it opens, under names that are the same for every instance.
-fn directory(launch: &mut Launch) -> Result<(), LifecycleError> {
+pub fn directory(launch: &mut Launch) -> Result<(), LifecycleError> {
     let roots = &launch.operator.roots;
     let directory = roots.vmm_dir(&launch.slot.tap());
     // Nothing that a VMM may still use goes before the VMM.
-    kill(launch.operator, launch.slot, None)?;
-    let roots = &launch.operator.roots;
+    kill(roots, launch.slot, None)?;
     store::remove_folder(&directory)?;
     store::make_folder(&directory)?;
     let path = launch.instance.path();
@@ -254,12 +208,20 @@ fn directory(launch: &mut Launch) -> Result<(), LifecycleError> {
     Ok(())
 }
 
-fn tap(launch: &mut Launch) -> Result<(), LifecycleError> {
+/// Makes the TAP, off the bridge.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn tap(launch: &mut Launch) -> Result<(), LifecycleError> {
     launch.operator.net()?.create_tap(launch.slot, None)?;
     Ok(())
 }
 
-fn spawn(launch: &mut Launch) -> Result<(), LifecycleError> {
+/// Starts the VMM.
+///
+/// # Errors
+/// When it cannot be run.
+pub fn spawn(launch: &mut Launch) -> Result<(), LifecycleError> {
     let tap = launch.slot.tap();
     let directory = launch.operator.roots.vmm_dir(&tap);
     launch.vmm = Some(process::spawn(&launch.program, &directory, &tap)?);
@@ -286,60 +248,8 @@ fn boot(launch: &mut Launch) -> Result<(), LifecycleError> {
     Ok(())
 }
 
-/// An archived memory is brought back: that takes time, and room on the disk.
-fn unpack(launch: &mut Launch) -> Result<(), LifecycleError> {
-    let roots = &launch.operator.roots;
-    match &mut launch.delta {
-        Some(delta) if delta.archive.is_some() => {
-            let needed_mib = delta.image.mem.size_bytes >> 20;
-            room::check_disk(roots, &NodeConfig::load(roots)?, needed_mib)?;
-            Ok(delta.unpack(roots)?)
-        }
-        _ => Ok(()),
-    }
-}
-
-fn check(launch: &mut Launch) -> Result<(), LifecycleError> {
-    let (roots, path) = (&launch.operator.roots, launch.instance.path());
-    match &launch.delta {
-        Some(delta) => Ok(delta.check(roots, &path, launch.force)?),
-        None => Err(LifecycleError::NoSnapshot { path }),
-    }
-}
-
-/// Loads the snapshot; the vCPUs stay paused. A VMM that refuses it has used up nothing.
-fn load(launch: &mut Launch) -> Result<(), LifecycleError> {
-    let directory = launch.operator.roots.vmm_dir(&launch.slot.tap());
-    let (Some(vmm), Some(delta)) = (&launch.vmm, &launch.delta) else { return Ok(()) };
-    let mut client = Client::connect(&directory, &vmm.pidfd, API_LIMIT)?;
-    let file = |name: &str| format!("{}/{name}", snapshot::LINK);
-    client.call(&fc_config::serial(&launch.tenant.quotas))?;
-    client.call(&Call::SnapshotLoad(SnapshotLoad {
-        snapshot_path: file(&delta.image.vmstate.file),
-        mem_backend: MemBackend { backend_type: "File", backend_path: file(&delta.image.mem.file) },
-        track_dirty_pages: true,
-        resume_vm: false,
-    }))?;
-    launch.client = Some(client);
-    Ok(())
-}
-
-fn consume(launch: &mut Launch) -> Result<(), LifecycleError> {
-    match &launch.delta {
-        Some(delta) => Ok(delta.consume(&launch.operator.roots)?),
-        None => Ok(()),
-    }
-}
-
-fn resume(launch: &mut Launch) -> Result<(), LifecycleError> {
-    if let Some(client) = &mut launch.client {
-        client.call(&Call::Resume)?;
-    }
-    Ok(())
-}
-
 /// A guest without an agent is on the network as soon as its VMM runs: there is nobody to ask whether it is ready.
-fn join(launch: &mut Launch) -> Result<(), LifecycleError> {
+pub fn join(launch: &mut Launch) -> Result<(), LifecycleError> {
     launch.operator.net()?.join(launch.slot)?;
     Ok(())
 }
@@ -391,11 +301,11 @@ pub fn program(operator: &Operator, kind: VmmKind, version: Option<&str>) -> Res
 ///
 /// # Errors
 /// When one cannot be killed.
-pub fn kill(operator: &mut Operator, slot: Slot, known: Option<&Vmm>) -> Result<(), LifecycleError> {
+pub fn kill(roots: &Roots, slot: Slot, known: Option<&Vmm>) -> Result<(), LifecycleError> {
     if let Some(vmm) = known {
         vmm.kill()?;
     }
-    let directory = operator.roots.vmm_dir(&slot.tap());
+    let directory = roots.vmm_dir(&slot.tap());
     if directory.exists() {
         // The kernel gives working directories without symbolic links.
         let directory = fs::canonicalize(&directory).map_err(StoreError::io("look at", &directory))?;
@@ -431,7 +341,7 @@ pub fn remove_directory(operator: &mut Operator, slot: Slot) -> Result<(), Lifec
 ///
 /// # Errors
 /// When the reservation cannot be written.
-fn fall_asleep(operator: &mut Operator, slot: Slot, takes: Use) -> Result<(), LifecycleError> {
+pub fn fall_asleep(operator: &mut Operator, slot: Slot, takes: Use) -> Result<(), LifecycleError> {
     Ok(room::shrink(&operator.roots, slot, takes.asleep())?)
 }
 
@@ -455,10 +365,24 @@ pub fn teardown(
     known: Option<&Vmm>,
     keep: Keep,
 ) -> Result<(), LifecycleError> {
-    // Nothing that the VMM still uses may go before the VMM.
-    kill(operator, slot, known)?;
+    let roots = operator.roots.clone();
+    // It has no network before it is asked for: not under two threads.
+    operator.net()?;
+    if let Some(vmm) = known {
+        vmm.send_kill()?;
+    }
+    // The TAP goes while the VMM ends: the kernel lets both wait, and together they wait once. Nothing else that the VMM
+    // uses goes before it.
+    let (killed, tap) = std::thread::scope(|scope| {
+        let killing = scope.spawn(|| kill(&roots, slot, known));
+        let tap = remove_tap(operator, slot);
+        (killing.join(), tap)
+    });
+    match killed {
+        Ok(killed) => killed?,
+        Err(panic) => std::panic::resume_unwind(panic),
+    }
     crate::infra::failpoint::hit("teardown", "killed")?;
-    let tap = remove_tap(operator, slot);
     crate::infra::failpoint::hit("teardown", "tap")?;
     let directory = remove_directory(operator, slot);
     crate::infra::failpoint::hit("teardown", "directory")?;

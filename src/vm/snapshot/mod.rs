@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use twox_hash::XxHash3_64;
 
 pub use self::{
-    dirty::written_pages,
+    dirty::Memory,
     origin::Origin,
     sums::{PAGE, Sums, data_pages, is_zeros},
 };

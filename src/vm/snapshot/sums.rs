@@ -24,6 +24,21 @@ const SUM: u64 = 8;
 /// Pages that are read at once.
 const BATCH: u64 = 256;
 
+/// What pages can be read from.
+pub trait Pages {
+    /// Reads pages from the one with this number on.
+    ///
+    /// # Errors
+    /// When there are fewer.
+    fn read(&self, first: u64, bytes: &mut [u8]) -> io::Result<()>;
+}
+
+impl Pages for File {
+    fn read(&self, first: u64, bytes: &mut [u8]) -> io::Result<()> {
+        self.read_exact_at(bytes, first * PAGE)
+    }
+}
+
 /// The sums of a memory file's pages: 8 bytes each, 0 for a page of zeros, so that holes stay holes.
 #[derive(Debug)]
 pub struct Sums {
@@ -46,13 +61,12 @@ impl Sums {
         Self { path: path.to_path_buf() }
     }
 
-    /// Makes the sums of these pages of a memory file anew, and syncs them. A file that is not there yet is made.
+    /// Makes the sums of these pages of a memory of `length` bytes anew, and syncs them. A file that is not there yet is
+    /// made.
     ///
     /// # Errors
-    /// When a file cannot be read or written.
-    pub fn update(&self, mem: &Path, pages: &[Range<u64>]) -> Result<(), StoreError> {
-        let memory = File::open(mem).map_err(StoreError::io("open", mem))?;
-        let length = memory.metadata().map_err(StoreError::io("look at", mem))?.len();
+    /// When the memory cannot be read, or the file not written.
+    pub fn update(&self, memory: &impl Pages, length: u64, pages: &[Range<u64>]) -> Result<(), StoreError> {
         let written = (|| {
             let file = OpenOptions::new()
                 .read(true)
@@ -65,7 +79,7 @@ impl Sums {
             file.set_len(size)?;
             let mut block = Block { file: &file, size, number: u64::MAX, bytes: Vec::new() };
             for range in pages {
-                each_batch(&memory, range.clone(), |first, batch| {
+                each_batch(memory, range.clone(), |first, batch| {
                     let mut pages = (first..).zip(batch.chunks(PAGE as usize));
                     pages.try_for_each(|(page, bytes)| block.set(page, sum(bytes)))
                 })?;
@@ -149,7 +163,7 @@ fn sums_of(batch: &[u8]) -> Vec<u8> {
 
 /// Reads pages, several at once, and calls `work` with the first one's number and their bytes.
 fn each_batch(
-    memory: &File,
+    memory: &impl Pages,
     pages: Range<u64>,
     mut work: impl FnMut(u64, &[u8]) -> io::Result<()>,
 ) -> io::Result<()> {
@@ -158,7 +172,7 @@ fn each_batch(
     while first < pages.end {
         let count = (pages.end - first).min(BATCH);
         let bytes = &mut buffer[..(count * PAGE) as usize];
-        memory.read_exact_at(bytes, first * PAGE)?;
+        memory.read(first, bytes)?;
         work(first, bytes)?;
         first += count;
     }
@@ -199,7 +213,7 @@ mod tests {
             file.write_all_at(&page.to_le_bytes(), page * PAGE + 8).unwrap();
         }
         let sums = Sums::in_file(&dir.path().join("sums"));
-        sums.update(&path, &data_pages(&file).unwrap()).unwrap();
+        sums.update(&File::open(&path).unwrap(), pages * PAGE, &data_pages(&file).unwrap()).unwrap();
         (dir, path, sums)
     }
 
@@ -214,7 +228,7 @@ mod tests {
             file.write_all_at(&[byte[0] ^ 4], page * PAGE + 77).unwrap();
         }
         assert_eq!(sums.compare(&path).unwrap(), [0, 301, 999]);
-        sums.update(&path, &[0..1, 301..302, 999..1000]).unwrap();
+        sums.update(&file, 1000 * PAGE, &[0..1, 301..302, 999..1000]).unwrap();
         assert_eq!(sums.compare(&path).unwrap(), [] as [u64; 0]);
     }
 

@@ -184,14 +184,6 @@ impl Bench {
         Ok(figures)
     }
 
-    fn console(&self) -> PathBuf {
-        let InstancePath { tenant, pool, instance } = &self.path;
-        self.mvm
-            .root
-            .path()
-            .join(format!("tenants/{tenant}/pools/{pool}/instances/{instance}/logs/console.log"))
-    }
-
     fn delta(&self) -> PathBuf {
         let InstancePath { tenant, pool, instance } = &self.path;
         self.mvm
@@ -202,9 +194,7 @@ impl Bench {
 
     /// A wake and a sleep by commands, as a person gives them.
     fn command_cycle(&self, times: &mut Times, steps: &mut Times, sleep_steps: &mut Times) -> Result<()> {
-        let console = self.console();
-        let _ = std::fs::remove_file(&console);
-        let growth = Growth::of(&console)?;
+        let growth = Growth::of(&cleared(&self.mvm, &self.path))?;
         let start = Instant::now();
         let mut child = self
             .mvm
@@ -220,7 +210,7 @@ impl Bench {
         add_steps(steps, &woken);
         let pid = woken["vmm"]["pid"].as_i64().context("a pid")? as i32;
         growth.beyond(ROUND)?;
-        let before = written_by(pid)?;
+        let before = Written::by(pid)?;
         let start = Instant::now();
         let mut child = self
             .mvm
@@ -228,21 +218,20 @@ impl Bench {
             .stdout(Stdio::piped())
             .spawn()?;
         let output = child.stdout.take();
-        let own = wait_written(child.id().cast_signed())?;
+        let own = Written::by_ended(child.id().cast_signed())?;
         times.add("sleep", ms(start.elapsed()));
         add_steps(sleep_steps, &serde_json::from_reader(output.context("output")?)?);
-        let vmm = wait_written(pid)?;
-        times.add("written by the VMM", vmm.saturating_sub(before) as f64);
-        times.add("written by mvm", own as f64);
+        let vmm = Written::by_ended(pid)?;
+        times.add("written by the VMM", (vmm.called - before.called) as f64);
+        times.add("written by mvm", own.called as f64);
+        times.add("written to the disk", (vmm.disk - before.disk + own.disk) as f64);
         times.add("disk", taken(&self.delta())? as f64);
         Ok(())
     }
 
     /// A wake and a sleep by calls, as an agent makes them.
     fn library_cycle(&self, operator: &mut Operator, times: &mut Times) -> Result<()> {
-        let console = self.console();
-        let _ = std::fs::remove_file(&console);
-        let growth = Growth::of(&console)?;
+        let growth = Growth::of(&cleared(&self.mvm, &self.path))?;
         let start = Instant::now();
         std::thread::scope(|scope| -> Result<()> {
             let first = scope.spawn(|| growth.beyond(0).map(|()| start.elapsed()));
@@ -295,8 +284,9 @@ impl Bench {
         let (vmm, own) =
             (percentile(times.of("written by the VMM"), 0.5), percentile(times.of("written by mvm"), 0.5));
         let ratio = (vmm + own) / DIRTY_BYTES;
+        let disk = percentile(times.of("written to the disk"), 0.5) / DIRTY_BYTES;
         let value = format!(
-            "{:.2} MiB by the VMM, {:.2} MiB by mvm for 16 MiB dirty: {ratio:.3}×",
+            "{:.2} MiB by the VMM, {:.2} MiB by mvm for 16 MiB dirty: {ratio:.3}×; with the file system's own {disk:.3}×",
             vmm / 1048576.0,
             own / 1048576.0
         );
@@ -340,22 +330,23 @@ fn growth_of(values: &[f64]) -> f64 {
 }
 
 fn add_steps(times: &mut Times, instance: &serde_json::Value) {
-    const NAMES: [&str; 15] = [
+    const NAMES: [&str; 16] = [
         "01reserve",
         "02check",
         "03unpack",
         "04directory",
         "05spawn",
-        "06tap",
-        "07load",
-        "08consume",
-        "09resume",
-        "10join",
-        "11pause",
-        "12snapshot",
-        "13sums",
-        "14commit",
-        "15teardown",
+        "06announce",
+        "07tap",
+        "08load",
+        "09consume",
+        "10resume",
+        "11join",
+        "12pause",
+        "13snapshot",
+        "14sums",
+        "15commit",
+        "16teardown",
     ];
     for step in instance["last_receipt"]["steps"].as_array().into_iter().flatten() {
         let name = step["name"].as_str().unwrap_or_default();
@@ -385,23 +376,37 @@ fn asleep(mvm: &Mvm, pool: &str) -> Result<InstancePath> {
     Ok(path.parse()?)
 }
 
-/// What a process has written into files so far, in bytes.
-fn written_by(pid: i32) -> Result<u64> {
-    let io = std::fs::read_to_string(format!("/proc/{pid}/io"))?;
-    let line = io.lines().find_map(|line| line.strip_prefix("write_bytes: ")).context("write_bytes")?;
-    Ok(line.trim().parse()?)
+/// What a process has written so far, in bytes.
+#[derive(Debug, Clone, Copy, Default)]
+struct Written {
+    /// By its calls.
+    called: u64,
+    /// That the file system has to write for it.
+    disk: u64,
 }
 
-/// Waits for a child and returns what it has written into files, in bytes.
-fn wait_written(pid: i32) -> Result<u64> {
-    // SAFETY: rusage is plain data that wait4 fills in; nobody else waits for this child.
-    let (waited, status, usage) = unsafe {
-        let (mut status, mut usage): (i32, libc::rusage) = (0, std::mem::zeroed());
-        (libc::wait4(pid, &mut status, 0, &mut usage), status, usage)
-    };
-    ensure!(waited == pid, "cannot wait for {pid}");
-    ensure!(status == 0 || libc::WIFSIGNALED(status), "{pid} failed");
-    Ok(usage.ru_oublock.cast_unsigned() * 512)
+impl Written {
+    fn by(pid: i32) -> Result<Self> {
+        let io = std::fs::read_to_string(format!("/proc/{pid}/io"))?;
+        let line = |name: &str| io.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+        Ok(Self {
+            called: line("wchar: ").context("wchar")?,
+            disk: line("write_bytes: ").context("write_bytes")?,
+        })
+    }
+
+    /// Waits for a child, and what it has written in all its life.
+    fn by_ended(pid: i32) -> Result<Self> {
+        let child = rustix::process::Pid::from_raw(pid).context("a pid")?;
+        // Ended and not yet waited for, it still says what it did.
+        let options = rustix::process::WaitIdOptions::EXITED | rustix::process::WaitIdOptions::NOWAIT;
+        rustix::process::waitid(rustix::process::WaitId::Pid(child), options)?;
+        let written = Self::by(pid);
+        let ended = rustix::process::waitpid(Some(child), rustix::process::WaitOptions::empty())?;
+        let well = ended.is_some_and(|(_, status)| status.signaled() || status.exit_status() == Some(0));
+        ensure!(well, "{pid} failed");
+        written
+    }
 }
 
 /// What the files of a folder take on the disk.
@@ -502,11 +507,7 @@ fn at_once(program: &Path, firecracker: &Path, folder: &Path) -> Result<Vec<Figu
     for _ in 0..3 {
         theirs.extend(all(&bare, |bare| Ok(bare.wake()?.2))?);
         ours.extend(all(&paths, |path| {
-            let InstancePath { tenant, pool, instance } = path;
-            let folder = format!("tenants/{tenant}/pools/{pool}/instances/{instance}/logs");
-            let console = mvm.root.path().join(folder).join("console.log");
-            let _ = std::fs::remove_file(&console);
-            let growth = Growth::of(&console)?;
+            let growth = Growth::of(&cleared(&mvm, path))?;
             let start = Instant::now();
             let mut child = mvm.command(&format!("instance wake {path}")).stdout(Stdio::null()).spawn()?;
             growth.beyond(0)?;
@@ -516,15 +517,19 @@ fn at_once(program: &Path, firecracker: &Path, folder: &Path) -> Result<Vec<Figu
         })?);
         all(&paths, |path| mvm.ok(&format!("instance sleep {path}")).map(|_| Duration::ZERO))?;
         called.extend(all(&paths, |path| {
+            let growth = Growth::of(&cleared(&mvm, path))?;
             let mut operator = Operator::new(Roots::new(mvm.root.path(), &Environment::default())?);
             let start = Instant::now();
-            lifecycle::wake(&mut operator, path, false)?;
-            Ok(start.elapsed())
+            std::thread::scope(|scope| {
+                let first = scope.spawn(|| growth.beyond(0).map(|()| start.elapsed()));
+                lifecycle::wake(&mut operator, path, false)?;
+                first.join().unwrap_or_else(|_| bail!("the watcher ended"))
+            })
         })?);
         all(&paths, |path| mvm.ok(&format!("instance sleep {path}")).map(|_| Duration::ZERO))?;
     }
     let mut figures = Vec::new();
-    for (name, ours) in [("commands, to first byte", &ours), ("calls, to their end", &called)] {
+    for (name, ours) in [("commands, to first byte", &ours), ("calls, to first byte", &called)] {
         let (mine, bare) = (percentile(ours, 0.5), percentile(&theirs, 0.5));
         let value = format!("{mine:.0} ms against {bare:.0} ms: {:.2}×", mine / bare);
         let what = format!("{AT_ONCE} wakes at once, {name}, p50, 128 MiB, ext4");
@@ -544,6 +549,15 @@ fn at_once(program: &Path, firecracker: &Path, folder: &Path) -> Result<Vec<Figu
         left + taps == 0,
     ));
     Ok(figures)
+}
+
+/// An instance's console, from which what was printed before is gone.
+fn cleared(mvm: &Mvm, path: &InstancePath) -> PathBuf {
+    let InstancePath { tenant, pool, instance } = path;
+    let folder = format!("tenants/{tenant}/pools/{pool}/instances/{instance}/logs");
+    let console = mvm.root.path().join(folder).join("console.log");
+    let _ = std::fs::remove_file(&console);
+    console
 }
 
 /// Does something with all of them at once; the times in ms.

@@ -9,6 +9,7 @@
 use std::{
     fs::{self, File},
     ops::Range,
+    path::Path,
     time::{Duration, Instant},
 };
 
@@ -31,7 +32,7 @@ use crate::{
         },
         naming::{InstancePath, RevisionHash},
         pool::artifacts::Artifacts,
-        snapshot::{Image, Origin, PAGE, Sums, data_pages, written_pages},
+        snapshot::{Image, Memory, Origin, PAGE, Sums, data_pages},
     },
     vmm::{
         client::{Client, VmmError},
@@ -58,8 +59,8 @@ struct Sleeper<'a> {
     kind: SnapshotType,
     /// What its next snapshot builds on, whatever becomes of this one.
     parent: Parent,
-    /// The pages that were written.
-    pages: Vec<Range<u64>>,
+    /// The pages that were written, once their sums are made.
+    pages: Option<Vec<Range<u64>>>,
 }
 
 fn steps<'a>() -> [Step<Sleeper<'a>, LifecycleError>; 4] {
@@ -197,7 +198,7 @@ impl<'a> Sleeper<'a> {
             Parent::File(_) | Parent::Unknown => (fresh(), SnapshotType::Full),
         };
         let parent = record.parent.clone();
-        Self { operator, instance, record, revision, client: None, mem, kind, parent, pages: Vec::new() }
+        Self { operator, instance, record, revision, client: None, mem, kind, parent, pages: None }
     }
 
     fn roots(&self) -> &Roots {
@@ -215,6 +216,17 @@ impl<'a> Sleeper<'a> {
 
     fn vmstate(&self) -> String {
         format!("vmstate.{}", self.instance.generation)
+    }
+
+    /// The guest's memory, and the pages of it that may have changed in this file: those that were written to since it was
+    /// loaded from there, also what a sleep wrote that was cancelled.
+    fn written(&self, mem: &Path) -> Option<(Memory, Vec<Range<u64>>)> {
+        if self.record.parent != Parent::File(self.mem.clone()) {
+            return None;
+        }
+        let memory = Memory::of(self.record.pid, mem).ok().flatten()?;
+        let pages = memory.written().ok()?;
+        Some((memory, pages))
     }
 
     fn sums(&self) -> String {
@@ -241,23 +253,38 @@ fn go_on(sleeper: &mut Sleeper) -> Result<(), LifecycleError> {
     Ok(())
 }
 
+/// The VMM writes the memory, and meanwhile the sums of what it writes are made: the guest is paused, nothing changes.
 fn write(sleeper: &mut Sleeper) -> Result<(), LifecycleError> {
-    store::make_folder(&snapshot::folder(sleeper.roots(), &sleeper.instance.path()))?;
+    let folder = snapshot::folder(sleeper.roots(), &sleeper.instance.path());
+    store::make_folder(&folder)?;
     let file = |name: &str| format!("{}/{name}", snapshot::LINK);
     let create = Call::SnapshotCreate(SnapshotCreate {
         snapshot_type: sleeper.kind,
         snapshot_path: file(&sleeper.vmstate()),
         mem_file_path: file(&sleeper.mem),
     });
-    let Some(client) = &mut sleeper.client else { return Ok(()) };
+    let sums = Sums::in_file(&folder.join(sleeper.sums()));
+    let written = sleeper.written(&folder.join(&sleeper.mem));
+    let length = sleeper.instance.resources.mem_mib << 20;
     let limit = CALL_LIMIT + Duration::from_secs(sleeper.instance.resources.mem_mib / SLOWEST_MIB_PER_SECOND);
-    let created = client.call_within(&create, limit);
+    let Some(client) = &mut sleeper.client else { return Ok(()) };
+    let (created, summed) = std::thread::scope(|scope| {
+        let summing =
+            written.as_ref().map(|(memory, pages)| scope.spawn(|| sums.update(memory, length, pages)));
+        let created = client.call_within(&create, limit);
+        (created, summing.and_then(|summing| summing.join().ok()))
+    });
     match &created {
         Ok(()) => sleeper.parent = Parent::File(sleeper.mem.clone()),
         Err(error) if forgets_nothing(error) => {}
         Err(_) => sleeper.parent = Parent::Unknown,
     }
-    Ok(created?)
+    created?;
+    sleeper.pages = match (written, summed) {
+        (Some((_, pages)), Some(Ok(()))) => Some(pages),
+        _ => None,
+    };
+    Ok(())
 }
 
 /// Does a VMM that could not write a snapshot for this reason know the pages still that were to be written? It does until
@@ -271,30 +298,25 @@ fn forgets_nothing(error: &VmmError) -> bool {
             .any(|action| message.contains(&format!("Cannot perform {action} on the memory backing file")))
 }
 
-/// Sums for the pages that changed in the memory file.
+/// The sums of a new file, or of one that the VMM does not map: of all there is.
 fn sums(sleeper: &mut Sleeper) -> Result<(), LifecycleError> {
-    let folder = snapshot::folder(sleeper.roots(), &sleeper.instance.path());
-    let mem = folder.join(&sleeper.mem);
-    let pages = match &sleeper.record.parent {
-        // Pages that were written to once stay known as such: also what a sleep wrote that was cancelled.
-        Parent::File(file) if *file == sleeper.mem => written_pages(sleeper.record.pid, &mem).ok().flatten(),
-        _ => None,
-    };
-    sleeper.pages = match pages {
-        Some(pages) => pages,
-        // A new file, or a VMM that does not map it: all there is.
-        None => {
-            File::open(&mem).and_then(|file| data_pages(&file)).map_err(StoreError::io("look at", &mem))?
-        }
-    };
-    Ok(Sums::in_file(&folder.join(sleeper.sums())).update(&mem, &sleeper.pages)?)
+    if sleeper.pages.is_none() {
+        let folder = snapshot::folder(sleeper.roots(), &sleeper.instance.path());
+        let mem = folder.join(&sleeper.mem);
+        let file = File::open(&mem).map_err(StoreError::io("open", &mem))?;
+        let pages = data_pages(&file).map_err(StoreError::io("look at", &mem))?;
+        let length = sleeper.instance.resources.mem_mib << 20;
+        Sums::in_file(&folder.join(sleeper.sums())).update(&file, length, &pages)?;
+        sleeper.pages = Some(pages);
+    }
+    Ok(())
 }
 
 fn commit(sleeper: &mut Sleeper) -> Result<(), LifecycleError> {
     let roots = sleeper.roots();
     let path = sleeper.instance.path();
     let folder = snapshot::folder(roots, &path);
-    let pages: u64 = sleeper.pages.iter().map(|range| range.end - range.start).sum();
+    let pages: u64 = sleeper.pages.iter().flatten().map(|range| range.end - range.start).sum();
     let delta = Delta {
         schema_version: store::Schema,
         instance: path,

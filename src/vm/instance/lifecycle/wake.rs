@@ -1,4 +1,10 @@
 //! Waking an instance from its snapshot.
+//!
+//! ```text
+//! reserve → check → unpack → directory → spawn → announce → tap → load → consume   | resume → join → record
+//! ```
+//! Up to the end of `consume` all of it is taken back where it fails, and the instance sleeps on; after it all of it is
+//! finished, by whoever comes next.
 
 use std::time::Instant;
 
@@ -12,14 +18,19 @@ use crate::{
     vm::{
         instance::{
             config::{Instance, Operation},
-            launch::{self, Launch},
-            runner::{self, Failed},
-            snapshot::Delta,
+            fc_config,
+            launch::{self, Launch, LaunchStep},
+            runner::{self, Failed, Step},
+            snapshot::{self, Delta},
             state::{self, Event, Next, State},
         },
         naming::InstancePath,
         pool::{artifacts::Artifacts, config::VmmKind},
-        room::NodeConfig,
+        room::{self, NodeConfig},
+    },
+    vmm::{
+        client::Client,
+        wire::{Call, MemBackend, SnapshotLoad},
     },
 };
 
@@ -64,18 +75,17 @@ pub fn wake(operator: &mut Operator, path: &InstancePath, force: bool) -> Result
     let clock = Instant::now();
     // Where not even the intent can be written, nothing was begun.
     instance.save(&roots)?;
-    let loaded = match begin(&launch, &instance) {
-        Ok(()) => runner::run("wake", &launch::wake_steps(), &mut launch),
-        Err(error) => Err(Failed { step: "intent", error: error.into(), left: None }),
-    };
+    let failed = |step| move |error: LifecycleError| Failed { step, error: error.into(), left: None };
+    let loaded = failpoint::hit("wake", "intent")
+        .map_err(|error| failed("intent")(error.into()))
+        .and_then(|()| runner::run("wake", &steps(), &mut launch));
     let mut times = match loaded {
         Ok(times) => times,
         Err(failed) => return Err(give_up(operator, before, instance, failed)),
     };
     // From here on there is no way back, and none is needed: what is cut off or fails is finished by the next operation.
-    let failed = |step| move |error: LifecycleError| Failed { step, error: error.into(), left: None };
     instance.vmm = launch::record(&launch);
-    runner::run("wake", &launch::awake_steps(), &mut launch)
+    runner::run("wake", &awake_steps(), &mut launch)
         .and_then(|more| {
             times.extend(more);
             instance.last_receipt = Some(receipt("wake", clock, times));
@@ -85,15 +95,113 @@ pub fn wake(operator: &mut Operator, path: &InstancePath, force: bool) -> Result
     Ok(Outcome { instance, changed: true })
 }
 
-/// Announces the intent.
-fn begin(launch: &Launch, instance: &Instance) -> Result<(), LifecycleError> {
-    failpoint::hit("wake", "intent")?;
-    launch.operator.audit(instance, "wake", Phase::Intent, |entry| {
+/// The steps of a wake up to its commit. The VMM, which knows nothing yet, comes up while the wake is announced and the TAP
+/// is made.
+fn steps<'a>() -> [LaunchStep<'a>; 9] {
+    [
+        Step {
+            name: "reserve",
+            run: launch::reserve,
+            undo: Some(|launch| launch::fall_asleep(launch.operator, launch.slot, launch.takes())),
+        },
+        Step { name: "check", run: check, undo: None },
+        Step { name: "unpack", run: unpack, undo: None },
+        Step {
+            name: "directory",
+            run: launch::directory,
+            undo: Some(|launch| launch::remove_directory(launch.operator, launch.slot)),
+        },
+        Step {
+            name: "spawn",
+            run: launch::spawn,
+            undo: Some(|launch| launch::kill(&launch.operator.roots, launch.slot, launch.vmm.as_ref())),
+        },
+        Step { name: "announce", run: announce, undo: None },
+        Step {
+            name: "tap",
+            run: launch::tap,
+            undo: Some(|launch| {
+                launch::kill(&launch.operator.roots, launch.slot, launch.vmm.as_ref())?;
+                launch::remove_tap(launch.operator, launch.slot)
+            }),
+        },
+        Step { name: "load", run: load, undo: None },
+        Step {
+            name: "consume",
+            run: consume,
+            // No vCPU ran yet.
+            undo: Some(|launch| match &launch.delta {
+                Some(delta) => Ok(delta.give_back(&launch.operator.roots)?),
+                None => Ok(()),
+            }),
+        },
+    ]
+}
+
+/// The steps of a wake after its commit: the snapshot is used up, and there is no way back.
+fn awake_steps<'a>() -> [LaunchStep<'a>; 2] {
+    [Step { name: "resume", run: resume, undo: None }, Step { name: "join", run: launch::join, undo: None }]
+}
+
+/// Announces the wake, before anything of it is seen outside.
+fn announce(launch: &mut Launch) -> Result<(), LifecycleError> {
+    Ok(launch.operator.audit(&launch.instance, "wake", Phase::Intent, |entry| {
         entry.from = Some(State::Sleeping.to_string());
-        entry.revision = instance.revision.as_ref().map(ToString::to_string);
-        entry.network = Some(Network::from(&instance.net));
-    })?;
-    Ok(failpoint::hit("wake", "announced")?)
+        entry.revision = launch.instance.revision.as_ref().map(ToString::to_string);
+        entry.network = Some(Network::from(&launch.instance.net));
+    })?)
+}
+
+/// An archived memory is brought back: that takes time, and room on the disk.
+fn unpack(launch: &mut Launch) -> Result<(), LifecycleError> {
+    let roots = &launch.operator.roots;
+    match &mut launch.delta {
+        Some(delta) if delta.archive.is_some() => {
+            let needed_mib = delta.image.mem.size_bytes >> 20;
+            room::check_disk(roots, &NodeConfig::load(roots)?, needed_mib)?;
+            Ok(delta.unpack(roots)?)
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check(launch: &mut Launch) -> Result<(), LifecycleError> {
+    let (roots, path) = (&launch.operator.roots, launch.instance.path());
+    match &launch.delta {
+        Some(delta) => Ok(delta.check(roots, &path, launch.force)?),
+        None => Err(LifecycleError::NoSnapshot { path }),
+    }
+}
+
+/// Loads the snapshot; the vCPUs stay paused. A VMM that refuses it has used up nothing.
+fn load(launch: &mut Launch) -> Result<(), LifecycleError> {
+    let directory = launch.operator.roots.vmm_dir(&launch.slot.tap());
+    let (Some(vmm), Some(delta)) = (&launch.vmm, &launch.delta) else { return Ok(()) };
+    let mut client = Client::connect(&directory, &vmm.pidfd, launch::API_LIMIT)?;
+    let file = |name: &str| format!("{}/{name}", snapshot::LINK);
+    client.call(&fc_config::serial(&launch.tenant.quotas))?;
+    client.call(&Call::SnapshotLoad(SnapshotLoad {
+        snapshot_path: file(&delta.image.vmstate.file),
+        mem_backend: MemBackend { backend_type: "File", backend_path: file(&delta.image.mem.file) },
+        track_dirty_pages: true,
+        resume_vm: false,
+    }))?;
+    launch.client = Some(client);
+    Ok(())
+}
+
+fn consume(launch: &mut Launch) -> Result<(), LifecycleError> {
+    match &launch.delta {
+        Some(delta) => Ok(delta.consume(&launch.operator.roots)?),
+        None => Ok(()),
+    }
+}
+
+fn resume(launch: &mut Launch) -> Result<(), LifecycleError> {
+    if let Some(client) = &mut launch.client {
+        client.call(&Call::Resume)?;
+    }
+    Ok(())
 }
 
 /// The new state of an instance whose VMM is in its record. Its line comes first, as a start's does.
