@@ -21,6 +21,9 @@ use self::{
     machine::{Console, Machine, Run},
 };
 
+/// Seconds that a job may take unless more are given.
+const LIMIT: u64 = 1500;
+
 #[derive(Debug, Args)]
 pub struct LabArguments {
     #[command(subcommand)]
@@ -29,8 +32,11 @@ pub struct LabArguments {
     #[arg(long, global = true)]
     memory: Option<u64>,
     /// Seconds after which the lab is ended
-    #[arg(long, global = true, default_value_t = 1500)]
+    #[arg(long, global = true, default_value_t = LIMIT)]
     limit: u64,
+    /// Another program that is on PATH in the lab; may be given again
+    #[arg(long = "with", global = true, value_name = "FILE")]
+    with: Vec<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -95,9 +101,9 @@ pub fn run(arguments: &LabArguments) -> Result<u8> {
         LabCommand::Run { command } => {
             let words: Vec<String> = command.iter().map(|word| job::quoted(word)).collect();
             let script = format!("exec {}\n", words.join(" "));
-            let programs = programs(&host)?;
+            let programs = programs(&host, arguments)?;
             let job = Job { programs, guest: guest()?, script };
-            play(&job, arguments, Console::Transcript(make::home().join("console.txt")))
+            play(&job, arguments.memory, arguments.limit, Console::Transcript(make::home().join("console.txt")))
         }
         LabCommand::Shell => shell(&host, arguments),
         LabCommand::Test { rest } => test(&host, arguments, rest),
@@ -112,10 +118,9 @@ fn shell(host: &Host, arguments: &LabArguments) -> Result<u8> {
         "{size}export TERM={}\necho 'lab: mvm, fcsim, firecracker and jailer are on PATH; Ctrl-D leaves, Ctrl-a x when it hangs'\nexec bash -i\n",
         job::quoted(&term)
     );
-    let job = Job { programs: programs(host)?, guest: guest()?, script };
+    let job = Job { programs: programs(host, arguments)?, guest: guest()?, script };
     // Somebody sits in front of it: it ends when they are done.
-    let day = LabArguments { limit: arguments.limit.max(24 * 60 * 60), command: LabCommand::Shell, ..*arguments };
-    play(&job, &day, Console::Terminal)
+    play(&job, arguments.memory, arguments.limit.max(24 * 60 * 60), Console::Terminal)
 }
 
 /// Runs the tests, and keeps their transcript.
@@ -124,7 +129,7 @@ fn shell(host: &Host, arguments: &LabArguments) -> Result<u8> {
 /// As [`run`].
 fn test(host: &Host, arguments: &LabArguments, rest: &[String]) -> Result<u8> {
     let start = Instant::now();
-    let mut programs = programs(host)?;
+    let mut programs = programs(host, arguments)?;
     programs.extend(
         job::build(&["test", "--package", "mvm", "--test", "lab", "--no-run"])?
             .into_iter()
@@ -136,7 +141,7 @@ fn test(host: &Host, arguments: &LabArguments, rest: &[String]) -> Result<u8> {
     let script = format!("exec lab-tests --nocapture --test-threads=1 {}\n", words.join(" "));
     let job = Job { programs, guest: guest()?, script };
     let raw = make::home().join("console.txt");
-    let code = play(&job, arguments, Console::Transcript(raw.clone()))?;
+    let code = play(&job, arguments.memory, arguments.limit, Console::Transcript(raw.clone()))?;
     let console = fs::read(&raw).context("there is no console")?;
     let transcript = readable(&String::from_utf8_lossy(&console));
     let file = make::home().join("transcript.txt");
@@ -156,8 +161,8 @@ fn test(host: &Host, arguments: &LabArguments, rest: &[String]) -> Result<u8> {
 /// # Errors
 /// When one fails.
 pub fn tier() -> Result<()> {
-    let arguments =
-        LabArguments { command: LabCommand::Test { rest: Vec::new() }, memory: None, limit: 1500 };
+    let command = LabCommand::Test { rest: Vec::new() };
+    let arguments = LabArguments { command, memory: None, limit: LIMIT, with: Vec::new() };
     match run(&arguments)? {
         0 => Ok(()),
         code => bail!("the lab's tests ended with exit code {code}"),
@@ -182,10 +187,14 @@ fn readable(console: &str) -> String {
     lines.map(|line| format!("{}\n", line.trim_end())).collect()
 }
 
-fn programs(host: &Host) -> Result<Vec<(String, PathBuf)>> {
+fn programs(host: &Host, arguments: &LabArguments) -> Result<Vec<(String, PathBuf)>> {
     let mut programs = job::build(&["build", "--package", "mvm", "--package", "fcsim", "--bins"])?;
     programs.push(("firecracker".into(), host.firecracker.clone()));
     programs.extend(host.jailer.iter().map(|jailer| ("jailer".into(), jailer.clone())));
+    for file in &arguments.with {
+        let name = file.file_name().with_context(|| format!("{} has no name", file.display()))?;
+        programs.push((name.to_string_lossy().into_owned(), file.clone()));
+    }
     Ok(programs)
 }
 
@@ -202,15 +211,15 @@ fn guest() -> Result<Vec<(String, PathBuf)>> {
     Ok(files)
 }
 
-fn play(job: &Job, arguments: &LabArguments, console: Console) -> Result<u8> {
+fn play(job: &Job, memory: Option<u64>, limit: u64, console: Console) -> Result<u8> {
     let lab = make::ensure()?;
     let run = Run::new()?;
     let machine = Machine {
         lab: &lab,
-        memory_mib: arguments.memory.unwrap_or_else(memory_mib),
+        memory_mib: memory.unwrap_or_else(memory_mib),
         job: job.write(&run)?,
         console,
-        limit: Duration::from_secs(arguments.limit),
+        limit: Duration::from_secs(limit),
     };
     machine::run(&machine, &run, &make::home().join("out"))
 }
