@@ -10,7 +10,7 @@ use crate::{
     security::audit,
     store::{self, Lock, Sharing, StoreError},
     vm::{
-        fleet,
+        fleet, image,
         instance::{
             self,
             config::Instance,
@@ -185,6 +185,7 @@ fn sweep(roots: &Roots, recovered: &mut Recovered) -> Result<(), StoreError> {
         roots.tenants(),
         kept_audit_logs(roots),
     ];
+    folders.extend(image::folders(roots)?);
     for tenant in tenant::config::ids(roots)? {
         folders.push(tenant::config::folder(roots, &tenant));
         folders.push(leases::folder(roots, &tenant));

@@ -168,6 +168,11 @@ impl Roots {
         self.root.join("reservations")
     }
 
+    /// `images/`: the guest images, a folder each.
+    pub fn images(&self) -> PathBuf {
+        self.root.join("images")
+    }
+
     /// `vmm/`: the installed Firecracker versions.
     pub fn vmm_versions(&self) -> PathBuf {
         self.root.join("vmm")

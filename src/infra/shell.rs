@@ -13,7 +13,7 @@ use std::{
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    process::{Pid, PidfdFlags, pidfd_open},
+    process::{Pid, PidfdFlags, Signal, getppid, pidfd_open, set_parent_process_death_signal},
 };
 
 /// Why a program did not do what it was asked.
@@ -73,11 +73,36 @@ pub fn find(program: &str) -> Option<PathBuf> {
     PATH.split(':').map(|folder| Path::new(folder).join(program)).find(|path| path.is_file())
 }
 
+/// What a program finds when it starts, where that is more than the usual.
+#[derive(Debug, Default)]
+pub struct Surroundings<'a> {
+    /// Variables besides `PATH` and `LC_ALL`.
+    pub environment: &'a [(&'a str, &'a OsStr)],
+    /// Its working directory.
+    pub directory: Option<&'a Path>,
+    /// Is it killed when this process ends, however that comes?
+    pub dies_with_us: bool,
+}
+
 /// Runs a program to its end and returns its stdout.
 ///
 /// # Errors
 /// When it cannot be started, ends with a failure, or runs longer than `limit`.
 pub fn run<S: AsRef<OsStr>>(
+    program: impl AsRef<Path>,
+    arguments: impl IntoIterator<Item = S>,
+    input: &[u8],
+    limit: Duration,
+) -> Result<Vec<u8>, ShellError> {
+    run_in(&Surroundings::default(), program, arguments, input, limit)
+}
+
+/// Like [`run`], in these surroundings.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_in<S: AsRef<OsStr>>(
+    surroundings: &Surroundings,
     program: impl AsRef<Path>,
     arguments: impl IntoIterator<Item = S>,
     input: &[u8],
@@ -91,9 +116,27 @@ pub fn run<S: AsRef<OsStr>>(
         .env_clear()
         .env("PATH", PATH)
         .env("LC_ALL", "C")
+        .envs(surroundings.environment.iter().copied())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
+    if let Some(directory) = surroundings.directory {
+        command.current_dir(directory);
+    }
+    if surroundings.dies_with_us {
+        let parent = Pid::from_raw(std::process::id().cast_signed());
+        // SAFETY: both are plain system calls, and the closure allocates nothing.
+        unsafe {
+            command.pre_exec(move || {
+                set_parent_process_death_signal(Some(Signal::KILL))?;
+                // Who was gone before that sends nothing any more.
+                match getppid() == parent {
+                    true => Ok(()),
+                    false => Err(rustix::io::Errno::SRCH.into()),
+                }
+            });
+        }
+    }
     let mut child = start(&mut command).map_err(spawn_error)?;
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     std::thread::scope(|scope| {
@@ -194,6 +237,20 @@ mod tests {
         assert_eq!(run("cat", [""; 0], b"hello", limit).unwrap(), b"hello");
         let error = run("ls", ["/no/such/folder"], b"", limit).unwrap_err();
         assert!(matches!(error, ShellError::Failed { stderr, .. } if stderr.contains("No such file")));
+    }
+
+    #[test]
+    fn a_program_sees_its_surroundings() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = std::fs::canonicalize(dir.path()).unwrap();
+        let surroundings = Surroundings {
+            environment: &[("MARK", OsStr::new("7"))],
+            directory: Some(&place),
+            dies_with_us: true,
+        };
+        let said =
+            run_in(&surroundings, "sh", ["-c", "echo $MARK; pwd"], b"", Duration::from_secs(10)).unwrap();
+        assert_eq!(String::from_utf8_lossy(&said), format!("7\n{}\n", place.display()));
     }
 
     #[test]

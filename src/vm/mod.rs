@@ -5,6 +5,8 @@ pub mod naming;
 #[cfg(target_os = "linux")]
 pub mod fleet;
 #[cfg(target_os = "linux")]
+pub mod image;
+#[cfg(target_os = "linux")]
 pub mod instance;
 #[cfg(target_os = "linux")]
 pub mod pool;

@@ -2,6 +2,7 @@
 
 pub mod demo;
 pub mod events;
+pub mod image;
 pub mod instance;
 pub mod net;
 pub mod node;
@@ -44,6 +45,9 @@ pub enum Command {
     /// Pools: what to run, and how
     #[command(subcommand)]
     Pool(pool::PoolCommand),
+    /// Guest images: what a pool can start from
+    #[command(subcommand)]
+    Image(image::ImageCommand),
     /// Instances: one microVM each
     #[command(subcommand)]
     Instance(instance::InstanceCommand),

@@ -8,7 +8,7 @@ use super::DestroyArguments;
 use crate::{
     net::egress::Egress,
     vm::{
-        naming::{PoolPath, RevisionHash, TenantId},
+        naming::{ImageName, PoolPath, RevisionHash, TenantId},
         pool::config::{AgentMode, VmmKind},
     },
 };
@@ -107,6 +107,9 @@ pub struct CreateArguments {
     /// What is built: a flake reference
     #[arg(long, value_name = "REF")]
     pub flake: Option<String>,
+    /// The guest image that becomes the pool's first revision, as `mvm image list` names it
+    #[arg(long, value_name = "NAME", conflicts_with = "flake")]
+    pub image: Option<ImageName>,
     /// The flake's profile
     #[arg(long, value_name = "NAME", default_value = "minimal")]
     pub profile: String,

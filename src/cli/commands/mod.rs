@@ -3,6 +3,7 @@
 mod demo;
 mod doctor;
 mod events;
+mod image;
 mod instance;
 mod net;
 mod node;
@@ -36,6 +37,7 @@ pub fn execute(cli: Cli, environment: &Environment, out: &Out) -> Result<u8, Cli
     match cli.command {
         Command::Tenant(command) => tenant::run(out, &mut operator, command),
         Command::Pool(command) => pool::run(out, &mut operator, command),
+        Command::Image(command) => image::run(out, &operator.roots, command),
         Command::Instance(command) => instance::run(out, &mut operator, command),
         Command::Net(command) => net::run(out, &mut operator, command),
         Command::Node(command) => node::run(out, &mut operator, command),

@@ -11,8 +11,9 @@ use crate::cli::{
     output::{Out, Tone, bytes, count, data_disk, mib, time},
 };
 use crate::{
-    store::Schema,
+    store::{Schema, Sharing},
     vm::{
+        image::Image,
         instance::{
             self,
             lifecycle::{Operator, load_pool, load_tenant},
@@ -156,16 +157,21 @@ impl UpdateArguments {
 }
 
 fn create(out: &Out, operator: &Operator, path: PoolPath, settings: CreateArguments) -> Result<(), CliError> {
+    // An image that is not there, or is damaged, is said before anything is made.
+    let image = settings.image.as_ref().map(|name| Image::of(&operator.roots, name));
+    let copying = image.as_ref().map(|image| image.lock(&operator.roots, Sharing::Shared)).transpose()?;
+    let sources = image.map(|image| image.sources(&operator.roots)).transpose()?;
     let pool = Pool {
         schema_version: Schema,
         tenant_id: path.tenant.clone(),
         pool_id: path.pool.clone(),
         created_at: operator.roots.now(),
         flake_ref: settings.flake,
+        image: settings.image,
         profile: settings.profile,
         vmm: settings.vmm.0,
         vmm_version: settings.vmm.1,
-        agent: settings.agent,
+        agent: sources.as_ref().map_or(settings.agent, |(_, manifest)| manifest.agent),
         insecure: settings.insecure,
         instance_resources: Resources {
             vcpus: settings.cpus,
@@ -179,15 +185,30 @@ fn create(out: &Out, operator: &Operator, path: PoolPath, settings: CreateArgume
         pinned: false,
         critical: false,
     };
-    let (pool, new) = lifecycle::create(operator, &pool)?;
+    let (mut pool, new) = lifecycle::create(operator, &pool)?;
+    if let Some((sources, _)) = sources
+        && Artifacts::of(&operator.roots, &path).current()?.is_none()
+    {
+        let progress = out.progress("copying and checking the image");
+        lifecycle::import(operator, &path, &sources)?;
+        drop(progress);
+        // The first revision fixes the VMM's version.
+        pool = load_pool(&operator.roots, &path)?.1;
+    }
+    drop(copying);
     let view = view(operator, pool)?;
     out.done(&view, || match new {
         true => {
             let pool = &view.pool;
             let sim = if pool.vmm == VmmKind::Sim { ", on the simulated VMM" } else { "" };
             let resources = pool.instance_resources;
+            let next = match &view.revision {
+                Some(_) => format!("mvm instance create {path}"),
+                None => format!("mvm pool import {path} --kernel FILE --rootfs FILE"),
+            };
+            let image = pool.image.as_ref().map_or(String::new(), |name| format!(", image {name}"));
             format!(
-                "{path}: {}, {}{sim}, egress {}        next: mvm pool import {path} --kernel FILE --rootfs FILE",
+                "{path}: {}, {}{image}{sim}, egress {}        next: {next}",
                 count(resources.vcpus, "vCPU"),
                 mib(resources.mem_mib),
                 pool.egress
@@ -258,6 +279,7 @@ fn describe(out: &Out, view: &PoolView) -> String {
         format!("  flake      {} ({})", pool.flake_ref.as_deref().unwrap_or("none"), pool.profile),
         format!("  made       {}", time(pool.created_at)),
     ];
+    lines.extend(pool.image.as_ref().map(|name| format!("  image      {name}")));
     if pool.insecure {
         lines.push(out.paint(Tone::Doubtful, "  insecure   accepts VMMs without a jail"));
     }

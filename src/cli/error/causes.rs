@@ -8,6 +8,7 @@ use crate::{
     security::audit::AuditError,
     store::StoreError,
     vm::{
+        image::ImageError,
         instance::{disk::DiskError, lifecycle::LifecycleError, state::State},
         pool::{artifacts::ArtifactError, lifecycle::PoolError},
         room::RoomError,
@@ -162,6 +163,47 @@ impl From<&ArtifactError> for CliError {
     }
 }
 
+impl From<&ImageError> for CliError {
+    fn from(error: &ImageError) -> Self {
+        const ANOTHER_WAY: &str = "make one elsewhere, and mvm pool import it";
+        match error {
+            ImageError::Store(error) => error.into(),
+            ImageError::Room(error) => error.into(),
+            ImageError::Artifact(error) => error.into(),
+            ImageError::Unknown { name, .. } => {
+                let fix = match name.as_ref() {
+                    "debian" => "mvm image debian".to_owned(),
+                    name => format!("mvm image list, or mvm image debian --name {name}"),
+                };
+                Self::of(Kind::NotFound, "no_such_image", error).fix(fix)
+            }
+            ImageError::Changed { name, .. } => Self::of(Kind::Failed, "image_changed", error)
+                .fix(format!("make it again: mvm image debian --name {name}")),
+            ImageError::Tools { tools } => {
+                let mut packages: Vec<&str> = tools.iter().map(|(_, package)| *package).collect();
+                packages.dedup();
+                Self::of(Kind::Environment, "no_program", error)
+                    .fix(format!("apt-get install {}", packages.join(" ")))
+            }
+            ImageError::NotRoot => Self::of(Kind::Environment, "permission", error).fix("run as root"),
+            ImageError::Architecture { .. } => {
+                Self::of(Kind::Environment, "no_recipe", error).fix(ANOTHER_WAY)
+            }
+            ImageError::NoMirror => Self::of(Kind::Environment, "no_mirror", error)
+                .fix(format!("on a Debian: apt-get update; elsewhere {ANOTHER_WAY}")),
+            ImageError::NoPackage { .. } => Self::of(Kind::Failed, "no_package", error)
+                .fix("apt-get update, if it is a package of this Debian"),
+            ImageError::Step { .. } => Self::of(Kind::Failed, "image", error)
+                .fix("apt-get update, and try again, where packages could not be fetched"),
+            ImageError::DiskFull { .. } => Self::of(Kind::Failed, "disk_full", error)
+                .fix("free space where MVM_ROOT lies: 1 GiB is enough"),
+            ImageError::Kernel { .. } | ImageError::Module(_) => {
+                Self::of(Kind::Failed, "image_kernel", error).fix(ANOTHER_WAY)
+            }
+        }
+    }
+}
+
 impl From<&LifecycleError> for CliError {
     fn from(error: &LifecycleError) -> Self {
         match error {
@@ -244,6 +286,7 @@ by_value!(
     DiskError,
     AuditError,
     ArtifactError,
+    ImageError,
     LifecycleError,
     TenantError,
     PoolError,

@@ -69,6 +69,11 @@ label_type!(
     PoolId,
     "pool"
 );
+label_type!(
+    /// A guest image's name: a DNS label.
+    ImageName,
+    "guest image"
+);
 
 fn is_label(text: &str) -> bool {
     let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();

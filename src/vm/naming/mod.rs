@@ -9,8 +9,8 @@ use ipnet::Ipv4Net;
 
 pub use self::{
     ids::{
-        InstanceId, InstancePath, InstancePrefix, InstanceRef, PoolId, PoolPath, RevisionHash, Scope,
-        TenantId,
+        ImageName, InstanceId, InstancePath, InstancePrefix, InstanceRef, PoolId, PoolPath, RevisionHash,
+        Scope, TenantId,
     },
     slots::{Mac, NetId, Offset, Slot, Subnet},
 };

@@ -274,16 +274,8 @@ impl Artifacts {
         let rootfs = take(&sources.rootfs, files::ROOT)?;
         let initrd = sources.initrd.as_deref().map(|path| take(path, files::INITRD)).transpose()?;
         failpoint::hit("import", "copied").map_err(StoreError::io("import", new))?;
-        let mut hasher = Sha256::new();
-        for part in [Some(&kernel), Some(&rootfs), initrd.as_ref()].into_iter().flatten() {
-            hasher.update(format!("{} {}\n", part.sha256, part.file));
-        }
-        hasher.update(format!("{} {}", std::env::consts::ARCH, sources.cmdline));
-        let digest = hex(&hasher.finalize());
-        let revision: RevisionHash = digest.parse().map_err(|_| StoreError::Damaged {
-            path: new.to_path_buf(),
-            why: "a hash that is no revision".into(),
-        })?;
+        let parts = [Some(&kernel), Some(&rootfs), initrd.as_ref()];
+        let revision = revision_of(new, parts.into_iter().flatten(), &sources.cmdline)?;
         let manifest = Manifest {
             schema_version: Schema,
             revision: revision.clone(),
@@ -382,8 +374,30 @@ impl Artifacts {
     }
 }
 
+/// The name of the revision that consists of these files and this command line.
+///
+/// # Errors
+/// None that can be: a sha256 is a revision's name.
+pub fn revision_of<'a>(
+    folder: &Path,
+    parts: impl Iterator<Item = &'a Artifact>,
+    cmdline: &str,
+) -> Result<RevisionHash, StoreError> {
+    let mut hasher = Sha256::new();
+    for part in parts {
+        hasher.update(format!("{} {}\n", part.sha256, part.file));
+    }
+    hasher.update(format!("{} {cmdline}", std::env::consts::ARCH));
+    let wrong =
+        |_| StoreError::Damaged { path: folder.to_path_buf(), why: "a hash that is no revision".into() };
+    hex(&hasher.finalize()).parse().map_err(wrong)
+}
+
 /// The sha256 of a file, as hex digits.
-fn hash_file(path: &Path) -> Result<String, StoreError> {
+///
+/// # Errors
+/// When it cannot be read.
+pub fn hash_file(path: &Path) -> Result<String, StoreError> {
     let mut file = File::open(path).map_err(StoreError::io("open", path))?;
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
@@ -443,7 +457,11 @@ fn check_segments(path: &Path, head: &[u8]) -> Result<(), &'static str> {
     }
 }
 
-fn check_kernel(path: &Path) -> Result<(), ArtifactError> {
+/// Is this a kernel that Firecracker boots on this machine's architecture?
+///
+/// # Errors
+/// [`ArtifactError::Wrong`] says what it is instead.
+pub fn check_kernel(path: &Path) -> Result<(), ArtifactError> {
     let (what, arch) = ("a kernel that Firecracker boots", std::env::consts::ARCH);
     let head = head_of(path, what)?;
     let wrong = |why: &str| Err(ArtifactError::Wrong { path: path.to_path_buf(), what, why: why.into() });

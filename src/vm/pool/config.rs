@@ -10,7 +10,7 @@ use crate::{
     net::egress::Egress,
     store::{self, Schema, StoreError},
     vm::{
-        naming::{PoolId, PoolPath, TenantId},
+        naming::{ImageName, PoolId, PoolPath, TenantId},
         tenant,
     },
 };
@@ -30,6 +30,9 @@ pub struct Pool {
     /// What is built; parsed by nobody yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub flake_ref: Option<String>,
+    /// The guest image that its first revision was taken from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<ImageName>,
     /// The flake's profile.
     pub profile: String,
     /// Which VMM runs it.
