@@ -54,9 +54,7 @@ fn load_order<'a>(dependencies: &'a str, wanted: &[&str]) -> Vec<&'a str> {
     let known: HashMap<&str, (&str, &str)> = dependencies
         .lines()
         .filter_map(|line| line.split_once(':'))
-        .filter_map(|(file, needs)| {
-            Some((file.rsplit('/').next()?.split('.').next()?, (file, needs)))
-        })
+        .filter_map(|(file, needs)| Some((file.rsplit('/').next()?.split('.').next()?, (file, needs))))
         .collect();
     let mut order = Vec::new();
     for (file, needs) in wanted.iter().filter_map(|name| known.get(name)) {

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -14,8 +15,8 @@ use super::{machine::Run, make};
 pub struct Job {
     /// Programs by the name they have in the lab, where they are on PATH.
     pub programs: Vec<(String, PathBuf)>,
-    /// A guest to boot: its files, by name.
-    pub guest: Vec<(String, PathBuf)>,
+    /// MVM_ROOT with the guest image: its images go along.
+    pub guest: Option<PathBuf>,
     /// What bash runs.
     pub script: String,
 }
@@ -27,12 +28,17 @@ impl Job {
     /// When a file cannot be copied.
     pub fn write(&self, run: &Run) -> Result<PathBuf> {
         let (folder, image) = (run.file("job"), run.file("job.ext4"));
-        for (place, content) in [("bin", &self.programs), ("guest", &self.guest)] {
+        for place in ["bin", "guest"] {
             fs::create_dir_all(folder.join(place))?;
-            for (name, file) in content {
-                fs::copy(file, folder.join(place).join(name))
-                    .with_context(|| format!("cannot copy {}", file.display()))?;
-            }
+        }
+        for (name, file) in &self.programs {
+            fs::copy(file, folder.join("bin").join(name))
+                .with_context(|| format!("cannot copy {}", file.display()))?;
+        }
+        if let Some(root) = &self.guest {
+            let images = root.join("images").display().to_string();
+            let target = folder.join("guest").display().to_string();
+            crate::run("cp", &["--archive", "--sparse=always", &images, &target])?;
         }
         fs::write(folder.join("job"), &self.script)?;
         let size = size_of(&folder)?;
@@ -49,7 +55,8 @@ fn size_of(folder: &Path) -> Result<u64> {
         let entry = entry?;
         size += match entry.file_type()?.is_dir() {
             true => size_of(&entry.path())?,
-            false => entry.metadata()?.len(),
+            // What a file has in blocks: a root file system is mostly holes.
+            false => entry.metadata()?.blocks() << 9,
         };
     }
     Ok(size)
@@ -78,7 +85,8 @@ pub fn build(arguments: &[&str]) -> Result<Vec<(String, PathBuf)>> {
     let mut programs = Vec::new();
     for line in String::from_utf8_lossy(&output.stdout).lines() {
         let message: serde_json::Value = serde_json::from_str(line).unwrap_or_default();
-        if let (Some(name), Some(file)) = (message["target"]["name"].as_str(), message["executable"].as_str()) {
+        if let (Some(name), Some(file)) = (message["target"]["name"].as_str(), message["executable"].as_str())
+        {
             programs.push((name.to_owned(), PathBuf::from(file)));
         }
     }

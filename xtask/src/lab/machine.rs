@@ -90,7 +90,8 @@ pub fn run(machine: &Machine<'_>, run: &Run, out: &Path) -> Result<u8> {
     let pump = match &machine.console {
         Console::Terminal => None,
         Console::Transcript(file) => {
-            let transcript = File::create(file).with_context(|| format!("cannot write {}", file.display()))?;
+            let transcript =
+                File::create(file).with_context(|| format!("cannot write {}", file.display()))?;
             let console = child.stdout.take().context("QEMU has no console")?;
             Some(std::thread::spawn(move || pass_on(console, transcript)))
         }
@@ -106,7 +107,8 @@ pub fn run(machine: &Machine<'_>, run: &Run, out: &Path) -> Result<u8> {
     }
     ended?;
     let said = fs::read_to_string(&status)?;
-    let code = said.lines().find_map(|line| line.strip_prefix("exit ")).and_then(|code| code.trim().parse().ok());
+    let code =
+        said.lines().find_map(|line| line.strip_prefix("exit ")).and_then(|code| code.trim().parse().ok());
     let Some(code) = code else { bail!("the lab ended without saying how its job did") };
     if let Some(uptime) = said.lines().find_map(|line| line.strip_prefix("up ")) {
         eprintln!("lab: booted in {} s, exit code {code}", uptime.trim());
@@ -190,7 +192,8 @@ fn pass_on(mut console: impl Read, mut transcript: File) {
 fn unpack(disk: &Path, out: &Path) -> Result<()> {
     let _ = fs::remove_dir_all(out);
     fs::create_dir_all(out)?;
-    let output = Command::new("tar").arg("-xf").arg(disk).arg("--no-same-owner").arg("-C").arg(out).output()?;
+    let output =
+        Command::new("tar").arg("-xf").arg(disk).arg("--no-same-owner").arg("-C").arg(out).output()?;
     if !output.status.success() {
         bail!("what the job left cannot be read: {}", String::from_utf8_lossy(&output.stderr).trim());
     }

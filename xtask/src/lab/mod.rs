@@ -9,7 +9,7 @@ mod recipe;
 
 use std::{
     fs,
-    path::{Path, PathBuf},
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -101,9 +101,13 @@ pub fn run(arguments: &LabArguments) -> Result<u8> {
         LabCommand::Run { command } => {
             let words: Vec<String> = command.iter().map(|word| job::quoted(word)).collect();
             let script = format!("exec {}\n", words.join(" "));
-            let programs = programs(&host, arguments)?;
-            let job = Job { programs, guest: guest()?, script };
-            play(&job, arguments.memory, arguments.limit, Console::Transcript(make::home().join("console.txt")))
+            let job = Job { programs: programs(&host, arguments)?, guest: None, script };
+            play(
+                &job,
+                arguments.memory,
+                arguments.limit,
+                Console::Transcript(make::home().join("console.txt")),
+            )
         }
         LabCommand::Shell => shell(&host, arguments),
         LabCommand::Test { rest } => test(&host, arguments, rest),
@@ -118,7 +122,9 @@ fn shell(host: &Host, arguments: &LabArguments) -> Result<u8> {
         "{size}export TERM={}\necho 'lab: mvm, fcsim, firecracker and jailer are on PATH; Ctrl-D leaves, Ctrl-a x when it hangs'\nexec bash -i\n",
         job::quoted(&term)
     );
-    let job = Job { programs: programs(host, arguments)?, guest: guest()?, script };
+    let programs = programs(host, arguments)?;
+    let guest = Some(guest(&programs)?);
+    let job = Job { programs, guest, script };
     // Somebody sits in front of it: it ends when they are done.
     play(&job, arguments.memory, arguments.limit.max(24 * 60 * 60), Console::Terminal)
 }
@@ -139,7 +145,8 @@ fn test(host: &Host, arguments: &LabArguments, rest: &[String]) -> Result<u8> {
     let words: Vec<String> = rest.iter().map(|word| job::quoted(word)).collect();
     // One after another: the machine is slow, and what the tests measure of each other would be nothing but waiting.
     let script = format!("exec lab-tests --nocapture --test-threads=1 {}\n", words.join(" "));
-    let job = Job { programs, guest: guest()?, script };
+    let guest = Some(guest(&programs)?);
+    let job = Job { programs, guest, script };
     let raw = make::home().join("console.txt");
     let code = play(&job, arguments.memory, arguments.limit, Console::Transcript(raw.clone()))?;
     let console = fs::read(&raw).context("there is no console")?;
@@ -198,17 +205,14 @@ fn programs(host: &Host, arguments: &LabArguments) -> Result<Vec<(String, PathBu
     Ok(programs)
 }
 
-/// The guest that is booted, by the names of its files. Where there is none, tests say that they skip.
-fn guest() -> Result<Vec<(String, PathBuf)>> {
-    let folder = Path::new("target/guest");
-    let mut files = Vec::new();
-    if folder.is_dir() {
-        for entry in fs::read_dir(folder)? {
-            let entry = entry?;
-            files.push((entry.file_name().to_string_lossy().into_owned(), entry.path()));
-        }
-    }
-    Ok(files)
+/// MVM_ROOT with the guest image that is booted in the lab, made anew where Debian has newer packages.
+fn guest(programs: &[(String, PathBuf)]) -> Result<PathBuf> {
+    let root = make::home().join("guest");
+    fs::create_dir_all(&root)?;
+    let mvm = programs.iter().find(|(name, _)| name == "mvm").context("mvm was not built")?;
+    let (mvm, root_text) = (mvm.1.display().to_string(), root.display().to_string());
+    crate::run(&mvm, &["image", "debian", "--root", &root_text])?;
+    Ok(root)
 }
 
 fn play(job: &Job, memory: Option<u64>, limit: u64, console: Console) -> Result<u8> {
