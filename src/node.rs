@@ -1,6 +1,6 @@
 //! The node as a whole: what runs on it, settling what was cut off, and dropping what nobody needs.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
@@ -14,9 +14,11 @@ use crate::{
         instance::{
             self,
             config::Instance,
-            launch,
+            launch::{self, Keep},
             lifecycle::{self, LifecycleError, Operator, lock_tenant},
             logs, net as wiring,
+            snapshot::Delta,
+            state::State,
         },
         naming::{InstancePath, Slot},
         pool::{
@@ -88,9 +90,9 @@ pub fn stats(roots: &Roots) -> Result<Stats, StoreError> {
         tenants: tenant::config::ids(roots)?.len(),
         pools: fleet::pools(roots, None)?.len(),
         instances: fleet::instances(roots)?.len(),
-        vms: used.vms,
+        vms: used.vms(),
         max_vms: node.max_vms,
-        mem_used_mib: used.mem_mib + u64::from(used.vms) * room::VMM_OVERHEAD_MIB,
+        mem_used_mib: used.mem_mib + u64::from(used.vms()) * room::VMM_OVERHEAD_MIB,
         mem_limit_mib: node.memory_mib(room::memory_total_mib()),
         vcpus_used: used.vcpus,
         cpus: std::thread::available_parallelism().map_or(1, usize::from),
@@ -255,7 +257,20 @@ fn settle_one(
             recovered.settled.push(format!("{path}: {state} ({why})"));
         }
         Some(instance) if instance.status.has_vmm() => recovered.adopted.push(path.clone()),
+        Some(instance) if instance.status == State::Sleeping => keep_place(&roots, &instance)?,
         Some(_) => {}
+    }
+    Ok(())
+}
+
+/// A sleeper's place on the disk stays reserved: what a power cut took of that is written again.
+fn keep_place(roots: &Roots, instance: &Instance) -> Result<(), NodeError> {
+    let slot = instance.slot(roots)?;
+    let Some(_lock) = lifecycle::try_lock(roots, &instance.path())? else { return Ok(()) };
+    let sleeps = Instance::load_if_there(roots, &instance.path())?
+        .is_some_and(|fresh| fresh.generation == instance.generation);
+    if sleeps && room::of_slot(roots, slot)?.is_none() {
+        room::shrink(roots, slot, launch::takes_of(roots, instance)?.asleep())?;
     }
     Ok(())
 }
@@ -288,15 +303,17 @@ pub fn reclaim(operator: &mut Operator) -> Result<Vec<String>, NodeError> {
 
 fn reclaim_slots(operator: &mut Operator, recovered: &mut Recovered) -> Result<(), NodeError> {
     let roots = operator.roots.clone();
-    let mut slots: BTreeSet<Slot> = room::reserved(&roots)?.into_iter().map(|(slot, _)| slot).collect();
+    let reserved: BTreeMap<Slot, Use> = room::reserved(&roots)?.into_iter().collect();
     let directories = store::names(&roots.vmm_dirs(), |_| true)?;
-    slots.extend(directories.iter().filter_map(|name| Slot::from_tap(name)));
-    slots.extend(operator.net()?.list_taps()?);
+    let mut has_parts: BTreeSet<Slot> = directories.iter().filter_map(|name| Slot::from_tap(name)).collect();
+    has_parts.extend(operator.net()?.list_taps()?);
+    let slots: BTreeSet<Slot> = reserved.keys().chain(&has_parts).copied().collect();
     let owners: std::collections::HashMap<Slot, InstancePath> =
         wiring::held_slots(&roots)?.into_iter().collect();
     let tenants = tenant::config::all(&roots)?;
     let boot_id = process::boot_id();
     for slot in slots {
+        let mut keep = Keep::Nothing;
         let _lock = match owners.get(&slot) {
             Some(path) => {
                 let Some(lock) = lifecycle::try_lock(&roots, path)? else {
@@ -308,6 +325,16 @@ fn reclaim_slots(operator: &mut Operator, recovered: &mut Recovered) -> Result<(
                 }
                 match Instance::load_if_there(&roots, path) {
                     Ok(Some(instance)) if instance.vmm_is_alive(&boot_id) => continue,
+                    Ok(Some(instance))
+                        if instance.status == State::Sleeping && instance.pending.is_none() =>
+                    {
+                        let takes = launch::takes_of(&roots, &instance)?;
+                        if !has_parts.contains(&slot) && reserved.get(&slot) == Some(&takes.asleep()) {
+                            continue;
+                        }
+                        keep = Keep::Asleep(takes);
+                        Some(lock)
+                    }
                     Ok(_) => Some(lock),
                     // What a record that cannot be read says of its VMM is not known: it is left alone.
                     Err(_) => continue,
@@ -325,7 +352,7 @@ fn reclaim_slots(operator: &mut Operator, recovered: &mut Recovered) -> Result<(
                 None => None,
             },
         };
-        launch::teardown(operator, slot, None)?;
+        launch::teardown(operator, slot, None, keep)?;
         recovered.reclaimed.push(format!("what was left in slot {}", slot.tap()));
     }
     Ok(())
@@ -366,6 +393,8 @@ pub fn collect_vmms(roots: &Roots) -> Result<Vec<String>, StoreError> {
         let instance = Instance::load_if_there(roots, &path)?;
         let vmm = instance.and_then(|instance| instance.vmm);
         needed.extend(vmm.filter(|vmm| vmm.kind == VmmKind::Firecracker).map(|vmm| vmm.version));
+        // Nothing else reads what it wrote.
+        needed.extend(Delta::load(roots, &path)?.map(|delta| delta.origin.vmm_version));
     }
     let installed = install::list(roots)?;
     let newest = installed.last().map(|one| one.version.clone());

@@ -13,6 +13,8 @@ pub mod pool;
 #[cfg(target_os = "linux")]
 pub mod room;
 #[cfg(target_os = "linux")]
+pub mod snapshot;
+#[cfg(target_os = "linux")]
 pub mod tenant;
 
 #[cfg(not(target_os = "linux"))]

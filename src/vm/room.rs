@@ -1,7 +1,8 @@
 //! The node's room: its limits in `node.json`, and reservations of it by VMMs that run or are about to.
 //!
-//! A reservation is an empty file whose name says what it takes (`tn3i5.2c.1024m.2048d`): counting is one listing of a
-//! folder, whatever the number of instances, and there is no window between check and use under the node's lock.
+//! A reservation is an empty file whose name says what it takes (`tn3i5.2c.1024m.2048d`; a warm one's begins with `w`, as
+//! `tn3i5.w2c.…`, a sleeper's is `tn3i5.0c.0m.2048d`): counting is one listing of a folder, whatever the number of
+//! instances, and there is no window between check and use under the node's lock.
 
 use std::path::Path;
 
@@ -127,16 +128,24 @@ pub fn lock(roots: &Roots) -> Result<Lock, StoreError> {
 }
 
 fn file_name(slot: Slot, wanted: Use) -> String {
-    format!("{}.{}c.{}m.{}d", slot.tap(), wanted.vcpus, wanted.mem_mib, wanted.disk_mib)
+    let warm = if wanted.warm > 0 { "w" } else { "" };
+    format!("{}.{warm}{}c.{}m.{}d", slot.tap(), wanted.vcpus, wanted.mem_mib, wanted.disk_mib)
 }
 
 fn parse(name: &str) -> Option<(Slot, Use)> {
     let mut parts = name.split('.');
     let slot = Slot::from_tap(parts.next()?)?;
-    let vcpus = parts.next()?.strip_suffix('c')?.parse().ok()?;
+    let vcpus = parts.next()?.strip_suffix('c')?;
+    let (is_warm, vcpus) = match vcpus.strip_prefix('w') {
+        Some(vcpus) => (true, vcpus.parse().ok()?),
+        None => (false, vcpus.parse().ok()?),
+    };
     let mem_mib = parts.next()?.strip_suffix('m')?.parse().ok()?;
     let disk_mib = parts.next()?.strip_suffix('d')?.parse().ok()?;
-    Some((slot, Use { vms: 1, vcpus, mem_mib, disk_mib }))
+    // A VM has at least one vCPU.
+    let running = u32::from(vcpus > 0);
+    let taken = Use { running, warm: 0, vcpus, mem_mib, disk_mib };
+    Some((slot, if is_warm { taken.paused() } else { taken }))
 }
 
 /// All reservations.
@@ -160,10 +169,9 @@ pub fn used_by(reserved: &[(Slot, Use)], net_id: NetId) -> Use {
 /// replaced.
 ///
 /// # Errors
-/// [`RoomError`] says what is lacking.
+/// [`RoomError`] says what is lacking; what the slot had it has still.
 pub fn reserve(roots: &Roots, tenant: &Tenant, slot: Slot, wanted: Use) -> Result<(), RoomError> {
     let node = NodeConfig::load(roots)?;
-    check_disk(roots, &node, 0)?;
     let machine = memory_total_mib();
     let revisions = revisions(roots, tenant)?;
     let _lock = lock(roots)?;
@@ -174,17 +182,40 @@ pub fn reserve(roots: &Roots, tenant: &Tenant, slot: Slot, wanted: Use) -> Resul
         .admit(used, wanted)
         .map_err(|exceeded| RoomError::Quota { tenant: tenant.tenant_id.to_string(), exceeded })?;
     let all = others.iter().fold(Use::default(), |sum, (_, one)| sum.plus(*one));
-    let overhead = |u: Use| u.mem_mib.saturating_add(u64::from(u.vms) * VMM_OVERHEAD_MIB);
-    within("VMs", all.vms.into(), 1, node.max_vms.into())
+    let overhead = |u: Use| u.mem_mib.saturating_add(u64::from(u.vms()) * VMM_OVERHEAD_MIB);
+    within("VMs", all.vms().into(), wanted.vms().into(), node.max_vms.into())
         .and_then(|()| within("memory in MiB", overhead(all), overhead(wanted), node.memory_mib(machine)))
         .map_err(|exceeded| RoomError::Node { exceeded })?;
-    release_unlocked(roots, slot)?;
+    Ok(write(roots, slot, wanted)?)
+}
+
+/// Writes a slot's reservation in place of any that it has. The node is locked.
+fn write(roots: &Roots, slot: Slot, taken: Use) -> Result<(), StoreError> {
     let folder = roots.reservations();
     store::make_folder(&folder)?;
-    let file = folder.join(file_name(slot, wanted));
-    // Not synced: after a power cut no VMM runs, and `node recover` drops what is left over.
+    let name = file_name(slot, taken);
+    let file = folder.join(&name);
+    // Not synced: after a power cut no VMM runs, and `node recover` drops what is left over. The new one comes first: in
+    // between it counts twice, and never not at all.
     std::fs::write(&file, b"").map_err(StoreError::io("create", &file))?;
-    Ok(())
+    release_unlocked(roots, slot, Some(&name))
+}
+
+/// What a slot has reserved, if it has.
+///
+/// # Errors
+/// When the folder cannot be read.
+pub fn of_slot(roots: &Roots, slot: Slot) -> Result<Option<Use>, StoreError> {
+    Ok(reserved(roots)?.into_iter().find(|(other, _)| *other == slot).map(|(_, taken)| taken))
+}
+
+/// Lets a slot have less than before: nobody has to be asked for that.
+///
+/// # Errors
+/// When the folder cannot be read or written.
+pub fn shrink(roots: &Roots, slot: Slot, to: Use) -> Result<(), StoreError> {
+    let _lock = lock(roots)?;
+    write(roots, slot, to)
 }
 
 /// Lets a slot's reservation, where it has one, take more disk.
@@ -192,8 +223,8 @@ pub fn reserve(roots: &Roots, tenant: &Tenant, slot: Slot, wanted: Use) -> Resul
 /// # Errors
 /// [`RoomError`] says what is lacking.
 pub fn enlarge(roots: &Roots, tenant: &Tenant, slot: Slot, more_mib: u64) -> Result<(), RoomError> {
-    match reserved(roots)?.into_iter().find(|(other, _)| *other == slot) {
-        Some((_, mut wanted)) => {
+    match of_slot(roots, slot)? {
+        Some(mut wanted) => {
             wanted.disk_mib = wanted.disk_mib.saturating_add(more_mib);
             reserve(roots, tenant, slot, wanted)
         }
@@ -227,13 +258,13 @@ pub fn revisions(roots: &Roots, tenant: &Tenant) -> Result<Use, StoreError> {
 /// When the folder cannot be read or written.
 pub fn release(roots: &Roots, slot: Slot) -> Result<(), StoreError> {
     let _lock = lock(roots)?;
-    release_unlocked(roots, slot)
+    release_unlocked(roots, slot, None)
 }
 
-fn release_unlocked(roots: &Roots, slot: Slot) -> Result<(), StoreError> {
+fn release_unlocked(roots: &Roots, slot: Slot, but: Option<&str>) -> Result<(), StoreError> {
     let folder = roots.reservations();
     let prefix = format!("{}.", slot.tap());
-    for name in store::names(&folder, |name| name.starts_with(&prefix))? {
+    for name in store::names(&folder, |name| name.starts_with(&prefix) && Some(name) != but)? {
         store::remove_file(&folder.join(name))?;
     }
     Ok(())
@@ -274,9 +305,16 @@ mod tests {
     #[test]
     fn a_reservation_is_what_its_name_says() {
         let slot = Slot::from_tap("tn3i5").unwrap();
-        let wanted = Use { vms: 1, vcpus: 2, mem_mib: 1024, disk_mib: 2048 };
-        assert_eq!(file_name(slot, wanted), "tn3i5.2c.1024m.2048d");
-        assert_eq!(parse("tn3i5.2c.1024m.2048d"), Some((slot, wanted)));
+        let running = Use { running: 1, warm: 0, vcpus: 2, mem_mib: 1024, disk_mib: 2048 };
+        let all = [
+            (running, "tn3i5.2c.1024m.2048d"),
+            (running.paused(), "tn3i5.w2c.1024m.2048d"),
+            (running.asleep(), "tn3i5.0c.0m.2048d"),
+        ];
+        for (taken, name) in all {
+            assert_eq!(file_name(slot, taken), name);
+            assert_eq!(parse(name), Some((slot, taken)));
+        }
         for junk in ["", "tn3i5", "tn3i5.2c.1024m", "x.2c.1m.1d", "tn3i5.c.1m.1d"] {
             assert_eq!(parse(junk), None, "{junk}");
         }

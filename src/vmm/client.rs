@@ -83,6 +83,7 @@ pub enum VmmError {
 pub struct Client {
     stream: UnixStream,
     directory: PathBuf,
+    limit: Duration,
 }
 
 impl Client {
@@ -107,8 +108,7 @@ impl Client {
         loop {
             match connect_in(directory, API_SOCKET) {
                 Ok(stream) => {
-                    let client = Self { stream, directory: directory.to_path_buf() };
-                    client.set_limit(CALL_LIMIT)?;
+                    let client = Self::on(stream, directory)?;
                     // Closing a watch waits for a grace period of the kernel, 6 ms: not in the way of the guest.
                     std::thread::spawn(move || drop(watch));
                     return Ok(client);
@@ -159,12 +159,17 @@ impl Client {
             path: directory.join(API_SOCKET),
             source,
         })?;
-        let client = Self { stream, directory: directory.to_path_buf() };
+        Self::on(stream, directory)
+    }
+
+    fn on(stream: UnixStream, directory: &Path) -> Result<Self, VmmError> {
+        let mut client = Self { stream, directory: directory.to_path_buf(), limit: CALL_LIMIT };
         client.set_limit(CALL_LIMIT)?;
         Ok(client)
     }
 
-    fn set_limit(&self, limit: Duration) -> Result<(), VmmError> {
+    fn set_limit(&mut self, limit: Duration) -> Result<(), VmmError> {
+        self.limit = limit;
         self.stream
             .set_read_timeout(Some(limit))
             .and_then(|()| self.stream.set_write_timeout(Some(limit)))
@@ -184,6 +189,17 @@ impl Client {
             .request()
             .map_err(|error| VmmError::Nonsense { request: format!("{call:?}"), why: error.to_string() })?;
         self.exchange(method, &path, &body).map(drop)
+    }
+
+    /// Makes one call that may take longer than others: one that writes or reads much.
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    pub fn call_within(&mut self, call: &Call, limit: Duration) -> Result<(), VmmError> {
+        self.set_limit(limit)?;
+        let called = self.call(call);
+        self.set_limit(CALL_LIMIT)?;
+        called
     }
 
     /// Asks who the VMM is and what it does.
@@ -224,7 +240,7 @@ impl Client {
         let request = request.to_owned();
         match error.kind() {
             io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
-                VmmError::TimedOut { request, limit: CALL_LIMIT, log: log_tail(&self.directory) }
+                VmmError::TimedOut { request, limit: self.limit, log: log_tail(&self.directory) }
             }
             io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => {
                 VmmError::Ended { request, log: log_tail(&self.directory) }

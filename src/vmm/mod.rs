@@ -5,4 +5,5 @@
 pub mod client;
 pub mod install;
 pub mod process;
+pub mod resume;
 pub mod wire;

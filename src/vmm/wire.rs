@@ -25,6 +25,14 @@ pub enum Call {
     InstanceStart,
     /// `PUT /actions`, SendCtrlAltDel
     SendCtrlAltDel,
+    /// `PATCH /vm`: the vCPUs stop. Idempotent.
+    Pause,
+    /// `PATCH /vm`: the vCPUs go on. Idempotent.
+    Resume,
+    /// `PUT /snapshot/create`; the VM is paused
+    SnapshotCreate(SnapshotCreate),
+    /// `PUT /snapshot/load`, in place of everything that configures a VM; its vCPUs stay paused
+    SnapshotLoad(SnapshotLoad),
 }
 
 impl Call {
@@ -37,6 +45,11 @@ impl Call {
         struct Action {
             action_type: &'static str,
         }
+        #[derive(Serialize)]
+        struct Vm {
+            state: &'static str,
+        }
+        let vm = |state| Ok(("PATCH", "/vm".into(), serde_json::to_vec(&Vm { state })?));
         let (path, body) = match self {
             Call::MachineConfig(body) => ("/machine-config".into(), serde_json::to_vec(body)?),
             Call::BootSource(body) => ("/boot-source".into(), serde_json::to_vec(body)?),
@@ -53,6 +66,10 @@ impl Call {
             Call::SendCtrlAltDel => {
                 ("/actions".into(), serde_json::to_vec(&Action { action_type: "SendCtrlAltDel" })?)
             }
+            Call::Pause => return vm("Paused"),
+            Call::Resume => return vm("Resumed"),
+            Call::SnapshotCreate(body) => ("/snapshot/create".into(), serde_json::to_vec(body)?),
+            Call::SnapshotLoad(body) => ("/snapshot/load".into(), serde_json::to_vec(body)?),
         };
         Ok(("PUT", path, body))
     }
@@ -132,6 +149,48 @@ pub struct Serial {
     pub serial_out_path: String,
     /// Bytes beyond it are dropped; the guest is never blocked.
     pub rate_limiter: TokenBucket,
+}
+
+/// A snapshot to be made.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SnapshotCreate {
+    /// What of the memory is written.
+    pub snapshot_type: SnapshotType,
+    /// The devices' and vCPUs' state; a file that is there is emptied first.
+    pub snapshot_path: String,
+    /// The memory; a file of the guest's size that is there is written into.
+    pub mem_file_path: String,
+}
+
+/// What of a guest's memory is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub enum SnapshotType {
+    /// All of it.
+    Full,
+    /// The pages that were written to since the boot, the load, or the last snapshot. Where it succeeds, it begins anew.
+    Diff,
+}
+
+/// A snapshot to be loaded.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SnapshotLoad {
+    /// The devices' and vCPUs' state.
+    pub snapshot_path: String,
+    /// The memory.
+    pub mem_backend: MemBackend,
+    /// Needed for any Diff snapshot later.
+    pub track_dirty_pages: bool,
+    /// Whether the vCPUs go on at once.
+    pub resume_vm: bool,
+}
+
+/// Where memory comes from.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct MemBackend {
+    /// `File`: it is mapped privately, and never written to.
+    pub backend_type: &'static str,
+    /// The file.
+    pub backend_path: String,
 }
 
 /// Limits of bandwidth and operations.

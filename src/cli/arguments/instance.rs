@@ -51,6 +51,37 @@ pub enum InstanceCommand {
         #[arg(long)]
         force: bool,
     },
+    /// Pause an instance: it keeps its memory and does nothing
+    Warm {
+        /// TENANT/POOL/INSTANCE
+        instance: InstanceRef,
+    },
+    /// Let a warm instance go on
+    Resume {
+        /// TENANT/POOL/INSTANCE
+        instance: InstanceRef,
+    },
+    /// Put an instance to sleep: its memory goes to disk, its VMM goes
+    Sleep {
+        /// TENANT/POOL/INSTANCE
+        instance: InstanceRef,
+        /// Do not wait for the guest to get ready; one without an agent is never asked
+        #[arg(long)]
+        force: bool,
+    },
+    /// Wake an instance: its guest goes on where it was
+    Wake {
+        /// TENANT/POOL/INSTANCE
+        instance: InstanceRef,
+        /// Also where a disk was touched meanwhile; nothing may have been written to it
+        #[arg(long)]
+        force: bool,
+    },
+    /// Compress what a sleeping instance takes on the disk; its next wake takes longer
+    Archive {
+        /// TENANT/POOL/INSTANCE
+        instance: InstanceRef,
+    },
     /// Wait until an instance is in a state
     Wait {
         /// TENANT/POOL/INSTANCE

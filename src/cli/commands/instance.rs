@@ -17,8 +17,11 @@ use crate::{
         instance::{
             config::{self, Instance, Receipt},
             fc_config::files,
-            lifecycle::{self, CreateOptions, LifecycleError, Operator, load_pool, load_tenant, resolve},
+            lifecycle::{
+                self, CreateOptions, LifecycleError, Operator, Outcome, load_pool, load_tenant, resolve,
+            },
             logs,
+            snapshot::Delta,
             state::{self, Event, Next, State},
             stats::{self, Interfaces, Usage},
             wait,
@@ -35,19 +38,98 @@ pub struct InstanceView {
     path: InstancePath,
     #[serde(flatten)]
     instance: Instance,
+    /// What it would wake from; not in lists.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    snapshot: Option<SnapshotView>,
+}
+
+/// A snapshot as it is shown.
+#[derive(Debug, Serialize)]
+struct SnapshotView {
+    taken_at: jiff::Timestamp,
+    vmm: VmmKind,
+    vmm_version: String,
+    /// What of the memory was written when it was taken.
+    written_bytes: u64,
+    /// What it takes on the disk.
+    bytes: u64,
+    archived: bool,
 }
 
 impl InstanceView {
     /// The state as it is depends on whether the pool has a revision.
     pub fn new(mut instance: Instance, has_revision: bool) -> Self {
         instance.status = lifecycle::effective_state(&instance, has_revision);
-        Self { path: instance.path(), instance }
+        Self { path: instance.path(), instance, snapshot: None }
     }
 }
 
 fn view(operator: &Operator, instance: Instance) -> Result<InstanceView, CliError> {
-    let current = Artifacts::of(&operator.roots, &instance.path().pool_path()).current()?;
-    Ok(InstanceView::new(instance, current.is_some()))
+    let roots = &operator.roots;
+    let current = Artifacts::of(roots, &instance.path().pool_path()).current()?;
+    let mut view = InstanceView::new(instance, current.is_some());
+    if view.instance.status == State::Sleeping
+        && let Some(delta) = Delta::load(roots, &view.path)?
+    {
+        view.snapshot = Some(SnapshotView {
+            bytes: delta.taken_bytes(roots),
+            archived: delta.archive.is_some(),
+            written_bytes: delta.written_bytes,
+            taken_at: delta.taken_at,
+            vmm: delta.origin.vmm,
+            vmm_version: delta.origin.vmm_version,
+        });
+    }
+    Ok(view)
+}
+
+/// Carries a verb out on an instance and says how it went.
+fn verb(
+    out: &Out,
+    operator: &mut Operator,
+    typed: &InstanceRef,
+    doing: impl Fn(&InstancePath) -> String,
+    operation: impl FnOnce(&mut Operator, &InstancePath) -> Result<Outcome, LifecycleError>,
+    went: impl FnOnce(&InstanceView) -> String,
+) -> Result<(), CliError> {
+    let path = resolve(&operator.roots, typed)?;
+    let progress = out.progress(&doing(&path));
+    let outcome = operation(operator, &path)?;
+    drop(progress);
+    let view = view(operator, outcome.instance)?;
+    out.done(&view, || match outcome.changed {
+        true => format!("{} {}", view.instance.instance_id, went(&view)),
+        false if view.snapshot.as_ref().is_some_and(|snapshot| snapshot.archived) => {
+            format!("{} is already archived", view.instance.instance_id)
+        }
+        false => format!("{} is already {}", view.instance.instance_id, view.instance.status),
+    });
+    Ok(())
+}
+
+fn asleep(out: &Out, view: &InstanceView) -> String {
+    let written = view.snapshot.as_ref().map_or(0, |snapshot| snapshot.written_bytes);
+    format!("asleep in {}, {} of memory written", took(out, view), bytes(written))
+}
+
+fn awake(out: &Out, view: &InstanceView) -> String {
+    format!("awake in {}{}", took(out, view), simulated(out, view))
+}
+
+/// How long the last operation took, and with `-v` its steps.
+fn took(out: &Out, view: &InstanceView) -> String {
+    match &view.instance.last_receipt {
+        None => String::new(),
+        Some(receipt) if out.verbose => format!("{:.0} ms: {}", receipt.total_ms, steps(receipt)),
+        Some(receipt) => format!("{:.0} ms", receipt.total_ms),
+    }
+}
+
+fn simulated(out: &Out, view: &InstanceView) -> String {
+    match view.instance.vmm.as_ref().is_some_and(|vmm| vmm.kind == VmmKind::Sim) {
+        true => out.paint(Tone::Doubtful, "  (simulated: no guest runs)"),
+        false => String::new(),
+    }
 }
 
 /// Loads an instance; one whose VMM ended, or whose last operation was cut off, is settled first.
@@ -88,27 +170,44 @@ pub fn run(out: &Out, operator: &mut Operator, command: InstanceCommand) -> Resu
         }
         InstanceCommand::Why { instance } => why(out, operator, &instance)?,
         InstanceCommand::Start { instance } => {
-            let path = resolve(&operator.roots, &instance)?;
-            let progress = out.progress(&format!("starting {path}"));
-            let outcome = lifecycle::start(operator, &path)?;
-            drop(progress);
-            let view = view(operator, outcome.instance)?;
-            out.done(&view, || started(out, &view, outcome.changed));
+            let doing = |path: &InstancePath| format!("starting {path}");
+            let started = |view: &InstanceView| {
+                format!("{} {}{}", view.instance.net.guest_ip, took(out, view), simulated(out, view))
+            };
+            verb(out, operator, &instance, doing, lifecycle::start, started)?;
         }
         InstanceCommand::Stop { instance, force } => {
-            let path = resolve(&operator.roots, &instance)?;
-            let progress = out.progress(&format!("waiting for the guest of {path} to shut down"));
-            let outcome = lifecycle::stop(operator, &path, force)?;
-            drop(progress);
-            let view = view(operator, outcome.instance)?;
-            out.done(&view, || match outcome.changed {
-                true => {
-                    let why =
-                        view.instance.last_exit.as_ref().map(|exit| exit.why.as_str()).unwrap_or_default();
-                    format!("{} {why}", view.instance.instance_id)
-                }
-                false => format!("{} is stopped already", view.instance.instance_id),
-            });
+            let doing = |path: &InstancePath| format!("waiting for the guest of {path} to shut down");
+            let stop = |operator: &mut Operator, path: &InstancePath| lifecycle::stop(operator, path, force);
+            let why = |view: &InstanceView| {
+                view.instance.last_exit.as_ref().map(|exit| exit.why.clone()).unwrap_or_default()
+            };
+            verb(out, operator, &instance, doing, stop, why)?;
+        }
+        InstanceCommand::Warm { instance } => {
+            let doing = |path: &InstancePath| format!("pausing {path}");
+            verb(out, operator, &instance, doing, lifecycle::warm, |_| "warm".into())?;
+        }
+        InstanceCommand::Resume { instance } => {
+            let doing = |path: &InstancePath| format!("resuming {path}");
+            verb(out, operator, &instance, doing, lifecycle::resume, |_| "running".into())?;
+        }
+        InstanceCommand::Sleep { instance, force: _ } => {
+            let doing = |path: &InstancePath| format!("putting {path} to sleep");
+            verb(out, operator, &instance, doing, lifecycle::sleep, |view| asleep(out, view))?;
+        }
+        InstanceCommand::Wake { instance, force } => {
+            let doing = |path: &InstancePath| format!("waking {path}");
+            let wake = |operator: &mut Operator, path: &InstancePath| lifecycle::wake(operator, path, force);
+            verb(out, operator, &instance, doing, wake, |view| awake(out, view))?;
+        }
+        InstanceCommand::Archive { instance } => {
+            let doing = |path: &InstancePath| format!("compressing {path}");
+            let archived = |view: &InstanceView| {
+                let taken = view.snapshot.as_ref().map_or(0, |snapshot| snapshot.bytes);
+                format!("archived, {} on disk", bytes(taken))
+            };
+            verb(out, operator, &instance, doing, lifecycle::archive, archived)?;
         }
         InstanceCommand::Wait { instance, state, timeout } => {
             let path = match (resolve(&operator.roots, &instance), instance.to_string().parse()) {
@@ -170,24 +269,6 @@ pub fn run(out: &Out, operator: &mut Operator, command: InstanceCommand) -> Resu
         }
     }
     Ok(0)
-}
-
-fn started(out: &Out, view: &InstanceView, changed: bool) -> String {
-    let instance = &view.instance;
-    if !changed {
-        return format!("{} is already running", instance.instance_id);
-    }
-    let Some(receipt) = &instance.last_receipt else {
-        return String::new();
-    };
-    let mut text = format!("{} {} {:.0} ms", instance.instance_id, instance.net.guest_ip, receipt.total_ms);
-    if out.verbose {
-        text.push_str(&format!(": {}", steps(receipt)));
-    }
-    if instance.vmm.as_ref().is_some_and(|vmm| vmm.kind == VmmKind::Sim) {
-        text.push_str(&out.paint(Tone::Doubtful, "  (simulated: no guest runs)"));
-    }
-    text
 }
 
 fn steps(receipt: &Receipt) -> String {
@@ -254,6 +335,8 @@ fn list(out: &Out, operator: &mut Operator, scope: Option<&Scope>) -> Result<u8,
             };
             let since = match instance.status {
                 State::Running => instance.entered_running_at,
+                State::Warm => instance.entered_warm_at,
+                State::Sleeping => instance.entered_sleeping_at,
                 State::Stopped => instance.entered_stopped_at,
                 _ => Some(instance.created_at),
             };
@@ -314,6 +397,16 @@ fn describe(out: &Out, view: &InstanceView) -> String {
             intent.pid
         ));
     }
+    if let Some(snapshot) = &view.snapshot {
+        let packed = if snapshot.archived { ", archived" } else { "" };
+        lines.push(format!(
+            "  snapshot  {}{packed}, by {} {}, {}",
+            bytes(snapshot.bytes),
+            snapshot.vmm,
+            snapshot.vmm_version,
+            time(snapshot.taken_at)
+        ));
+    }
     lines.push(format!("  made      {}", time(instance.created_at)));
     lines.extend(instance.entered_running_at.map(|at| format!("  started   {}", time(at))));
     lines.extend(instance.entered_stopped_at.map(|at| format!("  stopped   {}", time(at))));
@@ -343,12 +436,27 @@ fn why(out: &Out, operator: &mut Operator, typed: &InstanceRef) -> Result<(), Cl
             Some(vmm) => format!("its VMM runs as pid {} ({} {})", vmm.pid, vmm.kind, vmm.version),
             None => "its VMM runs".to_owned(),
         },
-        State::Stopped | State::Warm | State::Sleeping | State::Destroyed => {
+        State::Warm => "its vCPUs were paused; its memory is kept".to_owned(),
+        State::Sleeping => match &view.snapshot {
+            Some(snapshot) if snapshot.archived => "it was put to sleep, and archived".to_owned(),
+            Some(_) => "it was put to sleep".to_owned(),
+            None => "it was put to sleep, and its snapshot is gone".to_owned(),
+        },
+        State::Stopped | State::Destroyed => {
             instance.last_exit.as_ref().map_or("it was asked to".to_owned(), |exit| exit.why.clone())
         }
     };
-    let built = [Event::Start, Event::Stop, Event::Destroy];
-    let can: Vec<&str> = built
+    let verbs = [
+        Event::Start,
+        Event::Pause,
+        Event::Resume,
+        Event::Sleep,
+        Event::Wake,
+        Event::Archive,
+        Event::Stop,
+        Event::Destroy,
+    ];
+    let can: Vec<&str> = verbs
         .into_iter()
         .filter(|&event| matches!(state::next(instance.status, event), Next::To(_)))
         .map(Event::name)

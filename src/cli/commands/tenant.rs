@@ -35,9 +35,9 @@ struct TenantView {
 
 fn view(operator: &Operator, tenant: Tenant) -> Result<TenantView, CliError> {
     let reserved = room::reserved(&operator.roots)?;
-    let Use { vms, vcpus, mem_mib, .. } = room::used_by(&reserved, tenant.network.tenant_net_id);
+    let Use { running, vcpus, mem_mib, .. } = room::used_by(&reserved, tenant.network.tenant_net_id);
     let pools = pool::config::paths(&operator.roots, &tenant.tenant_id)?.len();
-    Ok(TenantView { tenant, pools, running: vms, vcpus_used: vcpus, mem_used_mib: mem_mib })
+    Ok(TenantView { tenant, pools, running, vcpus_used: vcpus, mem_used_mib: mem_mib })
 }
 
 /// Runs the command.

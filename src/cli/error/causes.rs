@@ -12,6 +12,7 @@ use crate::{
         instance::{disk::DiskError, lifecycle::LifecycleError, state::State},
         pool::{artifacts::ArtifactError, lifecycle::PoolError},
         room::RoomError,
+        snapshot::SnapshotError,
         tenant::lifecycle::TenantError,
     },
     vmm::{client::VmmError, install::InstallError},
@@ -204,6 +205,27 @@ impl From<&ImageError> for CliError {
     }
 }
 
+impl From<&SnapshotError> for CliError {
+    fn from(error: &SnapshotError) -> Self {
+        let stop = "mvm instance stop: its memory is given up, its disks stay; then start it";
+        match error {
+            SnapshotError::Store(error) => error.into(),
+            SnapshotError::Damaged { .. } => Self::of(Kind::Failed, "snapshot_damaged", error)
+                .fix(format!("bring the file back, or {stop}")),
+            SnapshotError::Foreign { .. } => Self::of(Kind::Failed, "snapshot_foreign", error)
+                .fix(format!("bring its own files back, or {stop}")),
+            SnapshotError::OtherCpu { .. } => Self::of(Kind::Environment, "other_cpu", error)
+                .fix(format!("wake it on the machine where it fell asleep, or {stop}")),
+            SnapshotError::DiskChanged { only_time: true, .. } => {
+                Self::of(Kind::Refused, "disk_changed", error)
+                    .fix("mvm instance wake --force, if nothing was written to it")
+            }
+            SnapshotError::DiskChanged { .. } => Self::of(Kind::Refused, "disk_changed", error)
+                .fix(format!("bring the disk back as it was, or {stop}")),
+        }
+    }
+}
+
 impl From<&LifecycleError> for CliError {
     fn from(error: &LifecycleError) -> Self {
         match error {
@@ -215,6 +237,7 @@ impl From<&LifecycleError> for CliError {
             LifecycleError::Disk(error) => error.into(),
             LifecycleError::Audit(error) => error.into(),
             LifecycleError::Artifact(error) => error.into(),
+            LifecycleError::Snapshot(error) => error.into(),
             LifecycleError::Install(error @ InstallError::NoSuchVersion { version, .. }) => {
                 Self::of(Kind::Environment, "no_vmm_version", error)
                     .fix(format!("mvm vmm install FILE, with a Firecracker {version}"))
@@ -238,6 +261,13 @@ impl From<&LifecycleError> for CliError {
                     (None, _) => made,
                 }
             }
+            LifecycleError::NoSnapshot { path } => Self::of(Kind::Failed, "no_snapshot", error)
+                .fix(format!("mvm instance stop {path}: its memory is lost, its disks are there")),
+            LifecycleError::Woken { .. } => Self::of(Kind::Refused, "woken", error),
+            LifecycleError::DiskInMemory { path, .. } => Self::of(Kind::Refused, "disk_in_memory", error)
+                .fix(format!(
+                    "mvm instance wake {path}, and stop it in its guest; or mvm instance stop {path}"
+                )),
             LifecycleError::NoRevision { pool } => Self::of(Kind::Refused, "no_revision", error)
                 .fix(format!("mvm pool import {pool} --kernel FILE --rootfs FILE")),
             LifecycleError::TooMany { tenant, .. } => Self::of(Kind::Refused, "quota", error).fix(format!(
@@ -287,6 +317,7 @@ by_value!(
     AuditError,
     ArtifactError,
     ImageError,
+    SnapshotError,
     LifecycleError,
     TenantError,
     PoolError,

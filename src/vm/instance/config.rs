@@ -55,6 +55,12 @@ pub struct Instance {
     /// When it last began to run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub entered_running_at: Option<Timestamp>,
+    /// When its vCPUs were last paused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entered_warm_at: Option<Timestamp>,
+    /// When it last went to sleep.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entered_sleeping_at: Option<Timestamp>,
     /// When it last stopped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub entered_stopped_at: Option<Timestamp>,
@@ -87,6 +93,16 @@ pub enum Operation {
     /// Rolled back where it was cut off.
     Start,
     /// Finished where it was cut off.
+    Warm,
+    /// Finished where it was cut off.
+    Resume,
+    /// Finished where it was committed, taken back before.
+    Sleep,
+    /// Finished where the snapshot was consumed, taken back before.
+    Wake,
+    /// Taken back where it was cut off.
+    Archive,
+    /// Finished where it was cut off.
     Stop,
     /// Finished where it was cut off.
     Destroy {
@@ -101,6 +117,11 @@ impl Operation {
         match self {
             Operation::Create => "create",
             Operation::Start => "start",
+            Operation::Warm => "warm",
+            Operation::Resume => "resume",
+            Operation::Sleep => "sleep",
+            Operation::Wake => "wake",
+            Operation::Archive => "archive",
             Operation::Stop => "stop",
             Operation::Destroy { .. } => "destroy",
         }
@@ -146,6 +167,22 @@ pub struct VmmRecord {
     pub uid: u32,
     /// Whether it runs without a jail.
     pub insecure: bool,
+    /// What its next snapshot builds on.
+    #[serde(default)]
+    pub parent: Parent,
+}
+
+/// What the pages that a VMM knows as written to were written over: what a Diff has to be laid on to be complete.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Parent {
+    /// Zeros: it was booted.
+    Boot,
+    /// This memory file of its snapshot folder.
+    File(String),
+    /// Nobody knows: whether its last Diff was written is not known. Its next snapshot is Full.
+    #[default]
+    Unknown,
 }
 
 impl VmmRecord {
@@ -205,6 +242,8 @@ impl Instance {
             vmm: None,
             created_at: now,
             entered_running_at: None,
+            entered_warm_at: None,
+            entered_sleeping_at: None,
             entered_stopped_at: None,
             last_receipt: None,
             last_exit: None,

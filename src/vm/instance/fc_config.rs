@@ -53,10 +53,7 @@ pub fn requests(instance: &Instance, manifest: &Manifest, quotas: &Quotas) -> Ve
             initrd_path: manifest.initrd.as_ref().map(|_| files::INITRD.into()),
             boot_args: command_line(instance, manifest),
         }),
-        Call::Serial(Serial {
-            serial_out_path: files::CONSOLE.into(),
-            rate_limiter: console_limit(quotas.log_mib),
-        }),
+        serial(quotas),
         drive("rootfs", files::ROOT, manifest.initrd.is_none()),
     ];
     if instance.resources.data_disk_mib > 0 {
@@ -73,6 +70,14 @@ pub fn requests(instance: &Instance, manifest: &Manifest, quotas: &Quotas) -> Ve
     calls.push(Call::Entropy);
     calls.push(Call::InstanceStart);
     calls
+}
+
+/// Where the console goes, and how much of it. Not part of a snapshot: it is said again before a load.
+pub fn serial(quotas: &Quotas) -> Call {
+    Call::Serial(Serial {
+        serial_out_path: files::CONSOLE.into(),
+        rate_limiter: console_limit(quotas.log_mib),
+    })
 }
 
 /// A hash of requests, for the audit log: what exactly the VMM was told.

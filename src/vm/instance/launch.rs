@@ -1,21 +1,24 @@
 //! The one path on which a VMM comes up, as steps with their undo, and the one on which everything of it goes away.
 //!
 //! ```text
-//! reserve → disks → directory → tap → spawn → configure → boot → join        (start)
-//! vmm ← tap ← directory ← reservation                              (teardown, in this order: kill before unlink)
+//! reserve → disks → directory → tap → spawn → configure → boot → join                       (start)
+//! reserve → unpack → check → directory → spawn → tap → load → consume → resume → join      (wake)
+//! vmm ← tap ← directory ← reservation                                  (teardown, in this order: kill before unlink)
 //! ```
 
 use std::{fs, os::unix::fs::symlink, path::Path, time::Duration};
 
 use super::{
-    config::{self, Instance, VmmRecord},
+    config::{self, Instance, Parent, VmmRecord},
     disk,
     fc_config::{self, files},
     lifecycle::{LifecycleError, Operator},
     logs,
     runner::Step,
+    snapshot::{self, Delta},
 };
 use crate::{
+    infra::config::Roots,
     store::{self, StoreError},
     vm::{
         naming::Slot,
@@ -23,13 +26,13 @@ use crate::{
             artifacts::{Artifacts, Manifest},
             config::{Pool, VmmKind},
         },
-        room,
+        room::{self, NodeConfig},
         tenant::{config::Tenant, quota::Use},
     },
     vmm::{
         client::{Client, LOG},
         process::{self, Program, Vmm},
-        wire::Call,
+        wire::{Call, MemBackend, SnapshotLoad},
     },
 };
 
@@ -56,6 +59,10 @@ pub struct Launch<'a> {
     pub vmm: Option<Vmm>,
     /// The connection to it.
     pub client: Option<Client>,
+    /// What a wake loads.
+    pub delta: Option<Delta>,
+    /// Whether a wake takes disks whose time alone has changed.
+    pub force: bool,
 }
 
 type LaunchStep<'a> = Step<Launch<'a>, LifecycleError>;
@@ -86,18 +93,75 @@ pub fn steps<'a>() -> [LaunchStep<'a>; 8] {
     ]
 }
 
-/// The tenant's quota and the node's room: counted and taken under one lock.
-fn reserve(launch: &mut Launch) -> Result<(), LifecycleError> {
-    let (roots, tenant) = (&launch.operator.roots, &launch.tenant);
-    let resources = launch.instance.resources;
-    let root_mib = launch.manifest.rootfs.size_bytes.div_ceil(1 << 20);
-    let wanted = Use {
-        vms: 1,
+/// The steps of a wake. The VMM comes up while its TAP is made; from `consume` on the snapshot is used up.
+pub fn wake_steps<'a>() -> [LaunchStep<'a>; 10] {
+    [
+        Step {
+            name: "reserve",
+            run: reserve,
+            undo: Some(|launch| fall_asleep(launch.operator, launch.slot, launch.takes())),
+        },
+        Step { name: "unpack", run: unpack, undo: None },
+        Step { name: "check", run: check, undo: None },
+        Step {
+            name: "directory",
+            run: directory,
+            undo: Some(|launch| remove_directory(launch.operator, launch.slot)),
+        },
+        Step {
+            name: "spawn",
+            run: spawn,
+            undo: Some(|launch| kill(launch.operator, launch.slot, launch.vmm.as_ref())),
+        },
+        Step {
+            name: "tap",
+            run: tap,
+            undo: Some(|launch| {
+                kill(launch.operator, launch.slot, launch.vmm.as_ref())?;
+                remove_tap(launch.operator, launch.slot)
+            }),
+        },
+        Step { name: "load", run: load, undo: None },
+        Step { name: "consume", run: consume, undo: None },
+        Step { name: "resume", run: resume, undo: None },
+        Step { name: "join", run: join, undo: None },
+    ]
+}
+
+impl Launch<'_> {
+    /// What the VM takes of its tenant's quota and the node's room.
+    fn takes(&self) -> Use {
+        takes(&self.instance, &self.manifest)
+    }
+}
+
+/// What an instance takes that runs this revision. Asleep, its memory takes as much disk: the place for that is reserved
+/// from the beginning, so that it can always go to sleep.
+pub fn takes(instance: &Instance, manifest: &Manifest) -> Use {
+    let resources = instance.resources;
+    let root_mib = manifest.rootfs.size_bytes.div_ceil(1 << 20);
+    Use {
+        running: 1,
+        warm: 0,
         vcpus: resources.vcpus,
         mem_mib: resources.mem_mib,
-        disk_mib: resources.data_disk_mib + root_mib,
-    };
-    Ok(room::reserve(roots, tenant, launch.slot, wanted)?)
+        disk_mib: resources.data_disk_mib + root_mib + resources.mem_mib,
+    }
+}
+
+/// The tenant's quota and the node's room: counted and taken under one lock.
+fn reserve(launch: &mut Launch) -> Result<(), LifecycleError> {
+    Ok(room::reserve(&launch.operator.roots, &launch.tenant, launch.slot, launch.takes())?)
+}
+
+/// What an instance takes that runs the revision of its record.
+///
+/// # Errors
+/// When its revision cannot be read.
+pub fn takes_of(roots: &Roots, instance: &Instance) -> Result<Use, StoreError> {
+    let Some(revision) = &instance.revision else { return Ok(Use::default()) };
+    let manifest = Artifacts::of(roots, &instance.path().pool_path()).manifest(revision)?;
+    Ok(takes(instance, &manifest))
 }
 
 /// The root disk: the instance's own copy of the revision's, kept from start to start while the revision is the same.
@@ -169,6 +233,7 @@ fn directory(launch: &mut Launch) -> Result<(), LifecycleError> {
     if launch.instance.resources.data_disk_mib > 0 {
         link(&volumes.join(files::DATA), files::DATA)?;
     }
+    link(&snapshot::folder(roots, &path), snapshot::LINK)?;
     link(&logs::console(roots, &path), files::CONSOLE)?;
     link(&logs::vmm_log(roots, &path), LOG)?;
     Ok(())
@@ -206,6 +271,58 @@ fn boot(launch: &mut Launch) -> Result<(), LifecycleError> {
     Ok(())
 }
 
+/// An archived memory is brought back: that takes time, and room on the disk.
+fn unpack(launch: &mut Launch) -> Result<(), LifecycleError> {
+    let roots = &launch.operator.roots;
+    match &mut launch.delta {
+        Some(delta) if delta.archive.is_some() => {
+            let needed_mib = delta.image.mem.size_bytes >> 20;
+            room::check_disk(roots, &NodeConfig::load(roots)?, needed_mib)?;
+            Ok(delta.unpack(roots)?)
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check(launch: &mut Launch) -> Result<(), LifecycleError> {
+    let (roots, path) = (&launch.operator.roots, launch.instance.path());
+    match &launch.delta {
+        Some(delta) => Ok(delta.check(roots, &path, launch.force)?),
+        None => Err(LifecycleError::NoSnapshot { path }),
+    }
+}
+
+/// Loads the snapshot; the vCPUs stay paused. A VMM that refuses it has used up nothing.
+fn load(launch: &mut Launch) -> Result<(), LifecycleError> {
+    let directory = launch.operator.roots.vmm_dir(&launch.slot.tap());
+    let (Some(vmm), Some(delta)) = (&launch.vmm, &launch.delta) else { return Ok(()) };
+    let mut client = Client::connect(&directory, &vmm.pidfd, API_LIMIT)?;
+    let file = |name: &str| format!("{}/{name}", snapshot::LINK);
+    client.call(&fc_config::serial(&launch.tenant.quotas))?;
+    client.call(&Call::SnapshotLoad(SnapshotLoad {
+        snapshot_path: file(&delta.image.vmstate.file),
+        mem_backend: MemBackend { backend_type: "File", backend_path: file(&delta.image.mem.file) },
+        track_dirty_pages: true,
+        resume_vm: false,
+    }))?;
+    launch.client = Some(client);
+    Ok(())
+}
+
+fn consume(launch: &mut Launch) -> Result<(), LifecycleError> {
+    match &launch.delta {
+        Some(delta) => Ok(delta.consume(&launch.operator.roots)?),
+        None => Ok(()),
+    }
+}
+
+fn resume(launch: &mut Launch) -> Result<(), LifecycleError> {
+    if let Some(client) = &mut launch.client {
+        client.call(&Call::Resume)?;
+    }
+    Ok(())
+}
+
 /// A guest without an agent is on the network as soon as its VMM runs: there is nobody to ask whether it is ready.
 fn join(launch: &mut Launch) -> Result<(), LifecycleError> {
     launch.operator.net()?.join(launch.slot)?;
@@ -214,24 +331,33 @@ fn join(launch: &mut Launch) -> Result<(), LifecycleError> {
 
 /// What the instance's record says of the VMM that a launch brought up.
 pub fn record(launch: &Launch) -> Option<VmmRecord> {
-    let identity = launch.vmm.as_ref()?.identity;
-    Some(VmmRecord {
-        kind: launch.pool.vmm,
-        version: launch.program.version.clone(),
-        pid: identity.pid,
-        start_time: identity.start_time,
+    let parent = match &launch.delta {
+        Some(delta) => Parent::File(delta.image.mem.file.clone()),
+        None => Parent::Boot,
+    };
+    Some(record_of(launch.vmm.as_ref()?, launch.pool.vmm, &launch.program.version, parent))
+}
+
+/// What an instance's record says of this VMM.
+pub fn record_of(vmm: &Vmm, kind: VmmKind, version: &str, parent: Parent) -> VmmRecord {
+    VmmRecord {
+        kind,
+        version: version.to_owned(),
+        pid: vmm.identity.pid,
+        start_time: vmm.identity.start_time,
         boot_id: process::boot_id(),
         uid: rustix::process::getuid().as_raw(),
         insecure: true,
-    })
+        parent,
+    }
 }
 
-/// The program for a pool's VMM.
+/// The program for a VMM: this version, or the one that is installed by default.
 ///
 /// # Errors
 /// When it is not installed, or cannot run here.
-pub fn program(operator: &Operator, pool: &Pool) -> Result<Program, LifecycleError> {
-    Ok(match pool.vmm {
+pub fn program(operator: &Operator, kind: VmmKind, version: Option<&str>) -> Result<Program, LifecycleError> {
+    Ok(match kind {
         VmmKind::Firecracker => {
             let kvm = Path::new("/dev/kvm");
             fs::File::options()
@@ -239,7 +365,7 @@ pub fn program(operator: &Operator, pool: &Pool) -> Result<Program, LifecycleErr
                 .write(true)
                 .open(kvm)
                 .map_err(|source| LifecycleError::Kvm { source })?;
-            crate::vmm::install::firecracker(&operator.roots, pool.vmm_version.as_deref())?
+            crate::vmm::install::firecracker(&operator.roots, version)?
         }
         VmmKind::Sim => crate::vmm::install::sim()?,
     })
@@ -286,12 +412,34 @@ pub fn remove_directory(operator: &mut Operator, slot: Slot) -> Result<(), Lifec
     Ok(store::remove_folder(root.parent().unwrap_or(&root))?)
 }
 
-/// Everything of a VMM goes away: the process, its TAP, its directory, its reservation. Goes on where one part fails, and
-/// returns the first failure.
+/// A sleeper keeps its place on the disk.
+///
+/// # Errors
+/// When the reservation cannot be written.
+fn fall_asleep(operator: &mut Operator, slot: Slot, takes: Use) -> Result<(), LifecycleError> {
+    Ok(room::shrink(&operator.roots, slot, takes.asleep())?)
+}
+
+/// What an instance keeps of its reservation when its VMM goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keep {
+    /// Nothing.
+    Nothing,
+    /// What it takes asleep, of this.
+    Asleep(Use),
+}
+
+/// Everything of a VMM goes away: the process, its TAP, its directory, its reservation but for what is kept. Goes on where
+/// one part fails, and returns the first failure.
 ///
 /// # Errors
 /// What could not be removed; calling it again goes on from there.
-pub fn teardown(operator: &mut Operator, slot: Slot, known: Option<&Vmm>) -> Result<(), LifecycleError> {
+pub fn teardown(
+    operator: &mut Operator,
+    slot: Slot,
+    known: Option<&Vmm>,
+    keep: Keep,
+) -> Result<(), LifecycleError> {
     // Nothing that the VMM still uses may go before the VMM.
     kill(operator, slot, known)?;
     crate::infra::failpoint::hit("teardown", "killed")?;
@@ -299,7 +447,10 @@ pub fn teardown(operator: &mut Operator, slot: Slot, known: Option<&Vmm>) -> Res
     crate::infra::failpoint::hit("teardown", "tap")?;
     let directory = remove_directory(operator, slot);
     crate::infra::failpoint::hit("teardown", "directory")?;
-    let reservation = room::release(&operator.roots, slot).map_err(LifecycleError::from);
+    let reservation = match keep {
+        Keep::Nothing => room::release(&operator.roots, slot).map_err(LifecycleError::from),
+        Keep::Asleep(takes) => fall_asleep(operator, slot, takes),
+    };
     crate::infra::failpoint::hit("teardown", "reservation")?;
     tap.and(directory).and(reservation)
 }

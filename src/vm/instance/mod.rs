@@ -8,6 +8,7 @@ pub mod lifecycle;
 pub mod logs;
 pub mod net;
 pub mod runner;
+pub mod snapshot;
 pub mod state;
 pub mod stats;
 pub mod wait;

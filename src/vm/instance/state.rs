@@ -41,6 +41,8 @@ pub enum Event {
     Sleep,
     /// Load it from disk.
     Wake,
+    /// Compress what it takes on disk.
+    Archive,
     /// End its VMM; what sleeps is discarded.
     Stop,
     /// Its VMM ended by itself, or its host rebooted.
@@ -109,13 +111,14 @@ impl std::str::FromStr for State {
 
 impl Event {
     /// Every event.
-    pub const ALL: [Event; 9] = [
+    pub const ALL: [Event; 10] = [
         Event::Built,
         Event::Start,
         Event::Pause,
         Event::Resume,
         Event::Sleep,
         Event::Wake,
+        Event::Archive,
         Event::Stop,
         Event::Died,
         Event::Destroy,
@@ -130,6 +133,7 @@ impl Event {
             Event::Resume => "resume",
             Event::Sleep => "sleep",
             Event::Wake => "wake",
+            Event::Archive => "archive",
             Event::Stop => "stop",
             Event::Died => "died",
             Event::Destroy => "destroy",
@@ -178,6 +182,11 @@ pub fn next(state: State, event: Event) -> Next {
             Running => Already,
             Created | Ready | Warm | Stopped | Destroyed => Denied,
         },
+        // It sleeps on; whether it is compressed already is not a matter of its state.
+        Event::Archive => match state {
+            Sleeping => To(Sleeping),
+            Created | Ready | Running | Warm | Stopped | Destroyed => Denied,
+        },
         Event::Stop => match state {
             Running | Warm | Sleeping => To(Stopped),
             Stopped => Already,
@@ -215,7 +224,7 @@ impl Denial {
             Next::To(goal) => Some(goal),
             Next::Already | Next::Denied => None,
         });
-        let verbs = [Event::Resume, Event::Wake, Event::Start, Event::Stop];
+        let verbs = [Event::Resume, Event::Wake, Event::Start, Event::Sleep, Event::Stop];
         let leads_to = |verb: Event, wanted: &dyn Fn(State) -> bool| matches!(next(self.state, verb), Next::To(state) if wanted(state));
         verbs.into_iter().find(|&verb| leads_to(verb, &|state| Some(state) == goal)).or_else(|| {
             verbs.into_iter().find(|&verb| leads_to(verb, &|state| self.works_from().contains(&state)))
@@ -255,13 +264,13 @@ mod tests {
     #[test]
     fn transitions_are_those_of_the_reference() {
         let table = [
-            ("created", "ready - - - - - - = destroyed"),
-            ("ready", "ready running - - - - - = destroyed"),
-            ("running", "= = warm = sleeping = stopped stopped destroyed"),
-            ("warm", "= - = running sleeping - stopped stopped destroyed"),
-            ("sleeping", "= - - - = running stopped = destroyed"),
-            ("stopped", "= running - - - - = = destroyed"),
-            ("destroyed", "- - - - - - - = ="),
+            ("created", "ready - - - - - - - = destroyed"),
+            ("ready", "ready running - - - - - - = destroyed"),
+            ("running", "= = warm = sleeping = - stopped stopped destroyed"),
+            ("warm", "= - = running sleeping - - stopped stopped destroyed"),
+            ("sleeping", "= - - - = running sleeping stopped = destroyed"),
+            ("stopped", "= running - - - - - = = destroyed"),
+            ("destroyed", "- - - - - - - - = ="),
         ];
         assert_eq!(table.len(), State::ALL.len());
         for (name, row) in table {

@@ -18,7 +18,8 @@ pub struct Quotas {
     pub max_pools: u32,
     /// Instances of one pool, in any state.
     pub max_instances_per_pool: u32,
-    /// Virtual size of the disks of running and warm instances, in GiB.
+    /// Virtual size of the disks of running, warm and sleeping instances, of what their memory takes asleep, and of the
+    /// revisions, in GiB.
     pub max_disk_gib: u64,
     /// Console and VMM logs of one instance, in MiB.
     pub log_mib: u32,
@@ -89,21 +90,44 @@ pub const FIELDS: [&str; 14] = [
 /// What one VMM takes, or what several take together.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Use {
-    /// VMMs.
-    pub vms: u32,
+    /// VMs whose vCPUs run.
+    pub running: u32,
+    /// VMs whose vCPUs are paused.
+    pub warm: u32,
     /// vCPUs.
     pub vcpus: u32,
     /// Guest memory, in MiB.
     pub mem_mib: u64,
-    /// Virtual size of the disks, in MiB.
+    /// Virtual size of the disks, and of the memory where it is or will be asleep, in MiB.
     pub disk_mib: u64,
 }
 
 impl Use {
+    /// VMMs.
+    pub fn vms(self) -> u32 {
+        self.running.saturating_add(self.warm)
+    }
+
+    /// The same with its vCPUs paused.
+    pub fn paused(self) -> Self {
+        Self { running: 0, warm: self.vms(), ..self }
+    }
+
+    /// The same with its vCPUs running.
+    pub fn resumed(self) -> Self {
+        Self { running: self.vms(), warm: 0, ..self }
+    }
+
+    /// What is left of it asleep: the disk.
+    pub fn asleep(self) -> Self {
+        Self { disk_mib: self.disk_mib, ..Self::default() }
+    }
+
     /// Both together.
     pub fn plus(self, other: Self) -> Self {
         Self {
-            vms: self.vms.saturating_add(other.vms),
+            running: self.running.saturating_add(other.running),
+            warm: self.warm.saturating_add(other.warm),
             vcpus: self.vcpus.saturating_add(other.vcpus),
             mem_mib: self.mem_mib.saturating_add(other.mem_mib),
             disk_mib: self.disk_mib.saturating_add(other.disk_mib),
@@ -147,8 +171,10 @@ impl Quotas {
     /// # Errors
     /// The first limit that would be exceeded.
     pub fn admit(&self, used: Use, wanted: Use) -> Result<(), Exceeded> {
-        within("max_running", used.vms.into(), wanted.vms.into(), self.max_running.into())?;
-        within("VMs of a tenant on one node", used.vms.into(), wanted.vms.into(), MAX_VMS_OF_TENANT.into())?;
+        within("max_running", used.running.into(), wanted.running.into(), self.max_running.into())?;
+        within("max_warm", used.warm.into(), wanted.warm.into(), self.max_warm.into())?;
+        let (vms, more) = (used.vms().into(), wanted.vms().into());
+        within("VMs of a tenant on one node", vms, more, MAX_VMS_OF_TENANT.into())?;
         within("max_vcpus", used.vcpus.into(), wanted.vcpus.into(), self.max_vcpus.into())?;
         within("max_mem_mib", used.mem_mib, wanted.mem_mib, self.max_mem_mib)?;
         within("max_disk_gib, in MiB", used.disk_mib, wanted.disk_mib, self.max_disk_gib.saturating_mul(1024))
@@ -173,11 +199,12 @@ mod tests {
     fn each_limit_is_reached_and_not_passed() {
         let quotas =
             Quotas { max_vcpus: 4, max_mem_mib: 400, max_running: 4, max_disk_gib: 4, ..Quotas::default() };
-        let one = Use { vms: 1, vcpus: 1, mem_mib: 100, disk_mib: 1024 };
+        let one = Use { running: 1, warm: 0, vcpus: 1, mem_mib: 100, disk_mib: 1024 };
         let three = one.plus(one).plus(one);
         assert_eq!(quotas.admit(three, one), Ok(()));
         let cases = [
-            (Use { vms: 2, ..one }, "max_running"),
+            (Use { running: 2, ..one }, "max_running"),
+            (Use { warm: 101, ..one }, "max_warm"),
             (Use { vcpus: 2, ..one }, "max_vcpus"),
             (Use { mem_mib: 101, ..one }, "max_mem_mib"),
             (Use { disk_mib: 1025, ..one }, "max_disk_gib, in MiB"),
@@ -198,12 +225,12 @@ mod tests {
             let quotas = Quotas { max_vcpus, max_mem_mib, max_disk_gib, max_running, ..Quotas::default() };
             let mut used = Use::default();
             for (vcpus, mem_mib, disk_mib) in asked {
-                let wanted = Use { vms: 1, vcpus, mem_mib, disk_mib };
+                let wanted = Use { running: 1, warm: 0, vcpus, mem_mib, disk_mib };
                 if quotas.admit(used, wanted).is_ok() {
                     used = used.plus(wanted);
                 }
             }
-            assert!(used.vms <= max_running && used.vcpus <= max_vcpus);
+            assert!(used.running <= max_running && used.vcpus <= max_vcpus);
             assert!(used.mem_mib <= max_mem_mib && used.disk_mib <= max_disk_gib * 1024);
         }
     }
@@ -212,7 +239,7 @@ mod tests {
     fn no_quota_lets_a_tenant_pass_what_a_bridge_takes() {
         let quotas =
             Quotas { max_running: u32::MAX, max_vcpus: u32::MAX, max_mem_mib: u64::MAX, ..Quotas::default() };
-        let used = Use { vms: MAX_VMS_OF_TENANT, ..Use::default() };
-        assert!(quotas.admit(used, Use { vms: 1, ..Use::default() }).is_err());
+        let used = Use { running: MAX_VMS_OF_TENANT, ..Use::default() };
+        assert!(quotas.admit(used, Use { running: 1, ..Use::default() }).is_err());
     }
 }

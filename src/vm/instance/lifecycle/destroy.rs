@@ -14,7 +14,8 @@ use crate::{
         instance::{
             config::{self, Instance, Operation},
             fc_config::files,
-            launch, net as wiring,
+            launch::{self, Keep},
+            net as wiring,
             state::State,
         },
         naming::{InstanceId, InstancePath, PoolPath},
@@ -86,7 +87,7 @@ pub(super) fn discard(
     let path = instance.path();
     let slot = instance.slot(&roots)?;
     if leases::is_held_by(&roots, &path, instance.net.offset)? {
-        launch::teardown(operator, slot, instance.find_vmm().as_ref())?;
+        launch::teardown(operator, slot, instance.find_vmm().as_ref(), Keep::Nothing)?;
         let (tenant, pool) = load_pool(&roots, &path.pool_path())?;
         let lease = wiring::lease(&tenant, &pool, instance);
         operator.net()?;

@@ -6,10 +6,14 @@ use crate::{
     security::audit::AuditError,
     store::StoreError,
     vm::{
-        instance::{disk::DiskError, state::Denial},
+        instance::{
+            disk::DiskError,
+            state::{Denial, State},
+        },
         naming::{InstancePath, PoolPath, TenantId},
         pool::artifacts::ArtifactError,
         room::RoomError,
+        snapshot::SnapshotError,
         tenant::quota::Exceeded,
     },
     vmm::{client::VmmError, install::InstallError},
@@ -39,6 +43,26 @@ pub enum LifecycleError {
         path: InstancePath,
         /// Why.
         denial: Denial,
+    },
+    /// There is nothing to wake it from.
+    #[error("{path} is sleeping, and its snapshot is gone")]
+    NoSnapshot {
+        /// The instance.
+        path: InstancePath,
+    },
+    /// Somebody woke it before it slept.
+    #[error("{path} was woken before it slept, and runs on")]
+    Woken {
+        /// The instance.
+        path: InstancePath,
+    },
+    /// It would write what its memory holds over another size.
+    #[error("{path} is {state}: its guest knows its disk by its size")]
+    DiskInMemory {
+        /// The instance.
+        path: InstancePath,
+        /// Its state.
+        state: State,
     },
     /// The pool has nothing to run yet.
     #[error("{pool} has no revision to run yet")]
@@ -118,6 +142,9 @@ pub enum LifecycleError {
     /// The revision is not what was imported.
     #[error(transparent)]
     Artifact(#[from] ArtifactError),
+    /// The snapshot is not loaded.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
     /// No VMM.
     #[error(transparent)]
     Install(#[from] InstallError),

@@ -8,6 +8,7 @@ use crate::{
             config::{self, Instance},
             disk::{self, DiskError},
             fc_config::files,
+            state::State,
         },
         naming::InstancePath,
         room::{self, NodeConfig},
@@ -26,6 +27,9 @@ pub fn grow_disk(
     let roots = operator.roots.clone();
     let (_lock, mut instance) = locked(operator, path)?;
     let (tenant, _) = load_pool(&roots, &path.pool_path())?;
+    if instance.status == State::Sleeping {
+        return Err(LifecycleError::DiskInMemory { path: path.clone(), state: instance.status });
+    }
     let mut resources = instance.resources;
     resources.data_disk_mib = size_mib;
     resources.check().map_err(|why| LifecycleError::Resources { why })?;

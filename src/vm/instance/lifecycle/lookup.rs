@@ -40,12 +40,49 @@ pub(super) fn lock_instance(roots: &Roots, path: &InstancePath) -> Result<Lock, 
     Lock::take(&lock_path(roots, path), &path.to_string(), Sharing::Exclusive, roots.lock_timeout)
 }
 
+/// Held, shared, by those who wait to wake an instance; it dies with them.
+fn wish_path(roots: &Roots, path: &InstancePath) -> std::path::PathBuf {
+    roots.lock_file(&format!("wake.{}.{}.{}", path.tenant, path.pool, path.instance))
+}
+
+/// Does somebody wait to wake this instance?
+pub(super) fn is_wake_wanted(roots: &Roots, path: &InstancePath) -> Result<bool, StoreError> {
+    let wish = wish_path(roots, path);
+    Ok(wish.exists() && Lock::try_take(&wish)?.map(Lock::remove).is_none())
+}
+
 /// An instance and its lock, after what was cut off of it was settled.
 pub(super) fn locked(
     operator: &mut Operator,
     path: &InstancePath,
 ) -> Result<(Lock, Instance), LifecycleError> {
     let lock = lock_instance(&operator.roots, path)?;
+    settled_under(operator, path, lock)
+}
+
+/// Like [`locked`]; a sleep that holds the lock and is not at its commit yet lets go at the next opportunity.
+pub(super) fn locked_to_wake(
+    operator: &mut Operator,
+    path: &InstancePath,
+) -> Result<(Lock, Instance), LifecycleError> {
+    let roots = &operator.roots;
+    let lock = match try_lock(roots, path)? {
+        Some(lock) => lock,
+        None => {
+            let wish = wish_path(roots, path);
+            let what = format!("the wake of {path}");
+            let _wish = Lock::take(&wish, &what, Sharing::Shared, roots.lock_timeout)?;
+            lock_instance(roots, path)?
+        }
+    };
+    settled_under(operator, path, lock)
+}
+
+fn settled_under(
+    operator: &mut Operator,
+    path: &InstancePath,
+    lock: Lock,
+) -> Result<(Lock, Instance), LifecycleError> {
     match settled(operator, path)? {
         Some(instance) => Ok((lock, instance)),
         None => {

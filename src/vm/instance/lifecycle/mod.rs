@@ -4,29 +4,38 @@
 //! lock → load → settle what was cut off → decide (state, quota, room) → intent → steps → record → audit
 //! ```
 //! An operation that is killed leaves its intent. The next one on the same instance, or `node recover`, settles it by
-//! looking at the world: create and start are rolled back, stop and destroy are finished.
+//! looking at the world: create and start are rolled back, stop and destroy are finished, sleep and wake are rolled back
+//! before their commit points and finished after them.
 
+mod archive;
 mod create;
 mod destroy;
 mod error;
 mod grow;
 mod lookup;
+mod pause;
 mod settle;
+mod sleep;
 mod start;
 mod stop;
+mod wake;
 
 pub use self::{
+    archive::archive,
     create::{CreateOptions, create},
     destroy::{destroy, kept_folder},
     error::LifecycleError,
     grow::grow_disk,
     lookup::{effective_state, load_pool, load_tenant, lock_tenant, resolve, try_lock},
+    pause::{resume, warm},
     settle::{needs_settling, settle},
+    sleep::sleep,
     start::{fix_version, start},
     stop::stop,
+    wake::wake,
 };
 use super::{
-    config::{Instance, InstanceNet, Intent, Operation},
+    config::{Instance, InstanceNet, Intent, Operation, Receipt, StepTime},
     net as wiring,
     runner::Failed,
     state::{Denial, Event, State},
@@ -102,7 +111,7 @@ impl LifecycleError {
             .collect();
         match *failed.error {
             // A refusal is not a failure: nothing was begun.
-            refused @ Self::Room(_) if left.is_empty() => refused,
+            refused @ (Self::Room(_) | Self::Woken { .. }) if left.is_empty() => refused,
             error => Self::Step { operation, step: failed.step, error: error.into(), left },
         }
     }
@@ -123,6 +132,20 @@ impl From<&InstanceNet> for Network {
 
 fn intent(roots: &Roots, operation: Operation) -> Intent {
     Intent { operation, since: roots.now(), pid: std::process::id() }
+}
+
+/// How an operation went that began at `clock` and took these steps.
+fn receipt(operation: &str, clock: std::time::Instant, steps: Vec<(&'static str, f64)>) -> Receipt {
+    let round = |ms: f64| (ms * 100.0).round() / 100.0;
+    Receipt {
+        operation: operation.into(),
+        total_ms: round(clock.elapsed().as_secs_f64() * 1000.0),
+        steps: steps
+            .into_iter()
+            .map(|(name, ms)| StepTime { name: name.to_owned(), ms: round(ms) })
+            .collect(),
+        agent: "none".into(),
+    }
 }
 
 fn denied(path: &InstancePath, state: State, event: Event) -> LifecycleError {

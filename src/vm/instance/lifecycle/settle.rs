@@ -4,14 +4,18 @@ use super::{
     LifecycleError, Operator,
     destroy::{Volumes, discard},
     lookup::try_lock,
+    pause, sleep,
     stop::finish_stop,
+    wake,
 };
 use crate::{
     security::audit::Phase,
     vm::{
         instance::{
-            config::{Exit, Instance, Operation},
-            launch,
+            config::{Exit, Instance, Operation, Parent},
+            launch::{self, Keep},
+            snapshot::{self, Delta},
+            state::State,
         },
         naming::InstancePath,
     },
@@ -84,8 +88,42 @@ fn settle_locked(
             discard(operator, &instance, volumes, ("destroy", Phase::Recovered), why)?;
             return Ok(None);
         }
+        Some(Operation::Warm) if vmm.is_some() => {
+            pause::set(operator, &instance, State::Warm)?;
+            pause::finish(operator, &mut instance, State::Warm, Phase::Recovered)?;
+        }
+        Some(Operation::Resume) if vmm.is_some() => {
+            pause::set(operator, &instance, State::Running)?;
+            pause::finish(operator, &mut instance, State::Running, Phase::Recovered)?;
+        }
+        Some(Operation::Sleep) if Delta::load(&roots, &instance.path())?.is_some() => {
+            sleep::end(operator, &instance, vmm.as_ref())?;
+            sleep::finish(operator, &mut instance, Phase::Recovered)?;
+        }
+        Some(Operation::Sleep) if vmm.is_some() => {
+            pause::set(operator, &instance, instance.status)?;
+            operator.audit(&instance, "sleep", Phase::Recovered, |entry| {
+                entry.to = Some(instance.status.to_string());
+                entry.detail = Some("a sleep was cut off before its commit: the guest goes on".into());
+            })?;
+            // Whether its last Diff was written is not known.
+            if let Some(vmm) = &mut instance.vmm {
+                vmm.parent = Parent::Unknown;
+            }
+            instance.pending = None;
+            instance.save(&roots)?;
+        }
+        Some(Operation::Wake) => settle_wake(operator, &mut instance)?,
+        Some(Operation::Archive) => {
+            if let Some(delta) = Delta::load(&roots, &instance.path())? {
+                delta.sweep(&roots)?;
+            }
+            operator.audit(&instance, "archive", Phase::Recovered, |_| ())?;
+            instance.pending = None;
+            instance.save(&roots)?;
+        }
         Some(Operation::Start) => {
-            launch::teardown(operator, slot, vmm.as_ref())?;
+            launch::teardown(operator, slot, vmm.as_ref(), Keep::Nothing)?;
             let why = "a start was cut off and rolled back".to_owned();
             operator.audit(&instance, "start", Phase::Recovered, |entry| {
                 entry.to = Some(instance.status.to_string());
@@ -96,16 +134,47 @@ fn settle_locked(
             instance.save(&roots)?;
         }
         Some(Operation::Stop) => {
-            launch::teardown(operator, slot, vmm.as_ref())?;
+            launch::teardown(operator, slot, vmm.as_ref(), Keep::Nothing)?;
             let why = "a stop was cut off and finished".into();
             finish_stop(operator, &mut instance, ("stop", Phase::Recovered), why)?;
         }
-        None => {
+        None | Some(Operation::Warm | Operation::Resume | Operation::Sleep) => {
             let rebooted = instance.vmm.as_ref().is_some_and(|vmm| vmm.boot_id != boot_id);
             let why = if rebooted { "the host rebooted" } else { "the VMM ended by itself" };
-            launch::teardown(operator, slot, None)?;
+            launch::teardown(operator, slot, None, Keep::Nothing)?;
             finish_stop(operator, &mut instance, ("died", Phase::Observed), why.into())?;
         }
     }
     Ok(Some(instance))
+}
+
+/// A wake that was cut off: the instance sleeps on where its snapshot was not used up; otherwise it is finished, if its VMM
+/// is there.
+fn settle_wake(operator: &mut Operator, instance: &mut Instance) -> Result<(), LifecycleError> {
+    let roots = operator.roots.clone();
+    let (path, slot) = (instance.path(), instance.slot(&roots)?);
+    if Delta::load(&roots, &path)?.is_some() {
+        let takes = launch::takes_of(&roots, instance)?;
+        launch::teardown(operator, slot, None, Keep::Asleep(takes))?;
+        operator.audit(instance, "wake", Phase::Recovered, |entry| {
+            entry.to = Some(State::Sleeping.to_string());
+            entry.detail = Some("a wake was cut off and rolled back".into());
+        })?;
+        instance.pending = None;
+        return Ok(instance.save(&roots)?);
+    }
+    let directory = roots.vmm_dir(&slot.tap());
+    let directory = std::fs::canonicalize(&directory).unwrap_or(directory);
+    let found = process::find_in(&directory).into_iter().next();
+    if let (Some(vmm), Some(delta)) = (found, snapshot::consumed(&roots, &path)?) {
+        let origin = &delta.origin;
+        let parent = Parent::File(delta.image.mem.file.clone());
+        instance.vmm = Some(launch::record_of(&vmm, origin.vmm, &origin.vmm_version, parent));
+        pause::set(operator, instance, State::Running)?;
+        operator.net()?.join(slot)?;
+        return wake::finish(operator, instance, Phase::Recovered);
+    }
+    launch::teardown(operator, slot, None, Keep::Nothing)?;
+    let why = "a wake was cut off after its snapshot was used up, and its VMM is gone".to_owned();
+    finish_stop(operator, instance, ("wake", Phase::Recovered), why)
 }

@@ -2,7 +2,7 @@
 
 use super::{
     LifecycleError, Operator, Outcome, denied, effective_state, intent, load_pool, lock_tenant,
-    lookup::locked,
+    lookup::locked, receipt,
 };
 use crate::{
     infra::failpoint,
@@ -10,7 +10,7 @@ use crate::{
     store::Sharing,
     vm::{
         instance::{
-            config::{self, Exit, Instance, Operation, Receipt, StepTime},
+            config::{self, Exit, Instance, Operation},
             disk, fc_config,
             launch::{self, Launch},
             runner::{self, Failed},
@@ -46,7 +46,7 @@ pub fn start(operator: &mut Operator, path: &InstancePath) -> Result<Outcome, Li
     if node.production && pool.vmm == VmmKind::Sim {
         return Err(LifecycleError::Production { why: "it does not run the simulated VMM" });
     }
-    let program = launch::program(operator, &pool)?;
+    let program = launch::program(operator, pool.vmm, pool.vmm_version.as_deref())?;
     if pool.vmm == VmmKind::Firecracker && pool.vmm_version.is_none() {
         fix_version(operator, &pool.path(), &program.version)?;
     }
@@ -71,6 +71,8 @@ pub fn start(operator: &mut Operator, path: &InstancePath) -> Result<Outcome, Li
         program,
         vmm: None,
         client: None,
+        delta: None,
+        force: false,
     };
     // Where not even the intent can be written, nothing was begun.
     instance.save(&roots)?;
@@ -80,15 +82,7 @@ pub fn start(operator: &mut Operator, path: &InstancePath) -> Result<Outcome, Li
     let steps = launch::steps();
     let result = match begun {
         Ok(()) => runner::run("start", &steps, &mut launch).and_then(|times| {
-            let total_ms = round(clock.elapsed().as_secs_f64() * 1000.0);
-            let steps_taken =
-                times.into_iter().map(|(name, ms)| StepTime { name: name.to_owned(), ms: round(ms) });
-            instance.last_receipt = Some(Receipt {
-                operation: "start".into(),
-                total_ms,
-                steps: steps_taken.collect(),
-                agent: "none".into(),
-            });
+            instance.last_receipt = Some(receipt("start", clock, times));
             record(&launch, &mut instance, state).map_err(|error| Failed {
                 step: "record",
                 error: error.into(),
@@ -177,8 +171,4 @@ pub fn fix_version(operator: &Operator, path: &PoolPath, version: &str) -> Resul
         pool.save(&operator.roots)?;
     }
     Ok(())
-}
-
-fn round(ms: f64) -> f64 {
-    (ms * 100.0).round() / 100.0
 }

@@ -9,7 +9,8 @@ use crate::{
     vm::{
         instance::{
             config::{Exit, Instance, Operation},
-            launch,
+            launch::{self, Keep},
+            snapshot,
             state::{self, Event, Next, State},
         },
         naming::{InstancePath, Slot},
@@ -47,7 +48,7 @@ pub fn stop(operator: &mut Operator, path: &InstancePath, force: bool) -> Result
         why.push_str("; the guest did not shut down and was killed");
     }
     failpoint::hit("stop", "shutdown")?;
-    launch::teardown(operator, slot, vmm.as_ref())?;
+    launch::teardown(operator, slot, vmm.as_ref(), Keep::Nothing)?;
     finish_stop(operator, &mut instance, ("stop", Phase::Done), why)?;
     Ok(Outcome { instance, changed: true })
 }
@@ -68,6 +69,9 @@ pub(super) fn finish_stop(
     why: String,
 ) -> Result<(), LifecycleError> {
     let now = operator.roots.now();
+    // What slept is discarded, and what is left of a snapshot that was used up.
+    snapshot::discard(&operator.roots, &instance.path())?;
+    failpoint::hit("stop", "discarded")?;
     operator.audit(instance, what, phase, |entry| {
         entry.from = Some(instance.status.to_string());
         entry.to = Some(State::Stopped.to_string());

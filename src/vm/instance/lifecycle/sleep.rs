@@ -1,0 +1,316 @@
+//! Putting an instance to sleep: its memory goes to disk, its VMM goes.
+//!
+//! ```text
+//! pause → snapshot → sums → commit   | teardown → record
+//! ```
+//! Up to the commit all of it is taken back where it fails, or where a wake wants the instance; after it all of it is
+//! finished, by whoever comes next.
+
+use std::{
+    fs::{self, File},
+    ops::Range,
+    time::{Duration, Instant},
+};
+
+use super::{
+    LifecycleError, Operator, Outcome, denied, effective_state, intent, load_pool,
+    lookup::{is_wake_wanted, locked},
+    receipt,
+};
+use crate::{
+    infra::{config::Roots, failpoint},
+    security::audit::Phase,
+    store::{self, StoreError},
+    vm::{
+        instance::{
+            config::{Instance, Operation, Parent, VmmRecord},
+            launch::{self, Keep},
+            runner::{self, Failed, Step},
+            snapshot::{self, Delta},
+            state::{self, Event, Next, State},
+        },
+        naming::{InstancePath, RevisionHash},
+        pool::artifacts::Artifacts,
+        snapshot::{Image, Origin, PAGE, Sums, data_pages, written_pages},
+    },
+    vmm::{
+        client::{Client, VmmError},
+        process::Vmm,
+        resume,
+        wire::{Call, SnapshotCreate, SnapshotType},
+    },
+};
+
+/// How long a VMM may take to write memory, at this many MiB a second at least, besides what any call may take.
+const SLOWEST_MIB_PER_SECOND: u64 = 20;
+const CALL_LIMIT: Duration = Duration::from_secs(30);
+
+/// A sleep on its way to its commit.
+struct Sleeper<'a> {
+    operator: &'a Operator,
+    instance: &'a Instance,
+    record: VmmRecord,
+    revision: RevisionHash,
+    /// The VMM's connection, once it is paused.
+    client: Option<Client>,
+    /// The memory file that is written.
+    mem: String,
+    kind: SnapshotType,
+    /// What its next snapshot builds on, whatever becomes of this one.
+    parent: Parent,
+    /// The pages that were written.
+    pages: Vec<Range<u64>>,
+}
+
+fn steps<'a>() -> [Step<Sleeper<'a>, LifecycleError>; 4] {
+    [
+        Step { name: "pause", run: pause, undo: Some(go_on) },
+        Step { name: "snapshot", run: write, undo: None },
+        Step { name: "sums", run: sums, undo: None },
+        Step { name: "commit", run: commit, undo: Some(take_back) },
+    ]
+}
+
+/// Puts an instance to sleep. A guest without an agent is not asked.
+///
+/// # Errors
+/// [`LifecycleError::Woken`] where a wake came before the commit. Where it fails before that, the instance runs on.
+pub fn sleep(operator: &mut Operator, path: &InstancePath) -> Result<Outcome, LifecycleError> {
+    let roots = operator.roots.clone();
+    let (_lock, mut instance) = locked(operator, path)?;
+    let (_, pool) = load_pool(&roots, &path.pool_path())?;
+    let has_revision = Artifacts::of(&roots, &pool.path()).current()?.is_some();
+    let state = effective_state(&instance, has_revision);
+    match state::next(state, Event::Sleep) {
+        Next::Already => return Ok(Outcome { instance, changed: false }),
+        Next::Denied => return Err(denied(path, state, Event::Sleep)),
+        Next::To(_) => {}
+    }
+    let vmm = instance.find_vmm();
+    let (Some(record), Some(revision)) = (instance.vmm.clone(), instance.revision.clone()) else {
+        return Err(denied(path, state, Event::Sleep));
+    };
+    operator.net()?;
+    let clock = Instant::now();
+    instance.pending = Some(intent(&roots, Operation::Sleep));
+    instance.save(&roots)?;
+    failpoint::hit("sleep", "intent")?;
+    operator.audit(&instance, "sleep", Phase::Intent, |entry| {
+        entry.from = Some(state.to_string());
+        entry.revision = Some(revision.to_string());
+    })?;
+    let mut sleeper = Sleeper::new(operator, &instance, record, revision);
+    let run = failpoint::hit("sleep", "announced")
+        .map_err(|error| Failed { step: "intent", error: Box::new(error.into()), left: None })
+        .and_then(|()| runner::run("sleep", &steps(), &mut sleeper));
+    let parent = sleeper.parent;
+    match run {
+        Ok(mut steps) => {
+            let teardown = Instant::now();
+            end(operator, &instance, vmm.as_ref())?;
+            steps.push(("teardown", teardown.elapsed().as_secs_f64() * 1000.0));
+            instance.last_receipt = Some(receipt("sleep", clock, steps));
+            finish(operator, &mut instance, Phase::Done)?;
+            Ok(Outcome { instance, changed: true })
+        }
+        Err(failed) => Err(give_up(operator, &mut instance, parent, failed)),
+    }
+}
+
+/// The sleep did not come to its commit. What could not be taken back needs its intent: the next operation goes on with it.
+fn give_up(
+    operator: &Operator,
+    instance: &mut Instance,
+    parent: Parent,
+    failed: Failed<LifecycleError>,
+) -> LifecycleError {
+    let undone = match failed.left {
+        Some(_) => Ok(()),
+        None => {
+            instance.pending = None;
+            if let Some(vmm) = &mut instance.vmm {
+                vmm.parent = parent;
+            }
+            instance.save(&operator.roots).map_err(Into::into)
+        }
+    };
+    let error = LifecycleError::step("sleep", failed, undone);
+    let detail = error.to_string();
+    // The error that is being reported matters more than one of the log.
+    let _ = operator.audit(instance, "sleep", Phase::Failed, |entry| entry.detail = Some(detail));
+    error
+}
+
+/// What follows the commit: everything of the VMM goes.
+pub(super) fn end(
+    operator: &mut Operator,
+    instance: &Instance,
+    vmm: Option<&Vmm>,
+) -> Result<(), LifecycleError> {
+    let roots = operator.roots.clone();
+    let takes = launch::takes_of(&roots, instance)?;
+    launch::teardown(operator, instance.slot(&roots)?, vmm, Keep::Asleep(takes))
+}
+
+/// The new state. Its line comes first, as a start's does.
+pub(super) fn finish(
+    operator: &Operator,
+    instance: &mut Instance,
+    phase: Phase,
+) -> Result<(), LifecycleError> {
+    let roots = operator.roots.clone();
+    let delta = Delta::load(&roots, &instance.path())?;
+    if let Some(delta) = &delta {
+        delta.sweep(&roots)?;
+    }
+    operator.audit(instance, "sleep", phase, |entry| {
+        entry.from = Some(instance.status.to_string());
+        entry.to = Some(State::Sleeping.to_string());
+        entry.detail = delta.map(|delta| format!("{} bytes of memory written", delta.written_bytes));
+    })?;
+    failpoint::hit("sleep", "audited")?;
+    instance.pending = None;
+    instance.status = State::Sleeping;
+    instance.vmm = None;
+    instance.entered_sleeping_at = Some(roots.now());
+    instance.save(&roots)?;
+    Ok(failpoint::hit("sleep", "recorded")?)
+}
+
+impl<'a> Sleeper<'a> {
+    fn new(
+        operator: &'a Operator,
+        instance: &'a Instance,
+        record: VmmRecord,
+        revision: RevisionHash,
+    ) -> Self {
+        let folder = snapshot::folder(&operator.roots, &instance.path());
+        let fresh = || format!("mem.{}", instance.generation);
+        // A VMM empties a file of another size before it writes, and its guest's memory is mapped from there.
+        let is_whole = |file: &str| {
+            let length = fs::metadata(folder.join(file)).map(|meta| meta.len());
+            length.is_ok_and(|length| length == instance.resources.mem_mib << 20)
+        };
+        let (mem, kind) = match &record.parent {
+            Parent::Boot => (fresh(), SnapshotType::Diff),
+            Parent::File(file) if is_whole(file) => (file.clone(), SnapshotType::Diff),
+            Parent::File(_) | Parent::Unknown => (fresh(), SnapshotType::Full),
+        };
+        let parent = record.parent.clone();
+        Self { operator, instance, record, revision, client: None, mem, kind, parent, pages: Vec::new() }
+    }
+
+    fn roots(&self) -> &Roots {
+        &self.operator.roots
+    }
+
+    /// A wake that waits for the lock wants the instance as it is.
+    fn check_wanted(&self) -> Result<(), LifecycleError> {
+        let path = self.instance.path();
+        match is_wake_wanted(self.roots(), &path)? {
+            true => Err(LifecycleError::Woken { path }),
+            false => Ok(()),
+        }
+    }
+
+    fn vmstate(&self) -> String {
+        format!("vmstate.{}", self.instance.generation)
+    }
+
+    fn sums(&self) -> String {
+        self.mem.replacen("mem", "sums", 1)
+    }
+}
+
+fn pause(sleeper: &mut Sleeper) -> Result<(), LifecycleError> {
+    sleeper.check_wanted()?;
+    let directory = sleeper.roots().vmm_dir(&sleeper.instance.net.tap_dev);
+    let mut client = Client::connect_now(&directory)?;
+    client.call(&Call::Pause)?;
+    sleeper.client = Some(client);
+    Ok(())
+}
+
+/// The guest goes on, unless it was paused before.
+fn go_on(sleeper: &mut Sleeper) -> Result<(), LifecycleError> {
+    if sleeper.instance.status == State::Running {
+        // Not the connection of before: one on which a call took too long may answer that one yet.
+        let directory = sleeper.roots().vmm_dir(&sleeper.instance.net.tap_dev);
+        resume::resume(&mut Client::connect_now(&directory)?, &sleeper.record.version)?;
+    }
+    Ok(())
+}
+
+fn write(sleeper: &mut Sleeper) -> Result<(), LifecycleError> {
+    store::make_folder(&snapshot::folder(sleeper.roots(), &sleeper.instance.path()))?;
+    let file = |name: &str| format!("{}/{name}", snapshot::LINK);
+    let create = Call::SnapshotCreate(SnapshotCreate {
+        snapshot_type: sleeper.kind,
+        snapshot_path: file(&sleeper.vmstate()),
+        mem_file_path: file(&sleeper.mem),
+    });
+    let Some(client) = &mut sleeper.client else { return Ok(()) };
+    let limit = CALL_LIMIT + Duration::from_secs(sleeper.instance.resources.mem_mib / SLOWEST_MIB_PER_SECOND);
+    let created = client.call_within(&create, limit);
+    match &created {
+        Ok(()) => sleeper.parent = Parent::File(sleeper.mem.clone()),
+        Err(error) if forgets_nothing(error) => {}
+        Err(_) => sleeper.parent = Parent::Unknown,
+    }
+    Ok(created?)
+}
+
+/// Does a VMM that could not write a snapshot for this reason know the pages still that were to be written? It does until
+/// it has written them all; a failure to sync them comes too late (Firecracker's `snapshot_memory_to_file`).
+fn forgets_nothing(error: &VmmError) -> bool {
+    let VmmError::Refused { message, .. } = error else { return false };
+    message.contains("Cannot write memory file")
+        || message.contains("on the snapshot backing file")
+        || ["open", "get_metadata", "truncate", "set_length"]
+            .iter()
+            .any(|action| message.contains(&format!("Cannot perform {action} on the memory backing file")))
+}
+
+/// Sums for the pages that changed in the memory file.
+fn sums(sleeper: &mut Sleeper) -> Result<(), LifecycleError> {
+    let folder = snapshot::folder(sleeper.roots(), &sleeper.instance.path());
+    let mem = folder.join(&sleeper.mem);
+    let pages = match &sleeper.record.parent {
+        // Pages that were written to once stay known as such: also what a sleep wrote that was cancelled.
+        Parent::File(file) if *file == sleeper.mem => written_pages(sleeper.record.pid, &mem).ok().flatten(),
+        _ => None,
+    };
+    sleeper.pages = match pages {
+        Some(pages) => pages,
+        // A new file, or a VMM that does not map it: all there is.
+        None => {
+            File::open(&mem).and_then(|file| data_pages(&file)).map_err(StoreError::io("look at", &mem))?
+        }
+    };
+    Ok(Sums::in_file(&folder.join(sleeper.sums())).update(&mem, &sleeper.pages)?)
+}
+
+fn commit(sleeper: &mut Sleeper) -> Result<(), LifecycleError> {
+    let roots = sleeper.roots();
+    let path = sleeper.instance.path();
+    let folder = snapshot::folder(roots, &path);
+    let pages: u64 = sleeper.pages.iter().map(|range| range.end - range.start).sum();
+    let delta = Delta {
+        schema_version: store::Schema,
+        instance: path,
+        taken_at: roots.now(),
+        revision: sleeper.revision.clone(),
+        origin: Origin::here(sleeper.record.kind, &sleeper.record.version),
+        image: Image::of(&folder, &sleeper.vmstate(), &sleeper.mem, &sleeper.sums())?,
+        disks: snapshot::disks(roots, sleeper.instance, &sleeper.revision)?,
+        written_bytes: pages * PAGE,
+        archive: None,
+    };
+    sleeper.check_wanted()?;
+    Ok(delta.commit(roots)?)
+}
+
+/// The commit is taken back before any vCPU goes on.
+fn take_back(sleeper: &mut Sleeper) -> Result<(), LifecycleError> {
+    Ok(snapshot::forget(sleeper.roots(), &sleeper.instance.path())?)
+}

@@ -1,0 +1,321 @@
+//! An instance asleep: what of it lies in `snapshots/delta`, and the two commit points.
+//!
+//! A sleep commits by giving `meta.json` its name: before that there is no snapshot, after it there is one. A wake takes
+//! that name away again before any vCPU runs: from then on the data disk moves on, and the snapshot is never loaded
+//! again. So whatever was cut off, one look at `meta.json` says what holds.
+//!
+//! The instance's memory file is its own alone. It is written into in place by the next sleep, also where the VMM was
+//! loaded from it: it maps the file privately and writes only pages of which it has copies of its own; all others it
+//! leaves as they are. A sleep that fails or is killed half-way takes nothing with it: the file was consumed by the wake.
+
+use std::{
+    fs,
+    io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    config::{self, Instance},
+    fc_config::files,
+    launch::root_disk,
+};
+use crate::{
+    infra::{config::Roots, failpoint},
+    store::{self, Schema, StoreError},
+    vm::{
+        naming::{InstancePath, RevisionHash},
+        snapshot::{Change, Image, Origin, PAGE, SnapshotError, Stamp, taken_bytes},
+    },
+};
+
+/// The folder's name in the VMM's directory.
+pub const LINK: &str = "delta";
+const META: &str = "meta.json";
+/// What `meta.json` is called once its snapshot was loaded: nothing reads it but people.
+const CONSUMED: &str = "consumed.json";
+
+/// `meta.json`: a snapshot that can be loaded.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Delta {
+    /// The version of this file's form.
+    pub schema_version: Schema<1>,
+    /// Whose it is.
+    pub instance: InstancePath,
+    /// When it was taken.
+    pub taken_at: Timestamp,
+    /// The revision that it runs.
+    pub revision: RevisionHash,
+    /// Where it comes from.
+    pub origin: Origin,
+    /// Its files.
+    pub image: Image,
+    /// The disks as the guest left them.
+    pub disks: Vec<Stamp>,
+    /// How much of the memory changed since the snapshot before, in bytes.
+    pub written_bytes: u64,
+    /// The memory, compressed; the memory file itself is not there then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub archive: Option<Stamp>,
+}
+
+/// `instances/<i>/snapshots/delta`.
+pub fn folder(roots: &Roots, path: &InstancePath) -> PathBuf {
+    config::folder(roots, path).join("snapshots").join(LINK)
+}
+
+/// The disks of an instance that runs this revision, as they are now.
+///
+/// # Errors
+/// When one cannot be looked at.
+pub fn disks(roots: &Roots, instance: &Instance, revision: &RevisionHash) -> Result<Vec<Stamp>, StoreError> {
+    let volumes = volumes(roots, &instance.path());
+    let data = (instance.resources.data_disk_mib > 0).then(|| files::DATA.to_owned());
+    let names = [Some(root_disk(revision.short())), data];
+    names.into_iter().flatten().map(|name| Stamp::of(&volumes, &name)).collect()
+}
+
+fn volumes(roots: &Roots, path: &InstancePath) -> PathBuf {
+    config::folder(roots, path).join("volumes")
+}
+
+impl Delta {
+    /// The snapshot of an instance, if it has one that can be loaded.
+    ///
+    /// # Errors
+    /// When its `meta.json` cannot be read.
+    pub fn load(roots: &Roots, path: &InstancePath) -> Result<Option<Self>, StoreError> {
+        store::read_if_there(&folder(roots, path).join(META))
+    }
+
+    /// Writes it down. This is the commit of a sleep.
+    ///
+    /// # Errors
+    /// There is no snapshot where it fails; but for a folder that cannot be synced.
+    pub fn commit(&self, roots: &Roots) -> Result<(), StoreError> {
+        store::write(&folder(roots, &self.instance).join(META), self)
+    }
+
+    /// Takes it back for ever. This is the commit of a wake, durable before any vCPU runs.
+    ///
+    /// # Errors
+    /// Where it fails, it is as before.
+    pub fn consume(&self, roots: &Roots) -> Result<(), StoreError> {
+        let folder = folder(roots, &self.instance);
+        let (meta, consumed) = (folder.join(META), folder.join(CONSUMED));
+        fs::rename(&meta, &consumed).map_err(StoreError::io("rename", &meta))?;
+        let synced = failpoint::hit("consume", "renamed")
+            .map_err(StoreError::io("sync", &folder))
+            .and_then(|()| store::sync_folder(&folder));
+        if synced.is_err() {
+            // No vCPU ran yet. Where not even this works, it counts as consumed.
+            let _ = fs::rename(&consumed, &meta);
+        }
+        synced
+    }
+
+    /// May it be loaded on this machine, with the disks as they are? `force` takes disks whose time alone has changed.
+    ///
+    /// # Errors
+    /// [`SnapshotError`] says why not.
+    pub fn check(&self, roots: &Roots, path: &InstancePath, force: bool) -> Result<(), SnapshotError> {
+        let folder = folder(roots, path);
+        if self.instance != *path {
+            let of = self.instance.to_string();
+            return Err(SnapshotError::Foreign { path: folder.join(META), of });
+        }
+        self.origin.check()?;
+        let volumes = volumes(roots, path);
+        for disk in &self.disks {
+            match disk.change(&volumes)? {
+                None => {}
+                Some(Change::Time) if force => {}
+                Some(change) => {
+                    let path = volumes.join(&disk.file);
+                    let only_time = change == Change::Time;
+                    return Err(SnapshotError::DiskChanged { path, why: change.to_string(), only_time });
+                }
+            }
+        }
+        match &self.archive {
+            // Its pages are compared as they are unpacked.
+            Some(archive) => match archive.change(&folder)? {
+                Some(change @ (Change::Gone | Change::Size { .. })) => Err(SnapshotError::Damaged {
+                    path: folder.join(&archive.file),
+                    why: format!("it {change}"),
+                }),
+                _ => Ok(()),
+            },
+            None => self.image.check(&folder),
+        }
+    }
+
+    /// Is every byte of it what was written? What is archived is unpacked for that, and removed again.
+    ///
+    /// # Errors
+    /// [`SnapshotError`] says what is not.
+    pub fn scrub(&self, roots: &Roots) -> Result<(), SnapshotError> {
+        let folder = folder(roots, &self.instance);
+        match &self.archive {
+            None => self.image.scrub(&folder),
+            Some(archive) => {
+                let unpacked = store::unfinished(&folder.join(&self.image.mem.file));
+                let result = unpack(&folder.join(&archive.file), &unpacked, self.image.mem.size_bytes)
+                    .and_then(|()| self.image_at(&folder, &unpacked)?.scrub(&folder));
+                store::remove_file(&unpacked)?;
+                result
+            }
+        }
+    }
+
+    /// The image with its memory in another file.
+    fn image_at(&self, folder: &Path, mem: &Path) -> Result<Image, SnapshotError> {
+        let name = mem.file_name().unwrap_or_default().to_string_lossy();
+        Ok(Image { mem: Stamp::of(folder, &name)?, ..self.image.clone() })
+    }
+
+    /// Compresses the memory of an instance that sleeps for long.
+    ///
+    /// # Errors
+    /// Where it fails, it is as before.
+    pub fn pack(&mut self, roots: &Roots) -> Result<(), SnapshotError> {
+        let folder = folder(roots, &self.instance);
+        let mem = folder.join(&self.image.mem.file);
+        // What is damaged must not get a sum under which it would be believed.
+        self.image.check(&folder)?;
+        let name = format!("{}.zst", self.image.mem.file);
+        let new = store::unfinished(&folder.join(&name));
+        let packed = (|| {
+            let mut input = BufReader::with_capacity(1 << 20, fs::File::open(&mem)?);
+            let output =
+                fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+            let mut encoder = zstd::Encoder::new(BufWriter::with_capacity(1 << 20, output), 0)?;
+            encoder.include_checksum(true)?;
+            io::copy(&mut input, &mut encoder)?;
+            failpoint::hit("archive", "written")?;
+            encoder.finish()?.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
+            fs::rename(&new, folder.join(&name))
+        })();
+        if let Err(source) = packed {
+            let _ = fs::remove_file(&new);
+            return Err(StoreError::io("compress into", &new)(source).into());
+        }
+        self.archive = Some(Stamp::of(&folder, &name)?);
+        self.commit(roots)?;
+        failpoint::hit("archive", "committed").map_err(StoreError::io("archive", &mem))?;
+        Ok(self.sweep(roots)?)
+    }
+
+    /// Brings an archived memory back, and compares every page of it.
+    ///
+    /// # Errors
+    /// Where it fails, it is archived as before.
+    pub fn unpack(&mut self, roots: &Roots) -> Result<(), SnapshotError> {
+        let Some(archive) = self.archive.clone() else { return Ok(()) };
+        let folder = folder(roots, &self.instance);
+        let mem = folder.join(&self.image.mem.file);
+        let new = store::unfinished(&mem);
+        let unpacked = unpack(&folder.join(&archive.file), &new, self.image.mem.size_bytes)
+            .and_then(|()| self.image_at(&folder, &new)?.scrub(&folder))
+            .and_then(|()| Ok(fs::rename(&new, &mem).map_err(StoreError::io("rename", &new))?));
+        if let Err(error) = unpacked {
+            let _ = fs::remove_file(&new);
+            return Err(error);
+        }
+        self.image.mem = Stamp::of(&folder, &self.image.mem.file)?;
+        self.archive = None;
+        Ok(self.commit(roots)?)
+    }
+
+    /// What it takes on the disk, in bytes.
+    pub fn taken_bytes(&self, roots: &Roots) -> u64 {
+        let folder = folder(roots, &self.instance);
+        self.files().map(|name| taken_bytes(&folder.join(name))).sum()
+    }
+
+    fn files(&self) -> impl Iterator<Item = &str> {
+        let archive = self.archive.as_ref().map(|archive| archive.file.as_str());
+        let mem = self.image.mem.file.as_str();
+        self.image.files().into_iter().filter(move |name| archive.is_none() || *name != mem).chain(archive)
+    }
+
+    /// Removes what lies beside it and does not belong to it: what earlier sleeps left.
+    ///
+    /// # Errors
+    /// When a file cannot be removed.
+    pub fn sweep(&self, roots: &Roots) -> Result<(), StoreError> {
+        let folder = folder(roots, &self.instance);
+        let needed: Vec<&str> = self.files().chain([META]).collect();
+        for name in store::names(&folder, |name| !needed.contains(&name))? {
+            store::remove_file(&folder.join(name))?;
+        }
+        Ok(())
+    }
+}
+
+/// Unpacks a memory file, leaving holes where there are zeros.
+fn unpack(archive: &Path, to: &Path, size_bytes: u64) -> Result<(), SnapshotError> {
+    let damaged = |error: io::Error| SnapshotError::Damaged {
+        path: archive.to_path_buf(),
+        why: format!("it cannot be unpacked: {error}"),
+    };
+    let input = fs::File::open(archive).map_err(StoreError::io("open", archive))?;
+    let mut decoder = zstd::Decoder::new(input).map_err(damaged)?;
+    let write_error = StoreError::io("write", to);
+    let mut output = match fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(to) {
+        Ok(output) => output,
+        Err(error) => return Err(write_error(error).into()),
+    };
+    let mut page = vec![0; PAGE as usize];
+    let mut written = 0;
+    let result = loop {
+        if written == size_bytes {
+            break output.set_len(size_bytes).and_then(|()| output.sync_all());
+        }
+        decoder.read_exact(&mut page).map_err(damaged)?;
+        let stored = match page.iter().all(|&byte| byte == 0) {
+            true => output.seek(SeekFrom::Current(PAGE as i64)).map(drop),
+            false => output.write_all(&page),
+        };
+        if let Err(error) = stored {
+            break Err(error);
+        }
+        written += PAGE;
+    };
+    Ok(result.map_err(StoreError::io("write", to))?)
+}
+
+/// Takes the snapshot of an instance back whose guest goes on.
+///
+/// # Errors
+/// When it cannot be removed, or that not be made durable.
+pub fn forget(roots: &Roots, path: &InstancePath) -> Result<(), StoreError> {
+    let folder = folder(roots, path);
+    let meta = folder.join(META);
+    match meta.exists() {
+        true => store::remove_file(&meta).and_then(|()| store::sync_folder(&folder)),
+        false => Ok(()),
+    }
+}
+
+/// The memory file that an instance was loaded from whose snapshot was used up.
+///
+/// # Errors
+/// When what is left of the snapshot cannot be read.
+pub fn consumed(roots: &Roots, path: &InstancePath) -> Result<Option<Delta>, StoreError> {
+    store::read_if_there(&folder(roots, path).join(CONSUMED))
+}
+
+/// Removes an instance's snapshot, and what is left of earlier ones. The snapshot's name goes first.
+///
+/// # Errors
+/// When a file cannot be removed; calling it again goes on.
+pub fn discard(roots: &Roots, path: &InstancePath) -> Result<(), StoreError> {
+    let folder = folder(roots, path);
+    store::remove_file(&folder.join(META))?;
+    store::remove_folder(&folder)
+}

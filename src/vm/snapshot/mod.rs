@@ -1,0 +1,258 @@
+//! What a snapshot consists of, whoever's it is: the VMM's state, the guest's memory, and what proves that both are what
+//! was written.
+//!
+//! ```text
+//! vmstate.<n>   devices and vCPUs: small, with a sum that is always checked
+//! mem.<n>       the guest's memory, complete; holes are pages of zeros
+//! sums.<n>      a sum for each page of it, written as the pages are
+//! meta.json     names them and says where they come from; without it there is no snapshot
+//! ```
+//! Memory is not read to be trusted: a file whose inode, size and mtime are those that were recorded when its sums were
+//! made is taken as it is, any other one is compared page by page first.
+
+mod dirty;
+mod origin;
+mod sums;
+
+use std::{
+    fs::{self, File},
+    io::{self, Read},
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+use twox_hash::XxHash3_64;
+
+pub use self::{
+    dirty::written_pages,
+    origin::Origin,
+    sums::{PAGE, Sums, data_pages},
+};
+use crate::store::StoreError;
+
+/// Why a snapshot is not loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// It is not what was written.
+    #[error("{path} is damaged: {why}", path = path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// It belongs to somebody else.
+    #[error("{path} is a snapshot of {of}", path = path.display())]
+    Foreign {
+        /// The file that says so.
+        path: PathBuf,
+        /// Whose it is.
+        of: String,
+    },
+    /// It was made on another CPU.
+    #[error("it was made on the CPU {then:?}, and this is {now:?}")]
+    OtherCpu {
+        /// That of the snapshot.
+        then: String,
+        /// This one.
+        now: String,
+    },
+    /// A disk is not as the guest left it.
+    #[error("{path} {why}: the guest would write what it remembers over it", path = path.display())]
+    DiskChanged {
+        /// The disk.
+        path: PathBuf,
+        /// What changed.
+        why: String,
+        /// Only its time: the content may be the same.
+        only_time: bool,
+    },
+    /// A file could not be read or written.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// A file, as it was when it was last looked at in whole.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Stamp {
+    /// Its name in its folder.
+    pub file: String,
+    /// Its length.
+    pub size_bytes: u64,
+    /// Its inode: another file of the same name has another one.
+    pub inode: u64,
+    /// When it was last written to, in ns since 1970. Not ctime: links and owners change that.
+    pub mtime_ns: i128,
+}
+
+impl Stamp {
+    /// A file as it is now.
+    ///
+    /// # Errors
+    /// When it cannot be looked at.
+    pub fn of(folder: &Path, name: &str) -> Result<Self, StoreError> {
+        let path = folder.join(name);
+        let meta = fs::metadata(&path).map_err(StoreError::io("look at", &path))?;
+        Ok(Self {
+            file: name.to_owned(),
+            size_bytes: meta.len(),
+            inode: meta.ino(),
+            mtime_ns: i128::from(meta.mtime()) * 1_000_000_000 + i128::from(meta.mtime_nsec()),
+        })
+    }
+
+    /// What of the file is not as it was; `None` where all is.
+    ///
+    /// # Errors
+    /// When it cannot be looked at, unless it is not there: that is a change.
+    pub fn change(&self, folder: &Path) -> Result<Option<Change>, StoreError> {
+        let path = folder.join(&self.file);
+        if !path.exists() {
+            return Ok(Some(Change::Gone));
+        }
+        let now = Self::of(folder, &self.file)?;
+        Ok(if now.size_bytes != self.size_bytes {
+            Some(Change::Size { then: self.size_bytes, now: now.size_bytes })
+        } else if now.inode != self.inode {
+            Some(Change::Replaced)
+        } else {
+            (now.mtime_ns != self.mtime_ns).then_some(Change::Time)
+        })
+    }
+}
+
+/// How a file differs from its stamp.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// There is none.
+    Gone,
+    /// It is longer or shorter.
+    Size {
+        /// What it was, in bytes.
+        then: u64,
+        /// What it is, in bytes.
+        now: u64,
+    },
+    /// It is another file of the same name.
+    Replaced,
+    /// It was written to, or touched.
+    Time,
+}
+
+impl std::fmt::Display for Change {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Change::Gone => f.write_str("is gone"),
+            Change::Size { then, now } => write!(f, "has {now} bytes in place of {then}"),
+            Change::Replaced => f.write_str("was replaced by another file"),
+            Change::Time => f.write_str("was written to"),
+        }
+    }
+}
+
+/// The files of a snapshot, in one folder.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Image {
+    /// The VMM's state.
+    pub vmstate: Stamp,
+    /// Its sum.
+    pub vmstate_sum: String,
+    /// The guest's memory.
+    pub mem: Stamp,
+    /// The sums of the memory's pages.
+    pub sums: String,
+}
+
+impl Image {
+    /// The image that these files are, once they are written and the memory's sums are made.
+    ///
+    /// # Errors
+    /// When one cannot be read.
+    pub fn of(folder: &Path, vmstate: &str, mem: &str, sums: &str) -> Result<Self, StoreError> {
+        Ok(Self {
+            vmstate: Stamp::of(folder, vmstate)?,
+            vmstate_sum: sum_of(&folder.join(vmstate))?,
+            mem: Stamp::of(folder, mem)?,
+            sums: sums.to_owned(),
+        })
+    }
+
+    /// Is it what was written? Reads the VMM's state, and of the memory only what cannot be trusted.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Damaged`] says what is not.
+    pub fn check(&self, folder: &Path) -> Result<(), SnapshotError> {
+        self.check_vmstate(folder)?;
+        match self.mem.change(folder)? {
+            None => Ok(()),
+            Some(change @ (Change::Gone | Change::Size { .. })) => {
+                Err(SnapshotError::Damaged { path: folder.join(&self.mem.file), why: format!("it {change}") })
+            }
+            Some(Change::Replaced | Change::Time) => self.scrub(folder),
+        }
+    }
+
+    /// Is every byte of it what was written?
+    ///
+    /// # Errors
+    /// [`SnapshotError::Damaged`] says what is not.
+    pub fn scrub(&self, folder: &Path) -> Result<(), SnapshotError> {
+        self.check_vmstate(folder)?;
+        let path = folder.join(&self.mem.file);
+        if let Some(change @ (Change::Gone | Change::Size { .. })) = self.mem.change(folder)? {
+            return Err(SnapshotError::Damaged { path, why: format!("it {change}") });
+        }
+        let wrong = Sums::in_file(&folder.join(&self.sums)).compare(&path)?;
+        match wrong.first() {
+            None => Ok(()),
+            Some(first) => {
+                let why = match wrong.len() {
+                    1 => format!("page {first} is not what was written"),
+                    count => format!("{count} pages are not what was written, the first is page {first}"),
+                };
+                Err(SnapshotError::Damaged { path, why })
+            }
+        }
+    }
+
+    fn check_vmstate(&self, folder: &Path) -> Result<(), SnapshotError> {
+        let path = folder.join(&self.vmstate.file);
+        if let Some(change @ (Change::Gone | Change::Size { .. })) = self.vmstate.change(folder)? {
+            return Err(SnapshotError::Damaged { path, why: format!("it {change}") });
+        }
+        if sum_of(&path)? != self.vmstate_sum {
+            return Err(SnapshotError::Damaged { path, why: "its content is not what was written".into() });
+        }
+        Ok(())
+    }
+
+    /// The names of its files.
+    pub fn files(&self) -> [&str; 3] {
+        [&self.vmstate.file, &self.mem.file, &self.sums]
+    }
+}
+
+/// The sum of a small file.
+fn sum_of(path: &Path) -> Result<String, StoreError> {
+    let mut bytes = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(MAX_VMSTATE).read_to_end(&mut bytes))
+        .map_err(StoreError::io("read", path))?;
+    Ok(format!("xxh3:{:016x}", XxHash3_64::oneshot(&bytes)))
+}
+
+/// The longest state that Firecracker itself would read.
+const MAX_VMSTATE: u64 = 16 << 20;
+
+/// The bytes that a file takes on its file system; 0 where there is none.
+pub fn taken_bytes(path: &Path) -> u64 {
+    fs::metadata(path).map_or(0, |meta| meta.blocks() * 512)
+}
+
+/// What `error` says, where a file was shorter than what was to be read of it.
+fn ended(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::UnexpectedEof
+}

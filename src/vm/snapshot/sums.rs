@@ -1,0 +1,185 @@
+//! A sum for each page of a memory file, kept beside it: made of the pages that were written, compared with all.
+
+use std::{
+    fs::{File, OpenOptions},
+    io,
+    ops::Range,
+    os::unix::fs::{FileExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use rustix::{
+    fs::{SeekFrom, seek},
+    io::Errno,
+};
+use twox_hash::XxHash3_64;
+
+use super::{SnapshotError, ended};
+use crate::store::StoreError;
+
+/// Bytes of a page.
+pub const PAGE: u64 = 4096;
+/// Bytes of a sum.
+const SUM: u64 = 8;
+/// Pages that are read at once.
+const BATCH: u64 = 256;
+
+/// The sums of a memory file's pages: 8 bytes each, 0 for a page of zeros, so that holes stay holes.
+#[derive(Debug)]
+pub struct Sums {
+    path: PathBuf,
+}
+
+fn sum(page: &[u8]) -> u64 {
+    // Reading eight bytes at a time is what makes a page of zeros cheap.
+    match page.as_chunks::<8>().0.iter().all(|word| u64::from_ne_bytes(*word) == 0) {
+        true => 0,
+        false => XxHash3_64::oneshot(page).max(1),
+    }
+}
+
+impl Sums {
+    /// Those in this file.
+    pub fn in_file(path: &Path) -> Self {
+        Self { path: path.to_path_buf() }
+    }
+
+    /// Makes the sums of these pages of a memory file anew, and syncs them. A file that is not there yet is made.
+    ///
+    /// # Errors
+    /// When a file cannot be read or written.
+    pub fn update(&self, mem: &Path, pages: &[Range<u64>]) -> Result<(), StoreError> {
+        let memory = File::open(mem).map_err(StoreError::io("open", mem))?;
+        let length = memory.metadata().map_err(StoreError::io("look at", mem))?.len();
+        let written = (|| {
+            let sums =
+                OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&self.path)?;
+            sums.set_len(length.div_ceil(PAGE) * SUM)?;
+            for range in pages {
+                each_batch(&memory, range.clone(), |first, batch| {
+                    sums.write_all_at(&sums_of(batch), first * SUM)
+                })?;
+            }
+            sums.sync_data()
+        })();
+        written.map_err(StoreError::io("write", &self.path))
+    }
+
+    /// Compares every page of a memory file with its sum. Returns the pages that are something else.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Damaged`] where there are not as many sums as pages.
+    pub fn compare(&self, mem: &Path) -> Result<Vec<u64>, SnapshotError> {
+        let memory = File::open(mem).map_err(StoreError::io("open", mem))?;
+        let length = memory.metadata().map_err(StoreError::io("look at", mem))?.len();
+        let damaged = |why: String| SnapshotError::Damaged { path: self.path.clone(), why };
+        let sums = match File::open(&self.path) {
+            Ok(sums) => sums,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(damaged("it is gone".into()));
+            }
+            Err(source) => return Err(StoreError::io("open", &self.path)(source).into()),
+        };
+        let pages = length.div_ceil(PAGE);
+        let mut wrong = Vec::new();
+        let compared = each_batch(&memory, 0..pages, |first, batch| {
+            let is = sums_of(batch);
+            let mut should = vec![0; is.len()];
+            sums.read_exact_at(&mut should, first * SUM)?;
+            let differ = |(is, should): &(&[u8], &[u8])| is != should;
+            let pairs = is.chunks(SUM as usize).zip(should.chunks(SUM as usize));
+            wrong.extend((first..).zip(pairs).filter(|(_, pair)| differ(pair)).map(|(page, _)| page));
+            Ok(())
+        });
+        match compared {
+            Ok(()) => Ok(wrong),
+            Err(error) if ended(&error) => Err(damaged(format!("it has fewer sums than {pages} pages"))),
+            Err(source) => Err(StoreError::io("compare", mem)(source).into()),
+        }
+    }
+}
+
+fn sums_of(batch: &[u8]) -> Vec<u8> {
+    batch.chunks(PAGE as usize).flat_map(|page| sum(page).to_le_bytes()).collect()
+}
+
+/// Reads pages, several at once, and calls `work` with the first one's number and their bytes.
+fn each_batch(
+    memory: &File,
+    pages: Range<u64>,
+    mut work: impl FnMut(u64, &[u8]) -> io::Result<()>,
+) -> io::Result<()> {
+    let mut buffer = vec![0; (BATCH * PAGE) as usize];
+    let mut first = pages.start;
+    while first < pages.end {
+        let count = (pages.end - first).min(BATCH);
+        let bytes = &mut buffer[..(count * PAGE) as usize];
+        memory.read_exact_at(bytes, first * PAGE)?;
+        work(first, bytes)?;
+        first += count;
+    }
+    Ok(())
+}
+
+/// The pages of a file that are not in a hole.
+///
+/// # Errors
+/// When the file cannot be looked at.
+pub fn data_pages(file: &File) -> io::Result<Vec<Range<u64>>> {
+    let length = file.metadata()?.len();
+    let mut ranges = Vec::new();
+    let mut at = 0;
+    while at < length {
+        let start = match seek(file, SeekFrom::Data(at)) {
+            Ok(start) => start,
+            Err(Errno::NXIO) => break,
+            Err(error) => return Err(error.into()),
+        };
+        let end = seek(file, SeekFrom::Hole(start))?;
+        ranges.push(start / PAGE..end.div_ceil(PAGE));
+        at = end;
+    }
+    Ok(ranges)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn memory(pages: u64) -> (tempfile::TempDir, PathBuf, Sums) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("mem");
+        let file = File::create(&path).unwrap();
+        file.set_len(pages * PAGE).unwrap();
+        for page in (0..pages).step_by(3) {
+            file.write_all_at(&page.to_le_bytes(), page * PAGE + 8).unwrap();
+        }
+        let sums = Sums::in_file(&dir.path().join("sums"));
+        sums.update(&path, &data_pages(&file).unwrap()).unwrap();
+        (dir, path, sums)
+    }
+
+    #[test]
+    fn a_flipped_bit_is_found_in_its_page() {
+        let (_dir, path, sums) = memory(1000);
+        assert_eq!(sums.compare(&path).unwrap(), [] as [u64; 0]);
+        let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+        for page in [0, 301, 999] {
+            let mut byte = [0];
+            file.read_exact_at(&mut byte, page * PAGE + 77).unwrap();
+            file.write_all_at(&[byte[0] ^ 4], page * PAGE + 77).unwrap();
+        }
+        assert_eq!(sums.compare(&path).unwrap(), [0, 301, 999]);
+        sums.update(&path, &[0..1, 301..302, 999..1000]).unwrap();
+        assert_eq!(sums.compare(&path).unwrap(), [] as [u64; 0]);
+    }
+
+    #[test]
+    fn sums_that_are_cut_or_gone_are_damage() {
+        let (_dir, path, sums) = memory(10);
+        OpenOptions::new().write(true).open(&sums.path).unwrap().set_len(9 * SUM).unwrap();
+        assert!(matches!(sums.compare(&path), Err(SnapshotError::Damaged { .. })));
+        std::fs::remove_file(&sums.path).unwrap();
+        assert!(matches!(sums.compare(&path), Err(SnapshotError::Damaged { .. })));
+    }
+}
