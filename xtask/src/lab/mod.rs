@@ -136,12 +136,9 @@ fn shell(host: &Host, arguments: &LabArguments) -> Result<u8> {
 fn test(host: &Host, arguments: &LabArguments, rest: &[String]) -> Result<u8> {
     let start = Instant::now();
     let mut programs = programs(host, arguments)?;
-    programs.extend(
-        job::build(&["test", "--package", "mvm", "--test", "lab", "--no-run"])?
-            .into_iter()
-            .map(|(_, file)| ("lab-tests".to_owned(), file))
-            .take(1),
-    );
+    let tests = job::build(&["test", "--package", "mvm", "--test", "lab", "--no-run"])?;
+    let tests = tests.into_iter().find(|(name, _)| name == "lab").context("there are no tests of the lab")?;
+    programs.push(("lab-tests".to_owned(), tests.1));
     let words: Vec<String> = rest.iter().map(|word| job::quoted(word)).collect();
     // One after another: the machine is slow, and what the tests measure of each other would be nothing but waiting.
     let script = format!("exec lab-tests --nocapture --test-threads=1 {}\n", words.join(" "));
