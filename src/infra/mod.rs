@@ -3,4 +3,5 @@
 pub mod config;
 pub mod failpoint;
 pub mod shell;
+pub mod terminal;
 pub mod watch;

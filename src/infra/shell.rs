@@ -198,7 +198,18 @@ pub fn ended_within(pidfd: &impl std::os::fd::AsFd, limit: Duration) -> bool {
     }
 }
 
-/// Starts a program that shall outlive this process: its own session, its own working directory, output into `log`.
+/// What a detached program reads and writes.
+#[derive(Debug)]
+pub struct Streams {
+    /// Its stdin.
+    pub input: File,
+    /// Its stdout.
+    pub output: File,
+    /// Its stderr.
+    pub errors: File,
+}
+
+/// Starts a program that shall outlive this process: its own session, its own working directory, its own streams.
 ///
 /// # Errors
 /// When it cannot be started.
@@ -206,10 +217,9 @@ pub fn spawn_detached<S: AsRef<OsStr>>(
     program: &Path,
     arguments: impl IntoIterator<Item = S>,
     directory: &Path,
-    log: File,
+    streams: Streams,
 ) -> Result<Child, ShellError> {
     let error = |source| ShellError::Spawn { program: program.to_path_buf(), source };
-    let err = log.try_clone().map_err(error)?;
     let mut command = Command::new(program);
     command
         .args(arguments)
@@ -217,9 +227,9 @@ pub fn spawn_detached<S: AsRef<OsStr>>(
         .env("PATH", PATH)
         .env("TZ", "UTC")
         .current_dir(directory)
-        .stdin(Stdio::null())
-        .stdout(log)
-        .stderr(err);
+        .stdin(streams.input)
+        .stdout(streams.output)
+        .stderr(streams.errors);
     // SAFETY: setsid is async-signal-safe and the closure allocates nothing.
     unsafe {
         command.pre_exec(|| rustix::process::setsid().map(drop).map_err(Into::into));

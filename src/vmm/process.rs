@@ -13,15 +13,17 @@ use std::{
     time::Duration,
 };
 
-use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
+use rustix::{
+    fs::{CWD, FileType, Mode, OFlags, fstat, mknodat, openat},
+    io::Errno,
+    process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid},
 };
 
 use super::{
     client::{API_SOCKET, LOG, VmmError},
     install::SIM_ARGUMENT,
 };
-use crate::infra::shell::{self, ShellError};
+use crate::infra::shell::{self, ShellError, Streams};
 
 /// A program to run as VMM.
 #[derive(Debug, Clone)]
@@ -52,23 +54,68 @@ pub struct Vmm {
     pub pidfd: OwnedFd,
 }
 
-/// Starts a VMM in `directory`. `id` is what it calls itself. Its log lies in the directory, and is there already.
+/// What a VMM's guest prints, in the VMM's directory.
+pub const CONSOLE: &str = "console.log";
+/// What is typed on the guest's console: a FIFO in the VMM's directory.
+pub const CONSOLE_INPUT: &str = "console.in";
+
+/// Starts a VMM in `directory`. `id` is what it calls itself. Its log and its guest's console lie in the directory, and are
+/// there already; what is typed there comes through a FIFO beside them.
 ///
 /// # Errors
 /// When the program cannot be run.
 pub fn spawn(program: &Program, directory: &Path, id: &str) -> Result<Vmm, ShellError> {
     let wrap = |source| ShellError::Spawn { program: program.path.clone(), source };
-    let log = File::options().append(true).create(true).open(directory.join(LOG)).map_err(wrap)?;
+    let append = |name| File::options().append(true).create(true).open(directory.join(name)).map_err(wrap);
+    let streams = Streams {
+        input: console_input(&directory.join(CONSOLE_INPUT)).map_err(wrap)?,
+        output: append(CONSOLE)?,
+        errors: append(LOG)?,
+    };
     let arguments = program.first_arguments.iter().cloned().chain(
         ["--api-sock", API_SOCKET, "--id", id, "--level", "Error", "--log-path", LOG].map(OsString::from),
     );
-    let child = shell::spawn_detached(&program.path, arguments, directory, log)?;
+    let child = shell::spawn_detached(&program.path, arguments, directory, streams)?;
     let pid = child.id().cast_signed();
     match (handle(pid), stat(pid)) {
         (Some(pidfd), Some(Stat { start_time, .. })) => {
             Ok(Vmm { identity: Identity { pid, start_time }, pidfd })
         }
         _ => Err(wrap(io::Error::other("it ended at once"))),
+    }
+}
+
+/// The end of the FIFO that the VMM gets. It is open for writing too, so that the VMM never sees the end of it when those
+/// who type go away, and nobody has to stay.
+fn console_input(path: &Path) -> io::Result<File> {
+    match mknodat(CWD, path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(errno) => return Err(errno.into()),
+    }
+    let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    fifo(openat(CWD, path, flags, Mode::empty())?)
+}
+
+/// Opens the console of the VMM in `directory` for typing. `None` where there is none: no VMM, or one that was started before
+/// consoles had an input. Nobody waits for a guest that does not read.
+///
+/// # Errors
+/// When it cannot be opened, or is something else than it was made as.
+pub fn open_console(directory: &Path) -> io::Result<Option<File>> {
+    let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    match openat(CWD, directory.join(CONSOLE_INPUT), flags, Mode::empty()) {
+        Ok(opened) => fifo(opened).map(Some),
+        // NXIO: nobody has it open for reading.
+        Err(Errno::NOENT | Errno::NXIO) => Ok(None),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// The directory may be a jail's, whose VMM may put anything there.
+fn fifo(opened: OwnedFd) -> io::Result<File> {
+    match FileType::from_raw_mode(fstat(&opened)?.st_mode) {
+        FileType::Fifo => Ok(opened.into()),
+        _ => Err(io::Error::other("it is no FIFO")),
     }
 }
 
@@ -189,7 +236,7 @@ impl Vmm {
             source,
         };
         match pidfd_send_signal(&self.pidfd, Signal::KILL) {
-            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+            Ok(()) | Err(Errno::SRCH) => {}
             Err(errno) => return Err(error(errno.into())),
         }
         if !self.ended_within(Duration::from_secs(10)) {
@@ -219,17 +266,41 @@ pub fn boot_id() -> String {
 mod tests {
     use super::*;
 
+    fn streams(directory: &Path) -> Streams {
+        let log = || File::create(directory.join("log")).unwrap();
+        Streams { input: File::open("/dev/null").unwrap(), output: log(), errors: log() }
+    }
+
     fn sleeper(directory: &Path) -> Vmm {
-        let log = File::create(directory.join("log")).unwrap();
         let program = directory.join("firecracker");
         std::fs::copy("/bin/sleep", &program).unwrap();
-        let mut child = shell::spawn_detached(&program, ["1000"], directory, log).unwrap();
+        let mut child = shell::spawn_detached(&program, ["1000"], directory, streams(directory)).unwrap();
         assert!(child.try_wait().unwrap().is_none());
         let pid = child.id().cast_signed();
         Vmm {
             identity: Identity { pid, start_time: stat(pid).unwrap().start_time },
             pidfd: handle(pid).unwrap(),
         }
+    }
+
+    /// What is typed before anybody reads waits; those who type may come and go; with the reader the console is gone.
+    #[test]
+    fn what_is_typed_reaches_the_vmm_and_its_end_never_does() {
+        use std::io::{Read, Write};
+        let dir = tempfile::tempdir().unwrap();
+        assert!(open_console(dir.path()).unwrap().is_none());
+        let mut vmm_end = console_input(&dir.path().join(CONSOLE_INPUT)).unwrap();
+        for text in ["one\n", "two\n"] {
+            open_console(dir.path()).unwrap().unwrap().write_all(text.as_bytes()).unwrap();
+            let mut read = [0; 4];
+            vmm_end.read_exact(&mut read).unwrap();
+            assert_eq!(read, text.as_bytes());
+        }
+        drop(vmm_end);
+        assert!(open_console(dir.path()).unwrap().is_none());
+        let other = tempfile::tempdir().unwrap();
+        std::fs::write(other.path().join(CONSOLE_INPUT), "").unwrap();
+        assert!(open_console(other.path()).is_err(), "a file is no console");
     }
 
     #[test]
@@ -239,9 +310,9 @@ mod tests {
         let found = find_in(dir.path());
         assert_eq!(found.iter().map(|vmm| vmm.identity).collect::<Vec<_>>(), [vmm.identity]);
         assert!(find(vmm.identity).is_some());
-        let log = File::create(dir.path().join("log")).unwrap();
         let mut bystander =
-            shell::spawn_detached(Path::new("/bin/sleep"), ["1000"], dir.path(), log).unwrap();
+            shell::spawn_detached(Path::new("/bin/sleep"), ["1000"], dir.path(), streams(dir.path()))
+                .unwrap();
         assert_eq!(find_in(dir.path()).len(), 1, "another program may stand there");
         bystander.kill().unwrap();
         bystander.wait().unwrap();

@@ -142,11 +142,9 @@ pub struct Vsock {
     pub uds_path: String,
 }
 
-/// Where the console goes.
+/// The console. It is the VMM's stdin and stdout: with a `serial_out_path` Firecracker would not read any input.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Serial {
-    /// A new file: an existing one is written over from its beginning.
-    pub serial_out_path: String,
     /// Bytes beyond it are dropped; the guest is never blocked.
     pub rate_limiter: TokenBucket,
 }

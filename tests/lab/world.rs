@@ -40,8 +40,7 @@ impl World {
 
     /// Runs a command with a limit, without looking at how it ends.
     pub fn run(&self, arguments: &str, limit: Duration) -> Result<Output, Wrong> {
-        within(self.sandbox.command(arguments), None, limit)
-            .map_err(|wrong| format!("mvm {arguments}: {wrong}"))
+        within(self.sandbox.command(arguments), limit).map_err(|wrong| format!("mvm {arguments}: {wrong}"))
     }
 
     /// Runs a command that must succeed and returns its JSON.
@@ -57,13 +56,16 @@ impl World {
         self.ok_within(arguments, COMMAND_LIMIT)
     }
 
-    /// Types a line on a guest's console.
-    pub fn types(&self, path: &str, line: &str) -> Result<(), Wrong> {
-        let input = format!("{line}\n");
-        let command = self.sandbox.command(&format!("instance console {path}"));
-        let output = within(command, Some(input.as_bytes()), Duration::from_secs(20))?;
-        let said = String::from_utf8_lossy(&output.stderr);
-        ensure(output.status.success(), || format!("mvm instance console {path}: {}", said.trim()))
+    /// Types a line on a guest's console. What comes back also follows what is printed, so it is ended once that was seen.
+    pub fn types(&self, path: &str, line: &str) -> Result<Typist, Wrong> {
+        let mut command = self.sandbox.command(&format!("instance console {path}"));
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut child = command.spawn().map_err(|error| format!("mvm instance console: {error}"))?;
+        let input = child.stdin.take();
+        let typist = Typist(child);
+        // One that does not read has failed; then there is no answer either.
+        let _ = input.map(|mut input| input.write_all(format!("{line}\n").as_bytes()));
+        Ok(typist)
     }
 
     /// A tenant whose pool runs the lab's Debian guest.
@@ -125,11 +127,20 @@ impl World {
     }
 }
 
+/// A command that types.
+pub struct Typist(std::process::Child);
+
+impl Drop for Typist {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// Runs a command, and kills it where it takes too long.
-fn within(mut command: Command, input: Option<&[u8]>, limit: Duration) -> Result<Output, Wrong> {
-    let stdin = if input.is_some() { Stdio::piped() } else { Stdio::null() };
-    let mut child = command
-        .stdin(stdin)
+fn within(mut command: Command, limit: Duration) -> Result<Output, Wrong> {
+    let child = command
+        .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
@@ -137,10 +148,6 @@ fn within(mut command: Command, input: Option<&[u8]>, limit: Duration) -> Result
     let pidfd = rustix::process::Pid::from_raw(child.id().cast_signed())
         .and_then(|pid| rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok())
         .ok_or("no handle on it")?;
-    if let (Some(input), Some(mut stdin)) = (input, child.stdin.take()) {
-        // One that does not read is one that failed, and says so on its own.
-        let _ = stdin.write_all(input);
-    }
     let waiter = std::thread::spawn(move || child.wait_with_output());
     if !mvm::infra::shell::ended_within(&pidfd, limit) {
         let _ = rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL);

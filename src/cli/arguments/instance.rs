@@ -1,6 +1,6 @@
 //! Arguments of `mvm instance …`.
 
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 use jiff::{SignedDuration, Timestamp};
 
 use super::DestroyArguments;
@@ -104,17 +104,12 @@ pub enum InstanceCommand {
         #[arg(short, long)]
         follow: bool,
     },
-    /// Show what a guest printed
-    Console {
-        /// TENANT/POOL/INSTANCE
-        instance: InstanceRef,
-        /// Go on as more comes
-        #[arg(short, long)]
-        follow: bool,
-        /// Do not escape what could talk to the terminal
-        #[arg(long)]
-        raw: bool,
-    },
+    /// Show what a guest printed, and type on its console
+    ///
+    /// On a terminal every key goes to the guest, and Ctrl-] leaves. What comes through a pipe or from a file goes to the
+    /// guest too; then what it prints from then on is shown, until it is quiet for a second. Otherwise (--print, --follow,
+    /// or stdin is /dev/null) what was printed is shown.
+    Console(ConsoleArguments),
     /// Show what instances use
     Stats {
         /// TENANT, TENANT/POOL; all, where nothing is named
@@ -131,6 +126,27 @@ pub enum InstanceCommand {
         #[command(flatten)]
         destroy: DestroyArguments,
     },
+}
+
+#[derive(Debug, Args)]
+pub struct ConsoleArguments {
+    /// TENANT/POOL/INSTANCE
+    pub instance: InstanceRef,
+    /// Only show, and go on as more comes
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Only show what there is, also on a terminal
+    #[arg(long, conflicts_with = "follow")]
+    pub print: bool,
+    /// Do not escape what could talk to the terminal
+    #[arg(long)]
+    pub raw: bool,
+    /// Go on until the guest has printed this; no end in sight is a failure
+    #[arg(long, value_name = "TEXT")]
+    pub until: Option<String>,
+    /// How long to wait for that, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, requires = "until")]
+    pub timeout: u64,
 }
 
 #[derive(Debug, Subcommand)]

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::console;
+
 use crate::cli::{
     arguments::instance::{DiskCommand, InstanceCommand},
     error::{CliError, Kind},
@@ -238,12 +240,7 @@ pub fn run(out: &Out, operator: &mut Operator, command: InstanceCommand) -> Resu
             let print = |bytes: &[u8]| print_lines(out, &logs::lines_since(bytes, since));
             stream(out, operator, &path, &file, follow, print)?;
         }
-        InstanceCommand::Console { instance, follow, raw } => {
-            let path = resolve(&operator.roots, &instance)?;
-            let file = logs::console(&operator.roots, &path);
-            let print = |bytes: &[u8]| if raw { out.raw(bytes) } else { print_lines(out, bytes) };
-            stream(out, operator, &path, &file, follow, print)?;
-        }
+        InstanceCommand::Console(arguments) => return console::run(out, operator, &arguments),
         InstanceCommand::Stats { scope } => return usage(out, operator, scope.as_ref()),
         InstanceCommand::Disk(DiskCommand::Grow { instance, size }) => {
             let path = resolve(&operator.roots, &instance)?;
@@ -481,7 +478,7 @@ fn why(out: &Out, operator: &mut Operator, typed: &InstanceRef) -> Result<(), Cl
 }
 
 /// Prints a guest's or a VMM's bytes, escaped.
-fn print_lines(out: &Out, bytes: &[u8]) {
+pub fn print_lines(out: &Out, bytes: &[u8]) {
     let text = escape(bytes);
     if !out.json {
         return out.raw(text.as_bytes());

@@ -21,7 +21,7 @@ pub mod files {
     /// The data disk.
     pub const DATA: &str = "data.ext4";
     /// What the guest prints.
-    pub const CONSOLE: &str = "console.log";
+    pub const CONSOLE: &str = crate::vmm::process::CONSOLE;
     /// The vsock device's socket.
     pub const VSOCK: &str = "v.sock";
 }
@@ -74,10 +74,7 @@ pub fn requests(instance: &Instance, manifest: &Manifest, quotas: &Quotas) -> Ve
 
 /// Where the console goes, and how much of it. Not part of a snapshot: it is said again before a load.
 pub fn serial(quotas: &Quotas) -> Call {
-    Call::Serial(Serial {
-        serial_out_path: files::CONSOLE.into(),
-        rate_limiter: console_limit(quotas.log_mib),
-    })
+    Call::Serial(Serial { rate_limiter: console_limit(quotas.log_mib) })
 }
 
 /// A hash of requests, for the audit log: what exactly the VMM was told.

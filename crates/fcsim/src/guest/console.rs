@@ -1,10 +1,13 @@
-//! The guest's serial console: stdout or a file, with the token bucket that drops what is over.
+//! The guest's serial console: stdout or a file, with the token bucket that drops what is over; and what is typed on it.
 
 use std::{
     fs::File,
     io::{self, Write},
     os::fd::{AsFd, BorrowedFd},
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -15,6 +18,8 @@ use crate::{host::errno::OsError, log::open_output, wire::machine::SerialConfig}
 /// Where the console goes.
 pub(crate) struct Console {
     out: Mutex<Out>,
+    /// Is stdin read? As in Firecracker only where the console is stdout, and stdin is a terminal or a FIFO.
+    reads: AtomicBool,
 }
 
 struct Out {
@@ -30,13 +35,36 @@ impl Console {
             .rate_limiter
             .and_then(crate::wire::TokenBucketConfig::effective)
             .map(|limit| Bucket::new(limit.size, limit.one_time_burst.unwrap_or(0), limit.refill_time));
-        Ok(Self { out: Mutex::new(Out { file, bucket }) })
+        let reads = AtomicBool::new(file.is_none() && is_typed_on(io::stdin()));
+        Ok(Self { out: Mutex::new(Out { file, bucket }), reads })
+    }
+
+    /// Where what is typed comes from, as long as somebody may type.
+    pub(crate) fn input(&self) -> Option<io::Stdin> {
+        self.reads.load(Ordering::Relaxed).then(io::stdin)
+    }
+
+    /// Takes what was typed and shows it, as a terminal's line does. It is readable: this does not wait.
+    pub(crate) fn echo(&self) {
+        // as much as a UART holds
+        let mut typed = [0; 64];
+        match rustix::io::read(io::stdin(), &mut typed[..]) {
+            Ok(read @ 1..) => {
+                let shown = typed[..read].iter().map(|&byte| if byte == b'\r' { b'\n' } else { byte });
+                self.write(shown.collect());
+            }
+            Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => {}
+            Ok(_) | Err(_) => self.reads.store(false, Ordering::Relaxed),
+        }
     }
 
     /// Prints a line. The guest is never blocked: what nobody takes, and what the limiter does not let through, is lost.
     pub(crate) fn print(&self, text: &str) {
+        self.write(format!("{text}\n").into_bytes());
+    }
+
+    fn write(&self, mut bytes: Vec<u8>) {
         let mut out = self.out.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut bytes = format!("{text}\n").into_bytes();
         if let Some(bucket) = &mut out.bucket {
             // a guest writes byte by byte, and each byte is let through or not
             let allowed = usize::try_from(bucket.take(bytes.len() as u64)).unwrap_or(bytes.len());
@@ -47,6 +75,12 @@ impl Console {
             None => write_now(Ok(io::stdout()), &bytes),
         };
     }
+}
+
+fn is_typed_on(stdin: io::Stdin) -> bool {
+    use rustix::fs::{FileType, fstat};
+    let is_fifo = fstat(&stdin).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Fifo);
+    is_fifo || rustix::termios::isatty(stdin)
 }
 
 /// Writes as far as that is possible without waiting.

@@ -309,7 +309,9 @@ fn turn(shared: &Arc<Shared>) -> io::Result<bool> {
     let listener = shared.vsock.as_ref().filter(|_| !shared.vsock_dead.load(Ordering::Relaxed));
     let mut fds = vec![PollFd::from_borrowed_fd(shared.wake.as_fd(), PollFlags::IN)];
     fds.extend(nics.iter().map(|nic| PollFd::from_borrowed_fd(nic.tap().file.as_fd(), PollFlags::IN)));
+    let input = shared.console.input();
     fds.extend(listener.map(|listener| PollFd::from_borrowed_fd(listener.as_fd(), PollFlags::IN)));
+    fds.extend(input.iter().map(|input| PollFd::from_borrowed_fd(input.as_fd(), PollFlags::IN)));
     match poll(&mut fds, None) {
         Ok(_) | Err(rustix::io::Errno::INTR) => {}
         Err(error) => return Err(error.into()),
@@ -332,6 +334,9 @@ fn turn(shared: &Arc<Shared>) -> io::Result<bool> {
     }
     if let (Some(listener), Some(true)) = (listener, ready.get(1 + nics.len())) {
         vsock::accept(shared, listener)?;
+    }
+    if let (Some(_), Some(true)) = (&input, ready.last()) {
+        shared.console.echo();
     }
     Ok(true)
 }

@@ -13,6 +13,8 @@ crate::on_both![
     a_burst_is_let_through_once,
     a_file_that_cannot_be_opened_fails_a_load,
     a_console_may_be_set_before_a_load,
+    a_guest_that_reads_nothing_is_not_harmed_by_what_is_typed,
+    with_a_file_for_the_console_nothing_is_read,
     it_takes_no_other_field,
     a_bucket_needs_its_fields,
 ];
@@ -91,6 +93,46 @@ fn a_console_may_be_set_before_a_load(lab: &Lab) {
     vmm.put("/serial", json!({ "serial_out_path": "console" })).done();
     vmm.load("s", json!({ "resume_vm": true })).done();
     vmm.wait_for_bytes("console", 1);
+}
+
+/// A FIFO as stdin, and its end for typing. The VMM's own is open for writing too: it sees no end.
+fn typed_on(lab: &Lab) -> (std::fs::File, std::process::Command) {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    let path = lab.path("typed");
+    mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).expect("a FIFO");
+    let open = || std::fs::File::options().read(true).write(true).open(&path).expect("it opens");
+    let mut command = lab.command(&["--id", "anon", "--api-sock", "api.sock", "--log-path", "log"]);
+    lab.write("log", b"");
+    command.stdin(open());
+    (open(), command)
+}
+
+fn a_guest_that_reads_nothing_is_not_harmed_by_what_is_typed(lab: &Lab) {
+    use std::io::Write;
+    let (mut keys, command) = typed_on(lab);
+    let vmm = lab.spawn_command(command);
+    vmm.wait_for_api("api.sock");
+    keys.write_all(&[b'x'; 5000]).expect("it is typed");
+    vmm.boot();
+    vmm.wait_until("a guest prints", || vmm.output("stdout").contains("guest"));
+    keys.write_all(&[b'y'; 5000]).expect("it is typed");
+    vmm.pause();
+    assert_eq!(vmm.state(), "Paused");
+    vmm.resume();
+    assert_eq!(vmm.state(), "Running");
+}
+
+fn with_a_file_for_the_console_nothing_is_read(lab: &Lab) {
+    use std::io::Write;
+    let (mut keys, command) = typed_on(lab);
+    let vmm = lab.spawn_command(command);
+    vmm.wait_for_api("api.sock");
+    vmm.put("/serial", json!({ "serial_out_path": "console" })).done();
+    keys.write_all(b"typed").expect("it is typed");
+    vmm.boot();
+    vmm.wait_for_bytes("console", 15);
+    vmm.pause();
+    assert_eq!(rustix::io::ioctl_fionread(&keys).expect("a FIFO"), 5);
 }
 
 fn it_takes_no_other_field(lab: &Lab) {

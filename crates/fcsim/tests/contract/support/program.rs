@@ -4,7 +4,7 @@ use std::{
     fs,
     io::Write,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
     sync::OnceLock,
 };
 
@@ -106,7 +106,7 @@ impl Lab {
     /// The program with these arguments, in the folder.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.executable);
-        command.env_clear().current_dir(self.dir()).args(arguments);
+        command.env_clear().current_dir(self.dir()).args(arguments).stdin(Stdio::null());
         command
     }
 

@@ -5,7 +5,7 @@ use std::{
     fs::{self, File},
     os::{fd::OwnedFd, unix::process::ExitStatusExt},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command},
     time::{Duration, Instant},
 };
 
@@ -50,7 +50,7 @@ impl Vmm {
         let wanted = inotify::WatchFlags::CREATE | inotify::WatchFlags::MODIFY | inotify::WatchFlags::DELETE;
         inotify::add_watch(&changes, dir, wanted).expect("a watch");
         let file = |name: &str| File::create(dir.join(name)).expect("an output file");
-        let child = command.stdin(Stdio::null()).stdout(file("stdout")).stderr(file("stderr")).spawn();
+        let child = command.stdout(file("stdout")).stderr(file("stderr")).spawn();
         let child = child.expect("the VMM starts");
         let pid = Pid::from_child(&child);
         let pidfd = pidfd_open(pid, PidfdFlags::empty()).expect("a pidfd");
