@@ -42,9 +42,9 @@ impl<'a> Guest<'a> {
 
     /// Starts it and waits for its prompt.
     pub fn start(&self) -> Result<(), Wrong> {
-        // What it printed in an earlier life is still there.
-        let before = self.console().len();
         self.is_told("start")?;
+        // What it printed in an earlier life may still be there; no guest boots as fast as this looks.
+        let before = self.console().len();
         wait_for("a prompt", BOOT_LIMIT, || self.console().get(before..)?.contains("root@").then_some(()))
     }
 

@@ -102,7 +102,7 @@ fn lab_has(mib: u64) -> bool {
 }
 
 #[test]
-fn g_four_gib_in_two_slots_come_back_whole() {
+fn four_gib_in_two_slots_come_back_whole() {
     if std::env::var_os("MVM_LAB").is_some() && !lab_has(GUEST_MIB + 1024) {
         skip("the lab has less than 5 GiB: a guest of 4 GiB");
         return;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use crate::{ensure, scenario, step};
 
 #[test]
-fn a_the_demo_plays_whole() {
+fn the_demo_plays_whole() {
     scenario("the demo", |world| {
         let output = world.run("demo --no-color", Duration::from_secs(120))?;
         print!("{}", String::from_utf8_lossy(&output.stderr));
@@ -15,7 +15,7 @@ fn a_the_demo_plays_whole() {
 }
 
 #[test]
-fn b_guests_boot_talk_to_their_own_and_stop() {
+fn guests_boot_talk_to_their_own_and_stop() {
     scenario("a first hour with real guests", |world| {
         world.pool("acme/web", 3, "--mem 256 --data-disk 64")?;
         world.pool("globex/web", 4, "--mem 256 --data-disk 64")?;

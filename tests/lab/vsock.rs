@@ -138,7 +138,7 @@ pub fn ask_within(
 }
 
 #[test]
-fn f_vsock_lives_through_warm_and_sleep() {
+fn vsock_lives_through_warm_and_sleep() {
     scenario("vsock through warm and sleep", |world| {
         world.pool("acme/web", 3, "--mem 256 --data-disk 128")?;
         let guest = step("a server listens in a guest", || start_server(world, "acme/web"))?;
