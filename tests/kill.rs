@@ -187,6 +187,92 @@ fn instance_stop() {
     kill_everywhere(&sandbox, &case);
 }
 
+/// Has the guest's memory stayed what it was, through everything that happened to it? It knows how often it wrote.
+fn assert_memory(sandbox: &Sandbox, path: &str) {
+    let info = sandbox.ok(&format!("instance info {path}"));
+    let tap = info["net"]["tap_dev"].as_str().expect("a TAP");
+    let sum = sandbox.tell(tap, &serde_json::json!({ "cmd": "checksum" }));
+    assert!(sum["sum"].is_string() && sum["writes"].as_u64() >= Some(50), "{sum}");
+}
+
+fn write_memory(sandbox: &Sandbox, path: &str) {
+    let info = sandbox.ok(&format!("instance info {path}"));
+    let tap = info["net"]["tap_dev"].as_str().expect("a TAP");
+    sandbox.tell(tap, &serde_json::json!({ "cmd": "dirty", "pages": 50 }));
+}
+
+/// One verb killed everywhere, on an instance whose memory is looked at each time. `back` brings it back to where the verb
+/// is possible.
+fn memory_case(verb: &str, from: &[&str], back: &[&str]) {
+    let Some(sandbox) = Sandbox::new() else { return };
+    sandbox.pool("sim");
+    let path = sandbox.instance("acme/web");
+    sandbox.ok(&format!("instance start {path}"));
+    write_memory(&sandbox, &path);
+    write_precious(&sandbox, &path);
+    let all =
+        |verbs: &[&str]| verbs.iter().for_each(|verb| drop(sandbox.ok(&format!("instance {verb} {path}"))));
+    all(from);
+    let operation = format!("instance {verb} {path}");
+    let state = |sandbox: &Sandbox| sandbox.states()[0].rsplit(' ').next().unwrap_or_default().to_owned();
+    let awake = |sandbox: &Sandbox| match state(sandbox).as_str() {
+        "sleeping" => drop(sandbox.ok(&format!("instance wake {path}"))),
+        "warm" => drop(sandbox.ok(&format!("instance resume {path}"))),
+        other => assert_eq!(other, "running"),
+    };
+    let case = Case {
+        operation: &operation,
+        reset: &|sandbox| {
+            awake(sandbox);
+            all(back);
+        },
+        // Through all of this the guest is never lost: it is awake, or it can be woken.
+        check: &|sandbox| {
+            awake(sandbox);
+            assert_memory(sandbox, &path);
+            assert_precious(&data_disk(sandbox, &path));
+            assert_clean_but_files(sandbox, "awake");
+        },
+        finishes_later: true,
+    };
+    kill_everywhere(&sandbox, &case);
+}
+
+#[test]
+fn instance_sleep() {
+    memory_case("sleep", &[], &[]);
+}
+
+#[test]
+fn instance_sleep_of_a_warm_one() {
+    memory_case("sleep", &["warm"], &["warm"]);
+}
+
+#[test]
+fn instance_wake() {
+    memory_case("wake", &["sleep"], &["sleep"]);
+}
+
+#[test]
+fn instance_warm() {
+    memory_case("warm", &[], &[]);
+}
+
+#[test]
+fn instance_resume() {
+    memory_case("resume", &["warm"], &["warm"]);
+}
+
+#[test]
+fn instance_archive() {
+    memory_case("archive", &["sleep"], &["sleep"]);
+}
+
+#[test]
+fn instance_wake_of_an_archived_one() {
+    memory_case("wake", &["sleep", "archive"], &["sleep", "archive"]);
+}
+
 fn destroy_case(flags: &str, kept: bool) {
     let Some(sandbox) = Sandbox::new() else { return };
     sandbox.pool("sim");

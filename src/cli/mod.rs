@@ -21,7 +21,7 @@ use clap::{CommandFactory, FromArgMatches};
 use commands::execute;
 
 #[cfg(target_os = "linux")]
-pub use self::commands::{tell_guest, tiny_kernel};
+pub use self::commands::{kernel, tell_guest, tiny_kernel};
 pub use self::reference::reference;
 use self::{
     arguments::{Cli, Command},

@@ -225,22 +225,29 @@ impl Vmm {
         shell::ended_within(&self.pidfd, limit)
     }
 
+    /// Kills it, without waiting until it is gone.
+    ///
+    /// # Errors
+    /// When it cannot be killed.
+    pub fn send_kill(&self) -> Result<(), VmmError> {
+        match pidfd_send_signal(&self.pidfd, Signal::KILL) {
+            Ok(()) | Err(Errno::SRCH) => Ok(()),
+            Err(errno) => Err(self.kill_error(errno.into())),
+        }
+    }
+
+    fn kill_error(&self, source: io::Error) -> VmmError {
+        VmmError::Io { action: "kill", path: format!("/proc/{}", self.identity.pid).into(), source }
+    }
+
     /// Kills it and waits until it is gone.
     ///
     /// # Errors
     /// When it cannot be killed, or is still there after 10 s.
     pub fn kill(&self) -> Result<(), VmmError> {
-        let error = |source| VmmError::Io {
-            action: "kill",
-            path: format!("/proc/{}", self.identity.pid).into(),
-            source,
-        };
-        match pidfd_send_signal(&self.pidfd, Signal::KILL) {
-            Ok(()) | Err(Errno::SRCH) => {}
-            Err(errno) => return Err(error(errno.into())),
-        }
+        self.send_kill()?;
         if !self.ended_within(Duration::from_secs(10)) {
-            return Err(error(io::Error::other("it is still there after 10 s")));
+            return Err(self.kill_error(io::Error::other("it is still there after 10 s")));
         }
         self.reap();
         Ok(())

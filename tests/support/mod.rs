@@ -175,11 +175,13 @@ impl Sandbox {
     pub fn leaks(&self) -> Vec<String> {
         let instances = self.ok("instance list");
         let instances: Vec<&Value> = instances.as_array().into_iter().flatten().collect();
-        let running: Vec<&str> = instances
-            .iter()
-            .filter(|instance| instance["status"] == "running")
-            .filter_map(|instance| instance["net"]["tap_dev"].as_str())
-            .collect();
+        let taps = |states: &[&str]| -> Vec<&str> {
+            let is_in = |i: &&&Value| states.contains(&i["status"].as_str().unwrap_or_default());
+            instances.iter().filter(is_in).filter_map(|i| i["net"]["tap_dev"].as_str()).collect()
+        };
+        let running = taps(&["running", "warm"]);
+        // A sleeper has nothing but its place on the disk.
+        let reserved = taps(&["running", "warm", "sleeping"]);
         let mut leaks = Vec::new();
         leaks.extend(
             instances.iter().filter(|i| !i["pending"].is_null()).map(|i| format!("pending: {}", i["path"])),
@@ -196,7 +198,7 @@ impl Sandbox {
         compare("directories", names(&self.root().join("run/firecracker")), owned(&running));
         let slots = names(&self.root().join("reservations"));
         let slots = slots.iter().filter_map(|name| Some(name.split_once('.')?.0.to_owned())).collect();
-        compare("reservations", slots, owned(&running));
+        compare("reservations", slots, owned(&reserved));
         compare("processes", self.vmms().into_iter().map(|(_, tap)| tap).collect(), owned(&running));
         let mut held = Vec::new();
         for tenant in tenants(self.root()) {
@@ -215,6 +217,29 @@ impl Sandbox {
         let mut unfinished = Vec::new();
         find_unfinished(self.root(), &mut unfinished);
         compare("unfinished files", unfinished, Vec::new());
+        let asleep: Vec<String> = instances
+            .iter()
+            .filter(|i| i["status"] == "sleeping")
+            .filter_map(|i| Some(format!("{}: vmstate mem sums meta", i["path"].as_str()?)))
+            .collect();
+        let snapshots = instances.iter().filter_map(|i| {
+            let path = i["path"].as_str()?;
+            let mut files = names(&self.delta(path));
+            // What a guest was loaded from is its own until it sleeps again.
+            if !asleep.iter().any(|one| one.starts_with(path)) {
+                files.clear();
+            }
+            let is = |name: &str| files.iter().any(|file| file.split('.').next() == Some(name));
+            let parts = ["vmstate", "mem", "sums", "meta"];
+            let there: Vec<&str> = parts.into_iter().filter(|part| is(part)).collect();
+            let more = files.len().saturating_sub(parts.len());
+            let text = match more {
+                0 => there.join(" "),
+                _ => format!("{} and more: {files:?}", there.join(" ")),
+            };
+            (!files.is_empty()).then(|| format!("{path}: {text}"))
+        });
+        compare("snapshots", snapshots.collect(), asleep.clone());
         let verified = self.run("net verify");
         if !verified.status.success() {
             leaks.push(format!("net verify: {}", String::from_utf8_lossy(&verified.stdout)));
@@ -226,6 +251,13 @@ impl Sandbox {
             }
         }
         leaks
+    }
+
+    /// The folder of an instance's snapshot.
+    pub fn delta(&self, path: &str) -> PathBuf {
+        let parts: Vec<&str> = path.split('/').collect();
+        let pool = self.root().join("tenants").join(parts[0]).join("pools").join(parts[1]);
+        pool.join("instances").join(parts[2]).join("snapshots/delta")
     }
 
     /// The links of this namespace whose names begin like that.

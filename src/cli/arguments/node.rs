@@ -12,7 +12,11 @@ pub enum NodeCommand {
     #[command(subcommand)]
     Set(Setting),
     /// Drop files that nobody refers to
-    Gc,
+    Gc {
+        /// Also read every snapshot, and say which are not what was written
+        #[arg(long)]
+        scrub: bool,
+    },
     /// Settle what was cut off, adopt what runs, reclaim what belongs to nobody
     Recover,
 }

@@ -60,9 +60,8 @@ pub enum PoolCommand {
     Scale {
         /// TENANT/POOL
         pool: PoolPath,
-        /// How many shall run
-        #[arg(long, value_name = "N")]
-        running: u32,
+        #[command(flatten)]
+        counts: Counts,
         /// Only write it down
         #[arg(long)]
         no_apply: bool,
@@ -176,4 +175,19 @@ fn parse_vmm(text: &str) -> Result<(VmmKind, Option<String>), String> {
         }
         _ => Err(format!("{text:?} is no VMM: expected firecracker, firecracker@VERSION or sim")),
     }
+}
+
+/// How many instances there shall be in each state.
+#[derive(Debug, Clone, Copy, clap::Args)]
+#[group(required = true, multiple = true)]
+pub struct Counts {
+    /// How many shall run; sleeping, warm and stopped ones are used before new ones are made
+    #[arg(long, value_name = "N")]
+    pub running: Option<u32>,
+    /// How many shall be warm
+    #[arg(long, value_name = "N")]
+    pub warm: Option<u32>,
+    /// How many shall sleep; of those that are too many the memory is given up
+    #[arg(long, value_name = "N")]
+    pub sleeping: Option<u32>,
 }

@@ -13,7 +13,7 @@ mod status;
 mod tenant;
 mod vmm;
 
-pub use self::demo::{tell as tell_guest, tiny_kernel};
+pub use self::demo::{kernel, tell as tell_guest, tiny_kernel};
 use std::path::Path;
 
 use super::{

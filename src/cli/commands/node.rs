@@ -6,7 +6,7 @@ use crate::cli::{
     output::{Out, count, mib},
 };
 use crate::{
-    node::{self, Recovered},
+    node::{self, Collected, Recovered},
     vm::{instance::lifecycle::Operator, room::NodeConfig},
 };
 
@@ -50,14 +50,12 @@ pub fn run(out: &Out, operator: &mut Operator, command: NodeCommand) -> Result<u
             })?;
             out.done(&node, || describe(&node));
         }
-        NodeCommand::Gc => {
+        NodeCommand::Gc { scrub } => {
             let progress = out.progress("looking for what nobody refers to");
-            let dropped = node::collect(operator)?;
+            let collected = node::collect(operator, scrub)?;
             drop(progress);
-            out.done(&dropped, || match dropped.len() {
-                0 => "nothing to drop".to_owned(),
-                _ => dropped.iter().map(|what| format!("dropped {what}")).collect::<Vec<_>>().join("\n"),
-            });
+            out.done(&collected, || collection(&collected, scrub));
+            return Ok(if collected.damaged.is_empty() { 0 } else { 1 });
         }
         NodeCommand::Recover => {
             let progress = out.progress("recovering");
@@ -84,6 +82,22 @@ fn describe(node: &NodeConfig) -> String {
         mib(node.disk_floor_mib),
         if node.production { "on" } else { "off" }
     ) + &labels
+}
+
+fn collection(collected: &Collected, scrub: bool) -> String {
+    let mut lines: Vec<String> = collected.dropped.iter().map(|what| format!("dropped {what}")).collect();
+    lines.extend(collected.damaged.iter().map(|what| format!("damaged {what}")));
+    if collected.dropped.is_empty() {
+        lines.push("nothing to drop".to_owned());
+    }
+    if scrub {
+        let (all, bad) = (collected.scrubbed as u64, collected.damaged.len());
+        lines.push(match bad {
+            0 => format!("{} read, all as written", count(all, "snapshot")),
+            _ => format!("{} read, {bad} damaged", count(all, "snapshot")),
+        });
+    }
+    lines.join("\n")
 }
 
 fn recovery(recovered: &Recovered) -> String {

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::instance::InstanceView;
 use crate::cli::{
-    arguments::pool::{CreateArguments, PoolCommand, UpdateArguments},
+    arguments::pool::{Counts, CreateArguments, PoolCommand, UpdateArguments},
     error::{CliError, Kind},
     output::{Out, Tone, bytes, count, data_disk, mib, time},
 };
@@ -17,13 +17,14 @@ use crate::{
         instance::{
             self,
             lifecycle::{Operator, load_pool, load_tenant},
+            state::State,
         },
         naming::{PoolPath, RevisionHash, TenantId},
         pool::{
             artifacts::{Artifacts, HistoryEntry, Sources},
             config::{self, DesiredCounts, Pool, Resources, RuntimePolicy, VmmKind},
             lifecycle,
-            scale::{self, Scaled},
+            scale::{self, Goal},
         },
         tenant,
     },
@@ -86,12 +87,16 @@ pub fn run(out: &Out, operator: &mut Operator, command: PoolCommand) -> Result<u
                 false => format!("{} is like that already", view.path),
             });
         }
-        PoolCommand::Scale { pool, running, no_apply: true } => {
-            scale::want(operator, &pool, running)?;
+        PoolCommand::Scale { pool, counts, no_apply: true } => {
+            scale::want(operator, &pool, counts.into())?;
             let view = view(operator, load_pool(&operator.roots, &pool)?.1)?;
-            out.done(&view, || format!("{pool}: {running} wanted running, and nothing done about it yet"));
+            out.done(&view, || {
+                format!("{pool}: {} wanted, and nothing done about it yet", wanted(&view.pool.desired_counts))
+            });
         }
-        PoolCommand::Scale { pool, running, no_apply: false } => apply_scale(out, operator, &pool, running)?,
+        PoolCommand::Scale { pool, counts, no_apply: false } => {
+            apply_scale(out, operator, &pool, counts.into())?;
+        }
         PoolCommand::History { pool } => history(out, operator, &pool)?,
         PoolCommand::Rollback { pool, revision } => {
             let (manifest, changed) = lifecycle::rollback(operator, &pool, revision.as_ref())?;
@@ -264,7 +269,7 @@ fn describe(out: &Out, view: &PoolView) -> String {
             view.revision.as_ref().map_or("none".to_owned(), |revision| revision.to_string())
         ),
         format!("  revisions  {}", view.revisions),
-        format!("  instances  {}, {} wanted running", view.instances, pool.desired_counts.running),
+        format!("  instances  {}, {} wanted", view.instances, wanted(&pool.desired_counts)),
         format!(
             "  each       {}, {} memory, {}",
             count(resources.vcpus, "vCPU"),
@@ -289,17 +294,37 @@ fn describe(out: &Out, view: &PoolView) -> String {
     lines.join("\n")
 }
 
-fn apply_scale(out: &Out, operator: &mut Operator, pool: &PoolPath, running: u32) -> Result<(), CliError> {
+impl From<Counts> for Goal {
+    fn from(Counts { running, warm, sleeping }: Counts) -> Self {
+        Self { running, warm, sleeping }
+    }
+}
+
+/// How many are wanted: those that run, and of the others only where some are.
+fn wanted(counts: &DesiredCounts) -> String {
+    let DesiredCounts { running, warm, sleeping } = *counts;
+    let also = [(warm, "warm"), (sleeping, "sleeping")];
+    let also = also.into_iter().filter(|(count, _)| *count > 0);
+    let also: String = also.map(|(count, state)| format!(", {count} {state}")).collect();
+    format!("{running} running{also}")
+}
+
+fn apply_scale(out: &Out, operator: &mut Operator, pool: &PoolPath, goal: Goal) -> Result<(), CliError> {
     let mut touched = Vec::new();
     let progress = out.progress(&format!("scaling {pool}"));
-    let scaled = scale::scale(operator, pool, running, |instance, scaled| {
+    let scaled = scale::scale(operator, pool, goal, |instance, one| {
         let (id, ip) = (&instance.instance_id, instance.net.guest_ip);
         let ms = instance.last_receipt.as_ref().map_or(0.0, |receipt| receipt.total_ms);
-        out.say(match scaled {
-            Scaled::Stopped => format!("{id} {ip} stopped"),
-            Scaled::Started => format!("{id} {ip} started, {ms:.0} ms"),
-            Scaled::Created => format!("{id} {ip} created, {ms:.0} ms"),
-        });
+        let how = match (&one.path, one.from, one.to) {
+            (None, _, State::Running) => format!("created, {ms:.0} ms"),
+            (None, _, to) => format!("created, {to}"),
+            (_, State::Sleeping, State::Running) => format!("awake, {ms:.0} ms"),
+            (_, State::Warm, State::Running) => "resumed".to_owned(),
+            (_, _, State::Running) => format!("started, {ms:.0} ms"),
+            (_, _, State::Sleeping) => format!("asleep, {ms:.0} ms"),
+            (_, _, to) => to.to_string(),
+        };
+        out.say(format!("{id} {ip} {how}"));
         touched.push(InstanceView::new(instance.clone(), true));
     });
     drop(progress);
@@ -308,7 +333,8 @@ fn apply_scale(out: &Out, operator: &mut Operator, pool: &PoolPath, running: u32
             out.show(&touched, String::new);
         }
     } else if touched.is_empty() && scaled.is_ok() {
-        out.say(format!("{running} of {pool} run already"));
+        let (_, pool) = load_pool(&operator.roots, pool)?;
+        out.say(format!("{}: {} already", pool.path(), wanted(&pool.desired_counts)));
     }
     Ok(scaled?)
 }

@@ -164,6 +164,27 @@ impl From<&ArtifactError> for CliError {
     }
 }
 
+impl From<&SnapshotError> for CliError {
+    fn from(error: &SnapshotError) -> Self {
+        let stop = "mvm instance stop: its memory is given up, its disks stay; then start it";
+        match error {
+            SnapshotError::Store(error) => error.into(),
+            SnapshotError::Damaged { .. } => Self::of(Kind::Failed, "snapshot_damaged", error)
+                .fix(format!("bring the file back, or {stop}")),
+            SnapshotError::Foreign { .. } => Self::of(Kind::Failed, "snapshot_foreign", error)
+                .fix(format!("bring its own files back, or {stop}")),
+            SnapshotError::OtherCpu { .. } => Self::of(Kind::Environment, "other_cpu", error)
+                .fix(format!("wake it on the machine where it fell asleep, or {stop}")),
+            SnapshotError::DiskChanged { only_time: true, .. } => {
+                Self::of(Kind::Refused, "disk_changed", error)
+                    .fix("mvm instance wake --force, if nothing was written to it")
+            }
+            SnapshotError::DiskChanged { .. } => Self::of(Kind::Refused, "disk_changed", error)
+                .fix(format!("bring the disk back as it was, or {stop}")),
+        }
+    }
+}
+
 impl From<&ImageError> for CliError {
     fn from(error: &ImageError) -> Self {
         const ANOTHER_WAY: &str = "make one elsewhere, and mvm pool import it";
@@ -201,27 +222,6 @@ impl From<&ImageError> for CliError {
             ImageError::Kernel { .. } | ImageError::Module(_) => {
                 Self::of(Kind::Failed, "image_kernel", error).fix(ANOTHER_WAY)
             }
-        }
-    }
-}
-
-impl From<&SnapshotError> for CliError {
-    fn from(error: &SnapshotError) -> Self {
-        let stop = "mvm instance stop: its memory is given up, its disks stay; then start it";
-        match error {
-            SnapshotError::Store(error) => error.into(),
-            SnapshotError::Damaged { .. } => Self::of(Kind::Failed, "snapshot_damaged", error)
-                .fix(format!("bring the file back, or {stop}")),
-            SnapshotError::Foreign { .. } => Self::of(Kind::Failed, "snapshot_foreign", error)
-                .fix(format!("bring its own files back, or {stop}")),
-            SnapshotError::OtherCpu { .. } => Self::of(Kind::Environment, "other_cpu", error)
-                .fix(format!("wake it on the machine where it fell asleep, or {stop}")),
-            SnapshotError::DiskChanged { only_time: true, .. } => {
-                Self::of(Kind::Refused, "disk_changed", error)
-                    .fix("mvm instance wake --force, if nothing was written to it")
-            }
-            SnapshotError::DiskChanged { .. } => Self::of(Kind::Refused, "disk_changed", error)
-                .fix(format!("bring the disk back as it was, or {stop}")),
         }
     }
 }
@@ -316,8 +316,8 @@ by_value!(
     DiskError,
     AuditError,
     ArtifactError,
-    ImageError,
     SnapshotError,
+    ImageError,
     LifecycleError,
     TenantError,
     PoolError,

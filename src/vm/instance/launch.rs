@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! reserve → disks → directory → tap → spawn → configure → boot → join                       (start)
-//! reserve → unpack → check → directory → spawn → tap → load → consume → resume → join      (wake)
+//! reserve → check → unpack → directory → spawn → tap → load → consume → resume → join      (wake)
 //! vmm ← tap ← directory ← reservation                                  (teardown, in this order: kill before unlink)
 //! ```
 
@@ -93,16 +93,16 @@ pub fn steps<'a>() -> [LaunchStep<'a>; 8] {
     ]
 }
 
-/// The steps of a wake. The VMM comes up while its TAP is made; from `consume` on the snapshot is used up.
-pub fn wake_steps<'a>() -> [LaunchStep<'a>; 10] {
+/// The steps of a wake up to its commit. The VMM comes up while its TAP is made.
+pub fn wake_steps<'a>() -> [LaunchStep<'a>; 8] {
     [
         Step {
             name: "reserve",
             run: reserve,
             undo: Some(|launch| fall_asleep(launch.operator, launch.slot, launch.takes())),
         },
-        Step { name: "unpack", run: unpack, undo: None },
         Step { name: "check", run: check, undo: None },
+        Step { name: "unpack", run: unpack, undo: None },
         Step {
             name: "directory",
             run: directory,
@@ -122,10 +122,21 @@ pub fn wake_steps<'a>() -> [LaunchStep<'a>; 10] {
             }),
         },
         Step { name: "load", run: load, undo: None },
-        Step { name: "consume", run: consume, undo: None },
-        Step { name: "resume", run: resume, undo: None },
-        Step { name: "join", run: join, undo: None },
+        Step {
+            name: "consume",
+            run: consume,
+            // No vCPU ran yet.
+            undo: Some(|launch| match &launch.delta {
+                Some(delta) => Ok(delta.give_back(&launch.operator.roots)?),
+                None => Ok(()),
+            }),
+        },
     ]
+}
+
+/// The steps of a wake after its commit: the snapshot is used up, and there is no way back.
+pub fn awake_steps<'a>() -> [LaunchStep<'a>; 2] {
+    [Step { name: "resume", run: resume, undo: None }, Step { name: "join", run: join, undo: None }]
 }
 
 impl Launch<'_> {
@@ -218,7 +229,11 @@ fn directory(launch: &mut Launch) -> Result<(), LifecycleError> {
     store::remove_folder(&directory)?;
     store::make_folder(&directory)?;
     let path = launch.instance.path();
-    logs::rotate(roots, &path, launch.tenant.quotas.log_mib)?;
+    match launch.delta {
+        // It is the same run that goes on: so does its console.
+        Some(_) => logs::cut(roots, &path, launch.tenant.quotas.log_mib)?,
+        None => logs::rotate(roots, &path, launch.tenant.quotas.log_mib)?,
+    }
     let revision = Artifacts::of(roots, &launch.pool.path()).revision(&launch.manifest.revision);
     let volumes = config::folder(roots, &path).join("volumes");
     let link = |target: &Path, name: &str| {

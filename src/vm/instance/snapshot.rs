@@ -10,8 +10,8 @@
 
 use std::{
     fs,
-    io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write},
-    os::unix::fs::OpenOptionsExt,
+    io::{self, BufReader, BufWriter, Read},
+    os::unix::fs::{FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
@@ -28,7 +28,7 @@ use crate::{
     store::{self, Schema, StoreError},
     vm::{
         naming::{InstancePath, RevisionHash},
-        snapshot::{Change, Image, Origin, PAGE, SnapshotError, Stamp, taken_bytes},
+        snapshot::{Change, Image, Origin, PAGE, SnapshotError, Stamp, is_zeros, taken_bytes},
     },
 };
 
@@ -103,19 +103,28 @@ impl Delta {
     /// Takes it back for ever. This is the commit of a wake, durable before any vCPU runs.
     ///
     /// # Errors
-    /// Where it fails, it is as before.
+    /// Where it fails, it may be either; [`Self::give_back`] makes it as before.
     pub fn consume(&self, roots: &Roots) -> Result<(), StoreError> {
         let folder = folder(roots, &self.instance);
-        let (meta, consumed) = (folder.join(META), folder.join(CONSUMED));
-        fs::rename(&meta, &consumed).map_err(StoreError::io("rename", &meta))?;
-        let synced = failpoint::hit("consume", "renamed")
-            .map_err(StoreError::io("sync", &folder))
-            .and_then(|()| store::sync_folder(&folder));
-        if synced.is_err() {
-            // No vCPU ran yet. Where not even this works, it counts as consumed.
-            let _ = fs::rename(&consumed, &meta);
+        let meta = folder.join(META);
+        fs::rename(&meta, folder.join(CONSUMED)).map_err(StoreError::io("rename", &meta))?;
+        failpoint::hit("consume", "renamed").map_err(StoreError::io("sync", &folder))?;
+        store::sync_folder(&folder)
+    }
+
+    /// Takes a wake's commit back, before any vCPU ran. It is well where there was none.
+    ///
+    /// # Errors
+    /// Where it fails, it counts as consumed.
+    pub fn give_back(&self, roots: &Roots) -> Result<(), StoreError> {
+        let folder = folder(roots, &self.instance);
+        let consumed = folder.join(CONSUMED);
+        match consumed.exists() {
+            true => fs::rename(&consumed, folder.join(META))
+                .map_err(StoreError::io("rename", &consumed))
+                .and_then(|()| store::sync_folder(&folder)),
+            false => Ok(()),
         }
-        synced
     }
 
     /// May it be loaded on this machine, with the disks as they are? `force` takes disks whose time alone has changed.
@@ -124,10 +133,7 @@ impl Delta {
     /// [`SnapshotError`] says why not.
     pub fn check(&self, roots: &Roots, path: &InstancePath, force: bool) -> Result<(), SnapshotError> {
         let folder = folder(roots, path);
-        if self.instance != *path {
-            let of = self.instance.to_string();
-            return Err(SnapshotError::Foreign { path: folder.join(META), of });
-        }
+        self.check_owner(&folder, path)?;
         self.origin.check()?;
         let volumes = volumes(roots, path);
         for disk in &self.disks {
@@ -154,12 +160,20 @@ impl Delta {
         }
     }
 
+    fn check_owner(&self, folder: &Path, path: &InstancePath) -> Result<(), SnapshotError> {
+        match self.instance == *path {
+            true => Ok(()),
+            false => Err(SnapshotError::Foreign { path: folder.join(META), of: self.instance.to_string() }),
+        }
+    }
+
     /// Is every byte of it what was written? What is archived is unpacked for that, and removed again.
     ///
     /// # Errors
     /// [`SnapshotError`] says what is not.
-    pub fn scrub(&self, roots: &Roots) -> Result<(), SnapshotError> {
-        let folder = folder(roots, &self.instance);
+    pub fn scrub(&self, roots: &Roots, path: &InstancePath) -> Result<(), SnapshotError> {
+        let folder = folder(roots, path);
+        self.check_owner(&folder, path)?;
         match &self.archive {
             None => self.image.scrub(&folder),
             Some(archive) => {
@@ -228,7 +242,9 @@ impl Delta {
         }
         self.image.mem = Stamp::of(&folder, &self.image.mem.file)?;
         self.archive = None;
-        Ok(self.commit(roots)?)
+        self.commit(roots)?;
+        failpoint::hit("unpack", "committed").map_err(StoreError::io("unpack", &mem))?;
+        Ok(self.sweep(roots)?)
     }
 
     /// What it takes on the disk, in bytes.
@@ -265,28 +281,28 @@ fn unpack(archive: &Path, to: &Path, size_bytes: u64) -> Result<(), SnapshotErro
     };
     let input = fs::File::open(archive).map_err(StoreError::io("open", archive))?;
     let mut decoder = zstd::Decoder::new(input).map_err(damaged)?;
-    let write_error = StoreError::io("write", to);
-    let mut output = match fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(to) {
-        Ok(output) => output,
-        Err(error) => return Err(write_error(error).into()),
-    };
-    let mut page = vec![0; PAGE as usize];
-    let mut written = 0;
-    let result = loop {
-        if written == size_bytes {
-            break output.set_len(size_bytes).and_then(|()| output.sync_all());
+    let output = fs::File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(to)
+        .map_err(StoreError::io("create", to))?;
+    let mut buffer = vec![0; 1 << 20];
+    let mut at = 0;
+    while at < size_bytes {
+        let length = (size_bytes - at).min(buffer.len() as u64) as usize;
+        let bytes = &mut buffer[..length];
+        decoder.read_exact(bytes).map_err(damaged)?;
+        for page in bytes.chunks(PAGE as usize) {
+            if !is_zeros(page) {
+                output.write_all_at(page, at).map_err(StoreError::io("write", to))?;
+            }
+            at += page.len() as u64;
         }
-        decoder.read_exact(&mut page).map_err(damaged)?;
-        let stored = match page.iter().all(|&byte| byte == 0) {
-            true => output.seek(SeekFrom::Current(PAGE as i64)).map(drop),
-            false => output.write_all(&page),
-        };
-        if let Err(error) = stored {
-            break Err(error);
-        }
-        written += PAGE;
-    };
-    Ok(result.map_err(StoreError::io("write", to))?)
+    }
+    output.set_len(size_bytes).and_then(|()| output.sync_all()).map_err(StoreError::io("write", to))?;
+    Ok(())
 }
 
 /// Takes the snapshot of an instance back whose guest goes on.

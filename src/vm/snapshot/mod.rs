@@ -27,7 +27,7 @@ use twox_hash::XxHash3_64;
 pub use self::{
     dirty::written_pages,
     origin::Origin,
-    sums::{PAGE, Sums, data_pages},
+    sums::{PAGE, Sums, data_pages, is_zeros},
 };
 use crate::store::StoreError;
 

@@ -31,11 +31,13 @@ pub struct Sums {
 }
 
 fn sum(page: &[u8]) -> u64 {
-    // Reading eight bytes at a time is what makes a page of zeros cheap.
-    match page.as_chunks::<8>().0.iter().all(|word| u64::from_ne_bytes(*word) == 0) {
-        true => 0,
-        false => XxHash3_64::oneshot(page).max(1),
-    }
+    if is_zeros(page) { 0 } else { XxHash3_64::oneshot(page).max(1) }
+}
+
+/// Does a page hold nothing but zeros?
+pub fn is_zeros(page: &[u8]) -> bool {
+    static ZEROS: [u8; PAGE as usize] = [0; PAGE as usize];
+    page == ZEROS
 }
 
 impl Sums {
@@ -52,15 +54,24 @@ impl Sums {
         let memory = File::open(mem).map_err(StoreError::io("open", mem))?;
         let length = memory.metadata().map_err(StoreError::io("look at", mem))?.len();
         let written = (|| {
-            let sums =
-                OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&self.path)?;
-            sums.set_len(length.div_ceil(PAGE) * SUM)?;
+            let file = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o600)
+                .open(&self.path)?;
+            let size = length.div_ceil(PAGE) * SUM;
+            file.set_len(size)?;
+            let mut block = Block { file: &file, size, number: u64::MAX, bytes: Vec::new() };
             for range in pages {
                 each_batch(&memory, range.clone(), |first, batch| {
-                    sums.write_all_at(&sums_of(batch), first * SUM)
+                    let mut pages = (first..).zip(batch.chunks(PAGE as usize));
+                    pages.try_for_each(|(page, bytes)| block.set(page, sum(bytes)))
                 })?;
             }
-            sums.sync_data()
+            block.write()?;
+            file.sync_data()
         })();
         written.map_err(StoreError::io("write", &self.path))
     }
@@ -99,6 +110,39 @@ impl Sums {
     }
 }
 
+/// The part of the file that is being changed: pages that were written to are often near each other and seldom in a row.
+struct Block<'a> {
+    file: &'a File,
+    size: u64,
+    number: u64,
+    bytes: Vec<u8>,
+}
+
+impl Block<'_> {
+    /// Bytes of it.
+    const SIZE: u64 = 4096;
+
+    fn set(&mut self, page: u64, sum: u64) -> io::Result<()> {
+        let (number, at) = (page * SUM / Self::SIZE, (page * SUM % Self::SIZE) as usize);
+        if number != self.number {
+            self.write()?;
+            let start = number * Self::SIZE;
+            self.number = number;
+            self.bytes.resize(self.size.saturating_sub(start).min(Self::SIZE) as usize, 0);
+            self.file.read_exact_at(&mut self.bytes, start)?;
+        }
+        self.bytes[at..at + SUM as usize].copy_from_slice(&sum.to_le_bytes());
+        Ok(())
+    }
+
+    fn write(&self) -> io::Result<()> {
+        match self.bytes.is_empty() {
+            true => Ok(()),
+            false => self.file.write_all_at(&self.bytes, self.number * Self::SIZE),
+        }
+    }
+}
+
 fn sums_of(batch: &[u8]) -> Vec<u8> {
     batch.chunks(PAGE as usize).flat_map(|page| sum(page).to_le_bytes()).collect()
 }
@@ -109,7 +153,7 @@ fn each_batch(
     pages: Range<u64>,
     mut work: impl FnMut(u64, &[u8]) -> io::Result<()>,
 ) -> io::Result<()> {
-    let mut buffer = vec![0; (BATCH * PAGE) as usize];
+    let mut buffer = vec![0; ((pages.end - pages.start).min(BATCH) * PAGE) as usize];
     let mut first = pages.start;
     while first < pages.end {
         let count = (pages.end - first).min(BATCH);

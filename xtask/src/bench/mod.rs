@@ -1,7 +1,9 @@
 //! Measures what has a figure: against the bare thing in the same run, where there is one. Never a test: figures of a busy
 //! machine are looked at by people.
 
+mod bare;
 mod fleet;
+mod sleep;
 mod start;
 
 use std::{
@@ -18,9 +20,12 @@ use serde::Serialize;
 pub struct BenchArguments {
     /// What to measure; everything but the cold build, where nothing is named
     what: Vec<What>,
-    /// Pairs of starts, mvm's and the bare one's
-    #[arg(long, default_value_t = 50)]
+    /// Pairs of what is compared, mvm's and the bare one's
+    #[arg(long, default_value_t = 100)]
     pairs: u32,
+    /// Memory of the guests that sleep and wake, in MiB
+    #[arg(long, value_delimiter = ',', default_values_t = [128, 512])]
+    mem: Vec<u32>,
     /// Instances of the large fleet; a tenth of them runs
     #[arg(long, default_value_t = 10_000)]
     instances: u32,
@@ -35,6 +40,8 @@ enum What {
     Version,
     /// `instance start` against bare Firecracker
     Start,
+    /// `instance sleep` and `wake` against bare Firecracker
+    Sleep,
     /// Many instances: list, stats, net verify, the thousandth start
     Fleet,
     /// 200 lives, 4 at once
@@ -84,6 +91,9 @@ pub fn run(arguments: &BenchArguments) -> Result<()> {
     }
     if wanted(What::Start) {
         figures.extend(start::measure(&program, arguments.pairs)?);
+    }
+    if wanted(What::Sleep) {
+        figures.extend(sleep::measure(&program, arguments.pairs, &arguments.mem)?);
     }
     if wanted(What::Churn) {
         figures.push(fleet::churn(&program)?);
@@ -187,7 +197,11 @@ struct Mvm {
 impl Mvm {
     fn new(program: &Path) -> Result<Self> {
         // Not in /tmp, which may be memory: what is measured is a disk's fsync.
-        let root = tempfile::tempdir_in("target")?;
+        Self::in_folder(program, Path::new("target"))
+    }
+
+    fn in_folder(program: &Path, folder: &Path) -> Result<Self> {
+        let root = tempfile::tempdir_in(folder)?;
         std::fs::write(root.path().join(".throw-away"), "")?;
         let mvm = Self { program: program.to_path_buf(), root };
         for setting in ["mem-mib 100000000", "max-vms 100000", "disk-floor-mib 1"] {

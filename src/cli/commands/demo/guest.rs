@@ -13,9 +13,8 @@ use crate::{vm::instance::fc_config::files, vmm::client::connect_in};
 /// The simulated guest's control port.
 const CONTROL: u32 = 1024;
 
-/// A kernel of a few dozen bytes: an ELF that is loaded at 16 MiB, prints a line on the serial port and halts.
+/// A kernel of a few dozen bytes, which prints a line on the serial port and halts.
 pub fn tiny_kernel() -> Vec<u8> {
-    const ENTRY: u64 = 16 << 20;
     const TEXT: &[u8] = b"tiny guest: up\n";
     let mut code = vec![
         0x66,
@@ -43,6 +42,12 @@ pub fn tiny_kernel() -> Vec<u8> {
         0xfd, // jmp stop
     ];
     code.extend_from_slice(TEXT);
+    kernel(&code)
+}
+
+/// A kernel that is this code: an ELF that is loaded at 16 MiB and entered at its first byte.
+pub fn kernel(code: &[u8]) -> Vec<u8> {
+    const ENTRY: u64 = 16 << 20;
     let mut elf = Vec::with_capacity(0x1000 + code.len());
     elf.extend_from_slice(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0");
     elf.extend_from_slice(&2_u16.to_le_bytes()); // an executable
@@ -61,7 +66,7 @@ pub fn tiny_kernel() -> Vec<u8> {
         elf.extend_from_slice(&word.to_le_bytes());
     }
     elf.resize(0x1000, 0);
-    elf.extend_from_slice(&code);
+    elf.extend_from_slice(code);
     elf
 }
 

@@ -17,7 +17,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-pub use self::guest::{tell, tiny_kernel};
+pub use self::guest::{kernel, tell, tiny_kernel};
 use self::world::World;
 use crate::cli::{
     arguments::demo::DemoCommand,

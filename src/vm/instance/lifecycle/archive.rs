@@ -39,6 +39,11 @@ pub fn archive(operator: &mut Operator, path: &InstancePath) -> Result<Outcome, 
     let before = delta.taken_bytes(&roots);
     operator.audit(&instance, "archive", Phase::Intent, |_| ())?;
     let packed = delta.pack(&roots);
+    if packed.is_err()
+        && let Some(delta) = Delta::load(&roots, path)?
+    {
+        delta.sweep(&roots)?;
+    }
     instance.pending = None;
     instance.save(&roots)?;
     let (phase, detail) = match &packed {

@@ -60,6 +60,26 @@ pub(super) fn locked(
     settled_under(operator, path, lock)
 }
 
+/// Like [`locked`]; where what was cut off cannot be settled, since its VMM does not answer for example, the instance as
+/// it is: for who takes everything away.
+pub(super) fn locked_as_it_is(
+    operator: &mut Operator,
+    path: &InstancePath,
+) -> Result<(Lock, Instance), LifecycleError> {
+    let lock = lock_instance(&operator.roots, path)?;
+    match settled(operator, path) {
+        Ok(Some(instance)) => Ok((lock, instance)),
+        Ok(None) => {
+            lock.remove();
+            Err(gone(path))
+        }
+        Err(_) => match Instance::load_if_there(&operator.roots, path)? {
+            Some(instance) => Ok((lock, instance)),
+            None => Err(gone(path)),
+        },
+    }
+}
+
 /// Like [`locked`]; a sleep that holds the lock and is not at its commit yet lets go at the next opportunity.
 pub(super) fn locked_to_wake(
     operator: &mut Operator,

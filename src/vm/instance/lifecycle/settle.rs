@@ -153,9 +153,10 @@ fn settle_locked(
 fn settle_wake(operator: &mut Operator, instance: &mut Instance) -> Result<(), LifecycleError> {
     let roots = operator.roots.clone();
     let (path, slot) = (instance.path(), instance.slot(&roots)?);
-    if Delta::load(&roots, &path)?.is_some() {
+    if let Some(delta) = Delta::load(&roots, &path)? {
         let takes = launch::takes_of(&roots, instance)?;
         launch::teardown(operator, slot, None, Keep::Asleep(takes))?;
+        delta.sweep(&roots)?;
         operator.audit(instance, "wake", Phase::Recovered, |entry| {
             entry.to = Some(State::Sleeping.to_string());
             entry.detail = Some("a wake was cut off and rolled back".into());

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use super::{LifecycleError, Operator, Outcome, denied, effective_state, intent, load_pool, lookup::locked};
+use super::{
+    LifecycleError, Operator, Outcome, denied, effective_state, intent, load_pool,
+    lookup::{locked, locked_as_it_is},
+};
 use crate::{
     infra::{config::Roots, failpoint},
     security::audit::Phase,
@@ -25,7 +28,8 @@ use crate::{
 /// Where it fails half-way, the next operation goes on with it.
 pub fn stop(operator: &mut Operator, path: &InstancePath, force: bool) -> Result<Outcome, LifecycleError> {
     let roots = operator.roots.clone();
-    let (_lock, mut instance) = locked(operator, path)?;
+    let (_lock, mut instance) =
+        if force { locked_as_it_is(operator, path)? } else { locked(operator, path)? };
     let (_, pool) = load_pool(&roots, &path.pool_path())?;
     let has_revision = Artifacts::of(&roots, &pool.path()).current()?.is_some();
     let state = effective_state(&instance, has_revision);

@@ -4,14 +4,14 @@ use std::time::Instant;
 
 use super::{
     LifecycleError, Operator, Outcome, denied, effective_state, intent, load_pool, lookup::locked_to_wake,
-    receipt, stop::finish_stop,
+    receipt,
 };
 use crate::{
     infra::failpoint,
     security::audit::{Network, Phase},
     vm::{
         instance::{
-            config::{Exit, Instance, Operation},
+            config::{Instance, Operation},
             launch::{self, Launch},
             runner::{self, Failed},
             snapshot::Delta,
@@ -64,22 +64,25 @@ pub fn wake(operator: &mut Operator, path: &InstancePath, force: bool) -> Result
     let clock = Instant::now();
     // Where not even the intent can be written, nothing was begun.
     instance.save(&roots)?;
-    let steps = launch::wake_steps();
-    let result = match begin(&launch, &instance) {
-        Ok(()) => runner::run("wake", &steps, &mut launch).and_then(|times| {
-            instance.last_receipt = Some(receipt("wake", clock, times));
-            record(&launch, &mut instance).map_err(|error| Failed {
-                step: "record",
-                error: error.into(),
-                left: runner::undo(&steps, &mut launch),
-            })
-        }),
+    let loaded = match begin(&launch, &instance) {
+        Ok(()) => runner::run("wake", &launch::wake_steps(), &mut launch),
         Err(error) => Err(Failed { step: "intent", error: error.into(), left: None }),
     };
-    match result {
-        Ok(()) => Ok(Outcome { instance, changed: true }),
-        Err(failed) => Err(give_up(operator, before, instance, failed)),
-    }
+    let mut times = match loaded {
+        Ok(times) => times,
+        Err(failed) => return Err(give_up(operator, before, instance, failed)),
+    };
+    // From here on there is no way back, and none is needed: what is cut off or fails is finished by the next operation.
+    let failed = |step| move |error: LifecycleError| Failed { step, error: error.into(), left: None };
+    instance.vmm = launch::record(&launch);
+    runner::run("wake", &launch::awake_steps(), &mut launch)
+        .and_then(|more| {
+            times.extend(more);
+            instance.last_receipt = Some(receipt("wake", clock, times));
+            finish(launch.operator, &mut instance, Phase::Done).map_err(failed("record"))
+        })
+        .map_err(|failed| LifecycleError::step("wake", failed, Ok(())))?;
+    Ok(Outcome { instance, changed: true })
 }
 
 /// Announces the intent.
@@ -93,13 +96,7 @@ fn begin(launch: &Launch, instance: &Instance) -> Result<(), LifecycleError> {
     Ok(failpoint::hit("wake", "announced")?)
 }
 
-/// The new state. Its line comes first, as a start's does.
-fn record(launch: &Launch, instance: &mut Instance) -> Result<(), LifecycleError> {
-    instance.vmm = launch::record(launch);
-    finish(launch.operator, instance, Phase::Done)
-}
-
-/// The new state of an instance whose VMM is in its record.
+/// The new state of an instance whose VMM is in its record. Its line comes first, as a start's does.
 pub(super) fn finish(
     operator: &Operator,
     instance: &mut Instance,
@@ -119,35 +116,27 @@ pub(super) fn finish(
     Ok(failpoint::hit("wake", "recorded")?)
 }
 
-/// The wake failed. What could not be undone needs its intent: the next operation goes on with it.
+/// The wake did not come to its commit: the instance sleeps on. What could not be undone needs its intent: the next
+/// operation goes on with it, as it does where even the commit could not be taken back.
 fn give_up(
     operator: &Operator,
     before: Instance,
     mut instance: Instance,
     failed: Failed<LifecycleError>,
 ) -> LifecycleError {
-    let (roots, path) = (&operator.roots, before.path());
-    let mut stopped = None;
-    let undone = match (&failed.left, Delta::load(roots, &path)) {
-        (Some(_), _) => Ok(()),
-        // It sleeps on.
-        (None, Ok(Some(_)) | Err(_)) => {
+    let roots = &operator.roots;
+    let undone = match (&failed.left, Delta::load(roots, &before.path())) {
+        (None, Ok(Some(delta))) => {
             let generation = instance.generation;
             instance = before;
             instance.generation = generation;
-            instance.save(roots).map_err(Into::into)
+            delta.sweep(roots).and_then(|()| instance.save(roots)).map_err(Into::into)
         }
-        (None, Ok(None)) => {
-            let why = format!("a wake failed after its snapshot was used up: {}", failed.error);
-            stopped = Some(Exit { when: roots.now(), why: why.clone() });
-            finish_stop(operator, &mut instance, ("wake", Phase::Failed), why)
-        }
+        _ => Ok(()),
     };
     let error = LifecycleError::step("wake", failed, undone);
-    if stopped.is_none() {
-        let detail = error.to_string();
-        // The error that is being reported matters more than one of the log.
-        let _ = operator.audit(&instance, "wake", Phase::Failed, |entry| entry.detail = Some(detail));
-    }
+    let detail = error.to_string();
+    // The error that is being reported matters more than one of the log.
+    let _ = operator.audit(&instance, "wake", Phase::Failed, |entry| entry.detail = Some(detail));
     error
 }

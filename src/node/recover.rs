@@ -1,12 +1,12 @@
-//! The node as a whole: what runs on it, settling what was cut off, and dropping what nobody needs.
+//! Settling what was cut off, adopting what runs, reclaiming what belongs to nobody.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
+use super::NodeError;
 use crate::{
     infra::config::Roots,
-    net::NetError,
     security::audit,
     store::{self, Lock, Sharing, StoreError},
     vm::{
@@ -15,93 +15,17 @@ use crate::{
             self,
             config::Instance,
             launch::{self, Keep},
-            lifecycle::{self, LifecycleError, Operator, lock_tenant},
-            logs, net as wiring,
-            snapshot::Delta,
+            lifecycle::{self, Operator, lock_tenant},
+            net as wiring, snapshot,
             state::State,
         },
         naming::{InstancePath, Slot},
-        pool::{
-            self,
-            artifacts::Artifacts,
-            config::{Pool, VmmKind},
-            lifecycle::{self as pools, PoolError},
-        },
-        room::{self, NodeConfig},
-        tenant::{self, config::Tenant, leases, lifecycle::kept_audit_logs, quota::Use},
+        pool::{self, artifacts::Artifacts},
+        room,
+        tenant::{self, leases, lifecycle::kept_audit_logs, quota::Use},
     },
-    vmm::{install, process},
+    vmm::process,
 };
-
-/// Why something could not be done for the node.
-#[derive(Debug, thiserror::Error)]
-pub enum NodeError {
-    /// The state could not be read or written.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// The kernel's network refused.
-    #[error(transparent)]
-    Net(#[from] NetError),
-    /// An instance could not be settled.
-    #[error(transparent)]
-    Lifecycle(#[from] LifecycleError),
-    /// A pool could not be cleaned.
-    #[error(transparent)]
-    Pool(#[from] PoolError),
-}
-
-/// What there is on the node, and what is in use.
-#[derive(Debug, Clone, Serialize)]
-pub struct Stats {
-    /// The node's id.
-    pub node_id: String,
-    /// Tenants.
-    pub tenants: usize,
-    /// Pools.
-    pub pools: usize,
-    /// Instances, in any state.
-    pub instances: usize,
-    /// VMMs that run or are about to.
-    pub vms: u32,
-    /// Their limit.
-    pub max_vms: u32,
-    /// Memory reserved, VMMs' overhead included, in MiB.
-    pub mem_used_mib: u64,
-    /// Memory for guests and their VMMs, in MiB.
-    pub mem_limit_mib: u64,
-    /// vCPUs reserved.
-    pub vcpus_used: u32,
-    /// CPUs of the machine.
-    pub cpus: usize,
-    /// Free space under the root, in MiB.
-    pub disk_free_mib: u64,
-    /// Free space below which nothing new is made, in MiB.
-    pub disk_floor_mib: u64,
-}
-
-/// Counts what there is.
-///
-/// # Errors
-/// When the state cannot be read.
-pub fn stats(roots: &Roots) -> Result<Stats, StoreError> {
-    let node = NodeConfig::load(roots)?;
-    let used = room::reserved(roots)?.iter().fold(Use::default(), |sum, (_, one)| sum.plus(*one));
-    Ok(Stats {
-        tenants: tenant::config::ids(roots)?.len(),
-        pools: fleet::pools(roots, None)?.len(),
-        instances: fleet::instances(roots)?.len(),
-        vms: used.vms(),
-        max_vms: node.max_vms,
-        mem_used_mib: used.mem_mib + u64::from(used.vms()) * room::VMM_OVERHEAD_MIB,
-        mem_limit_mib: node.memory_mib(room::memory_total_mib()),
-        vcpus_used: used.vcpus,
-        cpus: std::thread::available_parallelism().map_or(1, usize::from),
-        disk_free_mib: room::free_mib(&roots.root)?,
-        disk_floor_mib: node.disk_floor_mib,
-        node_id: node.node_id,
-    })
-}
-
 /// What recovery found and did, a line each.
 #[derive(Debug, Default, Clone, Serialize)]
 pub struct Recovered {
@@ -201,6 +125,7 @@ fn sweep(roots: &Roots, recovered: &mut Recovered) -> Result<(), StoreError> {
     for path in fleet::instances(roots)? {
         let folder = instance::config::folder(roots, &path);
         folders.push(folder.join("volumes"));
+        folders.push(snapshot::folder(roots, &path));
         folders.push(folder);
     }
     for folder in folders {
@@ -221,7 +146,7 @@ fn remove_stale_locks(roots: &Roots) -> Result<(), StoreError> {
             ["pool" | "scale", tenant, pool] => {
                 roots.tenants().join(tenant).join("pools").join(pool).exists()
             }
-            ["instance", tenant, pool, instance] => roots
+            ["instance" | "wake", tenant, pool, instance] => roots
                 .tenants()
                 .join(tenant)
                 .join("pools")
@@ -356,88 +281,4 @@ fn reclaim_slots(operator: &mut Operator, recovered: &mut Recovered) -> Result<(
         recovered.reclaimed.push(format!("what was left in slot {}", slot.tap()));
     }
     Ok(())
-}
-
-/// Drops files that nobody refers to: old revisions, VMM versions without a pool, logs beyond their limit, audit logs
-/// beyond their retention. Returns a line for each.
-///
-/// # Errors
-/// When the state cannot be read, or a file not removed.
-pub fn collect(operator: &Operator) -> Result<Vec<String>, NodeError> {
-    let roots = &operator.roots;
-    let mut dropped = Vec::new();
-    for pool in fleet::pools(roots, None)? {
-        for revision in pools::collect(operator, &pool)? {
-            dropped.push(format!("revision {} of {pool}", revision.short()));
-        }
-        let (tenant, _) = lifecycle::load_pool(roots, &pool)?;
-        for instance in instance::config::paths(roots, &pool)? {
-            logs::cut(roots, &instance, tenant.quotas.log_mib)?;
-        }
-    }
-    dropped.extend(collect_vmms(roots)?.into_iter().map(|version| format!("Firecracker {version}")));
-    dropped.extend(collect_audit_logs(roots)?);
-    Ok(dropped)
-}
-
-/// Removes the VMM versions that no pool names and that are not the default. Returns them.
-///
-/// # Errors
-/// When the state cannot be read, or a version not removed.
-pub fn collect_vmms(roots: &Roots) -> Result<Vec<String>, StoreError> {
-    let mut needed = BTreeSet::new();
-    for pool in fleet::pools(roots, None)? {
-        needed.extend(Pool::load(roots, &pool)?.vmm_version);
-    }
-    for path in fleet::instances(roots)? {
-        let instance = Instance::load_if_there(roots, &path)?;
-        let vmm = instance.and_then(|instance| instance.vmm);
-        needed.extend(vmm.filter(|vmm| vmm.kind == VmmKind::Firecracker).map(|vmm| vmm.version));
-        // Nothing else reads what it wrote.
-        needed.extend(Delta::load(roots, &path)?.map(|delta| delta.origin.vmm_version));
-    }
-    let installed = install::list(roots)?;
-    let newest = installed.last().map(|one| one.version.clone());
-    let any_default = installed.iter().any(|one| one.default);
-    let mut removed = Vec::new();
-    for one in installed {
-        let kept = one.default || (!any_default && Some(&one.version) == newest.as_ref());
-        if !kept && !needed.contains(&one.version) {
-            install::remove(roots, &one)?;
-            removed.push(one.version);
-        }
-    }
-    Ok(removed)
-}
-
-/// The logs of destroyed tenants are kept for their retention.
-fn collect_audit_logs(roots: &Roots) -> Result<Vec<String>, StoreError> {
-    let folder = kept_audit_logs(roots);
-    let mut dropped = Vec::new();
-    for name in store::names(&folder, |name| !name.starts_with('.'))? {
-        let days = store::read_if_there::<Tenant>(&folder.join(&name).join("tenant.json"))?
-            .map(|t| t.retention_days);
-        let destroyed_at = name.rsplit_once('-').and_then(|(_, at)| at.parse::<i64>().ok());
-        let (Some(days), Some(at)) = (days, destroyed_at) else {
-            continue;
-        };
-        if roots.now().as_second() - at > i64::from(days) * 86_400 {
-            store::vanish(&folder.join(&name))?;
-            dropped.push(format!("audit log {name}"));
-        }
-    }
-    Ok(dropped)
-}
-
-/// Changes the node's configuration under its lock.
-///
-/// # Errors
-/// When it cannot be read or written.
-pub fn update(roots: &Roots, change: impl FnOnce(&mut NodeConfig)) -> Result<NodeConfig, StoreError> {
-    NodeConfig::load(roots)?;
-    let _lock: Lock = room::lock(roots)?;
-    let mut node: NodeConfig = store::read(&roots.node_file())?;
-    change(&mut node);
-    store::write(&roots.node_file(), &node)?;
-    Ok(node)
 }

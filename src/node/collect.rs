@@ -1,0 +1,149 @@
+//! Dropping what nobody needs, and hunting what rotted.
+
+use std::collections::BTreeSet;
+
+use serde::Serialize;
+
+use super::NodeError;
+use crate::{
+    infra::config::Roots,
+    store::{self, StoreError},
+    vm::{
+        fleet,
+        instance::{
+            self,
+            config::Instance,
+            lifecycle::{self, Operator},
+            logs,
+            snapshot::Delta,
+            state::State,
+        },
+        naming::InstancePath,
+        pool::{
+            config::{Pool, VmmKind},
+            lifecycle as pools,
+        },
+        snapshot::SnapshotError,
+        tenant::{config::Tenant, lifecycle::kept_audit_logs},
+    },
+    vmm::install,
+};
+
+/// What was dropped, and what was found to be damaged.
+#[derive(Debug, Default, Clone, Serialize)]
+pub struct Collected {
+    /// A line for each thing that is gone.
+    pub dropped: Vec<String>,
+    /// Snapshots that were read in whole.
+    pub scrubbed: usize,
+    /// A line for each that is not what was written, or could not be read.
+    pub damaged: Vec<String>,
+}
+/// Drops files that nobody refers to: old revisions, VMM versions without a pool, logs beyond their limit, audit logs
+/// beyond their retention, what earlier sleeps left. With `scrub` every snapshot is read and compared with its sums.
+///
+/// # Errors
+/// When the state cannot be read, or a file not removed.
+pub fn collect(operator: &Operator, scrub: bool) -> Result<Collected, NodeError> {
+    let roots = &operator.roots;
+    let mut collected = Collected::default();
+    let dropped = &mut collected.dropped;
+    for pool in fleet::pools(roots, None)? {
+        for revision in pools::collect(operator, &pool)? {
+            dropped.push(format!("revision {} of {pool}", revision.short()));
+        }
+        let (tenant, _) = lifecycle::load_pool(roots, &pool)?;
+        for instance in instance::config::paths(roots, &pool)? {
+            logs::cut(roots, &instance, tenant.quotas.log_mib)?;
+        }
+    }
+    dropped.extend(collect_vmms(roots)?.into_iter().map(|version| format!("Firecracker {version}")));
+    dropped.extend(collect_audit_logs(roots)?);
+    for path in fleet::instances(roots)? {
+        sleeper(roots, &path, scrub, &mut collected)?;
+    }
+    Ok(collected)
+}
+
+/// Drops what lies beside an instance's snapshot, and scrubs it. Who is at work with it at this moment is left alone.
+fn sleeper(
+    roots: &Roots,
+    path: &InstancePath,
+    scrub: bool,
+    collected: &mut Collected,
+) -> Result<(), NodeError> {
+    let Some(_lock) = lifecycle::try_lock(roots, path)? else { return Ok(()) };
+    // One whose record cannot be read is not known to sleep.
+    let Ok(Some(instance)) = Instance::load_if_there(roots, path) else { return Ok(()) };
+    if instance.status != State::Sleeping || instance.pending.is_some() {
+        return Ok(());
+    }
+    let found = match Delta::load(roots, path) {
+        Ok(Some(delta)) => {
+            delta.sweep(roots)?;
+            if !scrub {
+                return Ok(());
+            }
+            collected.scrubbed += 1;
+            delta.scrub(roots, path)
+        }
+        Ok(None) => Err(SnapshotError::Store(StoreError::Damaged {
+            path: instance::snapshot::folder(roots, path),
+            why: "the instance sleeps, and its snapshot is gone".into(),
+        })),
+        Err(error) => Err(error.into()),
+    };
+    if let Err(error) = found {
+        collected.damaged.push(format!("{path}: {error}"));
+    }
+    Ok(())
+}
+
+/// Removes the VMM versions that no pool names and that are not the default. Returns them.
+///
+/// # Errors
+/// When the state cannot be read, or a version not removed.
+pub fn collect_vmms(roots: &Roots) -> Result<Vec<String>, StoreError> {
+    let mut needed = BTreeSet::new();
+    for pool in fleet::pools(roots, None)? {
+        needed.extend(Pool::load(roots, &pool)?.vmm_version);
+    }
+    for path in fleet::instances(roots)? {
+        let instance = Instance::load_if_there(roots, &path)?;
+        let vmm = instance.and_then(|instance| instance.vmm);
+        needed.extend(vmm.filter(|vmm| vmm.kind == VmmKind::Firecracker).map(|vmm| vmm.version));
+        // Nothing else reads what it wrote.
+        needed.extend(Delta::load(roots, &path)?.map(|delta| delta.origin.vmm_version));
+    }
+    let installed = install::list(roots)?;
+    let newest = installed.last().map(|one| one.version.clone());
+    let any_default = installed.iter().any(|one| one.default);
+    let mut removed = Vec::new();
+    for one in installed {
+        let kept = one.default || (!any_default && Some(&one.version) == newest.as_ref());
+        if !kept && !needed.contains(&one.version) {
+            install::remove(roots, &one)?;
+            removed.push(one.version);
+        }
+    }
+    Ok(removed)
+}
+
+/// The logs of destroyed tenants are kept for their retention.
+fn collect_audit_logs(roots: &Roots) -> Result<Vec<String>, StoreError> {
+    let folder = kept_audit_logs(roots);
+    let mut dropped = Vec::new();
+    for name in store::names(&folder, |name| !name.starts_with('.'))? {
+        let days = store::read_if_there::<Tenant>(&folder.join(&name).join("tenant.json"))?
+            .map(|t| t.retention_days);
+        let destroyed_at = name.rsplit_once('-').and_then(|(_, at)| at.parse::<i64>().ok());
+        let (Some(days), Some(at)) = (days, destroyed_at) else {
+            continue;
+        };
+        if roots.now().as_second() - at > i64::from(days) * 86_400 {
+            store::vanish(&folder.join(&name))?;
+            dropped.push(format!("audit log {name}"));
+        }
+    }
+    Ok(dropped)
+}

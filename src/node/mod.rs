@@ -1,0 +1,105 @@
+//! The node as a whole: what runs on it, settling what was cut off, and dropping what nobody needs.
+
+mod collect;
+mod recover;
+
+use serde::Serialize;
+
+pub use self::{
+    collect::{Collected, collect, collect_vmms},
+    recover::{Recovered, reclaim, recover},
+};
+use crate::{
+    infra::config::Roots,
+    net::NetError,
+    store::{self, Lock, StoreError},
+    vm::{
+        fleet,
+        instance::lifecycle::LifecycleError,
+        pool::lifecycle::PoolError,
+        room::{self, NodeConfig},
+        tenant::{self, quota::Use},
+    },
+};
+
+/// Why something could not be done for the node.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// The state could not be read or written.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The kernel's network refused.
+    #[error(transparent)]
+    Net(#[from] NetError),
+    /// An instance could not be settled.
+    #[error(transparent)]
+    Lifecycle(#[from] LifecycleError),
+    /// A pool could not be cleaned.
+    #[error(transparent)]
+    Pool(#[from] PoolError),
+}
+
+/// What there is on the node, and what is in use.
+#[derive(Debug, Clone, Serialize)]
+pub struct Stats {
+    /// The node's id.
+    pub node_id: String,
+    /// Tenants.
+    pub tenants: usize,
+    /// Pools.
+    pub pools: usize,
+    /// Instances, in any state.
+    pub instances: usize,
+    /// VMMs that run or are about to.
+    pub vms: u32,
+    /// Their limit.
+    pub max_vms: u32,
+    /// Memory reserved, VMMs' overhead included, in MiB.
+    pub mem_used_mib: u64,
+    /// Memory for guests and their VMMs, in MiB.
+    pub mem_limit_mib: u64,
+    /// vCPUs reserved.
+    pub vcpus_used: u32,
+    /// CPUs of the machine.
+    pub cpus: usize,
+    /// Free space under the root, in MiB.
+    pub disk_free_mib: u64,
+    /// Free space below which nothing new is made, in MiB.
+    pub disk_floor_mib: u64,
+}
+
+/// Counts what there is.
+///
+/// # Errors
+/// When the state cannot be read.
+pub fn stats(roots: &Roots) -> Result<Stats, StoreError> {
+    let node = NodeConfig::load(roots)?;
+    let used = room::reserved(roots)?.iter().fold(Use::default(), |sum, (_, one)| sum.plus(*one));
+    Ok(Stats {
+        tenants: tenant::config::ids(roots)?.len(),
+        pools: fleet::pools(roots, None)?.len(),
+        instances: fleet::instances(roots)?.len(),
+        vms: used.vms(),
+        max_vms: node.max_vms,
+        mem_used_mib: used.mem_mib + u64::from(used.vms()) * room::VMM_OVERHEAD_MIB,
+        mem_limit_mib: node.memory_mib(room::memory_total_mib()),
+        vcpus_used: used.vcpus,
+        cpus: std::thread::available_parallelism().map_or(1, usize::from),
+        disk_free_mib: room::free_mib(&roots.root)?,
+        disk_floor_mib: node.disk_floor_mib,
+        node_id: node.node_id,
+    })
+}
+
+/// Changes the node's configuration under its lock.
+///
+/// # Errors
+/// When it cannot be read or written.
+pub fn update(roots: &Roots, change: impl FnOnce(&mut NodeConfig)) -> Result<NodeConfig, StoreError> {
+    NodeConfig::load(roots)?;
+    let _lock: Lock = room::lock(roots)?;
+    let mut node: NodeConfig = store::read(&roots.node_file())?;
+    change(&mut node);
+    store::write(&roots.node_file(), &node)?;
+    Ok(node)
+}

@@ -1,0 +1,562 @@
+//! `instance sleep` and `wake` against bare Firecracker on files of the same kind, a pair at a time: what the guest sees,
+//! what the command takes, what is written, and whether any of it grows.
+
+use std::{
+    collections::BTreeMap,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use mvm::{
+    infra::config::{Environment, Roots},
+    vm::{
+        instance::lifecycle::{self, Operator},
+        naming::InstancePath,
+    },
+};
+
+use super::{
+    Figure, Mvm,
+    bare::{self, Growth, Vmm},
+    figure, ms, percentile,
+};
+
+/// Pages that the guest writes to in each round: 16 MiB, every fifth page of 80.
+const DIRTY_PAGES: u64 = 4096;
+const DIRTY_BYTES: f64 = DIRTY_PAGES as f64 * 4096.0;
+/// A byte is printed after so many pages.
+const PAGES_PER_BYTE: u64 = 16;
+/// Bytes on the console by which all pages were written to.
+const ROUND: u64 = DIRTY_PAGES / PAGES_PER_BYTE;
+
+/// A guest that writes to every fifth page of 80 MiB, over and over, and prints a byte after every sixteenth.
+const GUEST: [u8; 39] = [
+    0x66, 0xba, 0xf8, 0x03, // mov dx, 0x3f8
+    // round:
+    0x48, 0xc7, 0xc7, 0x00, 0x00, 0x80, 0x01, // mov rdi, 24 MiB
+    0xff, 0xc3, // inc ebx
+    0xb9, 0x00, 0x10, 0x00, 0x00, // mov ecx, 4096
+    // page:
+    0x89, 0x1f, // mov [rdi], ebx
+    0x48, 0x81, 0xc7, 0x00, 0x50, 0x00, 0x00, // add rdi, 5 pages
+    0xf6, 0xc1, 0x0f, // test cl, 15
+    0x75, 0x03, // jnz next
+    0xb0, 0x2e, // mov al, '.'
+    0xee, // out dx, al
+    0xe2, 0xed, // next: loop page
+    0xeb, 0xdd, // jmp round
+];
+
+/// Where the files lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Disk {
+    /// As they come: here, ext4.
+    Ext4,
+    /// A btrfs on a loop device.
+    Btrfs,
+}
+
+/// Measures for these sizes of memory, on both file systems.
+pub fn measure(program: &Path, pairs: u32, memory: &[u32]) -> Result<Vec<Figure>> {
+    let Some(firecracker) = bare::find("firecracker") else {
+        println!("SKIP (no firecracker): sleep and wake against bare Firecracker");
+        return Ok(Vec::new());
+    };
+    // VMMs become children of this process when the command that started them has ended: so their use is known.
+    rustix::process::set_child_subreaper(rustix::process::Pid::from_raw(std::process::id().cast_signed()))?;
+    let mut figures = Vec::new();
+    for disk in [Disk::Ext4, Disk::Btrfs] {
+        let folder = Folder::new(disk)?;
+        for &mib in memory {
+            let bench = Bench::new(program, &firecracker, &folder.path, disk, mib)?;
+            figures.extend(bench.pairs(pairs)?);
+        }
+    }
+    let folder = Folder::new(Disk::Ext4)?;
+    figures.extend(at_once(program, &firecracker, &folder.path)?);
+    Ok(figures)
+}
+
+/// A folder on a file system of its own.
+struct Folder {
+    path: PathBuf,
+    mounted: bool,
+    _dir: tempfile::TempDir,
+}
+
+impl Folder {
+    fn new(disk: Disk) -> Result<Self> {
+        // Not in /tmp, which may be memory: what is measured is a disk's fsync.
+        let dir = tempfile::tempdir_in("target")?;
+        if disk == Disk::Ext4 {
+            return Ok(Self { path: std::path::absolute(dir.path())?, mounted: false, _dir: dir });
+        }
+        let (image, path) = (dir.path().join("btrfs"), dir.path().join("mount"));
+        std::fs::File::create(&image)?.set_len(16 << 30)?;
+        std::fs::create_dir(&path)?;
+        run(Command::new("mkfs.btrfs").arg("-q").arg(&image))?;
+        // The mount namespace is this process's own.
+        run(Command::new("mount").args(["--make-rprivate", "/"]))?;
+        run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&path))?;
+        Ok(Self { path: std::path::absolute(path)?, mounted: true, _dir: dir })
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if self.mounted {
+            let _ = run(Command::new("umount").arg(&self.path));
+        }
+    }
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let output = command.stdin(Stdio::null()).output()?;
+    ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+/// One instance that sleeps, and a bare VM that does the same.
+struct Bench {
+    mvm: Mvm,
+    path: InstancePath,
+    bare: Bare,
+    label: String,
+}
+
+/// All times of one kind, in ms, by name.
+#[derive(Default)]
+struct Times(BTreeMap<&'static str, Vec<f64>>);
+
+impl Times {
+    fn add(&mut self, what: &'static str, value: f64) {
+        self.0.entry(what).or_default().push(value);
+    }
+
+    fn of(&self, what: &str) -> &[f64] {
+        self.0.get(what).map_or(&[], Vec::as_slice)
+    }
+}
+
+impl Bench {
+    fn new(program: &Path, firecracker: &Path, folder: &Path, disk: Disk, mib: u32) -> Result<Self> {
+        let mvm = Mvm::in_folder(program, folder)?;
+        mvm.ok("tenant create acme --net-id 3 --subnet 10.240.3.0/24")?;
+        let path = instance(&mvm, "web", mib)?;
+        let bare = Bare::new(&mvm, firecracker, &path)?;
+        Ok(Self {
+            mvm,
+            path,
+            bare,
+            label: format!("{mib} MiB, {}", if disk == Disk::Btrfs { "btrfs" } else { "ext4" }),
+        })
+    }
+
+    fn pairs(&self, pairs: u32) -> Result<Vec<Figure>> {
+        let mut times = Times::default();
+        let mut operator = Operator::new(Roots::new(self.mvm.root.path(), &Environment::default())?);
+        let (mut steps, mut sleep_steps) = (Times::default(), Times::default());
+        for _ in 0..pairs {
+            let (wake, sleep) = self.bare.cycle()?;
+            times.add("bare wake", ms(wake));
+            times.add("bare sleep", ms(sleep));
+            self.command_cycle(&mut times, &mut steps, &mut sleep_steps)?;
+            self.library_cycle(&mut operator, &mut times)?;
+        }
+        let mut figures = self.compare(&times);
+        figures.extend(self.growth(&times));
+        for (name, steps) in [("wake", &steps), ("sleep", &sleep_steps)] {
+            let text: Vec<String> = steps
+                .0
+                .iter()
+                .map(|(step, ms)| format!("{} {:.1}", &step[2..], percentile(ms, 0.5)))
+                .collect();
+            figures.push(figure(
+                format!("{name}, step by step, p50 ms, {}", self.label),
+                text.join(", "),
+                "given",
+                true,
+            ));
+        }
+        Ok(figures)
+    }
+
+    fn console(&self) -> PathBuf {
+        let InstancePath { tenant, pool, instance } = &self.path;
+        self.mvm
+            .root
+            .path()
+            .join(format!("tenants/{tenant}/pools/{pool}/instances/{instance}/logs/console.log"))
+    }
+
+    fn delta(&self) -> PathBuf {
+        let InstancePath { tenant, pool, instance } = &self.path;
+        self.mvm
+            .root
+            .path()
+            .join(format!("tenants/{tenant}/pools/{pool}/instances/{instance}/snapshots/delta"))
+    }
+
+    /// A wake and a sleep by commands, as a person gives them.
+    fn command_cycle(&self, times: &mut Times, steps: &mut Times, sleep_steps: &mut Times) -> Result<()> {
+        let console = self.console();
+        let _ = std::fs::remove_file(&console);
+        let growth = Growth::of(&console)?;
+        let start = Instant::now();
+        let mut child = self
+            .mvm
+            .command(&format!("instance wake {} --json", self.path))
+            .stdout(Stdio::piped())
+            .spawn()?;
+        growth.beyond(0)?;
+        times.add("wake", ms(start.elapsed()));
+        let output = child.stdout.take();
+        ensure!(child.wait()?.success(), "instance wake failed");
+        times.add("wake exit", ms(start.elapsed()));
+        let woken: serde_json::Value = serde_json::from_reader(output.context("output")?)?;
+        add_steps(steps, &woken);
+        let pid = woken["vmm"]["pid"].as_i64().context("a pid")? as i32;
+        growth.beyond(ROUND)?;
+        let before = written_by(pid)?;
+        let start = Instant::now();
+        let mut child = self
+            .mvm
+            .command(&format!("instance sleep {} --json", self.path))
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let output = child.stdout.take();
+        let own = wait_written(child.id().cast_signed())?;
+        times.add("sleep", ms(start.elapsed()));
+        add_steps(sleep_steps, &serde_json::from_reader(output.context("output")?)?);
+        let vmm = wait_written(pid)?;
+        times.add("written by the VMM", vmm.saturating_sub(before) as f64);
+        times.add("written by mvm", own as f64);
+        times.add("disk", taken(&self.delta())? as f64);
+        Ok(())
+    }
+
+    /// A wake and a sleep by calls, as an agent makes them.
+    fn library_cycle(&self, operator: &mut Operator, times: &mut Times) -> Result<()> {
+        let console = self.console();
+        let _ = std::fs::remove_file(&console);
+        let growth = Growth::of(&console)?;
+        let start = Instant::now();
+        std::thread::scope(|scope| -> Result<()> {
+            let first = scope.spawn(|| growth.beyond(0).map(|()| start.elapsed()));
+            lifecycle::wake(operator, &self.path, false)?;
+            times.add("library wake exit", ms(start.elapsed()));
+            let Ok(first) = first.join() else { bail!("the watcher ended") };
+            times.add("library wake", ms(first?));
+            Ok(())
+        })?;
+        growth.beyond(ROUND)?;
+        let start = Instant::now();
+        lifecycle::sleep(operator, &self.path)?;
+        times.add("library sleep", ms(start.elapsed()));
+        Ok(())
+    }
+
+    fn compare(&self, times: &Times) -> Vec<Figure> {
+        let mut figures = Vec::new();
+        let pairs = times.of("bare wake").len();
+        for (name, ours, theirs, ratio_limit, more_limit) in [
+            ("wake to first byte", "wake", "bare wake", 1.5, 12.0),
+            ("library wake to first byte", "library wake", "bare wake", 1.2, 5.0),
+            ("sleep", "sleep", "bare sleep", 1.3, 0.0),
+            ("library sleep", "library sleep", "bare sleep", 1.3, 0.0),
+        ] {
+            for (rank, share) in [("p50", 0.5), ("p90", 0.9)] {
+                let (ours, theirs) = (percentile(times.of(ours), share), percentile(times.of(theirs), share));
+                let (ratio, more) = (ours / theirs, ours - theirs);
+                let value = format!("{ours:.1} ms against {theirs:.1} ms: {ratio:.2}×, {more:+.1} ms");
+                let must = match more_limit {
+                    0.0 => format!("≤ {ratio_limit}×"),
+                    _ => format!("≤ {ratio_limit}× or ≤ +{more_limit} ms"),
+                };
+                let ok = ratio <= ratio_limit || (more_limit > 0.0 && more <= more_limit);
+                figures.push(figure(
+                    format!("{name}, {rank}, {pairs} pairs, {}", self.label),
+                    value,
+                    must,
+                    ok,
+                ));
+            }
+        }
+        let exits = ["wake exit", "library wake exit"].map(|what| percentile(times.of(what), 0.5));
+        figures.push(figure(
+            format!("wake, time to exit, command and call, p50, {}", self.label),
+            format!("{:.1} ms, {:.1} ms", exits[0], exits[1]),
+            "given",
+            true,
+        ));
+        let (vmm, own) =
+            (percentile(times.of("written by the VMM"), 0.5), percentile(times.of("written by mvm"), 0.5));
+        let ratio = (vmm + own) / DIRTY_BYTES;
+        let value = format!(
+            "{:.2} MiB by the VMM, {:.2} MiB by mvm for 16 MiB dirty: {ratio:.3}×",
+            vmm / 1048576.0,
+            own / 1048576.0
+        );
+        figures.push(figure(
+            format!("bytes a sleep writes, {}", self.label),
+            value,
+            "≤ 1.05×",
+            ratio <= 1.05,
+        ));
+        figures
+    }
+
+    /// Do wakes get slower, or files larger, from sleep to sleep?
+    fn growth(&self, times: &Times) -> Vec<Figure> {
+        let grow = |what: &str, name: &str| {
+            let share = growth_of(times.of(what));
+            let value = format!(
+                "{:+.1} % of the mean at most, over {} cycles",
+                share * 100.0,
+                times.of(what).len() * 2
+            );
+            figure(format!("growth of {name}, {}", self.label), value, "≤ 10 %", share <= 0.10)
+        };
+        vec![grow("wake", "wake time"), grow("sleep", "sleep time"), grow("disk", "disk used")]
+    }
+}
+
+/// The upper end of the 95 % interval of how much a line through the values rises from the first to the last, as a share
+/// of their mean.
+fn growth_of(values: &[f64]) -> f64 {
+    let count = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / count;
+    let middle = (count - 1.0) / 2.0;
+    let squares: f64 = (0..values.len()).map(|at| (at as f64 - middle).powi(2)).sum();
+    let slope =
+        (0..).zip(values).map(|(at, value)| (f64::from(at) - middle) * (value - mean)).sum::<f64>() / squares;
+    let rest: f64 =
+        (0..).zip(values).map(|(at, value)| (value - mean - slope * (f64::from(at) - middle)).powi(2)).sum();
+    let error = (rest / (count - 2.0) / squares).sqrt();
+    (slope + 1.96 * error) * (count - 1.0) / mean
+}
+
+fn add_steps(times: &mut Times, instance: &serde_json::Value) {
+    const NAMES: [&str; 15] = [
+        "01reserve",
+        "02check",
+        "03unpack",
+        "04directory",
+        "05spawn",
+        "06tap",
+        "07load",
+        "08consume",
+        "09resume",
+        "10join",
+        "11pause",
+        "12snapshot",
+        "13sums",
+        "14commit",
+        "15teardown",
+    ];
+    for step in instance["last_receipt"]["steps"].as_array().into_iter().flatten() {
+        let name = step["name"].as_str().unwrap_or_default();
+        if let (Some(known), Some(ms)) = (NAMES.iter().find(|known| &known[2..] == name), step["ms"].as_f64())
+        {
+            times.add(known, ms);
+        }
+    }
+}
+
+/// Makes an instance and lets it sleep once: what is measured is from the second sleep on.
+fn instance(mvm: &Mvm, pool: &str, mib: u32) -> Result<InstancePath> {
+    mvm.ok(&format!("pool create acme/{pool} --mem {mib} --data-disk 64 --insecure"))?;
+    let kernel = mvm.root.path().join("guest.in");
+    let (_, rootfs) = mvm.artifacts()?;
+    std::fs::write(&kernel, mvm::cli::kernel(&GUEST))?;
+    mvm.ok(&format!("pool import acme/{pool} --kernel {} --rootfs {}", kernel.display(), rootfs.display()))?;
+    asleep(mvm, pool)
+}
+
+fn asleep(mvm: &Mvm, pool: &str) -> Result<InstancePath> {
+    let path =
+        mvm.json(&format!("instance create acme/{pool}"))?["path"].as_str().context("a path")?.to_owned();
+    mvm.ok(&format!("instance start {path}"))?;
+    std::thread::sleep(Duration::from_millis(100));
+    mvm.ok(&format!("instance sleep {path}"))?;
+    Ok(path.parse()?)
+}
+
+/// What a process has written into files so far, in bytes.
+fn written_by(pid: i32) -> Result<u64> {
+    let io = std::fs::read_to_string(format!("/proc/{pid}/io"))?;
+    let line = io.lines().find_map(|line| line.strip_prefix("write_bytes: ")).context("write_bytes")?;
+    Ok(line.trim().parse()?)
+}
+
+/// Waits for a child and returns what it has written into files, in bytes.
+fn wait_written(pid: i32) -> Result<u64> {
+    // SAFETY: rusage is plain data that wait4 fills in; nobody else waits for this child.
+    let (waited, status, usage) = unsafe {
+        let (mut status, mut usage): (i32, libc::rusage) = (0, std::mem::zeroed());
+        (libc::wait4(pid, &mut status, 0, &mut usage), status, usage)
+    };
+    ensure!(waited == pid, "cannot wait for {pid}");
+    ensure!(status == 0 || libc::WIFSIGNALED(status), "{pid} failed");
+    Ok(usage.ru_oublock.cast_unsigned() * 512)
+}
+
+/// What the files of a folder take on the disk.
+fn taken(folder: &Path) -> Result<u64> {
+    let mut bytes = 0;
+    for entry in std::fs::read_dir(folder)? {
+        bytes += entry?.metadata()?.blocks() * 512;
+    }
+    Ok(bytes)
+}
+
+/// The same guest on bare Firecracker: its own copies of the files, and a TAP that is there already.
+struct Bare {
+    firecracker: PathBuf,
+    folder: PathBuf,
+    tap: String,
+}
+
+impl Bare {
+    fn new(mvm: &Mvm, firecracker: &Path, path: &InstancePath) -> Result<Self> {
+        let InstancePath { tenant, pool, instance } = path;
+        let from = mvm.root.path().join(format!("tenants/{tenant}/pools/{pool}/instances/{instance}"));
+        let folder = mvm.root.path().join(format!("bare-{instance}"));
+        std::fs::create_dir(&folder)?;
+        for part in ["snapshots/delta", "volumes"] {
+            for entry in std::fs::read_dir(from.join(part))? {
+                let entry = entry?;
+                let name = entry.file_name().to_string_lossy().into_owned();
+                let to = match name.split(['.', '-']).next() {
+                    Some("root") => "rootfs.ext4".to_owned(),
+                    Some(stem @ ("mem" | "vmstate")) => stem.to_owned(),
+                    _ => name.clone(),
+                };
+                run(Command::new("cp").arg("--sparse=always").arg(entry.path()).arg(folder.join(to)))?;
+            }
+        }
+        let tap = format!("b{}", &instance.to_string()[2..]);
+        run(Command::new("ip").args(["tuntap", "add", &tap, "mode", "tap", "vnet_hdr"]))?;
+        Ok(Self { firecracker: firecracker.to_path_buf(), folder, tap })
+    }
+
+    /// Restores it; the time until its guest's first byte.
+    fn wake(&self) -> Result<(Vmm, Growth, Duration)> {
+        let console = self.folder.join("console.log");
+        std::fs::write(&console, "")?;
+        let growth = Growth::of(&console)?;
+        let start = Instant::now();
+        let mut vmm = Vmm::spawn(&self.firecracker, &self.folder)?;
+        vmm.call("PUT", "/serial", r#"{"serial_out_path":"console.log"}"#)?;
+        let load = serde_json::json!({
+            "snapshot_path": "vmstate", "mem_backend": { "backend_type": "File", "backend_path": "mem" },
+            "track_dirty_pages": true, "resume_vm": true,
+            "network_overrides": [{ "iface_id": "eth0", "host_dev_name": self.tap }],
+        });
+        vmm.call("PUT", "/snapshot/load", &load.to_string())?;
+        growth.beyond(0)?;
+        let first = start.elapsed();
+        Ok((vmm, growth, first))
+    }
+
+    /// Restores it, lets it write, and saves it again: pause, Diff onto its own memory file, kill.
+    fn cycle(&self) -> Result<(Duration, Duration)> {
+        let (mut vmm, growth, wake) = self.wake()?;
+        growth.beyond(ROUND)?;
+        let start = Instant::now();
+        vmm.call("PATCH", "/vm", r#"{"state":"Paused"}"#)?;
+        vmm.call(
+            "PUT",
+            "/snapshot/create",
+            r#"{"snapshot_type":"Diff","snapshot_path":"vmstate.new","mem_file_path":"mem"}"#,
+        )?;
+        drop(vmm);
+        let sleep = start.elapsed();
+        std::fs::rename(self.folder.join("vmstate.new"), self.folder.join("vmstate"))?;
+        Ok((wake, sleep))
+    }
+}
+
+impl Drop for Bare {
+    fn drop(&mut self) {
+        let _ = run(Command::new("ip").args(["link", "delete", &self.tap]));
+    }
+}
+
+/// How many wake at once.
+const AT_ONCE: usize = 50;
+
+/// Many wakes at once, against as many bare restores at once.
+fn at_once(program: &Path, firecracker: &Path, folder: &Path) -> Result<Vec<Figure>> {
+    let mvm = Mvm::in_folder(program, folder)?;
+    mvm.ok("tenant create acme --net-id 3 --subnet 10.240.3.0/24")?;
+    let mut paths = vec![instance(&mvm, "web", 128)?];
+    for _ in 1..AT_ONCE {
+        paths.push(asleep(&mvm, "web")?);
+    }
+    let bare = paths.iter().map(|path| Bare::new(&mvm, firecracker, path)).collect::<Result<Vec<_>>>()?;
+    let (mut ours, mut theirs, mut called) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..3 {
+        theirs.extend(all(&bare, |bare| Ok(bare.wake()?.2))?);
+        ours.extend(all(&paths, |path| {
+            let InstancePath { tenant, pool, instance } = path;
+            let folder = format!("tenants/{tenant}/pools/{pool}/instances/{instance}/logs");
+            let console = mvm.root.path().join(folder).join("console.log");
+            let _ = std::fs::remove_file(&console);
+            let growth = Growth::of(&console)?;
+            let start = Instant::now();
+            let mut child = mvm.command(&format!("instance wake {path}")).stdout(Stdio::null()).spawn()?;
+            growth.beyond(0)?;
+            let first = start.elapsed();
+            ensure!(child.wait()?.success(), "instance wake {path} failed");
+            Ok(first)
+        })?);
+        all(&paths, |path| mvm.ok(&format!("instance sleep {path}")).map(|_| Duration::ZERO))?;
+        called.extend(all(&paths, |path| {
+            let mut operator = Operator::new(Roots::new(mvm.root.path(), &Environment::default())?);
+            let start = Instant::now();
+            lifecycle::wake(&mut operator, path, false)?;
+            Ok(start.elapsed())
+        })?);
+        all(&paths, |path| mvm.ok(&format!("instance sleep {path}")).map(|_| Duration::ZERO))?;
+    }
+    let mut figures = Vec::new();
+    for (name, ours) in [("commands, to first byte", &ours), ("calls, to their end", &called)] {
+        let (mine, bare) = (percentile(ours, 0.5), percentile(&theirs, 0.5));
+        let value = format!("{mine:.0} ms against {bare:.0} ms: {:.2}×", mine / bare);
+        let what = format!("{AT_ONCE} wakes at once, {name}, p50, 128 MiB, ext4");
+        figures.push(figure(what, value, "≤ 1.3×", mine / bare <= 1.3));
+    }
+    let left = std::fs::read_dir("/proc")?
+        .flatten()
+        .filter_map(|entry| std::fs::read_link(entry.path().join("cwd")).ok())
+        .filter(|cwd| cwd.starts_with(mvm.root.path()))
+        .count();
+    let links = Command::new("ip").args(["-o", "link"]).output()?;
+    let taps = String::from_utf8_lossy(&links.stdout).lines().filter(|line| line.contains(": tn")).count();
+    figures.push(figure(
+        format!("what {AT_ONCE} sleepers leave in memory"),
+        format!("{left} processes, {taps} TAPs"),
+        "0",
+        left + taps == 0,
+    ));
+    Ok(figures)
+}
+
+/// Does something with all of them at once; the times in ms.
+fn all<T: Sync>(these: &[T], work: impl Fn(&T) -> Result<Duration> + Sync) -> Result<Vec<f64>> {
+    std::thread::scope(|scope| {
+        let work = &work;
+        let running: Vec<_> = these.iter().map(|one| scope.spawn(move || work(one))).collect();
+        running
+            .into_iter()
+            .map(|one| match one.join() {
+                Ok(result) => result.map(ms),
+                Err(_) => bail!("a thread ended"),
+            })
+            .collect()
+    })
+}
