@@ -87,6 +87,9 @@ fn make(folder: &Path) -> Result<()> {
     for mount_point in ["job", "scratch", "out"] {
         fs::create_dir(root.join(mount_point))?;
     }
+    // No package is configured, so nobody has a name yet.
+    fs::write(root.join("etc/passwd"), "root:x:0:0:root:/root:/bin/bash\n")?;
+    fs::write(root.join("etc/group"), "root:x:0:\ntty:x:5:\n")?;
     let init = root.join("sbin/lab-init");
     fs::write(&init, recipe::LAB_INIT)?;
     fs::set_permissions(&init, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;

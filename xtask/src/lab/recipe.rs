@@ -55,8 +55,8 @@ pub const MACHINE: [&str; 14] = [
 /// The kernel's command line.
 pub const CMDLINE: &str = "console=ttyS0 quiet loglevel=3 mitigations=off panic=-1 reboot=k";
 
-/// Of the files' layout in a lab's folder; another layout, another number.
-const FORMAT: &str = "1";
+/// Of what the making does beside the recipe: where that changes, so does this number.
+const FORMAT: &str = "2";
 
 /// The lab's name.
 ///
