@@ -25,6 +25,7 @@ fn help_names_every_command() {
       events       Show what happened, on all tenants
       tenant       Tenants: isolation, quotas, audit
       pool         Pools: what to run, and how
+      image        Guest images: what a pool can start from
       instance     Instances: one microVM each
       net          The tenants' networks in the kernel
       node         This node: limits, recovery, cleaning up
@@ -60,7 +61,7 @@ fn help_names_every_command() {
       stop     Shut an instance down; after the pool's time for that it is killed
       wait     Wait until an instance is in a state
       logs     Show what an instance's VMM wrote
-      console  Show what a guest printed
+      console  Show what a guest printed, and type on its console
       stats    Show what instances use
       disk     An instance's data disk
       destroy  Destroy an instance, in any state
@@ -88,6 +89,9 @@ fn help_names_every_command() {
     Options:
           --flake <REF>
               What is built: a flake reference
+
+          --image <NAME>
+              The guest image that becomes the pool's first revision, as `mvm image list` names it
 
           --profile <NAME>
               The flake's profile

@@ -12,14 +12,14 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     ffi::{OsStr, OsString},
     fs,
-    os::unix::fs::{PermissionsExt, symlink},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use sha2::{Digest, Sha256};
 
-use super::{Image, ImageError, Manifest, RootDrive, Tool, cpio::Archive, ext4, kernel, modules};
+use super::{Image, ImageError, Manifest, RootDrive, Tool, cpio::Archive, ext4, kernel, modules, root};
 use crate::{
     infra::{
         config::Roots,
@@ -85,46 +85,9 @@ const ROOT_MIB: u64 = 512;
 /// What making it takes at most, in MiB.
 const NEEDED_MIB: u64 = 768;
 
-/// The guest's own files: path, mode, content.
-const GUEST_FILES: [(&str, u32, &str); 11] = [
-    ("etc/inittab", 0o644, include_str!("guest/inittab")),
-    ("etc/mvm/start", 0o755, include_str!("guest/start")),
-    ("etc/mvm/stop", 0o755, include_str!("guest/stop")),
-    ("etc/profile.d/mvm.sh", 0o644, include_str!("guest/profile")),
-    // Escape sequences before each prompt are noise in a log.
-    ("etc/inputrc", 0o644, "set enable-bracketed-paste off\n"),
-    ("etc/apt/sources.list", 0o644, "# The mirror that this image was made from is not written down here.\n"),
-    ("usr/sbin/reboot", 0o755, include_str!("guest/reboot")),
-    ("usr/sbin/poweroff", 0o755, include_str!("guest/reboot")),
-    ("usr/sbin/halt", 0o755, include_str!("guest/reboot")),
-    ("usr/sbin/shutdown", 0o755, include_str!("guest/reboot")),
-    ("root/.hushlogin", 0o644, ""),
-];
-/// At the end of the path, so that a Debian package of the same is used where it is installed.
-const APPLETS_FOLDER: &str = "usr/lib/mvm";
-/// What busybox does as long as no package does it.
-const APPLETS: [&str; 15] = [
-    "free", "killall", "less", "lsmod", "nc", "netstat", "nslookup", "pidof", "ps", "sysctl", "telnet",
-    "top", "uptime", "vi", "wget",
-];
 const INITRD_INIT: &str = include_str!("guest/initrd-init");
-
-/// What each machine has of its own, and what only the making of the root needed.
-const LEFT_OUT: [&str; 12] = [
-    "etc/machine-id",
-    "etc/hostname",
-    "etc/hosts",
-    "etc/resolv.conf",
-    "etc/.pwd.lock",
-    "var/lib/dbus",
-    "var/lib/dpkg/status-old",
-    "var/lib/dpkg/lock",
-    "var/lib/dpkg/lock-frontend",
-    "var/cache/debconf/config.dat-old",
-    "var/cache/debconf/templates.dat-old",
-    "var/cache/debconf/passwords.dat",
-];
-const EMPTIED: [&str; 6] = ["var/log", "var/cache/apt", "var/cache/ldconfig", "var/lib/apt", "tmp", "run"];
+/// With less than that left, a failure is the disk's.
+const NEARLY_FULL_MIB: u64 = 16;
 
 const A_MINUTE: Duration = Duration::from_secs(60);
 const LONG: Duration = Duration::from_secs(15 * 60);
@@ -147,6 +110,13 @@ pub fn make(
     store::remove_folder(&work)?;
     store::make_folder(&work)?;
     let made = Recipe { roots, options, work: &work }.cook(&image, step);
+    // Programs do not always say in so many words that they ran out of space.
+    let made = made.map_err(|error| match error {
+        ImageError::Step { step, .. } if room::free_mib(&work).is_ok_and(|free| free < NEARLY_FULL_MIB) => {
+            ImageError::DiskFull { step }
+        }
+        error => error,
+    });
     let removed = store::remove_folder(&work);
     if made.is_err() {
         // One that has never been made leaves no folder of its name.
@@ -198,17 +168,17 @@ impl Recipe<'_> {
         let unpacked = self.fetch_kernel(&kernel_package)?;
         failpoint::hit("image", "kernel").map_err(StoreError::io("make", self.work))?;
         step("making the root file system");
-        let root = self.bootstrap(&mirror)?;
+        let tree = self.bootstrap(&mirror)?;
         failpoint::hit("image", "root").map_err(StoreError::io("make", self.work))?;
         step("packing kernel, initial RAM disk and root disk");
-        let mut packages = installed(&root)?;
+        let mut packages = installed(&tree)?;
         packages.insert(kernel_package.0, kernel_package.1);
-        furnish(&root)?;
+        root::furnish(&tree)?;
         let new = self.work.join("image");
         store::make_folder(&new)?;
         let kernel_version = self.pack_kernel(&unpacked, &new.join(files::KERNEL))?;
-        self.pack_initrd(&unpacked, &kernel_version, &root, &new.join(files::INITRD))?;
-        make_file_system(&root, &new.join(files::ROOT), ROOT_MIB)?;
+        self.pack_initrd(&unpacked, &kernel_version, &tree, &new.join(files::INITRD))?;
+        make_file_system(&tree, &new.join(files::ROOT), ROOT_MIB)?;
         failpoint::hit("image", "packed").map_err(StoreError::io("make", self.work))?;
         let part = |name: &str| finish_part(&new, name);
         let (kernel, initrd, rootfs) = (part(files::KERNEL)?, part(files::INITRD)?, part(files::ROOT)?);
@@ -270,7 +240,7 @@ impl Recipe<'_> {
         hasher.update(format!(
             "{kernel} {version}\n{CMDLINE}\n{TIME} {ROOT_MIB} {UUID} {HASH_SEED}\n{MODULES:?}\n"
         ));
-        hasher.update(format!("{LEFT_OUT:?} {EMPTIED:?} {GUEST_FILES:?} {INITRD_INIT} {APPLETS:?}"));
+        hasher.update(format!("{} {INITRD_INIT}", root::recipe()));
         hasher.update(self.packages().collect::<Vec<_>>().join(" "));
         Ok(format!("sha256:{}", hex(&hasher.finalize())))
     }
@@ -468,58 +438,6 @@ fn installed(root: &Path) -> Result<BTreeMap<String, String>, ImageError> {
     Ok(lines.map(|(name, version)| (name.to_owned(), version.to_owned())).collect())
 }
 
-/// Makes a root a guest's: its own files come in, what a machine has of its own goes.
-fn furnish(root: &Path) -> Result<(), StoreError> {
-    for place in LEFT_OUT {
-        let path = root.join(place);
-        match fs::symlink_metadata(&path) {
-            Ok(meta) if meta.is_dir() => store::remove_folder(&path)?,
-            _ => store::remove_file(&path)?,
-        }
-    }
-    for place in EMPTIED {
-        let folder = root.join(place);
-        for name in store::names(&folder, |_| true)? {
-            let path = folder.join(name);
-            match fs::symlink_metadata(&path) {
-                Ok(meta) if meta.is_dir() => store::remove_folder(&path)?,
-                _ => store::remove_file(&path)?,
-            }
-        }
-    }
-    for key in store::names(&root.join("etc/ssh"), |name| name.starts_with("ssh_host_"))? {
-        store::remove_file(&root.join("etc/ssh").join(key))?;
-    }
-    for (place, mode, content) in GUEST_FILES {
-        let path = root.join(place);
-        if let Some(folder) = path.parent().filter(|folder| !folder.is_dir()) {
-            fs::create_dir_all(folder).map_err(StoreError::io("create", folder))?;
-            fs::set_permissions(folder, fs::Permissions::from_mode(0o755))
-                .map_err(StoreError::io("write", folder))?;
-        }
-        fs::write(&path, content).map_err(StoreError::io("write", &path))?;
-        fs::set_permissions(&path, fs::Permissions::from_mode(mode))
-            .map_err(StoreError::io("write", &path))?;
-    }
-    for folder in ["data", APPLETS_FOLDER] {
-        let folder = root.join(folder);
-        fs::create_dir_all(&folder).map_err(StoreError::io("create", &folder))?;
-        fs::set_permissions(&folder, fs::Permissions::from_mode(0o755))
-            .map_err(StoreError::io("write", &folder))?;
-    }
-    link(root, "usr/sbin/init", "../bin/busybox")?;
-    for applet in APPLETS {
-        link(root, &format!("{APPLETS_FOLDER}/{applet}"), "/usr/bin/busybox")?;
-    }
-    Ok(())
-}
-
-fn link(root: &Path, place: &str, target: &str) -> Result<(), StoreError> {
-    let path = root.join(place);
-    store::remove_file(&path)?;
-    symlink(target, &path).map_err(StoreError::io("link", &path))
-}
-
 /// All modules of a kernel: names and files.
 fn modules_in(folder: &Path) -> Result<BTreeMap<String, PathBuf>, StoreError> {
     let mut found = BTreeMap::new();
@@ -616,28 +534,5 @@ mod tests {
             unknown_package("E: Package 'telnetd' has no installation candidate").as_deref(),
             Some("telnetd")
         );
-    }
-
-    #[test]
-    fn a_root_loses_what_is_a_machine_s_own() {
-        let dir = tempfile::tempdir().unwrap();
-        let root = dir.path();
-        for folder in ["etc", "usr/sbin", "usr/bin", "var/log/apt", "etc/ssh", "root", "etc/apt"] {
-            fs::create_dir_all(root.join(folder)).unwrap();
-        }
-        for file in
-            ["etc/machine-id", "var/log/apt/term.log", "etc/ssh/ssh_host_ed25519_key", "etc/resolv.conf"]
-        {
-            fs::write(root.join(file), "x").unwrap();
-        }
-        furnish(root).unwrap();
-        furnish(root).unwrap();
-        for gone in ["etc/machine-id", "var/log/apt", "etc/ssh/ssh_host_ed25519_key", "etc/resolv.conf"] {
-            assert!(!root.join(gone).exists(), "{gone}");
-        }
-        assert!(root.join("etc/inittab").exists());
-        assert_eq!(fs::read_link(root.join("usr/sbin/init")).unwrap(), Path::new("../bin/busybox"));
-        let mode = fs::metadata(root.join("etc/mvm/start")).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o755);
     }
 }

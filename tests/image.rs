@@ -1,0 +1,126 @@
+//! Guest images: what is refused, and one that is made for real where the machine has the tools.
+
+mod support;
+
+use std::fs;
+
+use support::{Sandbox, skip};
+
+#[test]
+fn what_is_no_image_is_refused_before_anything_is_made() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    sandbox.ok("tenant create acme --net-id 3 --subnet 10.240.3.0/24");
+    for (command, exit, code) in [
+        ("pool create acme/web --image debian", 3, "no_such_image"),
+        ("pool create acme/web --image ../x", 2, "usage"),
+        ("pool create acme/web --image debian --flake .", 2, "usage"),
+        ("image debian --name Debian", 2, "usage"),
+        ("image debian --package -oDir=/", 2, "usage"),
+        ("image debian --package a,b", 2, "usage"),
+        ("image fedora", 2, "usage"),
+    ] {
+        assert_eq!(sandbox.refused(command, exit), code, "mvm {command}");
+    }
+    let said = sandbox.run("pool create acme/web --image debian");
+    assert!(String::from_utf8_lossy(&said.stderr).contains("try: mvm image debian"));
+    assert_eq!(sandbox.ok("image list"), serde_json::json!([]));
+    assert_eq!(sandbox.ok("pool list"), serde_json::json!([]));
+}
+
+/// An image as mvm makes them, of files that are quickly there.
+fn put_image(sandbox: &Sandbox, name: &str) {
+    let (kernel, rootfs) = sandbox.artifacts();
+    let revision = "c".repeat(64);
+    let folder = sandbox.root().join("images").join(name);
+    let place = folder.join(&revision);
+    fs::create_dir_all(&place).expect("a folder");
+    fs::copy(kernel, place.join("vmlinux")).expect("a kernel");
+    fs::copy(rootfs, place.join("rootfs.ext4")).expect("a root");
+    fs::write(place.join("initrd"), b"070701").expect("an initrd");
+    let part = |file: &str| {
+        let size = fs::metadata(place.join(file)).expect("a file").len();
+        serde_json::json!({ "file": file, "size_bytes": size, "sha256": "" })
+    };
+    let manifest = serde_json::json!({
+        "schema_version": 1, "name": name, "revision": revision, "created_at": "2026-01-02T03:04:05Z",
+        "release": "bookworm", "kernel_version": "6.1.0", "arch": std::env::consts::ARCH, "agent": "none",
+        "cmdline": "quiet", "root_drive": { "is_root_device": false, "is_read_only": false },
+        "kernel": part("vmlinux"), "initrd": part("initrd"), "rootfs": part("rootfs.ext4"),
+        "packages": { "busybox-static": "1" }, "inputs": "sha256:0",
+    });
+    fs::write(place.join("manifest.json"), manifest.to_string()).expect("a manifest");
+    std::os::unix::fs::symlink(&revision, folder.join("current")).expect("a link");
+}
+
+#[test]
+fn a_pool_starts_from_an_image_and_keeps_its_own_copy() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    put_image(&sandbox, "debian");
+    sandbox.ok("tenant create acme --net-id 3 --subnet 10.240.3.0/24");
+    let pool = sandbox.ok("pool create acme/web --image debian --vmm sim --mem 128 --data-disk 8");
+    assert_eq!((&pool["image"], &pool["agent"]), (&"debian".into(), &"none".into()));
+    assert!(pool["revision"].is_string());
+    let again = sandbox.ok("pool create acme/web --image debian --vmm sim --mem 128 --data-disk 8");
+    assert_eq!(again["revision"], pool["revision"]);
+    assert_eq!(sandbox.refused("pool create acme/web --vmm sim --mem 128 --data-disk 8", 4), "exists");
+    // A pool whose import was cut off gets its revision by the same command.
+    let cut = sandbox.run_with("pool create acme/late --image debian --vmm sim --mem 128", "import.copied");
+    assert!(support::was_killed(&cut));
+    sandbox.ok("pool create acme/late --image debian --vmm sim --mem 128");
+    fs::remove_dir_all(sandbox.root().join("images")).expect("it was there");
+    let path = sandbox.instance("acme/web");
+    sandbox.ok(&format!("instance start {path}"));
+    assert!(sandbox.leaks().is_empty(), "{:?}", sandbox.leaks());
+}
+
+#[test]
+fn a_damaged_image_is_said_and_in_the_way_of_no_other() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    put_image(&sandbox, "debian");
+    put_image(&sandbox, "other");
+    fs::write(sandbox.root().join("images/debian/current/initrd"), "").expect("a file");
+    let list = sandbox.run("image list --json");
+    assert_eq!(list.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&list.stderr).contains("image_changed"));
+    assert!(String::from_utf8_lossy(&list.stdout).contains("other"));
+    sandbox.ok("tenant create acme --net-id 3 --subnet 10.240.3.0/24");
+    assert_eq!(sandbox.refused("pool create acme/web --image debian --vmm sim", 1), "image_changed");
+}
+
+/// Made for real, twice, and killed in between: a minute, and packages from the mirror of apt. So only where it is asked for.
+#[test]
+fn the_same_versions_give_the_same_debian_and_a_kill_leaves_nothing() {
+    if std::env::var_os("MVM_TEST_IMAGE").is_none() {
+        return skip("MVM_TEST_IMAGE is not set: making a Debian image takes a minute and a mirror");
+    }
+    let missing = |tool: &&&str| mvm::infra::shell::find(tool).is_none();
+    if let Some(tool) = ["mmdebstrap", "mke2fs", "apt-get"].iter().find(missing) {
+        return skip(&format!("no {tool}"));
+    }
+    // No network namespace: packages are fetched.
+    let dir = tempfile::tempdir().expect("a folder");
+    fs::write(dir.path().join(".throw-away"), "").expect("a mark");
+    let mvm = |root: &str, failpoint: &str| {
+        let root = dir.path().join(root);
+        fs::create_dir_all(&root).expect("a folder");
+        fs::write(root.join(".throw-away"), "").expect("a mark");
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_mvm"));
+        command.args(["image", "debian", "--json"]).env("MVM_ROOT", root).env("MVM_FAILPOINT", failpoint);
+        command.output().expect("mvm runs")
+    };
+    assert!(support::was_killed(&mvm("a", "image.root")));
+    let (a, b) = (mvm("a", ""), mvm("b", ""));
+    let revision = |output: &std::process::Output| {
+        let made: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        made["revision"].as_str().map(str::to_owned)
+    };
+    assert!(revision(&a).is_some(), "{}", String::from_utf8_lossy(&a.stderr));
+    assert_eq!(revision(&a), revision(&b));
+    let mut left: Vec<_> = fs::read_dir(dir.path().join("a/images/debian"))
+        .expect("it is there")
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
+    left.sort();
+    assert_eq!(left.len(), 2, "{left:?}");
+}
