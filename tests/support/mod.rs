@@ -22,6 +22,12 @@ pub fn skip(reason: &str) {
     }
 }
 
+/// The program under test: as built, and in the lab, where nothing lies where it was built, the one on PATH.
+pub fn program() -> PathBuf {
+    let built = PathBuf::from(env!("CARGO_BIN_EXE_mvm"));
+    if built.exists() { built } else { "mvm".into() }
+}
+
 /// A throw-away root, and a network namespace for this thread and what it starts.
 pub struct Sandbox {
     dir: tempfile::TempDir,
@@ -56,6 +62,24 @@ impl Sandbox {
         fs::write(self.root().join(".throw-away"), "").expect("a mark");
     }
 
+    /// Puts the root on a btrfs of its own, which has reflinks: a file beside it is its disk.
+    pub fn mount_btrfs(&mut self, size: &str) {
+        let image = self.root().with_extension("btrfs");
+        let run = |program: &str, arguments: &[&OsStr]| {
+            let output = Command::new(program).args(arguments).output().expect("it runs");
+            assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+        };
+        run("truncate", &["-s".as_ref(), size.as_ref(), image.as_ref()]);
+        run("mkfs.btrfs", &["-q".as_ref(), image.as_ref()]);
+        let mount: [&OsStr; 4] =
+            ["-o".as_ref(), "loop,noatime".as_ref(), image.as_ref(), self.root().as_ref()];
+        run("mount", &mount);
+        self.mounted = true;
+        // The mount holds the disk; its name can go.
+        fs::remove_file(&image).expect("it is ours");
+        fs::write(self.root().join(".throw-away"), "").expect("a mark");
+    }
+
     /// The root.
     pub fn root(&self) -> &Path {
         self.dir.path()
@@ -63,7 +87,7 @@ impl Sandbox {
 
     /// The command line of mvm on this root, from a cleared environment.
     pub fn command(&self, arguments: &str) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_mvm"));
+        let mut command = Command::new(program());
         command
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())

@@ -1,8 +1,9 @@
-//! Developers' commands: `cargo xtask check|test|docs|bench`.
+//! Developers' commands: `cargo xtask check|test|docs|bench|lab`.
 
 mod bench;
 mod check;
 mod docs;
+mod lab;
 mod setup;
 mod test;
 mod tidy;
@@ -25,11 +26,13 @@ enum Task {
     Docs,
     /// Measure, and print a table and JSON
     Bench(bench::BenchArguments),
+    /// A virtual machine in which real Firecracker runs real Linux guests
+    Lab(lab::LabArguments),
 }
 
 fn main() -> ExitCode {
     match run_task(&Task::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("{error:#}");
             ExitCode::FAILURE
@@ -37,19 +40,27 @@ fn main() -> ExitCode {
     }
 }
 
-fn run_task(task: &Task) -> Result<()> {
+fn run_task(task: &Task) -> Result<ExitCode> {
     std::env::set_current_dir(root()).context("the workspace is not where it was built")?;
     match task {
         Task::Check => check::run(),
         Task::Test(arguments) => test::run(arguments),
         Task::Docs => docs::write(),
         Task::Bench(arguments) => bench::run(arguments),
+        Task::Lab(arguments) => return lab::run(arguments).map(ExitCode::from),
     }
+    .map(|()| ExitCode::SUCCESS)
 }
 
 /// The workspace's folder.
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new(".")).to_path_buf()
+}
+
+/// Where cargo puts what it builds, and we what we make.
+fn target() -> PathBuf {
+    let named = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
+    std::path::absolute(named.unwrap_or_else(|| "target".into())).unwrap_or_else(|_| "target".into())
 }
 
 /// Runs a program and fails with it.

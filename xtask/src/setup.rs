@@ -6,20 +6,40 @@ use anyhow::{Result, bail};
 const NEEDED: [(&str, &str); 4] =
     [("nft", "nftables"), ("mke2fs", "e2fsprogs"), ("ip", "iproute2"), ("mkfs.btrfs", "btrfs-progs")];
 
-/// Installs what is missing as root; otherwise says what is missing.
+/// The same for the lab.
+const NEEDED_BY_LAB: [(&str, &str); 3] =
+    [("qemu-system-x86_64", "qemu-system-x86"), ("mmdebstrap", "mmdebstrap"), ("mke2fs", "e2fsprogs")];
+
+/// Installs what tests need and is missing, as root; otherwise says what is missing.
 ///
 /// # Errors
-/// When an installation fails.
+/// When an installation fails, or nobody may install.
 pub fn ensure() -> Result<()> {
+    install(&NEEDED)
+}
+
+/// The same for what the lab needs.
+///
+/// # Errors
+/// When an installation fails, or nobody may install.
+pub fn ensure_lab() -> Result<()> {
+    install(&NEEDED_BY_LAB)
+}
+
+/// Does this process have root's rights?
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+fn install(needed: &[(&str, &str)]) -> Result<()> {
     let missing: Vec<&str> =
-        NEEDED.iter().filter(|(program, _)| !is_there(program)).map(|(_, package)| *package).collect();
+        needed.iter().filter(|(program, _)| !is_there(program)).map(|(_, package)| *package).collect();
     if missing.is_empty() {
         return Ok(());
     }
-    let root =
-        std::fs::metadata("/proc/self").is_ok_and(|meta| std::os::unix::fs::MetadataExt::uid(&meta) == 0);
-    if !root {
-        bail!("missing Debian packages: {}; install them, or run this as root", missing.join(" "));
+    if !is_root() {
+        let names = missing.join(" ");
+        bail!("missing Debian packages: {names}; sudo apt-get install {names}");
     }
     println!("installing missing Debian packages: {}", missing.join(" "));
     crate::run("apt-get", &["update", "-qq"])?;

@@ -7,6 +7,9 @@ use clap::Args;
 
 #[derive(Debug, Args)]
 pub struct TestArguments {
+    /// Leave out the lab (tier T4), which otherwise follows where nothing was picked and a firecracker is here
+    #[arg(long)]
+    no_lab: bool,
     /// Passed on to the test runner, a filter for example
     #[arg(trailing_var_arg = true)]
     rest: Vec<String>,
@@ -43,13 +46,25 @@ pub fn run(arguments: &TestArguments) -> Result<()> {
     if !status.success() {
         bail!("tests failed");
     }
+    lab(arguments)
+}
+
+/// Tier T4, where it is wanted and possible.
+fn lab(arguments: &TestArguments) -> Result<()> {
+    let left_out = match crate::lab::lacking() {
+        Some(why) => why,
+        None if arguments.no_lab => "--no-lab".into(),
+        None if !arguments.rest.is_empty() => "only some tests were picked; cargo xtask lab test".into(),
+        None => return crate::lab::tier(),
+    };
+    println!("SKIP ({left_out}): T4, the lab");
     Ok(())
 }
 
 fn report(skips: &str) {
     println!();
     println!(
-        "tiers: T1 unit and property · T2 whole commands on the simulated VMM · T3 real Firecracker, tiny guest"
+        "tiers: T1 unit and property · T2 whole commands on the simulated VMM · T3 real Firecracker, tiny guest · T4 the lab, follows"
     );
     let mut reasons: std::collections::BTreeMap<&str, usize> = std::collections::BTreeMap::new();
     for reason in skips.lines() {

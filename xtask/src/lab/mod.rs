@@ -1,0 +1,246 @@
+//! `cargo xtask lab`: a QEMU virtual machine made of Debian's packages, in which real Firecracker runs real Linux guests on
+//! nested KVM. Where a machine has no usable /dev/kvm of its own, it shows what fcsim and tiny guests cannot.
+
+mod initrd;
+mod job;
+mod machine;
+mod make;
+mod recipe;
+
+use std::{
+    fs,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, Subcommand};
+
+use self::{
+    job::Job,
+    machine::{Console, Machine, Run},
+};
+
+/// Seconds that a job may take unless more are given.
+const LIMIT: u64 = 1500;
+
+#[derive(Debug, Args)]
+pub struct LabArguments {
+    #[command(subcommand)]
+    command: LabCommand,
+    /// Memory of the lab in MiB; half of what is free, at most 8192, unless said
+    #[arg(long, global = true)]
+    memory: Option<u64>,
+    /// Seconds after which the lab is ended
+    #[arg(long, global = true, default_value_t = LIMIT)]
+    limit: u64,
+    /// Another program that is on PATH in the lab; may be given again
+    #[arg(long = "with", global = true, value_name = "FILE")]
+    with: Vec<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum LabCommand {
+    /// Run a command in the lab and pass its exit code on; without one: mvm demo, and the story with real guests
+    Run {
+        /// The command
+        #[arg(last = true)]
+        command: Vec<String>,
+    },
+    /// A root shell in the lab
+    Shell,
+    /// The tests with real guests (tier T4)
+    Test {
+        /// Passed on to the test program, a filter for example
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        rest: Vec<String>,
+    },
+}
+
+/// What the lab cannot do without.
+struct Host {
+    firecracker: PathBuf,
+    jailer: Option<PathBuf>,
+}
+
+/// Why there is no lab on this machine; none where there is one.
+pub fn lacking() -> Option<String> {
+    host().err()
+}
+
+fn host() -> Result<Host, String> {
+    if std::env::consts::ARCH != "x86_64" {
+        return Err("the lab is for x86_64 only".into());
+    }
+    let firecracker = program("FIRECRACKER_BIN", "firecracker").ok_or("no firecracker")?;
+    crate::setup::ensure_lab().map_err(|error| format!("{error:#}"))?;
+    Ok(Host { firecracker, jailer: program("JAILER_BIN", "jailer") })
+}
+
+fn program(variable: &str, name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::var_os(variable)
+        .map(PathBuf::from)
+        .or_else(|| std::env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.is_file()))
+}
+
+/// Runs it; returns the exit code of what ran in the lab.
+///
+/// # Errors
+/// When the lab cannot be made, does not come up, or does not end.
+pub fn run(arguments: &LabArguments) -> Result<u8> {
+    let host = match host() {
+        Ok(host) => host,
+        Err(why) => {
+            println!("SKIP ({why}): lab");
+            return Ok(0);
+        }
+    };
+    match &arguments.command {
+        LabCommand::Run { command } if command.is_empty() => test(&host, arguments, &[]),
+        LabCommand::Run { command } => {
+            let words: Vec<String> = command.iter().map(|word| job::quoted(word)).collect();
+            let script = format!("exec {}\n", words.join(" "));
+            let job = Job { programs: programs(&host, arguments)?, guest: None, script };
+            play(
+                &job,
+                arguments.memory,
+                arguments.limit,
+                Console::Transcript(make::home().join("console.txt")),
+            )
+        }
+        LabCommand::Shell => shell(&host, arguments),
+        LabCommand::Test { rest } => test(&host, arguments, rest),
+    }
+}
+
+fn shell(host: &Host, arguments: &LabArguments) -> Result<u8> {
+    let size = rustix::termios::tcgetwinsize(std::io::stdin())
+        .map_or(String::new(), |size| format!("stty rows {} cols {}\n", size.ws_row, size.ws_col));
+    let term = std::env::var("TERM").unwrap_or_else(|_| "linux".into());
+    let script = format!(
+        "{size}export TERM={}\necho 'lab: mvm, fcsim, firecracker and jailer are on PATH; Ctrl-D leaves, Ctrl-a x when it hangs'\nexec bash -i\n",
+        job::quoted(&term)
+    );
+    let programs = programs(host, arguments)?;
+    let guest = Some(guest(&programs)?);
+    let job = Job { programs, guest, script };
+    // Somebody sits in front of it: it ends when they are done.
+    play(&job, arguments.memory, arguments.limit.max(24 * 60 * 60), Console::Terminal)
+}
+
+/// Runs the tests, and keeps their transcript.
+///
+/// # Errors
+/// As [`run`].
+fn test(host: &Host, arguments: &LabArguments, rest: &[String]) -> Result<u8> {
+    let start = Instant::now();
+    let mut programs = programs(host, arguments)?;
+    let tests = job::build(&["test", "--package", "mvm", "--test", "lab", "--no-run"])?;
+    let tests = tests.into_iter().find(|(name, _)| name == "lab").context("there are no tests of the lab")?;
+    programs.push(("lab-tests".to_owned(), tests.1));
+    let words: Vec<String> = rest.iter().map(|word| job::quoted(word)).collect();
+    // One after another: the machine is slow, and what the tests measure of each other would be nothing but waiting.
+    let script = format!("exec lab-tests --nocapture --test-threads=1 {}\n", words.join(" "));
+    let guest = Some(guest(&programs)?);
+    let job = Job { programs, guest, script };
+    let raw = make::home().join("console.txt");
+    let code = play(&job, arguments.memory, arguments.limit, Console::Transcript(raw.clone()))?;
+    let console = fs::read(&raw).context("there is no console")?;
+    let transcript = readable(&String::from_utf8_lossy(&console));
+    let file = make::home().join("transcript.txt");
+    fs::write(&file, &transcript).with_context(|| format!("cannot write {}", file.display()))?;
+    let repeats = transcript.lines().filter(|line| line.contains("REPEAT (")).count();
+    let skips = transcript.lines().filter(|line| line.starts_with("SKIP (")).count();
+    println!(
+        "lab test: exit code {code}, {repeats} scenarios repeated, {skips} skipped, {:.0} s; transcript in {}",
+        start.elapsed().as_secs_f64(),
+        file.display()
+    );
+    Ok(code)
+}
+
+/// All tests of tier T4, as `cargo xtask test` calls them.
+///
+/// # Errors
+/// When one fails.
+pub fn tier() -> Result<()> {
+    let command = LabCommand::Test { rest: Vec::new() };
+    let arguments = LabArguments { command, memory: None, limit: LIMIT, with: Vec::new() };
+    match run(&arguments)? {
+        0 => Ok(()),
+        code => bail!("the lab's tests ended with exit code {code}"),
+    }
+}
+
+/// A console without what only a terminal understands, and without the kernel's last words.
+fn readable(console: &str) -> String {
+    let mut text = String::with_capacity(console.len());
+    let mut chars = console.chars().filter(|c| *c != '\r').peekable();
+    while let Some(c) = chars.next() {
+        match c {
+            '\x1b' if chars.next_if_eq(&'[').is_some() => {
+                // Parameters, up to the letter that says what they are for.
+                while chars.next_if(|c| !c.is_ascii_alphabetic()).is_some() {}
+                chars.next();
+            }
+            c => text.push(c),
+        }
+    }
+    let lines = text.lines().filter(|line| !line.contains("reboot: Power down"));
+    lines.map(|line| format!("{}\n", line.trim_end())).collect()
+}
+
+fn programs(host: &Host, arguments: &LabArguments) -> Result<Vec<(String, PathBuf)>> {
+    let mut programs = job::build(&["build", "--package", "mvm", "--package", "fcsim", "--bins"])?;
+    programs.push(("firecracker".into(), host.firecracker.clone()));
+    programs.extend(host.jailer.iter().map(|jailer| ("jailer".into(), jailer.clone())));
+    for file in &arguments.with {
+        let name = file.file_name().with_context(|| format!("{} has no name", file.display()))?;
+        programs.push((name.to_string_lossy().into_owned(), file.clone()));
+    }
+    Ok(programs)
+}
+
+/// MVM_ROOT with the guest image that is booted in the lab, made anew where Debian has newer packages.
+fn guest(programs: &[(String, PathBuf)]) -> Result<PathBuf> {
+    let root = make::home().join("guest");
+    fs::create_dir_all(&root)?;
+    let mvm = programs.iter().find(|(name, _)| name == "mvm").context("mvm was not built")?;
+    let (mvm, root_text) = (mvm.1.display().to_string(), root.display().to_string());
+    crate::run(&mvm, &["image", "debian", "--root", &root_text])?;
+    Ok(root)
+}
+
+fn play(job: &Job, memory: Option<u64>, limit: u64, console: Console) -> Result<u8> {
+    let lab = make::ensure()?;
+    let run = Run::new()?;
+    let machine = Machine {
+        lab: &lab,
+        memory_mib: memory.unwrap_or_else(memory_mib),
+        job: job.write(&run)?,
+        console,
+        limit: Duration::from_secs(limit),
+    };
+    machine::run(&machine, &run, &make::home().join("out"))
+}
+
+/// What the lab gets of this machine's memory: enough for a guest of 4 GiB, where there is as much.
+fn memory_mib() -> u64 {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let free = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok())
+        .unwrap_or(0);
+    (free >> 11).clamp(2048, 8192)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_transcript_has_nothing_of_a_terminal() {
+        assert_eq!(readable("\x1b[32mgood\x1b[0m\r\n\x1b[?25lx \r\n[ 1] reboot: Power down\n"), "good\nx\n");
+    }
+}
