@@ -151,10 +151,18 @@ pub enum Durability {
 /// # Errors
 /// The old content stays where anything fails.
 pub fn write<T: Serialize>(path: &Path, value: &T) -> Result<(), StoreError> {
+    write_with(path, value, Durability::Durable)
+}
+
+/// Replaces a state file, as durably as is said.
+///
+/// # Errors
+/// The old content stays where anything fails.
+pub fn write_with<T: Serialize>(path: &Path, value: &T, durability: Durability) -> Result<(), StoreError> {
     let mut bytes = serde_json::to_vec_pretty(value)
         .map_err(|error| StoreError::io("serialize", path)(io::Error::other(error)))?;
     bytes.push(b'\n');
-    replace(path, &bytes, Durability::Durable)
+    replace(path, &bytes, durability)
 }
 
 /// Replaces a file's content by these bytes. Mode 0600.

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::state::State;
 use crate::{
     infra::config::Roots,
-    store::{self, Schema, StoreError},
+    store::{self, Durability, Schema, StoreError},
     vm::{
         naming::{
             InstanceId, InstancePath, Mac, Offset, PoolId, PoolPath, RevisionHash, Slot, Subnet, TenantId,
@@ -280,6 +280,16 @@ impl Instance {
     pub fn save(&mut self, roots: &Roots) -> Result<(), StoreError> {
         self.generation += 1;
         store::write(&file(roots, &self.path()), self)
+    }
+
+    /// Writes `instance.json` with an intent whose effects a power cut ends anyway: nothing of it is left then but what the
+    /// commit points made durable, and these tell without it.
+    ///
+    /// # Errors
+    /// The old content stays where it fails.
+    pub fn save_intent(&mut self, roots: &Roots) -> Result<(), StoreError> {
+        self.generation += 1;
+        store::write_with(&file(roots, &self.path()), self, Durability::Atomic)
     }
 
     /// Its path.

@@ -3,6 +3,7 @@
 
 mod bare;
 mod fleet;
+mod guest;
 mod sleep;
 mod start;
 
@@ -42,6 +43,8 @@ enum What {
     Start,
     /// `instance sleep` and `wake` against bare Firecracker
     Sleep,
+    /// Fifty wakes at once against as many bare restores at once
+    Wakes,
     /// Many instances: list, stats, net verify, the thousandth start
     Fleet,
     /// 200 lives, 4 at once
@@ -94,6 +97,9 @@ pub fn run(arguments: &BenchArguments) -> Result<()> {
     }
     if wanted(What::Sleep) {
         figures.extend(sleep::measure(&program, arguments.pairs, &arguments.mem)?);
+    }
+    if wanted(What::Wakes) {
+        figures.extend(sleep::at_once(&program)?);
     }
     if wanted(What::Churn) {
         figures.push(fleet::churn(&program)?);

@@ -21,7 +21,9 @@ use mvm::{
 use super::{
     Figure, Mvm,
     bare::{self, Growth, Vmm},
-    figure, ms, percentile,
+    figure,
+    guest::{TICKER, WRITER},
+    ms, percentile,
 };
 
 /// Pages that the guest writes to in each round: 16 MiB, every fifth page of 80.
@@ -31,24 +33,6 @@ const DIRTY_BYTES: f64 = DIRTY_PAGES as f64 * 4096.0;
 const PAGES_PER_BYTE: u64 = 16;
 /// Bytes on the console by which all pages were written to.
 const ROUND: u64 = DIRTY_PAGES / PAGES_PER_BYTE;
-
-/// A guest that writes to every fifth page of 80 MiB, over and over, and prints a byte after every sixteenth.
-const GUEST: [u8; 39] = [
-    0x66, 0xba, 0xf8, 0x03, // mov dx, 0x3f8
-    // round:
-    0x48, 0xc7, 0xc7, 0x00, 0x00, 0x80, 0x01, // mov rdi, 24 MiB
-    0xff, 0xc3, // inc ebx
-    0xb9, 0x00, 0x10, 0x00, 0x00, // mov ecx, 4096
-    // page:
-    0x89, 0x1f, // mov [rdi], ebx
-    0x48, 0x81, 0xc7, 0x00, 0x50, 0x00, 0x00, // add rdi, 5 pages
-    0xf6, 0xc1, 0x0f, // test cl, 15
-    0x75, 0x03, // jnz next
-    0xb0, 0x2e, // mov al, '.'
-    0xee, // out dx, al
-    0xe2, 0xed, // next: loop page
-    0xeb, 0xdd, // jmp round
-];
 
 /// Where the files lie.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,8 +59,6 @@ pub fn measure(program: &Path, pairs: u32, memory: &[u32]) -> Result<Vec<Figure>
             figures.extend(bench.pairs(pairs)?);
         }
     }
-    let folder = Folder::new(Disk::Ext4)?;
-    figures.extend(at_once(program, &firecracker, &folder.path)?);
     Ok(figures)
 }
 
@@ -145,7 +127,7 @@ impl Bench {
     fn new(program: &Path, firecracker: &Path, folder: &Path, disk: Disk, mib: u32) -> Result<Self> {
         let mvm = Mvm::in_folder(program, folder)?;
         mvm.ok("tenant create acme --net-id 3 --subnet 10.240.3.0/24")?;
-        let path = instance(&mvm, "web", mib)?;
+        let path = instance(&mvm, mib, &WRITER)?;
         let bare = Bare::new(&mvm, firecracker, &path)?;
         Ok(Self {
             mvm,
@@ -358,18 +340,17 @@ fn add_steps(times: &mut Times, instance: &serde_json::Value) {
 }
 
 /// Makes an instance and lets it sleep once: what is measured is from the second sleep on.
-fn instance(mvm: &Mvm, pool: &str, mib: u32) -> Result<InstancePath> {
-    mvm.ok(&format!("pool create acme/{pool} --mem {mib} --data-disk 64 --insecure"))?;
+fn instance(mvm: &Mvm, mib: u32, code: &[u8]) -> Result<InstancePath> {
+    mvm.ok(&format!("pool create acme/web --mem {mib} --data-disk 64 --insecure"))?;
     let kernel = mvm.root.path().join("guest.in");
     let (_, rootfs) = mvm.artifacts()?;
-    std::fs::write(&kernel, mvm::cli::kernel(&GUEST))?;
-    mvm.ok(&format!("pool import acme/{pool} --kernel {} --rootfs {}", kernel.display(), rootfs.display()))?;
-    asleep(mvm, pool)
+    std::fs::write(&kernel, mvm::cli::kernel(code))?;
+    mvm.ok(&format!("pool import acme/web --kernel {} --rootfs {}", kernel.display(), rootfs.display()))?;
+    asleep(mvm)
 }
 
-fn asleep(mvm: &Mvm, pool: &str) -> Result<InstancePath> {
-    let path =
-        mvm.json(&format!("instance create acme/{pool}"))?["path"].as_str().context("a path")?.to_owned();
+fn asleep(mvm: &Mvm) -> Result<InstancePath> {
+    let path = mvm.json("instance create acme/web")?["path"].as_str().context("a path")?.to_owned();
     mvm.ok(&format!("instance start {path}"))?;
     std::thread::sleep(Duration::from_millis(100));
     mvm.ok(&format!("instance sleep {path}"))?;
@@ -495,14 +476,18 @@ impl Drop for Bare {
 const AT_ONCE: usize = 50;
 
 /// Many wakes at once, against as many bare restores at once.
-fn at_once(program: &Path, firecracker: &Path, folder: &Path) -> Result<Vec<Figure>> {
-    let mvm = Mvm::in_folder(program, folder)?;
+pub fn at_once(program: &Path) -> Result<Vec<Figure>> {
+    let Some(firecracker) = bare::find("firecracker") else {
+        println!("SKIP (no firecracker): wakes at once against bare Firecracker");
+        return Ok(Vec::new());
+    };
+    let mvm = Mvm::new(program)?;
     mvm.ok("tenant create acme --net-id 3 --subnet 10.240.3.0/24")?;
-    let mut paths = vec![instance(&mvm, "web", 128)?];
+    let mut paths = vec![instance(&mvm, 128, &TICKER)?];
     for _ in 1..AT_ONCE {
-        paths.push(asleep(&mvm, "web")?);
+        paths.push(asleep(&mvm)?);
     }
-    let bare = paths.iter().map(|path| Bare::new(&mvm, firecracker, path)).collect::<Result<Vec<_>>>()?;
+    let bare = paths.iter().map(|path| Bare::new(&mvm, &firecracker, path)).collect::<Result<Vec<_>>>()?;
     let (mut ours, mut theirs, mut called) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..3 {
         theirs.extend(all(&bare, |bare| Ok(bare.wake()?.2))?);

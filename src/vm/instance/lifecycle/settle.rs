@@ -96,7 +96,9 @@ fn settle_locked(
             pause::set(operator, &instance, State::Running)?;
             pause::finish(operator, &mut instance, State::Running, Phase::Recovered)?;
         }
-        Some(Operation::Sleep) if Delta::load(&roots, &instance.path())?.is_some() => {
+        // An instance with a VMM has no snapshot before its next sleep commits: where there is one, that was under way,
+        // also where a power cut took the intent.
+        None | Some(Operation::Sleep) if Delta::load(&roots, &instance.path())?.is_some() => {
             sleep::end(operator, &instance, vmm.as_ref())?;
             sleep::finish(operator, &mut instance, Phase::Recovered)?;
         }

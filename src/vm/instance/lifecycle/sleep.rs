@@ -94,7 +94,7 @@ pub fn sleep(operator: &mut Operator, path: &InstancePath) -> Result<Outcome, Li
     operator.net()?;
     let clock = Instant::now();
     instance.pending = Some(intent(&roots, Operation::Sleep));
-    instance.save(&roots)?;
+    instance.save_intent(&roots)?;
     failpoint::hit("sleep", "intent")?;
     operator.audit(&instance, "sleep", Phase::Intent, |entry| {
         entry.from = Some(state.to_string());

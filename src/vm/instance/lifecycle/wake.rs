@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use super::{
     LifecycleError, Operator, Outcome, denied, effective_state, intent, load_pool, lookup::locked_to_wake,
-    receipt,
+    receipt, stop::finish_stop,
 };
 use crate::{
     infra::failpoint,
@@ -19,7 +19,7 @@ use crate::{
         instance::{
             config::{Instance, Operation},
             fc_config,
-            launch::{self, Launch, LaunchStep},
+            launch::{self, Keep, Launch, LaunchStep},
             runner::{self, Failed, Step},
             snapshot::{self, Delta},
             state::{self, Event, Next, State},
@@ -53,7 +53,7 @@ pub fn wake(operator: &mut Operator, path: &InstancePath, force: bool) -> Result
         return Err(LifecycleError::Production { why: "it does not run the simulated VMM" });
     }
     let Some(delta) = Delta::load(&roots, path)? else {
-        return Err(LifecycleError::NoSnapshot { path: path.clone() });
+        return Err(nothing_to_wake(operator, before)?);
     };
     let program = launch::program(operator, delta.origin.vmm, Some(&delta.origin.vmm_version))?;
     operator.net()?;
@@ -74,7 +74,7 @@ pub fn wake(operator: &mut Operator, path: &InstancePath, force: bool) -> Result
     };
     let clock = Instant::now();
     // Where not even the intent can be written, nothing was begun.
-    instance.save(&roots)?;
+    instance.save_intent(&roots)?;
     let failed = |step| move |error: LifecycleError| Failed { step, error: error.into(), left: None };
     let loaded = failpoint::hit("wake", "intent")
         .map_err(|error| failed("intent")(error.into()))
@@ -222,6 +222,21 @@ pub(super) fn finish(
     instance.entered_running_at = Some(operator.roots.now());
     instance.save(&operator.roots)?;
     Ok(failpoint::hit("wake", "recorded")?)
+}
+
+/// A sleeper without a snapshot. Where a wake used it up, a power cut took that wake's intent with it, and the guest.
+fn nothing_to_wake(
+    operator: &mut Operator,
+    mut instance: Instance,
+) -> Result<LifecycleError, LifecycleError> {
+    let (roots, path) = (operator.roots.clone(), instance.path());
+    if snapshot::consumed(&roots, &path)?.is_none() {
+        return Ok(LifecycleError::NoSnapshot { path });
+    }
+    launch::teardown(operator, instance.slot(&roots)?, None, Keep::Nothing)?;
+    let why = "its host went down while it woke, and its snapshot is used up".to_owned();
+    finish_stop(operator, &mut instance, ("wake", Phase::Observed), why)?;
+    Ok(denied(&path, State::Stopped, Event::Wake))
 }
 
 /// The wake did not come to its commit: the instance sleeps on. What could not be undone needs its intent: the next
