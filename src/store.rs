@@ -142,8 +142,6 @@ pub enum Durability {
     Durable,
     /// Atomic, but a power cut may bring the old content back.
     Atomic,
-    /// Atomic, but a power cut may bring the old content back, or none.
-    Cached,
 }
 
 /// Replaces a state file, durably.
@@ -180,10 +178,8 @@ pub fn replace(path: &Path, bytes: &[u8], durability: Durability) -> Result<(), 
         file.write_all(first)?;
         failpoint::hit("write", "torn")?;
         file.write_all(rest)?;
-        if durability != Durability::Cached {
-            // A name that leads to an empty file would be worse than the old content.
-            file.sync_data()?;
-        }
+        // A name that leads to an empty file would be worse than the old content.
+        file.sync_data()?;
         failpoint::hit("write", "before-rename")?;
         fs::rename(&temporary, path)
     })();

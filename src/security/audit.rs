@@ -21,7 +21,7 @@ use crate::{
         config::{Actor, Roots},
         failpoint,
     },
-    store::{self, Durability, Lock, Schema, Sharing, StoreError},
+    store::{self, Lock, Schema, Sharing, StoreError},
 };
 
 /// Where an operation stands.
@@ -220,10 +220,23 @@ pub fn append(roots: &Roots, tenant: &str, folder: &Path, entry: Entry) -> Resul
     failpoint::hit("audit", "before-head").map_err(io("append to"))?;
     head = Head { schema_version: Schema, count: record.seq, hash, bytes: head.bytes + line.len() as u64 };
     let text = serde_json::to_vec(&head).map_err(|error| io("append to")(std::io::Error::other(error)))?;
-    store::replace(&head_file(folder), &text, Durability::Cached)?;
+    write_head(&head_file(folder), &text)?;
     // Others may append meanwhile: the disk syncs the lines of several at once.
     drop(lock);
     Ok(file.sync_data().map_err(io("sync"))?)
+}
+
+/// Writes the head in place: it is made new with every line, and never shorter than before, so that one call replaces it.
+fn write_head(path: &Path, text: &[u8]) -> Result<(), StoreError> {
+    use std::os::unix::fs::FileExt;
+    let written = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+        .and_then(|file| file.write_all_at(text, 0));
+    written.map_err(StoreError::io("write", path))
 }
 
 /// A record as its line, and the line's hash.

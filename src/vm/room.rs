@@ -193,12 +193,18 @@ pub fn reserve(roots: &Roots, tenant: &Tenant, slot: Slot, wanted: Use) -> Resul
 fn write(roots: &Roots, slot: Slot, taken: Use) -> Result<(), StoreError> {
     let folder = roots.reservations();
     store::make_folder(&folder)?;
-    let name = file_name(slot, taken);
-    let file = folder.join(&name);
-    // Not synced: after a power cut no VMM runs, and `node recover` drops what is left over. The new one comes first: in
-    // between it counts twice, and never not at all.
-    std::fs::write(&file, b"").map_err(StoreError::io("create", &file))?;
-    release_unlocked(roots, slot, Some(&name))
+    let file = folder.join(file_name(slot, taken));
+    // Not synced: after a power cut no VMM runs, and `node recover` drops what is left over, and makes what is missing.
+    let prefix = format!("{}.", slot.tap());
+    match store::names(&folder, |name| name.starts_with(&prefix))?.as_slice() {
+        [] => std::fs::write(&file, b"").map_err(StoreError::io("create", &file)),
+        [one, rest @ ..] => {
+            for name in rest {
+                store::remove_file(&folder.join(name))?;
+            }
+            std::fs::rename(folder.join(one), &file).map_err(StoreError::io("rename", &file))
+        }
+    }
 }
 
 /// What a slot has reserved, if it has.
@@ -258,13 +264,9 @@ pub fn revisions(roots: &Roots, tenant: &Tenant) -> Result<Use, StoreError> {
 /// When the folder cannot be read or written.
 pub fn release(roots: &Roots, slot: Slot) -> Result<(), StoreError> {
     let _lock = lock(roots)?;
-    release_unlocked(roots, slot, None)
-}
-
-fn release_unlocked(roots: &Roots, slot: Slot, but: Option<&str>) -> Result<(), StoreError> {
     let folder = roots.reservations();
     let prefix = format!("{}.", slot.tap());
-    for name in store::names(&folder, |name| name.starts_with(&prefix) && Some(name) != but)? {
+    for name in store::names(&folder, |name| name.starts_with(&prefix))? {
         store::remove_file(&folder.join(name))?;
     }
     Ok(())

@@ -75,8 +75,7 @@ pub fn spawn(program: &Program, directory: &Path, id: &str) -> Result<Vmm, Shell
     let arguments = program.first_arguments.iter().cloned().chain(
         ["--api-sock", API_SOCKET, "--id", id, "--level", "Error", "--log-path", LOG].map(OsString::from),
     );
-    let child = shell::spawn_detached(&program.path, arguments, directory, streams)?;
-    let pid = child.id().cast_signed();
+    let pid = shell::spawn_detached(&program.path, arguments, directory, streams)?;
     match (handle(pid), stat(pid)) {
         (Some(pidfd), Some(Stat { start_time, .. })) => {
             Ok(Vmm { identity: Identity { pid, start_time }, pidfd })
@@ -281,9 +280,7 @@ mod tests {
     fn sleeper(directory: &Path) -> Vmm {
         let program = directory.join("firecracker");
         std::fs::copy("/bin/sleep", &program).unwrap();
-        let mut child = shell::spawn_detached(&program, ["1000"], directory, streams(directory)).unwrap();
-        assert!(child.try_wait().unwrap().is_none());
-        let pid = child.id().cast_signed();
+        let pid = shell::spawn_detached(&program, ["1000"], directory, streams(directory)).unwrap();
         Vmm {
             identity: Identity { pid, start_time: stat(pid).unwrap().start_time },
             pidfd: handle(pid).unwrap(),
@@ -317,12 +314,11 @@ mod tests {
         let found = find_in(dir.path());
         assert_eq!(found.iter().map(|vmm| vmm.identity).collect::<Vec<_>>(), [vmm.identity]);
         assert!(find(vmm.identity).is_some());
-        let mut bystander =
+        let bystander =
             shell::spawn_detached(Path::new("/bin/sleep"), ["1000"], dir.path(), streams(dir.path()))
                 .unwrap();
         assert_eq!(find_in(dir.path()).len(), 1, "another program may stand there");
-        bystander.kill().unwrap();
-        bystander.wait().unwrap();
+        adopt(bystander).unwrap().kill().unwrap();
         let other = Identity { start_time: vmm.identity.start_time + 1, ..vmm.identity };
         assert!(find(other).is_none() && !is_alive(other), "a pid that was used again is nobody of ours");
         vmm.kill().unwrap();

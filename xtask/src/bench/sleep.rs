@@ -34,15 +34,6 @@ const PAGES_PER_BYTE: u64 = 16;
 /// Bytes on the console by which all pages were written to.
 const ROUND: u64 = DIRTY_PAGES / PAGES_PER_BYTE;
 
-/// Where the files lie.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Disk {
-    /// As they come: here, ext4.
-    Ext4,
-    /// A btrfs on a loop device.
-    Btrfs,
-}
-
 /// Measures for these sizes of memory, on both file systems.
 pub fn measure(program: &Path, pairs: u32, memory: &[u32]) -> Result<Vec<Figure>> {
     let Some(firecracker) = bare::find("firecracker") else {
@@ -62,10 +53,25 @@ pub fn measure(program: &Path, pairs: u32, memory: &[u32]) -> Result<Vec<Figure>
     Ok(figures)
 }
 
+/// The file system on which the files lie: a fresh one on a loop device, as it comes, with its journal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Disk {
+    Ext4,
+    Btrfs,
+}
+
+impl Disk {
+    fn name(self) -> &'static str {
+        match self {
+            Disk::Ext4 => "ext4",
+            Disk::Btrfs => "btrfs",
+        }
+    }
+}
+
 /// A folder on a file system of its own.
 struct Folder {
     path: PathBuf,
-    mounted: bool,
     _dir: tempfile::TempDir,
 }
 
@@ -73,25 +79,20 @@ impl Folder {
     fn new(disk: Disk) -> Result<Self> {
         // Not in /tmp, which may be memory: what is measured is a disk's fsync.
         let dir = tempfile::tempdir_in("target")?;
-        if disk == Disk::Ext4 {
-            return Ok(Self { path: std::path::absolute(dir.path())?, mounted: false, _dir: dir });
-        }
-        let (image, path) = (dir.path().join("btrfs"), dir.path().join("mount"));
+        let (image, path) = (dir.path().join("image"), std::path::absolute(dir.path().join("mount"))?);
         std::fs::File::create(&image)?.set_len(16 << 30)?;
         std::fs::create_dir(&path)?;
-        run(Command::new("mkfs.btrfs").arg("-q").arg(&image))?;
+        run(Command::new(format!("mkfs.{}", disk.name())).arg("-q").arg(&image))?;
         // The mount namespace is this process's own.
         run(Command::new("mount").args(["--make-rprivate", "/"]))?;
         run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&path))?;
-        Ok(Self { path: std::path::absolute(path)?, mounted: true, _dir: dir })
+        Ok(Self { path, _dir: dir })
     }
 }
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        if self.mounted {
-            let _ = run(Command::new("umount").arg(&self.path));
-        }
+        let _ = run(Command::new("umount").arg(&self.path));
     }
 }
 
@@ -129,12 +130,7 @@ impl Bench {
         mvm.ok("tenant create acme --net-id 3 --subnet 10.240.3.0/24")?;
         let path = instance(&mvm, mib, &WRITER)?;
         let bare = Bare::new(&mvm, firecracker, &path)?;
-        Ok(Self {
-            mvm,
-            path,
-            bare,
-            label: format!("{mib} MiB, {}", if disk == Disk::Btrfs { "btrfs" } else { "ext4" }),
-        })
+        Ok(Self { mvm, path, bare, label: format!("{mib} MiB, {}", disk.name()) })
     }
 
     fn pairs(&self, pairs: u32) -> Result<Vec<Figure>> {
@@ -481,7 +477,8 @@ pub fn at_once(program: &Path) -> Result<Vec<Figure>> {
         println!("SKIP (no firecracker): wakes at once against bare Firecracker");
         return Ok(Vec::new());
     };
-    let mvm = Mvm::new(program)?;
+    let folder = Folder::new(Disk::Ext4)?;
+    let mvm = Mvm::in_folder(program, &folder.path)?;
     mvm.ok("tenant create acme --net-id 3 --subnet 10.240.3.0/24")?;
     let mut paths = vec![instance(&mvm, 128, &TICKER)?];
     for _ in 1..AT_ONCE {
