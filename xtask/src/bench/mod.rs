@@ -77,10 +77,17 @@ pub fn run(arguments: &BenchArguments) -> Result<()> {
         false => arguments.what.contains(&what),
     };
     let mut figures = Vec::new();
+    crate::run("cargo", &["build", "--release", "--quiet", "--package", "mvm", "--package", "xtask"])?;
+    if cfg!(debug_assertions) {
+        // What is called and not run is a part of this program: it is measured as it is released.
+        let again = std::path::absolute("target/release/xtask")?;
+        let arguments: Vec<String> = std::env::args().skip(1).collect();
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        return crate::run(again.to_str().context("a path that is no text")?, &arguments);
+    }
     if wanted(What::Build) {
         figures.push(cold_build()?);
     }
-    crate::run("cargo", &["build", "--release", "--quiet", "--package", "mvm"])?;
     let program = std::path::absolute("target/release/mvm")?;
     // SAFETY: no other thread runs yet, so nothing else notices that the namespaces change.
     unsafe {
