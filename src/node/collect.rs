@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::NodeError;
 use crate::{
     infra::config::Roots,
-    store::{self, StoreError},
+    store::{self, Sharing, StoreError},
     vm::{
         fleet,
         instance::{
@@ -18,8 +18,9 @@ use crate::{
             snapshot::Delta,
             state::State,
         },
-        naming::InstancePath,
+        naming::{InstancePath, PoolPath},
         pool::{
+            base::Bases,
             config::{Pool, VmmKind},
             lifecycle as pools,
         },
@@ -39,8 +40,9 @@ pub struct Collected {
     /// A line for each that is not what was written, or could not be read.
     pub damaged: Vec<String>,
 }
-/// Drops files that nobody refers to: old revisions, VMM versions without a pool, logs beyond their limit, audit logs
-/// beyond their retention, what earlier sleeps left. With `scrub` every snapshot is read and compared with its sums.
+
+/// Drops files that nobody refers to: old revisions and base snapshots, VMM versions without a pool, logs beyond their
+/// limit, audit logs beyond their retention, what earlier sleeps left. With `scrub` every snapshot is read and compared with its sums.
 ///
 /// # Errors
 /// When the state cannot be read, or a file not removed.
@@ -49,9 +51,9 @@ pub fn collect(operator: &Operator, scrub: bool) -> Result<Collected, NodeError>
     let mut collected = Collected::default();
     let dropped = &mut collected.dropped;
     for pool in fleet::pools(roots, None)? {
-        for revision in pools::collect(operator, &pool)? {
-            dropped.push(format!("revision {} of {pool}", revision.short()));
-        }
+        let gone = pools::collect(operator, &pool)?;
+        dropped.extend(gone.revisions.iter().map(|one| format!("revision {} of {pool}", one.short())));
+        dropped.extend(gone.bases.iter().map(|one| format!("base {} of {pool}", one.short())));
         let (tenant, _) = lifecycle::load_pool(roots, &pool)?;
         for instance in instance::config::paths(roots, &pool)? {
             logs::cut(roots, &instance, tenant.quotas.log_mib)?;
@@ -61,6 +63,11 @@ pub fn collect(operator: &Operator, scrub: bool) -> Result<Collected, NodeError>
     dropped.extend(collect_audit_logs(roots)?);
     for path in fleet::instances(roots)? {
         sleeper(roots, &path, scrub, &mut collected)?;
+    }
+    if scrub {
+        for pool in fleet::pools(roots, None)? {
+            scrub_bases(roots, &pool, &mut collected)?;
+        }
     }
     Ok(collected)
 }
@@ -95,6 +102,24 @@ fn sleeper(
     };
     if let Err(error) = found {
         collected.damaged.push(format!("{path}: {error}"));
+    }
+    Ok(())
+}
+
+/// Reads a pool's bases in whole. Shared with starts, a base at a time: a large one is no reason for an import to give up.
+fn scrub_bases(roots: &Roots, pool: &PoolPath, collected: &mut Collected) -> Result<(), NodeError> {
+    let bases = Bases::of(roots, pool);
+    for key in bases.all()? {
+        let _lock = pools::lock(roots, pool, Sharing::Shared)?;
+        match bases.scrub(&key) {
+            Ok(true) => collected.scrubbed += 1,
+            // It was dropped meanwhile.
+            Ok(false) => {}
+            Err(error) => {
+                collected.scrubbed += 1;
+                collected.damaged.push(format!("base {} of {pool}: {error}", key.short()));
+            }
+        }
     }
     Ok(())
 }

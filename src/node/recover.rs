@@ -20,7 +20,7 @@ use crate::{
             state::State,
         },
         naming::{InstancePath, Slot},
-        pool::{self, artifacts::Artifacts},
+        pool::{self, artifacts::Artifacts, base::Bases},
         room,
         tenant::{self, leases, lifecycle::kept_audit_logs, quota::Use},
     },
@@ -121,6 +121,7 @@ fn sweep(roots: &Roots, recovered: &mut Recovered) -> Result<(), StoreError> {
         folders.push(pool::config::folder(roots, &pool));
         folders.push(instance::config::instances_folder(roots, &pool));
         folders.extend(Artifacts::of(roots, &pool).folders());
+        folders.push(Bases::of(roots, &pool).folder().to_path_buf());
     }
     for path in fleet::instances(roots)? {
         let folder = instance::config::folder(roots, &path);

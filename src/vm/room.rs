@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     naming::{NetId, Slot},
-    pool::{self, artifacts::Artifacts},
+    pool::{self, artifacts::Artifacts, base::Bases},
     tenant::{
         config::Tenant,
         quota::{Exceeded, Use, within},
@@ -173,10 +173,10 @@ pub fn used_by(reserved: &[(Slot, Use)], net_id: NetId) -> Use {
 pub fn reserve(roots: &Roots, tenant: &Tenant, slot: Slot, wanted: Use) -> Result<(), RoomError> {
     let node = NodeConfig::load(roots)?;
     let machine = memory_total_mib();
-    let revisions = revisions(roots, tenant)?;
+    let stored = stored(roots, tenant)?;
     let _lock = lock(roots)?;
     let others: Vec<_> = reserved(roots)?.into_iter().filter(|(other, _)| *other != slot).collect();
-    let used = used_by(&others, slot.net_id).plus(revisions);
+    let used = used_by(&others, slot.net_id).plus(stored);
     tenant
         .quotas
         .admit(used, wanted)
@@ -238,11 +238,11 @@ pub fn enlarge(roots: &Roots, tenant: &Tenant, slot: Slot, more_mib: u64) -> Res
     }
 }
 
-/// What the revisions of a tenant's pools take of its disk quota.
+/// What the revisions and base snapshots of a tenant's pools take of its disk quota.
 ///
 /// # Errors
-/// When a manifest cannot be read.
-pub fn revisions(roots: &Roots, tenant: &Tenant) -> Result<Use, StoreError> {
+/// When a manifest or a folder cannot be read.
+pub fn stored(roots: &Roots, tenant: &Tenant) -> Result<Use, StoreError> {
     let mut bytes = 0_u64;
     for pool in pool::config::paths(roots, &tenant.tenant_id)? {
         let artifacts = Artifacts::of(roots, &pool);
@@ -254,6 +254,7 @@ pub fn revisions(roots: &Roots, tenant: &Tenant) -> Result<Use, StoreError> {
                 Err(error) => return Err(error),
             }
         }
+        bytes = bytes.saturating_add(Bases::of(roots, &pool).size_bytes()?);
     }
     Ok(Use { disk_mib: bytes.div_ceil(1 << 20), ..Use::default() })
 }

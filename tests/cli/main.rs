@@ -93,6 +93,7 @@ fn filters() -> Vec<(&'static str, &'static str)> {
         (r"removed [0-9a-f]{12}", "removed SHORT"),
         (r#""bytes": [0-9]+"#, r#""bytes": N"#),
         (r"\brevision [0-9a-f]{12}\b", "revision SHORT"),
+        (r"\bbase [0-9a-f]{12}\b", "base SHORT"),
         (r"(?m)^[0-9a-f]{12}  ", "SHORT         "),
         (r"(sim          )[0-9a-f]{12}", "${1}SHORT       "),
         (r"(sim  )[0-9a-f]{12}", "${1}SHORT       "),

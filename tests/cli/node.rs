@@ -1,5 +1,18 @@
 //! `mvm node …`, `vmm …`, `net …`, `status`, `doctor`.
 
+use std::{
+    fs::{self, File},
+    os::unix::fs::FileExt,
+};
+
+use mvm::{
+    infra::config::{Environment, Roots},
+    vm::{
+        naming::PoolPath,
+        pool::base::{self, Bases, Ingredients},
+    },
+};
+
 use crate::{Terminal, snapshot};
 
 #[test]
@@ -143,6 +156,72 @@ fn a_killed_start_is_settled_and_said() {
     acme/web/i-0f3a91c2 is ready: it was made and never started
     you can: start, destroy
     ");
+}
+
+/// Puts a base into acme/web with files as a VMM would write them; returns its key.
+fn put_base(roots: &Roots, pool: &PoolPath, ingredients: Ingredients) -> String {
+    let draft = base::begin(roots, pool, ingredients).expect("there is room");
+    fs::write(draft.folder().join(base::VMSTATE), "registers").expect("it can be written");
+    let mem = File::create(draft.folder().join(base::MEM)).expect("it can be made");
+    mem.write_all_at(&[1; 8192], 1 << 20).expect("it can be written");
+    mem.set_len(128 << 20).expect("it can grow");
+    draft.put(roots).expect("it is whole").0.key.to_string()
+}
+
+#[test]
+fn gc_drops_bases_that_nobody_needs_and_a_scrub_finds_a_flipped_bit() {
+    let Some(terminal) = Terminal::with_pool() else { return };
+    terminal.sees("instance create acme/web");
+    terminal.sees("instance start acme/web/i-0f3a91c2");
+    terminal.sees("instance sleep acme/web/i-0f3a91c2");
+    let root = terminal.sandbox.root();
+    let roots = Roots::new(root, &Environment::default()).expect("roots");
+    let pool: PoolPath = "acme/web".parse().expect("a path");
+    let current = base::current(&roots, &pool).expect("it can be read").expect("it has a revision");
+    let [another, surplus] = [1, 2].map(|guest_protocol| Ingredients { guest_protocol, ..current.clone() });
+    let (current, slept_on) = (put_base(&roots, &pool, current), put_base(&roots, &pool, another));
+    put_base(&roots, &pool, surplus);
+    let record = root.join("tenants/acme/pools/web/instances/i-0f3a91c2/instance.json");
+    let mut instance: serde_json::Value =
+        serde_json::from_slice(&fs::read(&record).expect("a record")).expect("JSON");
+    instance["base_key"] = slept_on.clone().into();
+    fs::write(&record, instance.to_string()).expect("it can be written");
+    let bases = Bases::of(&roots, &pool);
+    let there = || {
+        let keys = bases.all().expect("it can be listed");
+        keys.into_iter().map(|key| key.to_string()).collect::<std::collections::BTreeSet<_>>()
+    };
+    snapshot!(terminal.sees("node gc"), @"dropped base SHORT of acme/web");
+    assert_eq!(there(), [current.clone(), slept_on.clone()].into());
+    snapshot!(terminal.sees("node gc --scrub"), @"
+    nothing to drop
+    3 snapshots read, all as written
+    ");
+    // Rot does not show in any time.
+    let mem = bases.folder().join(&slept_on).join(base::MEM);
+    let time = fs::metadata(&mem).and_then(|meta| meta.modified()).expect("a time");
+    let file = File::options().write(true).open(&mem).expect("root writes anything");
+    file.write_all_at(&[3], (1 << 20) + 77)
+        .and_then(|()| file.set_modified(time))
+        .expect("it can be written");
+    snapshot!(terminal.sees("node gc"), @"nothing to drop");
+    snapshot!(terminal.sees("node gc --scrub"), @"
+    damaged base SHORT of acme/web: ROOT/tenants/acme/pools/web/snapshots/base/REVISION/mem is damaged: page 256 is not what was written
+    nothing to drop
+    3 snapshots read, 1 damaged
+    [exit 1]
+    ");
+    assert_eq!(there().len(), 2, "what is damaged is said, not removed");
+    // A kill in the middle of making one leaves what no process owns.
+    fs::create_dir(bases.folder().join(".new-x.0.4194305")).expect("it can be made");
+    snapshot!(terminal.sees("node recover"), @"
+    reclaimed 1 unfinished files of killed commands in tenants/acme/pools/web/snapshots/base/
+    0 instances run on
+    ");
+    // What has no memory stands on nothing.
+    terminal.sees("instance stop acme/web/i-0f3a91c2");
+    snapshot!(terminal.sees("pool gc acme/web"), @"removed base SHORT");
+    assert_eq!(there(), [current].into());
 }
 
 #[test]

@@ -209,7 +209,13 @@ fn revisions_are_imported_listed_verified_and_rolled_back() {
     [exit 3]
     ");
     snapshot!(terminal.sees("pool gc acme/web"), @"removed SHORT");
-    snapshot!(terminal.sees_json("pool gc acme/web"), @"[]");
+    snapshot!(terminal.sees("pool gc acme/web"), @"acme/web: every revision and base is needed");
+    snapshot!(terminal.sees_json("pool gc acme/web"), @r#"
+    {
+      "revisions": [],
+      "bases": []
+    }
+    "#);
 }
 
 #[test]

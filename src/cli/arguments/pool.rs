@@ -87,7 +87,7 @@ pub enum PoolCommand {
         #[arg(long, value_name = "HASH")]
         revision: Option<RevisionHash>,
     },
-    /// Remove revisions that nothing needs
+    /// Remove revisions and base snapshots that nothing needs
     Gc {
         /// TENANT/POOL
         pool: PoolPath,

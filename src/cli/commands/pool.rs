@@ -112,13 +112,12 @@ pub fn run(out: &Out, operator: &mut Operator, command: PoolCommand) -> Result<u
         PoolCommand::Verify { pool, revision } => return verify(out, operator, &pool, revision),
         PoolCommand::Gc { pool } => {
             let removed = lifecycle::collect(operator, &pool)?;
-            out.done(&removed, || match removed.len() {
-                0 => format!("{pool}: every revision is needed"),
-                _ => removed
-                    .iter()
-                    .map(|revision| format!("removed {}", revision.short()))
-                    .collect::<Vec<_>>()
-                    .join("\n"),
+            let revisions = removed.revisions.iter().map(|one| format!("removed {}", one.short()));
+            let bases = removed.bases.iter().map(|one| format!("removed base {}", one.short()));
+            let lines: Vec<String> = revisions.chain(bases).collect();
+            out.done(&removed, || match lines.is_empty() {
+                true => format!("{pool}: every revision and base is needed"),
+                false => lines.join("\n"),
             });
         }
         PoolCommand::Destroy { pool, destroy } => {

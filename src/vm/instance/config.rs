@@ -11,7 +11,8 @@ use crate::{
     store::{self, Durability, Schema, StoreError},
     vm::{
         naming::{
-            InstanceId, InstancePath, Mac, Offset, PoolId, PoolPath, RevisionHash, Slot, Subnet, TenantId,
+            BaseKey, InstanceId, InstancePath, Mac, Offset, PoolId, PoolPath, RevisionHash, Slot, Subnet,
+            TenantId,
         },
         pool::{
             self,
@@ -47,6 +48,9 @@ pub struct Instance {
     /// The revision that it was last started with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<RevisionHash>,
+    /// The base snapshot that it was last started from; none where it was booted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base_key: Option<BaseKey>,
     /// The VMM that runs it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vmm: Option<VmmRecord>,
@@ -239,6 +243,7 @@ impl Instance {
             net,
             resources: pool.instance_resources,
             revision: None,
+            base_key: None,
             vmm: None,
             created_at: now,
             entered_running_at: None,
@@ -290,6 +295,16 @@ impl Instance {
     pub fn save_intent(&mut self, roots: &Roots) -> Result<(), StoreError> {
         self.generation += 1;
         store::write_with(&file(roots, &self.path()), self, Durability::Atomic)
+    }
+
+    /// The base snapshot that it needs: its memory, running or asleep, was loaded from there. One that has no memory needs
+    /// none, whatever it was started from; what an operation that was cut off left is not known, and counts.
+    pub fn stands_on(&self) -> Option<&BaseKey> {
+        let has_memory = match self.status {
+            State::Running | State::Warm | State::Sleeping => true,
+            State::Created | State::Ready | State::Stopped | State::Destroyed => false,
+        };
+        self.base_key.as_ref().filter(|_| has_memory || self.pending.is_some())
     }
 
     /// Its path.

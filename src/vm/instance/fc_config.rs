@@ -4,7 +4,10 @@ use sha2::{Digest, Sha256};
 
 use super::config::Instance;
 use crate::{
-    vm::{pool::artifacts::Manifest, tenant::quota::Quotas},
+    vm::{
+        pool::{artifacts::Manifest, config::Resources},
+        tenant::quota::Quotas,
+    },
     vmm::wire::{
         BootSource, Call, Drive, MachineConfig, NetworkInterface, RateLimiter, Serial, TokenBucket, Vsock,
     },
@@ -29,18 +32,12 @@ pub mod files {
 /// The guest's vsock address; each guest is alone with its host, so all have the same.
 pub const GUEST_CID: u32 = 3;
 
+/// The NIC's name in the API.
+const NIC: &str = "eth0";
+
 /// The requests that configure the VMM and start the guest, in order.
 pub fn requests(instance: &Instance, manifest: &Manifest, quotas: &Quotas) -> Vec<Call> {
-    let drive = |id: &str, path: &str, root: bool| {
-        Call::Drive(Drive {
-            drive_id: id.to_owned(),
-            path_on_host: path.to_owned(),
-            is_root_device: root,
-            is_read_only: false,
-            cache_type: "Writeback",
-            rate_limiter: limiter(u64::from(quotas.disk_mbps) * 1_000_000, quotas.disk_iops),
-        })
-    };
+    let drive_limit = limiter(u64::from(quotas.disk_mbps) * 1_000_000, quotas.disk_iops);
     let net_limit = limiter(u64::from(quotas.net_mbps) * 1_000_000 / 8, quotas.net_pps);
     let mut calls = vec![
         Call::MachineConfig(MachineConfig {
@@ -54,13 +51,11 @@ pub fn requests(instance: &Instance, manifest: &Manifest, quotas: &Quotas) -> Ve
             boot_args: command_line(instance, manifest),
         }),
         serial(quotas),
-        drive("rootfs", files::ROOT, manifest.initrd.is_none()),
     ];
-    if instance.resources.data_disk_mib > 0 {
-        calls.push(drive("data", files::DATA, false));
-    }
+    let drives = drives(&instance.resources, manifest).into_iter();
+    calls.extend(drives.map(|drive| Call::Drive(Drive { rate_limiter: drive_limit.clone(), ..drive })));
     calls.push(Call::NetworkInterface(NetworkInterface {
-        iface_id: "eth0".into(),
+        iface_id: NIC.into(),
         host_dev_name: instance.net.tap_dev.clone(),
         guest_mac: instance.net.mac.to_string(),
         rx_rate_limiter: net_limit.clone(),
@@ -70,6 +65,35 @@ pub fn requests(instance: &Instance, manifest: &Manifest, quotas: &Quotas) -> Ve
     calls.push(Call::Entropy);
     calls.push(Call::InstanceStart);
     calls
+}
+
+/// The disks of a guest in the order in which it sees them, without limits.
+fn drives(resources: &Resources, manifest: &Manifest) -> Vec<Drive> {
+    let drive = |id: &str, path: &str, root: bool| Drive {
+        drive_id: id.to_owned(),
+        path_on_host: path.to_owned(),
+        is_root_device: root,
+        is_read_only: false,
+        cache_type: "Writeback",
+        rate_limiter: None,
+    };
+    let data = (resources.data_disk_mib > 0).then(|| drive("data", files::DATA, false));
+    [Some(drive("rootfs", files::ROOT, manifest.initrd.is_none())), data].into_iter().flatten().collect()
+}
+
+/// The devices of a guest, a line each, in the order in which it sees them: what of its VMM's configuration a snapshot
+/// keeps for good. Names and limits of an instance are not among it: they are said anew when it is loaded.
+pub fn devices(resources: &Resources, manifest: &Manifest) -> Vec<String> {
+    let mut lines: Vec<String> = drives(resources, manifest)
+        .into_iter()
+        .map(|Drive { drive_id, path_on_host, is_root_device, is_read_only, cache_type, rate_limiter: _ }| {
+            let root = if is_root_device { "root" } else { "plain" };
+            let access = if is_read_only { "ro" } else { "rw" };
+            format!("drive {drive_id} {path_on_host} {root} {access} {cache_type}")
+        })
+        .collect();
+    lines.extend([format!("nic {NIC}"), format!("vsock {GUEST_CID} {}", files::VSOCK), "entropy".to_owned()]);
+    lines
 }
 
 /// Where the console goes, and how much of it. Not part of a snapshot: it is said again before a load.

@@ -131,16 +131,13 @@ impl FromStr for InstancePrefix {
     fn from_str(text: &str) -> Result<Self, NameError> {
         let wrong = || NameError::Instance { text: text.to_owned() };
         let hex = text.strip_prefix("i-").ok_or_else(wrong)?;
-        if hex.len() <= 8 && hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)) {
-            Ok(Self(text.to_owned()))
-        } else {
-            Err(wrong())
-        }
+        if hex.len() <= 8 && is_hex(hex) { Ok(Self(text.to_owned())) } else { Err(wrong()) }
     }
 }
 
 /// `tenant/pool`.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct PoolPath {
     /// The tenant.
     pub tenant: TenantId,
@@ -161,6 +158,19 @@ impl FromStr for PoolPath {
             [tenant, pool] => Ok(Self { tenant: tenant.parse()?, pool: pool.parse()? }),
             _ => Err(NameError::Path { what: "a pool", form: "tenant/pool", text: text.to_owned() }),
         }
+    }
+}
+
+impl TryFrom<String> for PoolPath {
+    type Error = NameError;
+    fn try_from(text: String) -> Result<Self, NameError> {
+        text.parse()
+    }
+}
+
+impl From<PoolPath> for String {
+    fn from(path: PoolPath) -> String {
+        path.to_string()
     }
 }
 
@@ -260,11 +270,14 @@ impl RevisionHash {
     }
 }
 
+fn is_hex(text: &str) -> bool {
+    text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+}
+
 impl FromStr for RevisionHash {
     type Err = NameError;
     fn from_str(text: &str) -> Result<Self, NameError> {
-        let hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
-        if (12..=64).contains(&text.len()) && text.bytes().all(hex) {
+        if (12..=64).contains(&text.len()) && is_hex(text) {
             Ok(Self(text.to_owned()))
         } else {
             Err(NameError::Revision { text: text.to_owned() })
@@ -272,6 +285,35 @@ impl FromStr for RevisionHash {
     }
 }
 text_type!(RevisionHash);
+
+/// A base snapshot's name: the hash of all that it depends on, 64 hex digits.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct BaseKey(String);
+
+impl BaseKey {
+    /// The key that is this sha256.
+    pub fn from_sha256(digest: [u8; 32]) -> Self {
+        Self(digest.iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+
+    /// The first 12 digits, for tables.
+    pub fn short(&self) -> &str {
+        &self.0[..12]
+    }
+}
+
+impl FromStr for BaseKey {
+    type Err = NameError;
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        if text.len() == 64 && is_hex(text) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(NameError::BaseKey { text: text.to_owned() })
+        }
+    }
+}
+text_type!(BaseKey);
 
 /// A tenant, or one of its pools.
 #[derive(Debug, Clone)]
@@ -312,6 +354,7 @@ mod tests {
         #[test]
         fn every_text_is_a_name_or_an_error(text: String) {
             let _ = (text.parse::<InstanceRef>(), text.parse::<RevisionHash>(), text.parse::<Scope>());
+            let _ = text.parse::<BaseKey>();
         }
     }
 
@@ -324,6 +367,16 @@ mod tests {
         let too_long = "a".repeat(64);
         for bad in ["", "-", "a-", "-a", "A", "a_b", "a/b", "a.b", "ä", " a", too_long.as_str(), ".."] {
             assert!(bad.parse::<TenantId>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn base_keys() {
+        let key = BaseKey::from_sha256([0xa7; 32]);
+        assert_eq!(key.to_string(), "a7".repeat(32));
+        assert_eq!((key.to_string().parse(), key.short()), (Ok(key.clone()), "a7a7a7a7a7a7"));
+        for bad in ["", "a7a7a7a7a7a7", &"A7".repeat(32), &"a7".repeat(33), &"../".repeat(22)[..64]] {
+            assert!(bad.parse::<BaseKey>().is_err(), "{bad}");
         }
     }
 

@@ -9,8 +9,8 @@ use ipnet::Ipv4Net;
 
 pub use self::{
     ids::{
-        ImageName, InstanceId, InstancePath, InstancePrefix, InstanceRef, PoolId, PoolPath, RevisionHash,
-        Scope, TenantId,
+        BaseKey, ImageName, InstanceId, InstancePath, InstancePrefix, InstanceRef, PoolId, PoolPath,
+        RevisionHash, Scope, TenantId,
     },
     slots::{Mac, NetId, Offset, Slot, Subnet},
 };
@@ -83,6 +83,12 @@ pub enum NameError {
     /// Not a revision hash.
     #[error("{text:?} is not a revision: 12 to 64 lower-case hex digits")]
     Revision {
+        /// The text.
+        text: String,
+    },
+    /// Not a base snapshot's key.
+    #[error("{text:?} is not the key of a base snapshot: 64 lower-case hex digits")]
+    BaseKey {
         /// The text.
         text: String,
     },

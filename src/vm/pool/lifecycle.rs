@@ -2,8 +2,11 @@
 
 use std::fs;
 
+use serde::Serialize;
+
 use super::{
     artifacts::{ArtifactError, Artifacts, Manifest, Sources},
+    base,
     config::{self, Pool, VmmKind},
 };
 use crate::{
@@ -18,7 +21,7 @@ use crate::{
             lifecycle::{self, LifecycleError, Operator, lock_tenant},
             net as wiring,
         },
-        naming::{PoolPath, RevisionHash},
+        naming::{BaseKey, PoolPath, RevisionHash},
         room::{self, NodeConfig, RoomError},
         tenant::{
             self,
@@ -250,7 +253,7 @@ pub fn import(operator: &Operator, path: &PoolPath, sources: &Sources) -> Result
     let (tenant, pool) = lifecycle::load_pool(roots, path)?;
     let needed_mib = sources.size_bytes()?.div_ceil(1 << 20);
     room::check_disk(roots, &NodeConfig::load(roots)?, needed_mib)?;
-    let (used, limit) = (room::revisions(roots, &tenant)?, tenant.quotas.max_disk_gib.saturating_mul(1024));
+    let (used, limit) = (room::stored(roots, &tenant)?, tenant.quotas.max_disk_gib.saturating_mul(1024));
     within("max_disk_gib, in MiB", used.disk_mib, needed_mib, limit)
         .map_err(|exceeded| PoolError::TooMany { tenant: path.tenant.to_string(), exceeded })?;
     let artifacts = Artifacts::of(roots, path);
@@ -334,11 +337,21 @@ pub fn rollback(
     Ok((manifest, true))
 }
 
-/// Removes revisions that are neither current nor any instance's, nor the one to roll back to. Returns those removed.
+/// What of a pool nothing needed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Dropped {
+    /// Its revisions.
+    pub revisions: Vec<RevisionHash>,
+    /// Its base snapshots.
+    pub bases: Vec<BaseKey>,
+}
+
+/// Removes revisions that are neither current nor any instance's, nor the one to roll back to, and base snapshots that are
+/// neither current nor any instance's. Returns those removed.
 ///
 /// # Errors
 /// When one cannot be removed.
-pub fn collect(operator: &Operator, path: &PoolPath) -> Result<Vec<RevisionHash>, PoolError> {
+pub fn collect(operator: &Operator, path: &PoolPath) -> Result<Dropped, PoolError> {
     let roots = &operator.roots;
     lifecycle::load_pool(roots, path)?;
     let _lock = lock(roots, path, Sharing::Exclusive)?;
@@ -356,7 +369,7 @@ pub fn collect(operator: &Operator, path: &PoolPath) -> Result<Vec<RevisionHash>
         artifacts.remove(&revision)?;
         removed.push(revision);
     }
-    Ok(removed)
+    Ok(Dropped { revisions: removed, bases: base::collect(roots, path)? })
 }
 
 /// The data disks of a pool's instances, and those that are kept of destroyed ones.

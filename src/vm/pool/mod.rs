@@ -1,6 +1,7 @@
-//! Pools: what to run, and how. They own resources, policies and revisions of artifacts, and have no runtime state.
+//! Pools: what to run, and how. They own resources, policies, revisions of artifacts and base snapshots, and have no runtime state.
 
 pub mod artifacts;
+pub mod base;
 pub mod config;
 pub mod lifecycle;
 pub mod scale;

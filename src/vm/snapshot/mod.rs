@@ -26,7 +26,7 @@ use twox_hash::XxHash3_64;
 
 pub use self::{
     dirty::Memory,
-    origin::Origin,
+    origin::{Origin, cpu_model},
     sums::{PAGE, Sums, data_pages, is_zeros},
 };
 use crate::store::StoreError;

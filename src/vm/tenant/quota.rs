@@ -19,7 +19,7 @@ pub struct Quotas {
     /// Instances of one pool, in any state.
     pub max_instances_per_pool: u32,
     /// Virtual size of the disks of running, warm and sleeping instances, of what their memory takes asleep, and of the
-    /// revisions, in GiB.
+    /// revisions and base snapshots, in GiB.
     pub max_disk_gib: u64,
     /// Console and VMM logs of one instance, in MiB.
     pub log_mib: u32,

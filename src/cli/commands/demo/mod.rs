@@ -5,6 +5,7 @@
 //! command itself is, the next one sweeps.
 
 mod guest;
+mod sleep;
 mod story;
 mod world;
 

@@ -1,4 +1,5 @@
-//! The story: two tenants, pools, instances; what may pass and what may not; a kill and a recovery; nothing left.
+//! The story: two tenants, pools, instances; what may pass and what may not; sleep and wake; a kill and a recovery; nothing
+//! left.
 
 use std::{
     net::{TcpListener, TcpStream},
@@ -32,9 +33,9 @@ const HOST_PORT: u16 = 7777;
 /// How long a packet that must not arrive is waited for; its positive twin takes less than a millisecond.
 const DENIED_MS: u64 = 150;
 
-struct Stage<'a> {
+pub(super) struct Stage<'a> {
     out: &'a Out,
-    root: PathBuf,
+    pub(super) root: PathBuf,
     program: PathBuf,
     /// Firecracker and what it needs are here: then the kill is shown on it.
     real: bool,
@@ -54,6 +55,7 @@ pub fn play(out: &Out, environment: &Environment, root: &Path) -> Result<u8, Cli
     stage.build()?;
     stage.packets()?;
     stage.quota()?;
+    stage.sleep_and_wake()?;
     stage.kill()?;
     stage.audit()?;
     stage.leave_nothing(&before)?;
@@ -106,14 +108,14 @@ fn enter_namespaces() -> Result<(), CliError> {
 }
 
 /// What is wrong, or else what was shown.
-fn wrong_or(twins: &[(bool, &str)], denials: &[(bool, &str)], good: &str) -> String {
+pub(super) fn wrong_or(twins: &[(bool, &str)], denials: &[(bool, &str)], good: &str) -> String {
     let wrong: Vec<&str> =
         twins.iter().chain(denials).filter(|(holds, _)| !holds).map(|(_, wrong)| *wrong).collect();
     if wrong.is_empty() { good.to_owned() } else { wrong.join("; ") }
 }
 
 impl Stage<'_> {
-    fn tell(&self, tap: &str, command: &Value) -> Result<Value, CliError> {
+    pub(super) fn tell(&self, tap: &str, command: &Value) -> Result<Value, CliError> {
         let directory = self.root.join("run/firecracker").join(tap).join("root");
         tell(&directory, command).map_err(|error| failed(format!("the guest on {tap}: {error}")))
     }
@@ -128,7 +130,7 @@ impl Stage<'_> {
     }
 
     /// Runs a command of mvm that must succeed, and returns what it prints.
-    fn mvm(&self, arguments: &str) -> Result<Value, CliError> {
+    pub(super) fn mvm(&self, arguments: &str) -> Result<Value, CliError> {
         let output = self.command(arguments, None)?;
         if !output.status.success() {
             let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
@@ -137,7 +139,7 @@ impl Stage<'_> {
         Ok(serde_json::from_slice(&output.stdout).unwrap_or_default())
     }
 
-    fn shown(&mut self, name: &str, ok: bool, title: &str, detail: String, ms: Option<f64>) {
+    pub(super) fn shown(&mut self, name: &str, ok: bool, title: &str, detail: String, ms: Option<f64>) {
         let (tone, mark) = if ok { (Tone::Good, "✓") } else { (Tone::Bad, "✗") };
         let time = ms.map_or(String::new(), |ms| self.out.paint(Tone::Aside, &format!("  {ms:.1} ms")));
         self.out.say(format!("  {} {title}: {detail}{time}", self.out.paint(tone, mark)));
@@ -182,7 +184,7 @@ impl Stage<'_> {
         Ok(())
     }
 
-    fn ping(&self, tap: &str, to: &str, timeout_ms: u64) -> Result<Option<f64>, CliError> {
+    pub(super) fn ping(&self, tap: &str, to: &str, timeout_ms: u64) -> Result<Option<f64>, CliError> {
         let answer = self.tell(tap, &json!({ "cmd": "ping", "to": to, "timeout_ms": timeout_ms }))?;
         Ok(answer["ms"].as_f64().filter(|_| answer["answered"] == true))
     }
@@ -285,8 +287,9 @@ impl Stage<'_> {
             false => "the simulated VMM".to_owned(),
         };
         let booted = started["last_receipt"]["total_ms"].as_f64().unwrap_or_default();
+        let slept = if self.real { format!(", {}", self.real_sleep(&path)?) } else { String::new() };
         let good = format!(
-            "mvm killed at step {step}/{} of a start of {vmm}; the next command cleaned up, then it booted in {booted:.0} ms",
+            "mvm killed at step {step}/{} of a start of {vmm}; the next command cleaned up, then it booted in {booted:.0} ms{slept}",
             steps.len()
         );
         let detail = wrong_or(

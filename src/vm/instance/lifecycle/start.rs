@@ -54,6 +54,8 @@ pub fn start(operator: &mut Operator, path: &InstancePath) -> Result<Outcome, Li
     let mut instance = before.clone();
     instance.pending = Some(intent(&roots, Operation::Start));
     instance.revision = Some(revision.clone());
+    // What boots stands on no base, whatever it was started from before.
+    instance.base_key = None;
     instance.resources = pool.instance_resources;
     // A disk that was grown stays grown, also where the record did not hear of it.
     let data = config::folder(&roots, path).join("volumes").join(fc_config::files::DATA);
