@@ -56,6 +56,24 @@ impl Sandbox {
         fs::write(self.root().join(".throw-away"), "").expect("a mark");
     }
 
+    /// Puts the root on a btrfs of its own, which has reflinks. False, said visibly, where this machine cannot. The mount
+    /// namespace belongs to the test.
+    pub fn mount_btrfs(&mut self) -> bool {
+        let image = tempfile::NamedTempFile::new().expect("a file");
+        image.as_file().set_len(512 << 20).expect("a sparse file");
+        let works = |program: &str, arguments: &[&OsStr]| {
+            Command::new(program).args(arguments).output().is_ok_and(|output| output.status.success())
+        };
+        let (image, root) = (image.path().as_os_str(), self.root().as_os_str());
+        let loop_mount = [OsStr::new("-o"), OsStr::new("loop"), image, root];
+        self.mounted = works("mkfs.btrfs", &[OsStr::new("-q"), image]) && works("mount", &loop_mount);
+        match self.mounted {
+            true => fs::write(self.root().join(".throw-away"), "").expect("a mark"),
+            false => skip("no btrfs on a loop device here"),
+        }
+        self.mounted
+    }
+
     /// The root.
     pub fn root(&self) -> &Path {
         self.dir.path()
@@ -323,6 +341,38 @@ pub fn firecracker() -> Option<PathBuf> {
             skip("no firecracker");
             None
         }
+    }
+}
+
+/// Runs a program that must succeed.
+pub fn run(program: &str, arguments: &[&str]) {
+    let output = Command::new(program).args(arguments).output().expect("it runs");
+    assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Mounts of this thread, and what it starts, are its own from here on.
+pub fn own_mounts() {
+    use rustix::thread::{UnshareFlags, unshare_unsafe};
+    // SAFETY: the thread belongs to this test alone.
+    unsafe { unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::FS) }.expect("a mount namespace");
+    run("mount", &["--make-rprivate", "/"]);
+}
+
+/// A character device: name, major and minor number.
+pub type Device<'a> = (&'a str, u32, u32);
+pub const NULL: Device = ("null", 1, 3);
+pub const URANDOM: Device = ("urandom", 1, 9);
+pub const TUN: Device = ("net/tun", 10, 200);
+
+/// A /dev of this thread's own, in which these devices are.
+pub fn own_dev(devices: &[Device]) {
+    own_mounts();
+    run("mount", &["-t", "tmpfs", "tmpfs", "/dev"]);
+    fs::create_dir("/dev/net").expect("a folder");
+    for (name, major, minor) in devices {
+        let (kind, device) = (rustix::fs::FileType::CharacterDevice, rustix::fs::makedev(*major, *minor));
+        rustix::fs::mknodat(rustix::fs::CWD, format!("/dev/{name}"), kind, 0o666.into(), device)
+            .expect("a device");
     }
 }
 

@@ -65,7 +65,7 @@ struct Sleeper<'a> {
 fn steps<'a>() -> [Step<Sleeper<'a>, LifecycleError>; 4] {
     [
         Step { name: "pause", run: pause, undo: Some(go_on) },
-        Step { name: "snapshot", run: write, undo: None },
+        Step { name: "snapshot", run: write, undo: Some(drop_written) },
         Step { name: "sums", run: sums, undo: None },
         Step { name: "commit", run: commit, undo: Some(take_back) },
     ]
@@ -260,11 +260,25 @@ fn write(sleeper: &mut Sleeper) -> Result<(), LifecycleError> {
     Ok(created?)
 }
 
+/// Files that no sleep will build on take no place: the disk may be full of them. What cannot be removed is swept by the next
+/// sleep, and is no reason to leave the guest paused.
+fn drop_written(sleeper: &mut Sleeper) -> Result<(), LifecycleError> {
+    let folder = snapshot::folder(sleeper.roots(), &sleeper.instance.path());
+    let mem = Parent::File(sleeper.mem.clone());
+    let is_parent = mem == sleeper.parent || mem == sleeper.record.parent;
+    let memory = [sleeper.mem.clone(), sleeper.sums()].into_iter().filter(|_| !is_parent);
+    for name in memory.chain([sleeper.vmstate()]) {
+        let _ = store::remove_file(&folder.join(name));
+    }
+    Ok(())
+}
+
 /// Does a VMM that could not write a snapshot for this reason know the pages still that were to be written? It does until
 /// it has written them all; a failure to sync them comes too late (Firecracker's `snapshot_memory_to_file`).
 fn forgets_nothing(error: &VmmError) -> bool {
     let VmmError::Refused { message, .. } = error else { return false };
     message.contains("Cannot write memory file")
+        || message.contains("the microVM state")
         || message.contains("on the snapshot backing file")
         || ["open", "get_metadata", "truncate", "set_length"]
             .iter()
