@@ -39,7 +39,8 @@ fn ten_cycles(sandbox: Sandbox) {
         guest.ok("wake");
         guest.is_as_it_was(1);
         assert_eq!(identity(&guest), before);
-        let reached = guest.tell(&json!({ "cmd": "ping", "to": before.0["gateway_ip"], "timeout_ms": 20_000 }));
+        let reached =
+            guest.tell(&json!({ "cmd": "ping", "to": before.0["gateway_ip"], "timeout_ms": 20_000 }));
         assert_eq!(reached["answered"], true, "{reached}");
     }
     // A guest that slept is stopped and started like any other.

@@ -35,7 +35,12 @@ fn guest_with(faults: &Value, woken: bool) -> Option<Guest> {
 fn a_diff_that_fails_costs_the_guest_nothing() {
     // What the VMM says, whether it wrote before that, whether it still knows what it had to write, mvm's word.
     let table = [
-        ("Cannot write memory file: Cannot dump memory: I/O error (os error 5)", "answer", true, "vmm_refused"),
+        (
+            "Cannot write memory file: Cannot dump memory: I/O error (os error 5)",
+            "answer",
+            true,
+            "vmm_refused",
+        ),
         ("Cannot write memory file: No space left on device (os error 28)", "answer", true, "disk_full"),
         ("Cannot serialize the microVM state: IO Error: x", "answer", true, "vmm_refused"),
         ("Cannot perform open on the snapshot backing file: x", "answer", true, "vmm_refused"),
@@ -52,6 +57,7 @@ fn a_diff_that_fails_costs_the_guest_nothing() {
             let before = woken.then(|| guest.part("mem"));
             let content = before.as_ref().map(|mem| fs::read(mem).expect("memory"));
             assert_eq!(guest.refused("sleep", 1), word, "{message}");
+            set_faults(&guest.sandbox, &none());
             guest.is_as_it_was(0);
             let parent = guest.record()["vmm"]["parent"].clone();
             assert_eq!(parent == "unknown", !knows, "{message}: {parent}");
@@ -128,12 +134,15 @@ fn a_wake_that_fails_after_its_commit_is_finished_or_ends_in_stopped() {
     assert_eq!(guest.refused("wake", 1), "vmm_refused");
     // The next one that looks finishes it: the guest runs.
     guest.is_as_it_was(1);
+    set_faults(&guest.sandbox, &none());
     guest.sleeps_well();
     guest.ok("sleep");
     set_faults(&guest.sandbox, &fault("/vm", json!("die_before")));
     assert_eq!(guest.refused("wake", 1), "vmm_ended");
     assert_eq!(guest.status(), "stopped");
-    assert!(guest.info()["last_exit"]["why"].as_str().is_some_and(|why| why.contains("its snapshot was used up")));
+    assert!(
+        guest.info()["last_exit"]["why"].as_str().is_some_and(|why| why.contains("its snapshot was used up"))
+    );
     guest.leaves_nothing();
     set_faults(&guest.sandbox, &none());
     guest.ok("start");

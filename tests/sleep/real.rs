@@ -133,7 +133,12 @@ impl Places {
 fn rounds(console: &PathBuf) -> u64 {
     let text = fs::read(console).unwrap_or_default();
     for (index, letter) in text.iter().enumerate() {
-        assert_eq!(char::from(*letter), char::from(b'a' + (index % 16) as u8), "round {index} of {}", text.len());
+        assert_eq!(
+            char::from(*letter),
+            char::from(b'a' + (index % 16) as u8),
+            "round {index} of {}",
+            text.len()
+        );
     }
     text.len() as u64
 }
@@ -147,7 +152,8 @@ fn cycles(sandbox: &Sandbox, places: Places, mem_mib: u64, cycles: u32) {
     let path = sandbox.instance("acme/big");
     sandbox.ok(&format!("instance start {path}"));
     let delta = sandbox.delta(&path);
-    let console = delta.parent().and_then(|folder| folder.parent()).expect("a folder").join("logs/console.log");
+    let console =
+        delta.parent().and_then(|folder| folder.parent()).expect("a folder").join("logs/console.log");
     let mut seen = 0;
     for cycle in 0..cycles {
         // It has verified all that it had, and changed all, since it was woken.
@@ -221,7 +227,8 @@ fn a_disk_that_fills_in_a_sleep_costs_the_guest_nothing() {
     let path = sandbox.instance("acme/web");
     sandbox.ok(&format!("instance start {path}"));
     let delta = sandbox.delta(&path);
-    let console = delta.parent().and_then(|folder| folder.parent()).expect("a folder").join("logs/console.log");
+    let console =
+        delta.parent().and_then(|folder| folder.parent()).expect("a folder").join("logs/console.log");
     let goes_on = || {
         let seen = rounds(&console);
         wait_until("the guest goes on", || rounds(&console) >= seen + 6);
