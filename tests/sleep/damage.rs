@@ -42,7 +42,11 @@ fn first_data(file: &File) -> u64 {
 fn resize(file: &Path, change: i64) {
     let open = File::options().write(true).open(file).expect("a file");
     let length = open.metadata().expect("a file").len();
-    open.set_len(length.strict_add_signed(change)).expect("it can be cut");
+    open.set_len(length.saturating_add_signed(change)).expect("it can be cut");
+}
+
+fn remove(file: &Path) {
+    fs::remove_file(file).expect("it can be removed");
 }
 
 fn swap(one: &Path, other: &Path) {
@@ -63,7 +67,7 @@ type Case = (&'static str, fn(&Path, &Path), i32, &'static str, bool);
 const CASES: &[Case] = &[
     ("memory cut", |delta, _| resize(&part_of(delta, "mem"), -4096), 1, "snapshot_damaged", true),
     ("memory longer", |delta, _| resize(&part_of(delta, "mem"), 4096), 1, "snapshot_damaged", true),
-    ("memory gone", |delta, _| fs::remove_file(part_of(delta, "mem")).unwrap(), 1, "snapshot_damaged", true),
+    ("memory gone", |delta, _| remove(&part_of(delta, "mem")), 1, "snapshot_damaged", true),
     ("memory flipped", |delta, _| flip(&part_of(delta, "mem")), 1, "snapshot_damaged", true),
     (
         "memory of another one",
@@ -83,13 +87,7 @@ const CASES: &[Case] = &[
         true,
     ),
     ("state cut", |delta, _| resize(&part_of(delta, "vmstate"), -1), 1, "snapshot_damaged", true),
-    (
-        "state gone",
-        |delta, _| fs::remove_file(part_of(delta, "vmstate")).unwrap(),
-        1,
-        "snapshot_damaged",
-        true,
-    ),
+    ("state gone", |delta, _| remove(&part_of(delta, "vmstate")), 1, "snapshot_damaged", true),
     ("state flipped", |delta, _| flip(&part_of(delta, "vmstate")), 1, "snapshot_damaged", true),
     (
         "state flipped, unnoticed",
@@ -105,14 +103,26 @@ const CASES: &[Case] = &[
         "snapshot_damaged",
         true,
     ),
-    ("sums gone", |delta, _| fs::remove_file(part_of(delta, "sums")).unwrap(), 1, "snapshot_damaged", true),
+    ("sums gone", |delta, _| remove(&part_of(delta, "sums")), 1, "snapshot_damaged", true),
     ("sums cut", |delta, _| resize(&part_of(delta, "sums"), -8), 1, "snapshot_damaged", true),
     ("sums flipped", |delta, _| flip(&part_of(delta, "sums")), 1, "snapshot_damaged", true),
     ("everything of another one", swap, 1, "snapshot_foreign", true),
-    ("no meta.json", |delta, _| fs::remove_file(meta(delta)).unwrap(), 1, "no_snapshot", true),
-    ("no snapshot at all", |delta, _| fs::remove_dir_all(delta).unwrap(), 1, "no_snapshot", true),
+    ("no meta.json", |delta, _| remove(&meta(delta)), 1, "no_snapshot", true),
+    (
+        "no snapshot at all",
+        |delta, _| fs::remove_dir_all(delta).expect("it can be removed"),
+        1,
+        "no_snapshot",
+        true,
+    ),
     ("meta.json cut", |delta, _| resize(&meta(delta), -3), 1, "damaged", true),
-    ("meta.json empty", |delta, _| fs::write(meta(delta), "").unwrap(), 1, "damaged", true),
+    (
+        "meta.json empty",
+        |delta, _| fs::write(meta(delta), "").expect("it can be written"),
+        1,
+        "damaged",
+        true,
+    ),
     (
         "meta.json of a newer mvm",
         |delta, _| edit(&meta(delta), |meta| meta["schema_version"] = json!(99)),
@@ -228,15 +238,18 @@ fn what_was_only_touched_is_compared_and_loaded() {
     guest.sleeps_well();
 }
 
+/// What is done to a file.
+type Change = (&'static str, fn(&Path));
+
 #[test]
 fn a_damaged_archive_is_said_and_not_loaded() {
-    let cases: &[(&str, fn(&Path))] = &[
+    let cases: &[Change] = &[
         ("cut", |file| resize(file, -1)),
         ("longer", |file| resize(file, 1)),
         ("flipped", flip),
         ("flipped, unnoticed", |file| unnoticed(file, flip)),
-        ("gone", |file| fs::remove_file(file).unwrap()),
-        ("nonsense", |file| fs::write(file, "hello").unwrap()),
+        ("gone", remove),
+        ("nonsense", |file| fs::write(file, "hello").expect("it can be written")),
     ];
     let Some(mut guest) = Guest::new() else { return };
     for (name, damage) in cases {

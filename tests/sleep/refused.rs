@@ -7,10 +7,12 @@ use std::{
 
 use crate::guest::Guest;
 
+/// The verbs that get it there, and what is refused then: verbs, and the words for it.
+type Refusals<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)]);
+
 #[test]
 fn a_verb_in_the_wrong_state_is_refused_and_changes_nothing() {
-    // How it gets there, and what is refused then.
-    let table: &[(&[&str], &[(&str, &str)])] = &[
+    let table: &[Refusals] = &[
         (&[], &[("archive", "state")]),
         (&["warm"], &[("wake", "state"), ("archive", "state"), ("start", "state")]),
         (
@@ -56,33 +58,47 @@ fn what_holds_already_is_no_error() {
     guest.is_as_it_was(1);
 }
 
+/// What is done to a disk, and whether --force takes it.
+type Change = (&'static str, fn(&Path), bool);
+
 #[test]
 fn a_disk_that_changed_under_a_sleeper_is_refused() {
     let touch: fn(&Path) = |disk| {
         let file = File::options().write(true).open(disk).expect("a disk");
         file.set_modified(std::time::SystemTime::now()).expect("it can be set");
     };
-    // What is done to a disk, and whether --force takes it.
-    let table: [(&str, fn(&Path), bool); 5] = [
+    let table: [Change; 5] = [
         (
             "longer",
-            |disk| File::options().write(true).open(disk).and_then(|file| file.set_len(9 << 20)).unwrap(),
+            |disk| {
+                File::options()
+                    .write(true)
+                    .open(disk)
+                    .and_then(|file| file.set_len(9 << 20))
+                    .expect("it can be changed")
+            },
             false,
         ),
         (
             "shorter",
-            |disk| File::options().write(true).open(disk).and_then(|file| file.set_len(1 << 20)).unwrap(),
+            |disk| {
+                File::options()
+                    .write(true)
+                    .open(disk)
+                    .and_then(|file| file.set_len(1 << 20))
+                    .expect("it can be changed")
+            },
             false,
         ),
         (
             "replaced",
             |disk| {
                 let copy = disk.with_extension("copy");
-                fs::copy(disk, &copy).and_then(|_| fs::rename(&copy, disk)).unwrap();
+                fs::copy(disk, &copy).and_then(|_| fs::rename(&copy, disk)).expect("it can be changed");
             },
             false,
         ),
-        ("gone", |disk| fs::remove_file(disk).unwrap(), false),
+        ("gone", |disk| fs::remove_file(disk).expect("it can be changed"), false),
         ("touched", touch, true),
     ];
     let Some(mut guest) = Guest::new() else { return };

@@ -46,10 +46,13 @@ fn this_vmm_loses_its_vsock_where_nobody_helps() {
     assert!(!answers(&guest, Duration::from_millis(500)));
 }
 
+/// What pauses a guest, and lets it go on.
+type Way<'a> = (&'a str, &'a dyn Fn(&Guest));
+
 #[test]
 fn the_vsock_lives_whatever_paused_the_guest() {
     let Some(mut guest) = guest() else { return };
-    let ways: [(&str, &dyn Fn(&Guest)); 6] = [
+    let ways: [Way; 6] = [
         ("warm and back", &|guest| {
             guest.ok("warm");
             guest.ok("resume");
