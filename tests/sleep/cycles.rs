@@ -59,7 +59,7 @@ fn ten_cycles_change_nothing() {
 fn ten_cycles_on_a_file_system_with_reflinks_change_nothing() {
     let Some(mut sandbox) = Sandbox::new() else { return };
     own_mounts();
-    if sandbox.mount_btrfs() {
+    if sandbox.mount_btrfs("512M") {
         ten_cycles(sandbox);
     }
 }

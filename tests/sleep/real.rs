@@ -207,7 +207,7 @@ fn on_a_file_system_with_reflinks_a_guest_finds_its_memory_as_it_was() {
     }
     let Some(mut sandbox) = Sandbox::new() else { return };
     own_mounts();
-    if sandbox.mount_btrfs() {
+    if sandbox.mount_btrfs("512M") {
         cycles(&sandbox, SMALL, 128, 5);
     }
 }

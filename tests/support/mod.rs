@@ -58,15 +58,17 @@ impl Sandbox {
 
     /// Puts the root on a btrfs of its own, which has reflinks. False, said visibly, where this machine cannot. The mount
     /// namespace belongs to the test.
-    pub fn mount_btrfs(&mut self) -> bool {
+    pub fn mount_btrfs(&mut self, size: &str) -> bool {
+        // The mount holds the disk; its name goes with this value.
         let image = tempfile::NamedTempFile::new().expect("a file");
-        image.as_file().set_len(512 << 20).expect("a sparse file");
         let works = |program: &str, arguments: &[&OsStr]| {
             Command::new(program).args(arguments).output().is_ok_and(|output| output.status.success())
         };
         let (image, root) = (image.path().as_os_str(), self.root().as_os_str());
-        let loop_mount = [OsStr::new("-o"), OsStr::new("loop"), image, root];
-        self.mounted = works("mkfs.btrfs", &[OsStr::new("-q"), image]) && works("mount", &loop_mount);
+        let mount = [OsStr::new("-o"), OsStr::new("loop,noatime"), image, root];
+        self.mounted = works("truncate", &[OsStr::new("-s"), OsStr::new(size), image])
+            && works("mkfs.btrfs", &[OsStr::new("-q"), image])
+            && works("mount", &mount);
         match self.mounted {
             true => fs::write(self.root().join(".throw-away"), "").expect("a mark"),
             false => skip("no btrfs on a loop device here"),
