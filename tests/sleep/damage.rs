@@ -238,6 +238,32 @@ fn what_was_only_touched_is_compared_and_loaded() {
     guest.sleeps_well();
 }
 
+/// The memory file is the guest's own while it runs; what is there in its place then is not built upon.
+#[test]
+fn memory_that_was_damaged_while_its_guest_ran_is_written_anew() {
+    let cases: &[Change] = &[
+        ("replaced", |mem| {
+            let between = mem.with_extension("between");
+            fs::copy(mem, &between).expect("it can be copied");
+            flip(&between);
+            fs::rename(&between, mem).expect("it can be renamed");
+        }),
+        ("gone", remove),
+    ];
+    let Some(mut guest) = Guest::new() else { return };
+    for (name, damage) in cases {
+        guest.sleeps_well();
+        let mem = guest.part("mem");
+        damage(&mem);
+        guest.works();
+        guest.ok("sleep");
+        assert_ne!(guest.part("mem"), mem, "{name}");
+        guest.ok("wake");
+        guest.is_as_it_was(1);
+        guest.sleeps_well();
+    }
+}
+
 /// What is done to a file.
 type Change = (&'static str, fn(&Path));
 

@@ -9,6 +9,7 @@
 use std::{
     fs::{self, File},
     ops::Range,
+    os::unix::fs::MetadataExt,
     time::{Duration, Instant},
 };
 
@@ -186,10 +187,14 @@ impl<'a> Sleeper<'a> {
     ) -> Self {
         let folder = snapshot::folder(&operator.roots, &instance.path());
         let fresh = || format!("mem.{}", instance.generation);
-        // A VMM empties a file of another size before it writes, and its guest's memory is mapped from there.
+        // A VMM empties a file of another size before it writes, and its guest's memory is mapped from there. Another file of
+        // the same name holds other pages than those that were loaded.
+        let loaded = snapshot::consumed(&operator.roots, &instance.path());
         let is_whole = |file: &str| {
-            let length = fs::metadata(folder.join(file)).map(|meta| meta.len());
-            length.is_ok_and(|length| length == instance.resources.mem_mib << 20)
+            let (Ok(meta), Ok(loaded)) = (fs::metadata(folder.join(file)), &loaded) else { return false };
+            let stamp = loaded.as_ref().map(|delta| &delta.image.mem).filter(|stamp| stamp.file == file);
+            meta.len() == instance.resources.mem_mib << 20
+                && stamp.is_none_or(|stamp| stamp.inode == meta.ino())
         };
         let (mem, kind) = match &record.parent {
             Parent::Boot => (fresh(), SnapshotType::Diff),
