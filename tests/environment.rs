@@ -10,20 +10,7 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use rustix::thread::{UnshareFlags, unshare_unsafe};
-use support::Sandbox;
-
-fn run(program: &str, arguments: &[&str]) {
-    let output = Command::new(program).args(arguments).output().expect("it runs");
-    assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-}
-
-/// Mounts of this thread, and what it starts, are its own from here on.
-fn own_mounts() {
-    // SAFETY: the thread belongs to this test alone.
-    unsafe { unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::FS) }.expect("a mount namespace");
-    run("mount", &["--make-rprivate", "/"]);
-}
+use support::{NULL, Sandbox, TUN, URANDOM, own_dev, own_mounts, run};
 
 /// A sandbox whose root is a file system of this size.
 fn small(size: &str) -> Option<Sandbox> {
@@ -124,22 +111,6 @@ fn who_is_not_root_is_told_so() {
     assert_eq!((made.0, made.1.as_str()), (Some(5), "network_environment"), "{}", made.1);
     assert!(!own.path().join("root/tenants/acme").exists());
 }
-
-/// A /dev of this thread's own, in which there are these character devices: name, major and minor number.
-fn own_dev(devices: &[(&str, u32, u32)]) {
-    own_mounts();
-    run("mount", &["-t", "tmpfs", "tmpfs", "/dev"]);
-    fs::create_dir("/dev/net").expect("a folder");
-    for (name, major, minor) in devices {
-        let (kind, device) = (rustix::fs::FileType::CharacterDevice, rustix::fs::makedev(*major, *minor));
-        rustix::fs::mknodat(rustix::fs::CWD, format!("/dev/{name}"), kind, 0o666.into(), device)
-            .expect("a device");
-    }
-}
-
-const NULL: (&str, u32, u32) = ("null", 1, 3);
-const URANDOM: (&str, u32, u32) = ("urandom", 1, 9);
-const TUN: (&str, u32, u32) = ("net/tun", 10, 200);
 
 #[test]
 fn without_kvm_firecracker_is_refused_before_any_effect_and_the_simulated_one_runs() {

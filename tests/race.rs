@@ -132,6 +132,7 @@ fn taps_are_made_while_vmms_are_started() {
 /// How many commands each process of the random test runs.
 const COMMANDS: usize = 40;
 const MAX_RUNNING: usize = 2;
+const MAX_WARM: usize = 1;
 
 /// A command on one of the instances that there are, or on none in particular; one in six is killed somewhere.
 fn random_command(sandbox: &Sandbox, random: &mut fastrand::Rng) -> std::process::Command {
@@ -143,12 +144,18 @@ fn random_command(sandbox: &Sandbox, random: &mut fastrand::Rng) -> std::process
         0 => "acme/web/i-00000000",
         count => paths[random.usize(0..count)],
     };
-    let command = match random.u8(0..12) {
+    let command = match random.u8(0..24) {
         0..3 => "instance create acme/web".to_owned(),
         3..7 => format!("instance start {one}"),
-        7..9 => format!("instance stop {one} --force"),
-        9 => format!("instance destroy {one} --yes --wipe-volumes"),
-        10 => "node recover".to_owned(),
+        7..10 => format!("instance sleep {one}"),
+        10..13 => format!("instance wake {one}"),
+        13..15 => format!("instance warm {one}"),
+        15..17 => format!("instance resume {one}"),
+        17 => format!("instance archive {one}"),
+        18..20 => format!("instance stop {one} --force"),
+        20 => format!("instance destroy {one} --yes --wipe-volumes"),
+        21 => "node recover".to_owned(),
+        22 => "node gc --scrub".to_owned(),
         _ => format!("pool scale acme/web --running {}", random.u8(0..3)),
     };
     let mut command = sandbox.command(&format!("{command} --json"));
@@ -162,13 +169,15 @@ fn random_command(sandbox: &Sandbox, random: &mut fastrand::Rng) -> std::process
 fn random_operations_at_once_agree_with_the_state_table() {
     let Some(sandbox) = Sandbox::new() else { return };
     sandbox.pool("sim");
-    sandbox.ok(&format!("tenant update acme --max-running {MAX_RUNNING} --max-instances-per-pool 4"));
+    sandbox.ok(&format!(
+        "tenant update acme --max-running {MAX_RUNNING} --max-warm {MAX_WARM} --max-instances-per-pool 4"
+    ));
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let watcher = scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
                 let running = sandbox.vmms().len();
-                assert!(running <= MAX_RUNNING, "{running} VMMs run");
+                assert!(running <= MAX_RUNNING + MAX_WARM, "{running} VMMs run");
                 std::thread::park_timeout(std::time::Duration::from_millis(5));
             }
         });
@@ -224,18 +233,15 @@ fn replay(log: &Value) -> HashMap<String, State> {
             ("create", "done") => drop(model.insert(path, State::Created)),
             ("create" | "destroy", _) => drop(model.insert(path, State::Destroyed)),
             // What failed or was rolled back says where it is.
-            ("start", "failed") => {}
-            ("start", "recovered") => {
+            ("start" | "sleep" | "wake" | "warm" | "resume", "failed") | ("archive", _) => {}
+            ("start" | "sleep" | "wake" | "warm" | "resume", "recovered") => {
                 if let Ok(state) = text(&record["to"]).parse() {
                     model.insert(path, state);
                 }
             }
-            ("start" | "stop" | "died", _) => {
-                let event = match verb {
-                    "start" => Event::Start,
-                    "stop" => Event::Stop,
-                    _ => Event::Died,
-                };
+            ("start" | "stop" | "died" | "sleep" | "wake" | "warm" | "resume", _) => {
+                let verbs = Event::ALL.into_iter().find(|event| event.name() == verb);
+                let event = verbs.unwrap_or_else(|| panic!("no event: {record}"));
                 let from = match was {
                     Some(State::Created) => State::Ready,
                     // A line that was written before its process was killed is followed by that of the recovery.

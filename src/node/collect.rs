@@ -59,7 +59,12 @@ pub fn collect(operator: &Operator, scrub: bool) -> Result<Collected, NodeError>
             logs::cut(roots, &instance, tenant.quotas.log_mib)?;
         }
     }
-    dropped.extend(collect_vmms(roots)?.into_iter().map(|version| format!("Firecracker {version}")));
+    match collect_vmms(roots) {
+        Ok(versions) => dropped.extend(versions.into_iter().map(|version| format!("Firecracker {version}"))),
+        // What a snapshot needs that cannot be read is not known: all stay. Its own line says what is wrong with it.
+        Err(StoreError::Damaged { .. } | StoreError::Newer { .. }) => {}
+        Err(error) => return Err(error.into()),
+    }
     dropped.extend(collect_audit_logs(roots)?);
     for path in fleet::instances(roots)? {
         sleeper(roots, &path, scrub, &mut collected)?;
@@ -80,8 +85,14 @@ fn sleeper(
     collected: &mut Collected,
 ) -> Result<(), NodeError> {
     let Some(_lock) = lifecycle::try_lock(roots, path)? else { return Ok(()) };
-    // One whose record cannot be read is not known to sleep.
-    let Ok(Some(instance)) = Instance::load_if_there(roots, path) else { return Ok(()) };
+    let instance = match Instance::load_if_there(roots, path) {
+        Ok(Some(instance)) => instance,
+        Ok(None) => return Ok(()),
+        Err(error) => {
+            collected.damaged.push(format!("{path}: {error}"));
+            return Ok(());
+        }
+    };
     if instance.status != State::Sleeping || instance.pending.is_some() {
         return Ok(());
     }

@@ -140,20 +140,28 @@ fn no_such(version: Option<&str>, installed: Vec<Installed>) -> InstallError {
     InstallError::NoSuchVersion { version: version.unwrap_or_default().to_owned(), installed }
 }
 
-/// The simulated VMM: this very program under another name.
+/// The simulated VMM: this very program under another name. It has one version only, which reads what it wrote.
 ///
 /// # Errors
-/// [`InstallError::NoSim`] where it was left out of the build.
-pub fn sim() -> Result<Program, InstallError> {
-    #[cfg(feature = "sim")]
-    return std::env::current_exe()
-        .map(|path| Program {
-            path,
-            first_arguments: vec![SIM_ARGUMENT.into()],
-            version: fcsim::VERSION.to_owned(),
-        })
-        .map_err(|source| StoreError::io("find", Path::new("/proc/self/exe"))(source).into());
-    #[cfg(not(feature = "sim"))]
+/// [`InstallError::NoSim`] where it was left out of the build; [`InstallError::NoSuchVersion`] where it is another one.
+#[cfg(feature = "sim")]
+pub fn sim(wanted: Option<&str>) -> Result<Program, InstallError> {
+    let version = fcsim::VERSION.to_owned();
+    if let Some(wanted) = wanted.filter(|wanted| *wanted != version) {
+        let installed = format!("this mvm simulates {version}");
+        return Err(InstallError::NoSuchVersion { version: wanted.to_owned(), installed });
+    }
+    let path = std::env::current_exe()
+        .map_err(|source| StoreError::io("find", Path::new("/proc/self/exe"))(source))?;
+    Ok(Program { path, first_arguments: vec![SIM_ARGUMENT.into()], version })
+}
+
+/// The simulated VMM, which was left out of this build.
+///
+/// # Errors
+/// [`InstallError::NoSim`].
+#[cfg(not(feature = "sim"))]
+pub fn sim(_wanted: Option<&str>) -> Result<Program, InstallError> {
     Err(InstallError::NoSim)
 }
 

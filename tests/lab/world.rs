@@ -30,7 +30,7 @@ impl World {
 
     /// The root goes onto a file system with reflinks. Before anything else.
     pub fn with_reflinks(&mut self) {
-        self.sandbox.mount_btrfs("8G");
+        assert!(self.sandbox.mount_btrfs("8G"), "the lab has btrfs and loop devices");
     }
 
     /// MVM_ROOT.

@@ -62,22 +62,24 @@ impl Sandbox {
         fs::write(self.root().join(".throw-away"), "").expect("a mark");
     }
 
-    /// Puts the root on a btrfs of its own, which has reflinks: a file beside it is its disk.
-    pub fn mount_btrfs(&mut self, size: &str) {
-        let image = self.root().with_extension("btrfs");
-        let run = |program: &str, arguments: &[&OsStr]| {
-            let output = Command::new(program).args(arguments).output().expect("it runs");
-            assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+    /// Puts the root on a btrfs of its own, which has reflinks. False, said visibly, where this machine cannot. The mount
+    /// namespace belongs to the test.
+    pub fn mount_btrfs(&mut self, size: &str) -> bool {
+        // The mount holds the disk; its name goes with this value.
+        let image = tempfile::NamedTempFile::new().expect("a file");
+        let works = |program: &str, arguments: &[&OsStr]| {
+            Command::new(program).args(arguments).output().is_ok_and(|output| output.status.success())
         };
-        run("truncate", &["-s".as_ref(), size.as_ref(), image.as_ref()]);
-        run("mkfs.btrfs", &["-q".as_ref(), image.as_ref()]);
-        let mount: [&OsStr; 4] =
-            ["-o".as_ref(), "loop,noatime".as_ref(), image.as_ref(), self.root().as_ref()];
-        run("mount", &mount);
-        self.mounted = true;
-        // The mount holds the disk; its name can go.
-        fs::remove_file(&image).expect("it is ours");
-        fs::write(self.root().join(".throw-away"), "").expect("a mark");
+        let (image, root) = (image.path().as_os_str(), self.root().as_os_str());
+        let mount = [OsStr::new("-o"), OsStr::new("loop,noatime"), image, root];
+        self.mounted = works("truncate", &[OsStr::new("-s"), OsStr::new(size), image])
+            && works("mkfs.btrfs", &[OsStr::new("-q"), image])
+            && works("mount", &mount);
+        match self.mounted {
+            true => fs::write(self.root().join(".throw-away"), "").expect("a mark"),
+            false => skip("no btrfs on a loop device here"),
+        }
+        self.mounted
     }
 
     /// The root.
@@ -347,6 +349,38 @@ pub fn firecracker() -> Option<PathBuf> {
             skip("no firecracker");
             None
         }
+    }
+}
+
+/// Runs a program that must succeed.
+pub fn run(program: &str, arguments: &[&str]) {
+    let output = Command::new(program).args(arguments).output().expect("it runs");
+    assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Mounts of this thread, and what it starts, are its own from here on.
+pub fn own_mounts() {
+    use rustix::thread::{UnshareFlags, unshare_unsafe};
+    // SAFETY: the thread belongs to this test alone.
+    unsafe { unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::FS) }.expect("a mount namespace");
+    run("mount", &["--make-rprivate", "/"]);
+}
+
+/// A character device: name, major and minor number.
+pub type Device<'a> = (&'a str, u32, u32);
+pub const NULL: Device = ("null", 1, 3);
+pub const URANDOM: Device = ("urandom", 1, 9);
+pub const TUN: Device = ("net/tun", 10, 200);
+
+/// A /dev of this thread's own, in which these devices are.
+pub fn own_dev(devices: &[Device]) {
+    own_mounts();
+    run("mount", &["-t", "tmpfs", "tmpfs", "/dev"]);
+    fs::create_dir("/dev/net").expect("a folder");
+    for (name, major, minor) in devices {
+        let (kind, device) = (rustix::fs::FileType::CharacterDevice, rustix::fs::makedev(*major, *minor));
+        rustix::fs::mknodat(rustix::fs::CWD, format!("/dev/{name}"), kind, 0o666.into(), device)
+            .expect("a device");
     }
 }
 

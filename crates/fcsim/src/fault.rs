@@ -77,6 +77,8 @@ pub(crate) enum Effect {
     Hang,
     /// Answers this without looking at the request.
     Answer { status: u16, fault_message: String },
+    /// Answers this once the request has had its effect.
+    AnswerAfter { status: u16, fault_message: String },
 }
 
 /// Faults that cannot be read.

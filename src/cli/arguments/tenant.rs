@@ -102,6 +102,7 @@ quota_arguments! {
     max_vcpus: u32, "vCPUs of running instances";
     max_mem_mib: u64, "Memory of running instances, in MiB";
     max_running: u32, "Instances that run";
+    max_warm: u32, "Instances that are warm";
     max_pools: u32, "Pools";
     max_instances_per_pool: u32, "Instances of one pool, in any state";
     max_disk_gib: u64, "Virtual disks of running instances, in GiB";

@@ -70,8 +70,9 @@ fn view(operator: &Operator, instance: Instance) -> Result<InstanceView, CliErro
     let roots = &operator.roots;
     let current = Artifacts::of(roots, &instance.path().pool_path()).current()?;
     let mut view = InstanceView::new(instance, current.is_some());
+    // One that cannot be read keeps nobody from seeing the instance: a wake says what is wrong with it.
     if view.instance.status == State::Sleeping
-        && let Some(delta) = Delta::load(roots, &view.path)?
+        && let Ok(Some(delta)) = Delta::load(roots, &view.path)
     {
         view.snapshot = Some(SnapshotView {
             bytes: delta.taken_bytes(roots),

@@ -83,9 +83,15 @@ impl From<&RoomError> for CliError {
     }
 }
 
+/// What the operating system says when there is no space left, which a VMM repeats.
+const DISK_FULL: &str = "No space left on device";
+
 impl From<&VmmError> for CliError {
     fn from(error: &VmmError) -> Self {
         let code = match error {
+            VmmError::Refused { message, .. } if message.contains(DISK_FULL) => {
+                return Self::of(Kind::Failed, "disk_full", error).fix("free space where MVM_ROOT lies");
+            }
             VmmError::Refused { .. } => "vmm_refused",
             VmmError::Ended { .. } => "vmm_ended",
             VmmError::TimedOut { .. } => "vmm_timeout",

@@ -292,7 +292,7 @@ pub fn program(operator: &Operator, kind: VmmKind, version: Option<&str>) -> Res
                 .map_err(|source| LifecycleError::Kvm { source })?;
             crate::vmm::install::firecracker(&operator.roots, version)?
         }
-        VmmKind::Sim => crate::vmm::install::sim()?,
+        VmmKind::Sim => crate::vmm::install::sim(version)?,
     })
 }
 

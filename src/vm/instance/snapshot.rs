@@ -149,13 +149,7 @@ impl Delta {
         }
         match &self.archive {
             // Its pages are compared as they are unpacked.
-            Some(archive) => match archive.change(&folder)? {
-                Some(change @ (Change::Gone | Change::Size { .. })) => Err(SnapshotError::Damaged {
-                    path: folder.join(&archive.file),
-                    why: format!("it {change}"),
-                }),
-                _ => Ok(()),
-            },
+            Some(archive) => is_whole(&folder, archive),
             None => self.image.check(&folder),
         }
     }
@@ -177,6 +171,7 @@ impl Delta {
         match &self.archive {
             None => self.image.scrub(&folder),
             Some(archive) => {
+                is_whole(&folder, archive)?;
                 let unpacked = store::unfinished(&folder.join(&self.image.mem.file));
                 let result = unpack(&folder.join(&archive.file), &unpacked, self.image.mem.size_bytes)
                     .and_then(|()| self.image_at(&folder, &unpacked)?.scrub(&folder));
@@ -273,6 +268,16 @@ impl Delta {
     }
 }
 
+/// Has a file the length that it had?
+fn is_whole(folder: &Path, stamp: &Stamp) -> Result<(), SnapshotError> {
+    match stamp.change(folder)? {
+        Some(change @ (Change::Gone | Change::Size { .. })) => {
+            Err(SnapshotError::Damaged { path: folder.join(&stamp.file), why: format!("it {change}") })
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Unpacks a memory file, leaving holes where there are zeros.
 fn unpack(archive: &Path, to: &Path, size_bytes: u64) -> Result<(), SnapshotError> {
     let damaged = |error: io::Error| SnapshotError::Damaged {
@@ -300,6 +305,10 @@ fn unpack(archive: &Path, to: &Path, size_bytes: u64) -> Result<(), SnapshotErro
             }
             at += page.len() as u64;
         }
+    }
+    // Its own sum comes last.
+    if decoder.read(&mut [0]).map_err(damaged)? > 0 {
+        return Err(damaged(io::Error::other("there is more in it than memory")));
     }
     output.set_len(size_bytes).and_then(|()| output.sync_all()).map_err(StoreError::io("write", to))?;
     Ok(())

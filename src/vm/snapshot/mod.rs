@@ -16,6 +16,7 @@ mod sums;
 
 use std::{
     fs::{self, File},
+    hash::Hasher,
     io::{self, Read},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
@@ -163,7 +164,9 @@ pub struct Image {
     /// The guest's memory.
     pub mem: Stamp,
     /// The sums of the memory's pages.
-    pub sums: String,
+    pub sums: Stamp,
+    /// Their sum: other sums would prove other memory.
+    pub sums_sum: String,
 }
 
 impl Image {
@@ -174,18 +177,23 @@ impl Image {
     pub fn of(folder: &Path, vmstate: &str, mem: &str, sums: &str) -> Result<Self, StoreError> {
         Ok(Self {
             vmstate: Stamp::of(folder, vmstate)?,
-            vmstate_sum: sum_of(&folder.join(vmstate))?,
+            vmstate_sum: sum_of(&folder.join(vmstate), MAX_VMSTATE)?,
             mem: Stamp::of(folder, mem)?,
-            sums: sums.to_owned(),
+            sums: Stamp::of(folder, sums)?,
+            sums_sum: sum_of(&folder.join(sums), u64::MAX)?,
         })
     }
 
-    /// Is it what was written? Reads the VMM's state, and of the memory only what cannot be trusted.
+    /// Is it what was written? Reads the VMM's state, and of the memory and its sums only what cannot be trusted.
     ///
     /// # Errors
     /// [`SnapshotError::Damaged`] says what is not.
     pub fn check(&self, folder: &Path) -> Result<(), SnapshotError> {
         self.check_vmstate(folder)?;
+        // The next sleep goes on with them.
+        if self.sums.change(folder)?.is_some() {
+            self.check_sums(folder)?;
+        }
         match self.mem.change(folder)? {
             None => Ok(()),
             Some(change @ (Change::Gone | Change::Size { .. })) => {
@@ -201,11 +209,12 @@ impl Image {
     /// [`SnapshotError::Damaged`] says what is not.
     pub fn scrub(&self, folder: &Path) -> Result<(), SnapshotError> {
         self.check_vmstate(folder)?;
+        self.check_sums(folder)?;
         let path = folder.join(&self.mem.file);
         if let Some(change @ (Change::Gone | Change::Size { .. })) = self.mem.change(folder)? {
             return Err(SnapshotError::Damaged { path, why: format!("it {change}") });
         }
-        let wrong = Sums::in_file(&folder.join(&self.sums)).compare(&path)?;
+        let wrong = Sums::in_file(&folder.join(&self.sums.file)).compare(&path)?;
         match wrong.first() {
             None => Ok(()),
             Some(first) => {
@@ -219,29 +228,45 @@ impl Image {
     }
 
     fn check_vmstate(&self, folder: &Path) -> Result<(), SnapshotError> {
-        let path = folder.join(&self.vmstate.file);
-        if let Some(change @ (Change::Gone | Change::Size { .. })) = self.vmstate.change(folder)? {
-            return Err(SnapshotError::Damaged { path, why: format!("it {change}") });
-        }
-        if sum_of(&path)? != self.vmstate_sum {
-            return Err(SnapshotError::Damaged { path, why: "its content is not what was written".into() });
-        }
-        Ok(())
+        check_content(folder, &self.vmstate, &self.vmstate_sum, MAX_VMSTATE)
+    }
+
+    fn check_sums(&self, folder: &Path) -> Result<(), SnapshotError> {
+        check_content(folder, &self.sums, &self.sums_sum, u64::MAX)
     }
 
     /// The names of its files.
     pub fn files(&self) -> [&str; 3] {
-        [&self.vmstate.file, &self.mem.file, &self.sums]
+        [&self.vmstate.file, &self.mem.file, &self.sums.file]
     }
 }
 
-/// The sum of a small file.
-fn sum_of(path: &Path) -> Result<String, StoreError> {
-    let mut bytes = Vec::new();
-    File::open(path)
-        .and_then(|file| file.take(MAX_VMSTATE).read_to_end(&mut bytes))
-        .map_err(StoreError::io("read", path))?;
-    Ok(format!("xxh3:{:016x}", XxHash3_64::oneshot(&bytes)))
+/// Is a file, read in whole, what was written?
+fn check_content(folder: &Path, stamp: &Stamp, sum: &str, limit: u64) -> Result<(), SnapshotError> {
+    let path = folder.join(&stamp.file);
+    if let Some(change @ (Change::Gone | Change::Size { .. })) = stamp.change(folder)? {
+        return Err(SnapshotError::Damaged { path, why: format!("it {change}") });
+    }
+    if sum_of(&path, limit)? != sum {
+        return Err(SnapshotError::Damaged { path, why: "its content is not what was written".into() });
+    }
+    Ok(())
+}
+
+/// The sum of a file's first so many bytes.
+fn sum_of(path: &Path, limit: u64) -> Result<String, StoreError> {
+    let mut hasher = XxHash3_64::new();
+    let mut buffer = vec![0; 128 << 10];
+    let hashed = File::open(path).and_then(|file| {
+        let mut file = file.take(limit);
+        loop {
+            match file.read(&mut buffer)? {
+                0 => return Ok(hasher.finish()),
+                count => hasher.write(&buffer[..count]),
+            }
+        }
+    });
+    Ok(format!("xxh3:{:016x}", hashed.map_err(StoreError::io("read", path))?))
 }
 
 /// The longest state that Firecracker itself would read.

@@ -61,6 +61,11 @@ impl Sums {
         Self { path: path.to_path_buf() }
     }
 
+    /// The length of the sums of a memory of `length` bytes.
+    pub fn size(length: u64) -> u64 {
+        length.div_ceil(PAGE) * SUM
+    }
+
     /// Makes the sums of these pages of a memory of `length` bytes anew, and syncs them. A file that is not there yet is
     /// made.
     ///
@@ -75,7 +80,7 @@ impl Sums {
                 .truncate(false)
                 .mode(0o600)
                 .open(&self.path)?;
-            let size = length.div_ceil(PAGE) * SUM;
+            let size = Self::size(length);
             file.set_len(size)?;
             let mut block = Block { file: &file, size, number: u64::MAX, bytes: Vec::new() };
             for range in pages {

@@ -332,7 +332,9 @@ fn turn(shared: &Arc<Shared>) -> io::Result<bool> {
             lock(&shared.nics).retain(|other| !Arc::ptr_eq(nic, other));
         }
     }
-    if let (Some(listener), Some(true)) = (listener, ready.get(1 + nics.len())) {
+    // It may have died while this thread waited: who connects after that is not heard, however late this thread is.
+    let is_dead = shared.vsock_dead.load(Ordering::Relaxed);
+    if let (Some(listener), Some(true), false) = (listener, ready.get(1 + nics.len()), is_dead) {
         vsock::accept(shared, listener)?;
     }
     if let (Some(_), Some(true)) = (&input, ready.last()) {

@@ -34,6 +34,7 @@ pub(super) fn serve(vmm: &mut Vmm, request: &Request, faults: &Faults) -> (Respo
     match effect {
         Some(Effect::DieDuring) => signals::kill_self(),
         Some(Effect::DieAfter) => (response, Next::Die),
+        Some(Effect::AnswerAfter { status, fault_message }) => (api::fault(status, &fault_message), next),
         _ => (response, next),
     }
 }

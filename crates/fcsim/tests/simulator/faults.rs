@@ -9,10 +9,13 @@ use std::{
 use serde_json::{Value, json};
 
 use crate::{
-    dial, in_lab, put_vsock, spawn, start,
+    dial, dial_within, in_lab, put_vsock, spawn, start,
     support::{Lab, Vmm},
     tell,
 };
+
+/// How long nothing is heard of who does not answer.
+const A_WHILE: Duration = Duration::from_secs(1);
 
 /// A fault of `PUT /machine-config`.
 fn of_machine(effect: Value) -> Value {
@@ -115,6 +118,16 @@ fn answer_takes_the_place_of_the_request() {
 }
 
 #[test]
+fn answer_after_hides_what_the_request_did() {
+    in_lab(|lab| {
+        let effect = json!({ "answer_after": { "status": 400, "fault_message": "made up" } });
+        let vmm = start(lab, &of_machine(effect));
+        vmm.put("/machine-config", machine()).fault("made up");
+        assert_eq!(vmm.get("/machine-config").value()["mem_size_mib"], 32);
+    });
+}
+
+#[test]
 fn a_fault_may_wait_for_its_turn_and_end() {
     in_lab(|lab| {
         let effect = json!({ "answer": { "status": 400, "fault_message": "made up" } });
@@ -176,7 +189,7 @@ fn boot_never_says_nothing() {
     in_lab(|lab| {
         let vmm = booted(lab, json!({ "boot_never": true }));
         assert_eq!(vmm.state(), "Running");
-        assert!(dial(lab, 52).is_none());
+        assert!(dial_within(lab, 52, A_WHILE).is_none());
         assert!(!vmm.output("stdout").contains("fcsim guest"));
     });
 }
@@ -216,7 +229,7 @@ fn vsock_dies_after_pause_until_a_snapshot_is_asked_for() {
         assert!(dial(lab, 52).is_some());
         vmm.pause();
         vmm.resume();
-        assert!(dial(lab, 52).is_none());
+        assert!(dial_within(lab, 52, A_WHILE).is_none());
         vmm.pause();
         // even one that fails resets the transport
         assert!(vmm.snapshot("Diff", "none/s").head.contains(" 400 "));

@@ -44,10 +44,15 @@ fn put_vsock(vmm: &Vmm) {
     vmm.put("/vsock", json!({ "guest_cid": 3, "uds_path": "v.sock" })).done();
 }
 
-/// A connection to a port of the guest; none where it is refused, or not answered in a second.
+/// A connection to a port of the guest; none where it is refused.
 fn dial(lab: &Lab, port: u32) -> Option<BufReader<UnixStream>> {
+    dial_within(lab, port, Duration::from_secs(20))
+}
+
+/// A connection to a port of the guest; none where it is refused, or not answered in that time.
+fn dial_within(lab: &Lab, port: u32, limit: Duration) -> Option<BufReader<UnixStream>> {
     let mut stream = UnixStream::connect(lab.path("v.sock")).expect("the vsock listens");
-    stream.set_read_timeout(Some(Duration::from_secs(1))).expect("a socket");
+    stream.set_read_timeout(Some(limit)).expect("a socket");
     stream.write_all(format!("CONNECT {port}\n").as_bytes()).expect("it is written");
     let mut reader = BufReader::new(stream);
     let mut line = String::new();

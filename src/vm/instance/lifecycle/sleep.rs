@@ -9,6 +9,7 @@
 use std::{
     fs::{self, File},
     ops::Range,
+    os::unix::fs::MetadataExt,
     path::Path,
     time::{Duration, Instant},
 };
@@ -66,7 +67,7 @@ struct Sleeper<'a> {
 fn steps<'a>() -> [Step<Sleeper<'a>, LifecycleError>; 4] {
     [
         Step { name: "pause", run: pause, undo: Some(go_on) },
-        Step { name: "snapshot", run: write, undo: None },
+        Step { name: "snapshot", run: write, undo: Some(drop_written) },
         Step { name: "sums", run: sums, undo: None },
         Step { name: "commit", run: commit, undo: Some(take_back) },
     ]
@@ -187,10 +188,14 @@ impl<'a> Sleeper<'a> {
     ) -> Self {
         let folder = snapshot::folder(&operator.roots, &instance.path());
         let fresh = || format!("mem.{}", instance.generation);
-        // A VMM empties a file of another size before it writes, and its guest's memory is mapped from there.
+        // A VMM empties a file of another size before it writes, and its guest's memory is mapped from there. Another file of
+        // the same name holds other pages than those that were loaded.
+        let loaded = snapshot::consumed(&operator.roots, &instance.path());
         let is_whole = |file: &str| {
-            let length = fs::metadata(folder.join(file)).map(|meta| meta.len());
-            length.is_ok_and(|length| length == instance.resources.mem_mib << 20)
+            let (Ok(meta), Ok(loaded)) = (fs::metadata(folder.join(file)), &loaded) else { return false };
+            let stamp = loaded.as_ref().map(|delta| &delta.image.mem).filter(|stamp| stamp.file == file);
+            meta.len() == instance.resources.mem_mib << 20
+                && stamp.is_none_or(|stamp| stamp.inode == meta.ino())
         };
         let (mem, kind) = match &record.parent {
             Parent::Boot => (fresh(), SnapshotType::Diff),
@@ -221,7 +226,10 @@ impl<'a> Sleeper<'a> {
     /// The guest's memory, and the pages of it that may have changed in this file: those that were written to since it was
     /// loaded from there, also what a sleep wrote that was cancelled.
     fn written(&self, mem: &Path) -> Option<(Memory, Vec<Range<u64>>)> {
-        if self.record.parent != Parent::File(self.mem.clone()) {
+        let sums = fs::metadata(mem.with_file_name(self.sums())).map(|meta| meta.len()).ok()?;
+        // Sums that somebody removed or cut while the guest ran are made anew, all of them.
+        let whole = Sums::size(self.instance.resources.mem_mib << 20);
+        if self.record.parent != Parent::File(self.mem.clone()) || sums != whole {
             return None;
         }
         let memory = Memory::of(self.record.pid, mem).ok().flatten()?;
@@ -287,11 +295,25 @@ fn write(sleeper: &mut Sleeper) -> Result<(), LifecycleError> {
     Ok(())
 }
 
+/// Files that no sleep will build on take no place: the disk may be full of them. What cannot be removed is swept by the next
+/// sleep, and is no reason to leave the guest paused.
+fn drop_written(sleeper: &mut Sleeper) -> Result<(), LifecycleError> {
+    let folder = snapshot::folder(sleeper.roots(), &sleeper.instance.path());
+    let mem = Parent::File(sleeper.mem.clone());
+    let is_parent = mem == sleeper.parent || mem == sleeper.record.parent;
+    let memory = [sleeper.mem.clone(), sleeper.sums()].into_iter().filter(|_| !is_parent);
+    for name in memory.chain([sleeper.vmstate()]) {
+        let _ = store::remove_file(&folder.join(name));
+    }
+    Ok(())
+}
+
 /// Does a VMM that could not write a snapshot for this reason know the pages still that were to be written? It does until
 /// it has written them all; a failure to sync them comes too late (Firecracker's `snapshot_memory_to_file`).
 fn forgets_nothing(error: &VmmError) -> bool {
     let VmmError::Refused { message, .. } = error else { return false };
     message.contains("Cannot write memory file")
+        || message.contains("the microVM state")
         || message.contains("on the snapshot backing file")
         || ["open", "get_metadata", "truncate", "set_length"]
             .iter()

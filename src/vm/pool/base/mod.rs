@@ -206,7 +206,7 @@ pub fn current(roots: &Roots, pool: &PoolPath) -> Result<Option<Ingredients>, St
     let version = match pool.vmm {
         VmmKind::Firecracker => pool.vmm_version.clone(),
         // It has the version of this program.
-        VmmKind::Sim => install::sim().ok().map(|sim| sim.version),
+        VmmKind::Sim => install::sim(None).ok().map(|sim| sim.version),
     };
     let Some(version) = version else { return Ok(None) };
     let manifest = artifacts.manifest(&revision)?;

@@ -1,0 +1,109 @@
+//! Ctrl-C in the middle: the next command settles it, and nothing is lost.
+
+use std::process::Child;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::{
+    guest::{Guest, end},
+    support::wait_until,
+    together::{Frozen, hold, wait_for_intent},
+};
+
+fn interrupt(child: &Child) {
+    let pid = Pid::from_raw(child.id().cast_signed()).expect("a pid is not 0");
+    // It may have ended by itself.
+    let _ = kill_process(pid, Signal::INT);
+}
+
+/// Begins a verb, interrupts it when this has come, and ends the verb that was cut off.
+fn cut(guest: &Guest, verb: &str, what: &str, has_come: &dyn Fn(&Guest) -> bool) {
+    let mut child = guest.begin(verb);
+    wait_until(what, || has_come(guest) || child.try_wait().expect("it can be asked").is_some());
+    interrupt(&child);
+    drop(end(child));
+}
+
+/// Awake, whatever became of the verb; it was woken so many times by then.
+fn awake(guest: &mut Guest, may_be: &[&str], woken: bool) {
+    guest.sandbox.ok("node recover");
+    guest.leaves_nothing();
+    let status = guest.status();
+    assert!(may_be.contains(&status.as_str()), "{status}");
+    if status == "sleeping" {
+        guest.ok("wake");
+    }
+    guest.is_as_it_was(u64::from(woken || status == "sleeping"));
+}
+
+type Moment = (&'static str, fn(&Guest) -> bool);
+
+fn has(guest: &Guest, part: &str) -> bool {
+    let names = std::fs::read_dir(guest.delta()).into_iter().flatten().flatten();
+    names.into_iter().any(|entry| entry.file_name().to_string_lossy().starts_with(part))
+}
+
+#[test]
+fn a_sleep_that_is_interrupted_loses_nothing() {
+    let moments: &[Moment] = &[
+        ("the intent", |guest| !guest.record()["pending"].is_null()),
+        ("the state", |guest| has(guest, "vmstate.")),
+        ("the sums", |guest| has(guest, "sums.")),
+        ("the commit", |guest| has(guest, "meta.json")),
+        ("no VMM", |guest| guest.sandbox.vmms().is_empty()),
+    ];
+    let Some(mut guest) = Guest::new() else { return };
+    for _ in 0..2 {
+        for (what, has_come) in moments {
+            guest.works();
+            cut(&guest, "sleep", what, has_come);
+            awake(&mut guest, &["running", "sleeping"], false);
+        }
+    }
+    // While the VMM has not answered, and while what follows the commit is not done: surely in the middle.
+    guest.works();
+    let frozen = Frozen::new(&guest);
+    let sleep = guest.begin("sleep");
+    wait_for_intent(&guest);
+    interrupt(&sleep);
+    assert_eq!(end(sleep).0, None, "it was interrupted");
+    drop(frozen);
+    awake(&mut guest, &["running"], false);
+    guest.works();
+    let held = hold(&guest, "node");
+    let sleep = guest.begin("sleep");
+    wait_until("the commit", || has(&guest, "meta.json"));
+    interrupt(&sleep);
+    assert_eq!(end(sleep).0, None, "it was interrupted");
+    drop(held);
+    awake(&mut guest, &["sleeping"], false);
+    guest.sleeps_well();
+}
+
+#[test]
+fn a_wake_that_is_interrupted_loses_nothing() {
+    let moments: &[Moment] = &[
+        ("the intent", |guest| !guest.record()["pending"].is_null()),
+        ("the VMM", |guest| !guest.sandbox.vmms().is_empty()),
+        ("the commit", |guest| has(guest, "consumed.json")),
+    ];
+    let Some(mut guest) = Guest::new() else { return };
+    for _ in 0..2 {
+        for (what, has_come) in moments {
+            guest.works();
+            guest.ok("sleep");
+            cut(&guest, "wake", what, has_come);
+            awake(&mut guest, &["running", "sleeping"], true);
+        }
+    }
+    guest.works();
+    guest.ok("sleep");
+    let held = hold(&guest, "node");
+    let wake = guest.begin("wake");
+    wait_for_intent(&guest);
+    interrupt(&wake);
+    assert_eq!(end(wake).0, None, "it was interrupted");
+    drop(held);
+    awake(&mut guest, &["sleeping"], true);
+    guest.sleeps_well();
+}
