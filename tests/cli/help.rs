@@ -59,6 +59,11 @@ fn help_names_every_command() {
       why      Say why an instance is in the state it is in, and what can be done
       start    Boot an instance
       stop     Shut an instance down; after the pool's time for that it is killed
+      warm     Pause an instance: it keeps its memory and does nothing
+      resume   Let a warm instance go on
+      sleep    Put an instance to sleep: its memory goes to disk, its VMM goes
+      wake     Wake an instance: its guest goes on where it was
+      archive  Compress what a sleeping instance takes on the disk; its next wake takes longer
       wait     Wait until an instance is in a state
       logs     Show what an instance's VMM wrote
       console  Show what a guest printed, and type on its console

@@ -98,7 +98,8 @@ fn an_instance_from_create_to_destroy() {
         "start_time": N,
         "boot_id": "BOOT-ID",
         "uid": 0,
-        "insecure": true
+        "insecure": true,
+        "parent": "boot"
       },
       "created_at": "2026-01-02T03:04:05Z",
       "entered_running_at": "2026-01-02T03:04:05Z",
@@ -145,7 +146,7 @@ fn an_instance_from_create_to_destroy() {
     "#);
     snapshot!(terminal.sees(&format!("instance why {PATH}")), @"
     acme/web/i-0f3a91c2 is running: its VMM runs as pid PID (sim 1.16.1)
-    you can: stop, destroy
+    you can: warm, sleep, stop, destroy
     ");
     snapshot!(terminal.sees_json("instance stats"), @r#"
     [
@@ -162,7 +163,7 @@ fn an_instance_from_create_to_destroy() {
     "#);
     snapshot!(terminal.sees(&format!("instance wait {PATH}")), @"i-0f3a91c2 is running");
     snapshot!(terminal.sees(&format!("instance stop {PATH}")), @"i-0f3a91c2 stopped by uid 0");
-    snapshot!(terminal.sees(&format!("instance stop {PATH}")), @"i-0f3a91c2 is stopped already");
+    snapshot!(terminal.sees(&format!("instance stop {PATH}")), @"i-0f3a91c2 is already stopped");
     snapshot!(terminal.sees_json(&format!("instance why {PATH}")), @r#"
     {
       "can": [

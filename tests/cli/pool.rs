@@ -61,7 +61,7 @@ fn a_pool_from_create_to_destroy() {
     acme/sim
       revision   none
       revisions  0
-      instances  0, 0 wanted running
+      instances  0, 0 running wanted
       each       1 vCPU, 128 MiB memory, no data disk
       vmm        sim: it runs no guest
       egress     allow:1.1.1.1/32:53
@@ -255,7 +255,7 @@ fn scale_says_what_it_did_to_each() {
     // One at a time: several at once are told in the order in which they are done.
     snapshot!(terminal.sees("pool scale acme/web --running 1"), @"i-0f3a91c2 10.240.3.3 created, MS ms");
     snapshot!(terminal.sees("pool scale acme/web --running 2"), @"i-0f3a91c3 10.240.3.4 created, MS ms");
-    snapshot!(terminal.sees("pool scale acme/web --running 2"), @"2 of acme/web run already");
+    snapshot!(terminal.sees("pool scale acme/web --running 2"), @"acme/web: 2 running already");
     snapshot!(terminal.sees("pool scale acme/web --running 1"), @"i-0f3a91c3 10.240.3.4 stopped");
     terminal.sees("tenant update acme --max-running 1");
     snapshot!(terminal.sees("pool scale acme/web --running 5"), @"
@@ -263,7 +263,7 @@ fn scale_says_what_it_did_to_each() {
       try: mvm tenant update acme --max-running N
     [exit 4]
     ");
-    snapshot!(terminal.sees("pool scale acme/web --running 3 --no-apply"), @"acme/web: 3 wanted running, and nothing done about it yet");
+    snapshot!(terminal.sees("pool scale acme/web --running 3 --no-apply"), @"acme/web: 3 running wanted, and nothing done about it yet");
     snapshot!(terminal.sees_json("pool scale acme/web --running 0"), @r#"
     [
       {
