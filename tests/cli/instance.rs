@@ -287,3 +287,56 @@ fn guest_bytes_are_escaped_unless_raw_is_said() {
     assert!(terminal.sees(&format!("instance console {PATH} --raw")).contains(text));
     snapshot!(terminal.sees(&format!("instance logs {PATH}")), @"");
 }
+
+#[test]
+fn an_instance_that_sleeps_and_wakes() {
+    let Some(terminal) = Terminal::with_pool() else { return };
+    terminal.sees("instance create acme/web");
+    terminal.sees(&format!("instance start {PATH}"));
+    snapshot!(terminal.sees(&format!("instance warm {PATH}")), @"i-0f3a91c2 warm");
+    snapshot!(terminal.sees(&format!("instance warm {PATH}")), @"i-0f3a91c2 is already warm");
+    snapshot!(terminal.sees(&format!("instance wake {PATH}")), @"
+    acme/web/i-0f3a91c2 cannot wake: it is warm; wake works from sleeping
+      try: mvm instance resume acme/web/i-0f3a91c2
+    [exit 4]
+    ");
+    snapshot!(terminal.sees(&format!("instance resume {PATH}")), @"i-0f3a91c2 running");
+    snapshot!(terminal.sees(&format!("instance sleep {PATH} -v")), @"i-0f3a91c2 asleep in MS ms: pause MS, snapshot MS, sums MS, commit MS, teardown MS, SIZE of memory written");
+    snapshot!(terminal.sees(&format!("instance info {PATH}")), @"
+    acme/web/i-0f3a91c2
+      state     sleeping
+      network   10.240.3.3 of 10.240.3.0/24 via 10.240.3.1, 02:fc:00:03:00:03, tn3i3
+      gets      1 vCPU, 128 MiB memory, 8 MiB data disk
+      revision  REVISION
+      snapshot  SIZE, by sim 1.16.1, 2026-01-02 03:04:05Z
+      made      2026-01-02 03:04:05Z
+      started   2026-01-02 03:04:05Z
+      receipt   sleep MS ms: pause MS, snapshot MS, sums MS, commit MS, teardown MS
+    ");
+    snapshot!(terminal.sees(&format!("instance why {PATH}")), @"
+    acme/web/i-0f3a91c2 is sleeping: it was put to sleep
+    you can: wake, archive, stop, destroy
+    ");
+    snapshot!(terminal.sees(&format!("instance start {PATH}")), @"
+    acme/web/i-0f3a91c2 cannot start: it is sleeping; start works from ready, stopped
+      try: mvm instance wake acme/web/i-0f3a91c2
+    [exit 4]
+    ");
+    snapshot!(terminal.sees(&format!("instance disk grow {PATH} --size 16")), @"
+    acme/web/i-0f3a91c2 is sleeping: its guest knows its disk by its size
+      try: mvm instance wake acme/web/i-0f3a91c2, then mvm instance stop acme/web/i-0f3a91c2, and grow it then
+    [exit 4]
+    ");
+    snapshot!(terminal.sees("node gc --scrub"), @"
+    nothing to drop
+    1 snapshot read, all as written
+    ");
+    snapshot!(terminal.sees(&format!("instance archive {PATH}")), @"i-0f3a91c2 archived, SIZE on disk");
+    snapshot!(terminal.sees(&format!("instance archive {PATH}")), @"i-0f3a91c2 is already archived");
+    snapshot!(terminal.sees(&format!("instance wake {PATH} -v")), @"i-0f3a91c2 awake in MS ms: reserve MS, check MS, unpack MS, directory MS, spawn MS, announce MS, tap MS, load MS, consume MS, resume MS, join MS  (simulated: no guest runs)");
+    snapshot!(terminal.sees("pool scale acme/web --warm 1"), @"i-0f3a91c3 10.240.3.4 created, warm");
+    snapshot!(terminal.sees("pool scale acme/web --sleeping 1"), @"i-0f3a91c4 10.240.3.5 created, sleeping");
+    snapshot!(terminal.sees("pool scale acme/web --warm 0"), @"i-0f3a91c3 10.240.3.4 stopped");
+    snapshot!(terminal.sees("pool scale acme/web --sleeping 0"), @"i-0f3a91c4 10.240.3.5 stopped");
+    snapshot!(terminal.sees("pool scale acme/web --sleeping 1 --warm 0"), @"i-0f3a91c3 10.240.3.4 asleep, MS ms");
+}

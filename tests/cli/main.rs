@@ -100,7 +100,11 @@ fn filters() -> Vec<(&'static str, &'static str)> {
         (r"\bpid [0-9]+", "pid PID"),
         (r#""(pid|start_time)": ?[0-9]+"#, r#""$1": N"#),
         (r#""(ms|total_ms)": [0-9.]+"#, r#""$1": MS"#),
-        (r"\b(disks|directory|tap|reserve|spawn|configure|boot|join) [0-9]+\.[0-9]", "$1 MS"),
+        (
+            r"\b(disks|directory|tap|reserve|spawn|configure|boot|join|check|unpack|announce|load|consume|resume|pause|snapshot|sums|commit|teardown) [0-9]+\.[0-9]",
+            "$1 MS",
+        ),
+        (r"[0-9.]+ (KiB|MiB)( of memory written| on disk|, by sim|, archived)", "SIZE$2"),
         (r"\b[0-9]+(\.[0-9]+)? ms\b", "MS ms"),
         (r"of [0-9.]+ GiB, ", "of SIZE, "),
         (r"disk [0-9.]+ [GM]iB free", "disk SIZE free"),

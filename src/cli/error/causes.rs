@@ -271,9 +271,7 @@ impl From<&LifecycleError> for CliError {
                 .fix(format!("mvm instance stop {path}: its memory is lost, its disks are there")),
             LifecycleError::Woken { .. } => Self::of(Kind::Refused, "woken", error),
             LifecycleError::DiskInMemory { path, .. } => Self::of(Kind::Refused, "disk_in_memory", error)
-                .fix(format!(
-                    "mvm instance wake {path}, and stop it in its guest; or mvm instance stop {path}"
-                )),
+                .fix(format!("mvm instance wake {path}, then mvm instance stop {path}, and grow it then")),
             LifecycleError::NoRevision { pool } => Self::of(Kind::Refused, "no_revision", error)
                 .fix(format!("mvm pool import {pool} --kernel FILE --rootfs FILE")),
             LifecycleError::TooMany { tenant, .. } => Self::of(Kind::Refused, "quota", error).fix(format!(

@@ -5,9 +5,10 @@ use std::time::Duration;
 use super::{
     LifecycleError, Operator, Outcome, denied, effective_state, intent, load_pool,
     lookup::{locked, locked_as_it_is},
+    pause,
 };
 use crate::{
-    infra::{config::Roots, failpoint},
+    infra::failpoint,
     security::audit::Phase,
     vm::{
         instance::{
@@ -16,7 +17,7 @@ use crate::{
             snapshot,
             state::{self, Event, Next, State},
         },
-        naming::{InstancePath, Slot},
+        naming::InstancePath,
         pool::artifacts::Artifacts,
     },
     vmm::{client::Client, process::Vmm, wire::Call},
@@ -47,7 +48,7 @@ pub fn stop(operator: &mut Operator, path: &InstancePath, force: bool) -> Result
     let vmm = instance.find_vmm();
     let mut why = format!("stopped by uid {}", roots.actor.uid);
     if let (Some(vmm), false) = (&vmm, force)
-        && !shut_down(&roots, slot, vmm, pool.runtime_policy.graceful_shutdown_seconds)
+        && !shut_down(operator, &instance, vmm, pool.runtime_policy.graceful_shutdown_seconds)
     {
         why.push_str("; the guest did not shut down and was killed");
     }
@@ -58,9 +59,12 @@ pub fn stop(operator: &mut Operator, path: &InstancePath, force: bool) -> Result
 }
 
 /// Presses Ctrl-Alt-Del and waits. True where the VMM ended by that.
-fn shut_down(roots: &Roots, slot: Slot, vmm: &Vmm, seconds: u32) -> bool {
-    let directory = roots.vmm_dir(&slot.tap());
-    // A VMM that does not answer is killed, as one whose guest does not.
+fn shut_down(operator: &Operator, instance: &Instance, vmm: &Vmm, seconds: u32) -> bool {
+    let directory = operator.roots.vmm_dir(&instance.net.tap_dev);
+    // A guest that is paused hears nothing. A VMM that does not answer is killed, as one whose guest does not.
+    if instance.status == State::Warm && pause::set(operator, instance, State::Running).is_err() {
+        return false;
+    }
     let asked = Client::connect_now(&directory).and_then(|mut client| client.call(&Call::SendCtrlAltDel));
     asked.is_ok() && vmm.ended_within(Duration::from_secs(seconds.into()))
 }
