@@ -97,13 +97,17 @@ fn sleeper(
         return Ok(());
     }
     let found = match Delta::load(roots, path) {
-        Ok(Some(delta)) => {
+        Ok(Some(mut delta)) => {
             delta.sweep(roots)?;
             if !scrub {
                 return Ok(());
             }
             collected.scrubbed += 1;
-            delta.scrub(roots, path)
+            let found = delta.scrub(roots, path);
+            if matches!(found, Err(SnapshotError::Damaged { .. })) {
+                delta.distrust(roots)?;
+            }
+            found
         }
         Ok(None) => Err(SnapshotError::Store(StoreError::Damaged {
             path: instance::snapshot::folder(roots, path),

@@ -96,7 +96,7 @@ fn a_disk_that_changed_under_a_sleeper_is_refused() {
                 let copy = disk.with_extension("copy");
                 fs::copy(disk, &copy).and_then(|_| fs::rename(&copy, disk)).expect("it can be changed");
             },
-            false,
+            true,
         ),
         ("gone", |disk| fs::remove_file(disk).expect("it can be changed"), false),
         ("touched", touch, true),

@@ -73,7 +73,7 @@ pub enum InstanceCommand {
     Wake {
         /// TENANT/POOL/INSTANCE
         instance: InstanceRef,
-        /// Also where a disk was touched meanwhile; nothing may have been written to it
+        /// Also where a disk was touched or put back from a copy; it must hold what it held
         #[arg(long)]
         force: bool,
     },

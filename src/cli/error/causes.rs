@@ -181,9 +181,9 @@ impl From<&SnapshotError> for CliError {
                 .fix(format!("bring its own files back, or {stop}")),
             SnapshotError::OtherCpu { .. } => Self::of(Kind::Environment, "other_cpu", error)
                 .fix(format!("wake it on the machine where it fell asleep, or {stop}")),
-            SnapshotError::DiskChanged { only_time: true, .. } => {
+            SnapshotError::DiskChanged { may_be_forced: true, .. } => {
                 Self::of(Kind::Refused, "disk_changed", error)
-                    .fix("mvm instance wake --force, if nothing was written to it")
+                    .fix("mvm instance wake --force, if it holds what it held")
             }
             SnapshotError::DiskChanged { .. } => Self::of(Kind::Refused, "disk_changed", error)
                 .fix(format!("bring the disk back as it was, or {stop}")),

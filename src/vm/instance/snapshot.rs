@@ -87,9 +87,26 @@ impl Delta {
     /// The snapshot of an instance, if it has one that can be loaded.
     ///
     /// # Errors
-    /// When its `meta.json` cannot be read.
+    /// When its `meta.json` cannot be read, or is another instance's: what it names lies elsewhere, and is not touched.
     pub fn load(roots: &Roots, path: &InstancePath) -> Result<Option<Self>, StoreError> {
-        store::read_if_there(&folder(roots, path).join(META))
+        let file = folder(roots, path).join(META);
+        match store::read_if_there::<Self>(&file)? {
+            Some(delta) if delta.instance != *path => {
+                let why = format!("it is of the snapshot of {}", delta.instance);
+                Err(StoreError::Damaged { path: file, why })
+            }
+            delta => Ok(delta),
+        }
+    }
+
+    /// Has every byte compared before it is loaded: what a scrub found must not be believed for its time alone.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn distrust(&mut self, roots: &Roots) -> Result<(), StoreError> {
+        self.image.mem.mtime_ns = 0;
+        self.image.sums.mtime_ns = 0;
+        self.commit(roots)
     }
 
     /// Writes it down. This is the commit of a sleep.
@@ -139,11 +156,11 @@ impl Delta {
         for disk in &self.disks {
             match disk.change(&volumes)? {
                 None => {}
-                Some(Change::Time) if force => {}
+                Some(Change::Time | Change::Replaced) if force => {}
                 Some(change) => {
                     let path = volumes.join(&disk.file);
-                    let only_time = change == Change::Time;
-                    return Err(SnapshotError::DiskChanged { path, why: change.to_string(), only_time });
+                    let may_be_forced = matches!(change, Change::Time | Change::Replaced);
+                    return Err(SnapshotError::DiskChanged { path, why: change.to_string(), may_be_forced });
                 }
             }
         }

@@ -11,7 +11,7 @@ use std::{
     path::Path,
 };
 
-use super::sums::{PAGE, Pages};
+use super::PAGE;
 
 /// Bits of a `pagemap` entry (Documentation/admin-guide/mm/pagemap.rst).
 const PRESENT: u64 = 1 << 63;
@@ -26,66 +26,40 @@ struct Mapping {
     first: u64,
 }
 
-/// The memory of a guest whose VMM has mapped a memory file.
-pub struct Memory {
-    pid: i32,
-    bytes: File,
-    mappings: Vec<Mapping>,
-}
-
-impl Memory {
-    /// That of the process `pid`, which has mapped `mem`; `None` where it has not mapped the whole file.
-    ///
-    /// # Errors
-    /// When the kernel does not tell.
-    pub fn of(pid: i32, mem: &Path) -> io::Result<Option<Self>> {
-        let file = fs::metadata(mem)?;
-        let mappings = mappings(pid, mem, &file)?;
-        if mappings.iter().map(|mapping| mapping.pages).sum::<u64>() < file.len().div_ceil(PAGE) {
-            return Ok(None);
-        }
-        Ok(Some(Self { pid, bytes: File::open(format!("/proc/{pid}/mem"))?, mappings }))
+/// The pages of `mem` that the process has copies of its own of; `None` where it has not mapped the whole file.
+///
+/// # Errors
+/// When the kernel does not tell.
+pub fn written_pages(pid: i32, mem: &Path) -> io::Result<Option<Vec<Range<u64>>>> {
+    let file = fs::metadata(mem)?;
+    let mappings = mappings(pid, mem, &file)?;
+    if mappings.iter().map(|mapping| mapping.pages).sum::<u64>() < file.len().div_ceil(PAGE) {
+        return Ok(None);
     }
-
-    /// The pages that the process has copies of its own of.
-    ///
-    /// # Errors
-    /// When the kernel does not tell.
-    pub fn written(&self) -> io::Result<Vec<Range<u64>>> {
-        let pagemap = File::open(format!("/proc/{}/pagemap", self.pid))?;
-        let mut written: Vec<Range<u64>> = Vec::new();
-        let mut buffer = vec![0; 64 << 10];
-        for mapping in &self.mappings {
-            let mut done = 0;
-            while done < mapping.pages {
-                let count = (mapping.pages - done).min(buffer.len() as u64 / 8);
-                let bytes = &mut buffer[..count as usize * 8];
-                pagemap.read_exact_at(bytes, (mapping.address / PAGE + done) * 8)?;
-                for (index, entry) in (0..).zip(bytes.as_chunks::<8>().0) {
-                    let entry = u64::from_ne_bytes(*entry);
-                    if entry & (PRESENT | SWAPPED) == 0 || entry & OF_A_FILE != 0 {
-                        continue;
-                    }
-                    let page = mapping.first + done + index;
-                    match written.last_mut() {
-                        // Not across mappings: their addresses do not follow each other.
-                        Some(last) if last.end == page && page > mapping.first => last.end += 1,
-                        _ => written.push(page..page + 1),
-                    }
+    let pagemap = File::open(format!("/proc/{pid}/pagemap"))?;
+    let mut written: Vec<Range<u64>> = Vec::new();
+    let mut buffer = vec![0; 64 << 10];
+    for mapping in mappings {
+        let mut done = 0;
+        while done < mapping.pages {
+            let count = (mapping.pages - done).min(buffer.len() as u64 / 8);
+            let bytes = &mut buffer[..count as usize * 8];
+            pagemap.read_exact_at(bytes, (mapping.address / PAGE + done) * 8)?;
+            for (index, entry) in (0..).zip(bytes.as_chunks::<8>().0) {
+                let entry = u64::from_ne_bytes(*entry);
+                if entry & (PRESENT | SWAPPED) == 0 || entry & OF_A_FILE != 0 {
+                    continue;
                 }
-                done += count;
+                let page = mapping.first + done + index;
+                match written.last_mut() {
+                    Some(last) if last.end == page => last.end += 1,
+                    _ => written.push(page..page + 1),
+                }
             }
+            done += count;
         }
-        Ok(written)
     }
-}
-
-impl Pages for Memory {
-    fn read(&self, first: u64, bytes: &mut [u8]) -> io::Result<()> {
-        let of_it = |mapping: &&Mapping| (mapping.first..mapping.first + mapping.pages).contains(&first);
-        let mapping = self.mappings.iter().find(of_it).ok_or(io::ErrorKind::UnexpectedEof)?;
-        self.bytes.read_exact_at(bytes, mapping.address + (first - mapping.first) * PAGE)
-    }
+    Ok(Some(written))
 }
 
 /// Where a process has mapped a file. Found by inode and name: the device in `maps` is not always the one that stat names
@@ -120,7 +94,7 @@ mod tests {
         let file = File::open(&path).unwrap();
         let length = 64 * PAGE as usize;
         let pid = std::process::id().cast_signed();
-        assert!(Memory::of(pid, &path).unwrap().is_none(), "it is not mapped");
+        assert_eq!(written_pages(pid, &path).unwrap(), None, "it is not mapped");
         // SAFETY: a new mapping at a place that the kernel chooses, used within its length, and unmapped at the end.
         unsafe {
             let at = mmap(
@@ -140,11 +114,7 @@ mod tests {
             for page in [3, 4, 5, 63] {
                 *bytes.add(page * PAGE as usize) = 1;
             }
-            let memory = Memory::of(pid, &path).unwrap().unwrap();
-            assert_eq!(memory.written().unwrap(), [3..6, 63..64]);
-            let mut page = [0; PAGE as usize];
-            memory.read(4, &mut page).unwrap();
-            assert_eq!(page[..2], [1, 7]);
+            assert_eq!(written_pages(pid, &path).unwrap(), Some(vec![3..6, 63..64]));
             munmap(at, length).unwrap();
         }
     }

@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use twox_hash::XxHash3_64;
 
 pub use self::{
-    dirty::Memory,
+    dirty::written_pages,
     origin::{Origin, cpu_model},
     sums::{PAGE, Sums, data_pages, is_zeros},
 };
@@ -66,8 +66,8 @@ pub enum SnapshotError {
         path: PathBuf,
         /// What changed.
         why: String,
-        /// Only its time: the content may be the same.
-        only_time: bool,
+        /// Its size is as it was: the content may be the same.
+        may_be_forced: bool,
     },
     /// A file could not be read or written.
     #[error(transparent)]

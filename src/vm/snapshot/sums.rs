@@ -24,21 +24,6 @@ const SUM: u64 = 8;
 /// Pages that are read at once.
 const BATCH: u64 = 256;
 
-/// What pages can be read from.
-pub trait Pages {
-    /// Reads pages from the one with this number on.
-    ///
-    /// # Errors
-    /// When there are fewer.
-    fn read(&self, first: u64, bytes: &mut [u8]) -> io::Result<()>;
-}
-
-impl Pages for File {
-    fn read(&self, first: u64, bytes: &mut [u8]) -> io::Result<()> {
-        self.read_exact_at(bytes, first * PAGE)
-    }
-}
-
 /// The sums of a memory file's pages: 8 bytes each, 0 for a page of zeros, so that holes stay holes.
 #[derive(Debug)]
 pub struct Sums {
@@ -71,7 +56,7 @@ impl Sums {
     ///
     /// # Errors
     /// When the memory cannot be read, or the file not written.
-    pub fn update(&self, memory: &impl Pages, length: u64, pages: &[Range<u64>]) -> Result<(), StoreError> {
+    pub fn update(&self, memory: &File, length: u64, pages: &[Range<u64>]) -> Result<(), StoreError> {
         let written = (|| {
             let file = OpenOptions::new()
                 .read(true)
@@ -168,7 +153,7 @@ fn sums_of(batch: &[u8]) -> Vec<u8> {
 
 /// Reads pages, several at once, and calls `work` with the first one's number and their bytes.
 fn each_batch(
-    memory: &impl Pages,
+    memory: &File,
     pages: Range<u64>,
     mut work: impl FnMut(u64, &[u8]) -> io::Result<()>,
 ) -> io::Result<()> {
@@ -177,7 +162,7 @@ fn each_batch(
     while first < pages.end {
         let count = (pages.end - first).min(BATCH);
         let bytes = &mut buffer[..(count * PAGE) as usize];
-        memory.read(first, bytes)?;
+        memory.read_exact_at(bytes, first * PAGE)?;
         work(first, bytes)?;
         first += count;
     }

@@ -108,7 +108,8 @@ fn settle_locked(
                 entry.to = Some(instance.status.to_string());
                 entry.detail = Some("a sleep was cut off before its commit: the guest goes on".into());
             })?;
-            // Whether its last Diff was written is not known.
+            // Whether its last Diff was written is not known: nothing is built on it, and nothing of it is kept.
+            snapshot::discard(&roots, &instance.path())?;
             if let Some(vmm) = &mut instance.vmm {
                 vmm.parent = Parent::Unknown;
             }

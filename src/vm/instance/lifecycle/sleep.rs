@@ -33,7 +33,7 @@ use crate::{
         },
         naming::{InstancePath, RevisionHash},
         pool::artifacts::Artifacts,
-        snapshot::{Image, Memory, Origin, PAGE, Sums, data_pages},
+        snapshot::{Image, Origin, PAGE, Sums, data_pages, written_pages},
     },
     vmm::{
         client::{Client, VmmError},
@@ -60,8 +60,8 @@ struct Sleeper<'a> {
     kind: SnapshotType,
     /// What its next snapshot builds on, whatever becomes of this one.
     parent: Parent,
-    /// The pages that were written, once their sums are made.
-    pages: Option<Vec<Range<u64>>>,
+    /// The pages that were written.
+    pages: Vec<Range<u64>>,
 }
 
 fn steps<'a>() -> [Step<Sleeper<'a>, LifecycleError>; 4] {
@@ -203,7 +203,7 @@ impl<'a> Sleeper<'a> {
             Parent::File(_) | Parent::Unknown => (fresh(), SnapshotType::Full),
         };
         let parent = record.parent.clone();
-        Self { operator, instance, record, revision, client: None, mem, kind, parent, pages: None }
+        Self { operator, instance, record, revision, client: None, mem, kind, parent, pages: Vec::new() }
     }
 
     fn roots(&self) -> &Roots {
@@ -223,18 +223,16 @@ impl<'a> Sleeper<'a> {
         format!("vmstate.{}", self.instance.generation)
     }
 
-    /// The guest's memory, and the pages of it that may have changed in this file: those that were written to since it was
-    /// loaded from there, also what a sleep wrote that was cancelled.
-    fn written(&self, mem: &Path) -> Option<(Memory, Vec<Range<u64>>)> {
+    /// The pages that may have changed in this file: those that were written to since the guest was loaded from there, also
+    /// what a sleep wrote that was cancelled.
+    fn written(&self, mem: &Path) -> Option<Vec<Range<u64>>> {
         let sums = fs::metadata(mem.with_file_name(self.sums())).map(|meta| meta.len()).ok()?;
         // Sums that somebody removed or cut while the guest ran are made anew, all of them.
         let whole = Sums::size(self.instance.resources.mem_mib << 20);
         if self.record.parent != Parent::File(self.mem.clone()) || sums != whole {
             return None;
         }
-        let memory = Memory::of(self.record.pid, mem).ok().flatten()?;
-        let pages = memory.written().ok()?;
-        Some((memory, pages))
+        written_pages(self.record.pid, mem).ok().flatten()
     }
 
     fn sums(&self) -> String {
@@ -261,38 +259,23 @@ fn go_on(sleeper: &mut Sleeper) -> Result<(), LifecycleError> {
     Ok(())
 }
 
-/// The VMM writes the memory, and meanwhile the sums of what it writes are made: the guest is paused, nothing changes.
 fn write(sleeper: &mut Sleeper) -> Result<(), LifecycleError> {
-    let folder = snapshot::folder(sleeper.roots(), &sleeper.instance.path());
-    store::make_folder(&folder)?;
+    store::make_folder(&snapshot::folder(sleeper.roots(), &sleeper.instance.path()))?;
     let file = |name: &str| format!("{}/{name}", snapshot::LINK);
     let create = Call::SnapshotCreate(SnapshotCreate {
         snapshot_type: sleeper.kind,
         snapshot_path: file(&sleeper.vmstate()),
         mem_file_path: file(&sleeper.mem),
     });
-    let sums = Sums::in_file(&folder.join(sleeper.sums()));
-    let written = sleeper.written(&folder.join(&sleeper.mem));
-    let length = sleeper.instance.resources.mem_mib << 20;
     let limit = CALL_LIMIT + Duration::from_secs(sleeper.instance.resources.mem_mib / SLOWEST_MIB_PER_SECOND);
     let Some(client) = &mut sleeper.client else { return Ok(()) };
-    let (created, summed) = std::thread::scope(|scope| {
-        let summing =
-            written.as_ref().map(|(memory, pages)| scope.spawn(|| sums.update(memory, length, pages)));
-        let created = client.call_within(&create, limit);
-        (created, summing.and_then(|summing| summing.join().ok()))
-    });
+    let created = client.call_within(&create, limit);
     match &created {
         Ok(()) => sleeper.parent = Parent::File(sleeper.mem.clone()),
         Err(error) if forgets_nothing(error) => {}
         Err(_) => sleeper.parent = Parent::Unknown,
     }
-    created?;
-    sleeper.pages = match (written, summed) {
-        (Some((_, pages)), Some(Ok(()))) => Some(pages),
-        _ => None,
-    };
-    Ok(())
+    Ok(created?)
 }
 
 /// Files that no sleep will build on take no place: the disk may be full of them. What cannot be removed is swept by the next
@@ -320,25 +303,26 @@ fn forgets_nothing(error: &VmmError) -> bool {
             .any(|action| message.contains(&format!("Cannot perform {action} on the memory backing file")))
 }
 
-/// The sums of a new file, or of one that the VMM does not map: of all there is.
+/// Sums for the pages that may have changed in the memory file, read from there: only now, since a VMM writes to its guest's
+/// memory also while it makes a snapshot.
 fn sums(sleeper: &mut Sleeper) -> Result<(), LifecycleError> {
-    if sleeper.pages.is_none() {
-        let folder = snapshot::folder(sleeper.roots(), &sleeper.instance.path());
-        let mem = folder.join(&sleeper.mem);
-        let file = File::open(&mem).map_err(StoreError::io("open", &mem))?;
-        let pages = data_pages(&file).map_err(StoreError::io("look at", &mem))?;
-        let length = sleeper.instance.resources.mem_mib << 20;
-        Sums::in_file(&folder.join(sleeper.sums())).update(&file, length, &pages)?;
-        sleeper.pages = Some(pages);
-    }
-    Ok(())
+    let folder = snapshot::folder(sleeper.roots(), &sleeper.instance.path());
+    let mem = folder.join(&sleeper.mem);
+    let file = File::open(&mem).map_err(StoreError::io("open", &mem))?;
+    sleeper.pages = match sleeper.written(&mem) {
+        Some(pages) => pages,
+        // A new file, or one that the VMM does not map: all there is.
+        None => data_pages(&file).map_err(StoreError::io("look at", &mem))?,
+    };
+    let length = sleeper.instance.resources.mem_mib << 20;
+    Ok(Sums::in_file(&folder.join(sleeper.sums())).update(&file, length, &sleeper.pages)?)
 }
 
 fn commit(sleeper: &mut Sleeper) -> Result<(), LifecycleError> {
     let roots = sleeper.roots();
     let path = sleeper.instance.path();
     let folder = snapshot::folder(roots, &path);
-    let pages: u64 = sleeper.pages.iter().flatten().map(|range| range.end - range.start).sum();
+    let pages: u64 = sleeper.pages.iter().map(|range| range.end - range.start).sum();
     let delta = Delta {
         schema_version: store::Schema,
         instance: path,

@@ -14,7 +14,7 @@ use crate::{
         instance::{
             config::{Exit, Instance, Operation},
             launch::{self, Keep},
-            snapshot,
+            snapshot::{self, Delta},
             state::{self, Event, Next, State},
         },
         naming::InstancePath,
@@ -53,9 +53,31 @@ pub fn stop(operator: &mut Operator, path: &InstancePath, force: bool) -> Result
         why.push_str("; the guest did not shut down and was killed");
     }
     failpoint::hit("stop", "shutdown")?;
-    launch::teardown(operator, slot, vmm.as_ref(), Keep::Nothing)?;
-    finish_stop(operator, &mut instance, ("stop", Phase::Done), why)?;
-    Ok(Outcome { instance, changed: true })
+    let stopped = launch::teardown(operator, slot, vmm.as_ref(), Keep::Nothing)
+        .and_then(|()| finish_stop(operator, &mut instance, ("stop", Phase::Done), why));
+    match stopped {
+        Err(error) if state == State::Sleeping && matches!(Delta::load(&roots, path), Ok(Some(_))) => {
+            sleep_on(operator, instance, &error)?;
+            Err(error)
+        }
+        stopped => stopped.map(|()| Outcome { instance, changed: true }),
+    }
+}
+
+/// A stop that could not take a sleeper's snapshot away: it sleeps on, and nobody stops it later.
+fn sleep_on(
+    operator: &mut Operator,
+    mut instance: Instance,
+    error: &LifecycleError,
+) -> Result<(), LifecycleError> {
+    let roots = operator.roots.clone();
+    let takes = launch::takes_of(&roots, &instance)?;
+    launch::fall_asleep(operator, instance.slot(&roots)?, takes)?;
+    instance.pending = None;
+    instance.status = State::Sleeping;
+    instance.save(&roots)?;
+    let detail = error.to_string();
+    Ok(operator.audit(&instance, "stop", Phase::Failed, |entry| entry.detail = Some(detail))?)
 }
 
 /// Presses Ctrl-Alt-Del and waits. True where the VMM ended by that.
