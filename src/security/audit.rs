@@ -179,7 +179,7 @@ fn head_file(folder: &Path) -> PathBuf {
 /// When the log cannot be written, or what is there is broken.
 pub fn append(roots: &Roots, tenant: &str, folder: &Path, entry: Entry) -> Result<(), AuditError> {
     let path = log_file(folder);
-    let lock = Lock::take(
+    let _lock = Lock::take(
         &roots.lock_file(&format!("audit.{tenant}")),
         "the audit log",
         Sharing::Exclusive,
@@ -210,7 +210,9 @@ pub fn append(roots: &Roots, tenant: &str, folder: &Path, entry: Entry) -> Resul
     let append = |file: &mut File| {
         file.write_all(first)?;
         failpoint::hit("audit", "torn")?;
-        file.write_all(rest)
+        file.write_all(rest)?;
+        // Before the head: that one must never be ahead of what a power cut leaves of the log.
+        file.sync_data()
     };
     if let Err(source) = append(&mut file) {
         // Half a line must not stay in front of the next one.
@@ -221,9 +223,7 @@ pub fn append(roots: &Roots, tenant: &str, folder: &Path, entry: Entry) -> Resul
     head = Head { schema_version: Schema, count: record.seq, hash, bytes: head.bytes + line.len() as u64 };
     let text = serde_json::to_vec(&head).map_err(|error| io("append to")(std::io::Error::other(error)))?;
     write_head(&head_file(folder), &text)?;
-    // Others may append meanwhile: the disk syncs the lines of several at once.
-    drop(lock);
-    Ok(file.sync_data().map_err(io("sync"))?)
+    Ok(())
 }
 
 /// Writes the head in place: it is made new with every line, and never shorter than before, so that one call replaces it.

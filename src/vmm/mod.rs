@@ -5,5 +5,5 @@
 pub mod client;
 pub mod install;
 pub mod process;
-pub mod resume;
+pub mod quirks;
 pub mod wire;

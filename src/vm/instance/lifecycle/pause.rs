@@ -17,7 +17,7 @@ use crate::{
         pool::artifacts::Artifacts,
         room,
     },
-    vmm::{client::Client, resume, wire::Call},
+    vmm::{client::Client, quirks, wire::Call},
 };
 
 /// Pauses an instance's vCPUs.
@@ -96,7 +96,7 @@ pub(super) fn set(operator: &Operator, instance: &Instance, to: State) -> Result
     let mut client = Client::connect_now(&directory)?;
     match (to, &instance.vmm) {
         (State::Warm, _) => client.call(&Call::Pause)?,
-        (_, Some(vmm)) => resume::resume(&mut client, &vmm.version)?,
+        (_, Some(vmm)) => quirks::resume(&mut client, &vmm.version)?,
         (_, None) => client.call(&Call::Resume)?,
     }
     Ok(())

@@ -38,7 +38,7 @@ use crate::{
     vmm::{
         client::{Client, VmmError},
         process::Vmm,
-        resume,
+        quirks,
         wire::{Call, SnapshotCreate, SnapshotType},
     },
 };
@@ -199,7 +199,9 @@ impl<'a> Sleeper<'a> {
         };
         let (mem, kind) = match &record.parent {
             Parent::Boot => (fresh(), SnapshotType::Diff),
-            Parent::File(file) if is_whole(file) => (file.clone(), SnapshotType::Diff),
+            Parent::File(file) if is_whole(file) && quirks::writes_in_place(&record.version) => {
+                (file.clone(), SnapshotType::Diff)
+            }
             Parent::File(_) | Parent::Unknown => (fresh(), SnapshotType::Full),
         };
         let parent = record.parent.clone();
@@ -254,7 +256,7 @@ fn go_on(sleeper: &mut Sleeper) -> Result<(), LifecycleError> {
     if sleeper.instance.status == State::Running {
         // Not the connection of before: one on which a call took too long may answer that one yet.
         let directory = sleeper.roots().vmm_dir(&sleeper.instance.net.tap_dev);
-        resume::resume(&mut Client::connect_now(&directory)?, &sleeper.record.version)?;
+        quirks::resume(&mut Client::connect_now(&directory)?, &sleeper.record.version)?;
     }
     Ok(())
 }

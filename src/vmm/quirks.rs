@@ -1,4 +1,4 @@
-//! Letting a paused guest go on, so that its vsock device lives.
+//! What differs between Firecracker's versions.
 
 use super::{
     client::{Client, VmmError},
@@ -32,15 +32,26 @@ pub fn resume(client: &mut Client, version: &str) -> Result<(), VmmError> {
     client.call(&Call::Resume)
 }
 
+/// Does a VMM of this version lay a Diff over what is in its file? Older ones empty the file first, and their guest's memory
+/// with it, where it was loaded from there. True for those that were tried.
+pub fn writes_in_place(version: &str) -> bool {
+    numbers(version) >= IN_PLACE_SINCE
+}
+
+const IN_PLACE_SINCE: [u32; 3] = [1, 16, 0];
+
 fn loses_vsock(version: &str) -> bool {
+    numbers(version) < VSOCK_LIVES_SINCE
+}
+
+fn numbers(version: &str) -> [u32; 3] {
     let mut parts = version.split(['.', '-']).map(|part| part.parse().unwrap_or(0));
-    let version: [u32; 3] = std::array::from_fn(|_| parts.next().unwrap_or(0));
-    version < VSOCK_LIVES_SINCE
+    std::array::from_fn(|_| parts.next().unwrap_or(0))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::loses_vsock;
+    use super::{loses_vsock, writes_in_place};
 
     #[test]
     fn versions_are_told_apart() {
@@ -49,5 +60,6 @@ mod tests {
         {
             assert_eq!(loses_vsock(version), loses, "{version}");
         }
+        assert!(writes_in_place("1.16.1") && writes_in_place("1.17.0-dev") && !writes_in_place("1.15.9"));
     }
 }
