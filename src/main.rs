@@ -9,5 +9,8 @@ fn main() -> ExitCode {
             std::env::args_os().enumerate().filter(|(at, _)| *at != 1).map(|(_, argument)| argument);
         return ExitCode::from(fcsim::main(arguments) as u8);
     }
+    // Guests' memory and disks are nobody else's to read, also where a VMM makes the file.
+    #[cfg(target_os = "linux")]
+    rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
     ExitCode::from(mvm::cli::run())
 }

@@ -3,5 +3,6 @@
 pub mod config;
 pub mod failpoint;
 pub mod shell;
+pub mod sparse;
 pub mod terminal;
 pub mod watch;

@@ -196,7 +196,7 @@ fn keep_place(roots: &Roots, instance: &Instance) -> Result<(), NodeError> {
     let sleeps = Instance::load_if_there(roots, &instance.path())?
         .is_some_and(|fresh| fresh.generation == instance.generation);
     if sleeps && room::of_slot(roots, slot)?.is_none() {
-        room::shrink(roots, slot, launch::takes_of(roots, instance)?.asleep())?;
+        room::note(roots, slot, launch::takes_of(roots, instance)?.asleep())?;
     }
     Ok(())
 }

@@ -215,11 +215,12 @@ pub fn of_slot(roots: &Roots, slot: Slot) -> Result<Option<Use>, StoreError> {
     Ok(reserved(roots)?.into_iter().find(|(other, _)| *other == slot).map(|(_, taken)| taken))
 }
 
-/// Lets a slot have less than before: nobody has to be asked for that.
+/// Writes down what a slot takes, in place of what it had: less than before, or what it takes already. Nobody has to be asked
+/// for that.
 ///
 /// # Errors
 /// When the folder cannot be read or written.
-pub fn shrink(roots: &Roots, slot: Slot, to: Use) -> Result<(), StoreError> {
+pub fn note(roots: &Roots, slot: Slot, to: Use) -> Result<(), StoreError> {
     let _lock = lock(roots)?;
     write(roots, slot, to)
 }

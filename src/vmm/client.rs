@@ -22,7 +22,9 @@ pub const API_SOCKET: &str = "api.sock";
 /// The VMM's log in its directory.
 pub const LOG: &str = "vmm.log";
 /// How long one call may take: InstanceStart of a guest with much memory is the longest.
-const CALL_LIMIT: Duration = Duration::from_secs(30);
+pub const CALL_LIMIT: Duration = Duration::from_secs(30);
+/// What [`VmmError::Io`] says where there was no connection.
+const CONNECT: &str = "connect to";
 /// An answer is longer than this only if it is not Firecracker's.
 const MAX_ANSWER: usize = 1 << 20;
 
@@ -78,6 +80,17 @@ pub enum VmmError {
     },
 }
 
+impl VmmError {
+    /// Is the VMM as it was before it was asked? After any other error that is not known.
+    pub fn changed_nothing(&self) -> bool {
+        match self {
+            Self::Refused { .. } => true,
+            Self::Io { action, .. } => *action == CONNECT,
+            Self::Ended { .. } | Self::TimedOut { .. } | Self::Nonsense { .. } => false,
+        }
+    }
+}
+
 /// A connection to a VMM's API.
 #[derive(Debug)]
 pub struct Client {
@@ -125,11 +138,7 @@ impl Client {
                 }
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(source) => {
-                    return Err(VmmError::Io {
-                        action: "connect to",
-                        path: directory.join(API_SOCKET),
-                        source,
-                    });
+                    return Err(VmmError::Io { action: CONNECT, path: directory.join(API_SOCKET), source });
                 }
             }
             let left = deadline.saturating_duration_since(Instant::now());
@@ -155,7 +164,7 @@ impl Client {
     /// When it is not.
     pub fn connect_now(directory: &Path) -> Result<Self, VmmError> {
         let stream = connect_in(directory, API_SOCKET).map_err(|source| VmmError::Io {
-            action: "connect to",
+            action: CONNECT,
             path: directory.join(API_SOCKET),
             source,
         })?;
@@ -351,6 +360,20 @@ mod tests {
     fn a_cut_answer_means_that_the_vmm_ended() {
         for cut in [&b""[..], b"HTTP/1.1 20", b"HTTP/1.1 200 \r\nContent-Length: 9\r\n\r\n{}"] {
             assert_eq!(answer(cut).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        }
+    }
+
+    #[test]
+    fn after_a_refusal_a_vmm_is_as_it_was_and_after_silence_nobody_knows() {
+        let request = || "PATCH /vm".to_owned();
+        let io = |action| VmmError::Io { action, path: "x".into(), source: io::ErrorKind::Other.into() };
+        let refused = VmmError::Refused { request: request(), status: 400, message: String::new() };
+        assert!(refused.changed_nothing() && io(CONNECT).changed_nothing());
+        let silent = VmmError::TimedOut { request: request(), limit: CALL_LIMIT, log: String::new() };
+        let ended = VmmError::Ended { request: request(), log: String::new() };
+        let nonsense = VmmError::Nonsense { request: request(), why: String::new() };
+        for error in [silent, ended, nonsense, io("talk to")] {
+            assert!(!error.changed_nothing(), "{error}");
         }
     }
 

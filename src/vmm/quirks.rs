@@ -17,7 +17,7 @@ const VSOCK_LIVES_SINCE: [u32; 3] = [1, 16, 2];
 /// # Errors
 /// When the VMM does not answer or refuses.
 pub fn resume(client: &mut Client, version: &str) -> Result<(), VmmError> {
-    if loses_vsock(version) && client.info()?.state == "Paused" {
+    if loses_vsock(version) && client.info()?.is_paused() {
         let nowhere = "no-such-folder/none";
         let create = Call::SnapshotCreate(SnapshotCreate {
             snapshot_type: SnapshotType::Diff,

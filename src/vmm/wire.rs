@@ -225,6 +225,13 @@ pub struct InstanceInfo {
     pub vmm_version: String,
 }
 
+impl InstanceInfo {
+    /// Are its vCPUs paused?
+    pub fn is_paused(&self) -> bool {
+        self.state == "Paused"
+    }
+}
+
 /// The body of a 400.
 #[derive(Debug, Deserialize)]
 pub(super) struct Fault {

@@ -1,12 +1,12 @@
 //! Ctrl-C in the middle: the next command settles it, and nothing is lost.
 
-use std::process::Child;
+use std::{fs, process::Child};
 
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{
     guest::{Guest, end},
-    support::wait_until,
+    support::{kill_and_wait, wait_until, was_killed},
     together::{Frozen, hold, wait_for_intent},
 };
 
@@ -39,7 +39,7 @@ fn awake(guest: &mut Guest, may_be: &[&str], woken: bool) {
 type Moment = (&'static str, fn(&Guest) -> bool);
 
 fn has(guest: &Guest, part: &str) -> bool {
-    let names = std::fs::read_dir(guest.delta()).into_iter().flatten().flatten();
+    let names = fs::read_dir(guest.delta()).into_iter().flatten().flatten();
     names.into_iter().any(|entry| entry.file_name().to_string_lossy().starts_with(part))
 }
 
@@ -106,4 +106,70 @@ fn a_wake_that_is_interrupted_loses_nothing() {
     drop(held);
     awake(&mut guest, &["sleeping"], true);
     guest.sleeps_well();
+}
+
+/// The host goes down once the snapshot is used up, and takes the record with it that a wake was under way.
+#[test]
+fn a_wake_whose_intent_a_power_cut_took_has_stopped() {
+    let Some(mut guest) = Guest::new() else { return };
+    for command in
+        ["instance list", "node recover", "pool scale acme/web --sleeping 1", "instance wake acme/web/i-"]
+    {
+        guest.works();
+        guest.ok("sleep");
+        let record = guest.folder().join("instance.json");
+        let before = fs::read(&record).expect("a record");
+        let wake = format!("instance wake {}", guest.path);
+        assert!(was_killed(&guest.sandbox.run_with(&wake, "wake.consume")));
+        kill_and_wait(guest.pid());
+        fs::write(&record, before).expect("it can be written");
+        let ended = guest.sandbox.run(command).status.code();
+        assert_eq!(ended, Some(if command.contains("wake") { 4 } else { 0 }), "{command}");
+        if command.contains("scale") {
+            // It is started again, and put to sleep.
+            assert_eq!(guest.status(), "sleeping");
+            guest.ok("wake");
+            continue;
+        }
+        assert_eq!(guest.status(), "stopped", "{command}");
+        let why = guest.info()["last_exit"]["why"].to_string();
+        assert!(why.contains("went down while it woke"), "{why}");
+        guest.leaves_nothing();
+        guest.ok("start");
+    }
+    guest.sleeps_well();
+}
+
+#[test]
+fn sleeps_that_were_killed_leave_no_files() {
+    let Some(mut guest) = Guest::new() else { return };
+    for _ in 0..3 {
+        guest.works();
+        let sleep = format!("instance sleep {}", guest.path);
+        assert!(was_killed(&guest.sandbox.run_with(&sleep, "sleep.sums")));
+        assert!(has(&guest, "mem."));
+        guest.is_as_it_was(0);
+        assert!(
+            !has(&guest, ""),
+            "{:?}",
+            fs::read_dir(guest.delta()).into_iter().flatten().collect::<Vec<_>>()
+        );
+    }
+    guest.sleeps_well();
+}
+
+/// What a stop could not take away sleeps on, and nobody stops it later.
+#[test]
+fn a_stop_that_fails_leaves_a_sleeper() {
+    let Some(mut guest) = Guest::new() else { return };
+    guest.works();
+    guest.ok("sleep");
+    let stop = format!("instance stop {}", guest.path);
+    let failed = guest.sandbox.run_with(&stop, "fail:teardown.directory");
+    assert_eq!(failed.status.code(), Some(1));
+    guest.sandbox.ok("node recover");
+    assert_eq!(guest.status(), "sleeping");
+    guest.leaves_nothing();
+    guest.ok("wake");
+    guest.is_as_it_was(1);
 }

@@ -107,6 +107,13 @@ const CASES: &[Case] = &[
     ("sums cut", |delta, _| resize(&part_of(delta, "sums"), -8), 1, "snapshot_damaged", true),
     ("sums flipped", |delta, _| flip(&part_of(delta, "sums")), 1, "snapshot_damaged", true),
     ("everything of another one", swap, 1, "damaged", true),
+    (
+        "memory named elsewhere",
+        |delta, _| edit(&meta(delta), |meta| meta["image"]["mem"]["file"] = json!("../../volumes/data.ext4")),
+        1,
+        "damaged",
+        true,
+    ),
     ("no meta.json", |delta, _| remove(&meta(delta)), 1, "no_snapshot", true),
     (
         "no snapshot at all",
@@ -199,6 +206,32 @@ fn what_is_damaged_is_said_and_not_loaded() {
 }
 
 #[test]
+fn snapshots_that_were_swapped_keep_their_files() {
+    let Some((mut guest, other, folder)) = two_sleepers() else { return };
+    guest.works();
+    let names = |folder: &Path| {
+        let names = fs::read_dir(folder).expect("a folder").flatten().map(|entry| entry.file_name());
+        let mut names: Vec<_> = names.collect();
+        names.sort();
+        names
+    };
+    guest.ok("sleep");
+    guest.sandbox.ok(&format!("instance sleep {other}"));
+    let (its, others) = (names(&guest.delta()), names(&folder));
+    swap(&guest.delta(), &folder);
+    for command in ["node recover", "node gc", "node gc --scrub"] {
+        guest.sandbox.run(command);
+    }
+    assert_eq!(guest.refused("wake", 1), "damaged");
+    guest.sandbox.refused(&format!("instance wake {other}"), 1);
+    assert_eq!((names(&folder), names(&guest.delta())), (its, others));
+    swap(&guest.delta(), &folder);
+    guest.sandbox.ok(&format!("instance wake {other}"));
+    guest.ok("wake");
+    guest.is_as_it_was(1);
+}
+
+#[test]
 fn rot_that_no_time_shows_is_found_by_a_scrub() {
     let Some(mut guest) = Guest::new() else { return };
     for part in ["mem", "sums"] {
@@ -208,6 +241,9 @@ fn rot_that_no_time_shows_is_found_by_a_scrub() {
         assert!(guest.sandbox.run("node gc").status.success(), "without a scrub nobody looks");
         let (clean, said) = scrub(&guest.sandbox);
         assert!(!clean && said.contains(&guest.path) && said.contains(&format!("{part}.")), "{said}");
+        // What was found is not loaded, though its time is what it was.
+        assert_eq!(guest.refused("wake", 1), "snapshot_damaged");
+        assert_eq!(guest.refused("wake --force", 1), "snapshot_damaged");
         guest.ok("stop");
         guest.ok("start");
     }

@@ -132,14 +132,15 @@ fn a_wake_that_fails_after_its_commit_is_finished_or_ends_in_stopped() {
     guest.ok("sleep");
     set_faults(&guest.sandbox, &fault("/vm", refusal("answer", 500, "not now")));
     assert_eq!(guest.refused("wake", 1), "vmm_refused");
-    // The next one that looks finishes it: the guest runs.
+    // It was finished at once: there is no way back.
+    assert_eq!((&guest.record()["status"], &guest.record()["pending"]), (&json!("running"), &json!(null)));
     guest.is_as_it_was(1);
     set_faults(&guest.sandbox, &none());
     guest.sleeps_well();
     guest.ok("sleep");
     set_faults(&guest.sandbox, &fault("/vm", json!("die_before")));
     assert_eq!(guest.refused("wake", 1), "vmm_ended");
-    assert_eq!(guest.status(), "stopped");
+    assert_eq!(guest.record()["status"], "stopped");
     assert!(
         guest.info()["last_exit"]["why"].as_str().is_some_and(|why| why.contains("its snapshot was used up"))
     );
@@ -147,4 +148,47 @@ fn a_wake_that_fails_after_its_commit_is_finished_or_ends_in_stopped() {
     set_faults(&guest.sandbox, &none());
     guest.ok("start");
     guest.sleeps_well();
+}
+
+#[test]
+fn a_vmm_that_refuses_to_pause_is_as_it_was_and_one_that_dies_has_stopped() {
+    let Some(mut guest) = Guest::with_faults(&fault("/vm", refusal("answer", 400, "no"))) else { return };
+    for verb in ["warm", "resume"] {
+        if verb == "resume" {
+            guest.ok("stop --force");
+            set_faults(
+                &guest.sandbox,
+                &json!({ "requests": [
+                { "path": "/vm", "nth": 2, "times": 1, "effect": refusal("answer", 400, "no") },
+            ] }),
+            );
+            guest.ok("start");
+            guest.ok("warm");
+        }
+        let before = guest.record()["status"].clone();
+        let reserved = reservations(&guest);
+        assert_eq!(guest.refused(verb, 1), "vmm_refused");
+        assert_eq!((&guest.record()["status"], &guest.record()["pending"]), (&before, &json!(null)));
+        assert_eq!(reservations(&guest), reserved);
+        guest.ok(verb);
+        guest.leaves_nothing();
+    }
+    guest.ok("stop --force");
+    for effect in ["die_before", "die_during"] {
+        set_faults(&guest.sandbox, &fault("/vm", json!(effect)));
+        guest.ok("start");
+        assert_eq!(guest.refused("warm", 1), "vmm_ended");
+        // Whether it paused was not known: the next one that looks asks.
+        assert_ne!(guest.record()["pending"], json!(null));
+        assert_eq!(guest.status(), "stopped");
+        guest.leaves_nothing();
+    }
+    set_faults(&guest.sandbox, &none());
+    guest.ok("start");
+    guest.sleeps_well();
+}
+
+fn reservations(guest: &Guest) -> Vec<std::ffi::OsString> {
+    let folder = fs::read_dir(guest.sandbox.root().join("reservations")).expect("a folder");
+    folder.flatten().map(|entry| entry.file_name()).collect()
 }

@@ -251,3 +251,34 @@ fn a_disk_that_fills_in_a_sleep_costs_the_guest_nothing() {
         goes_on();
     }
 }
+
+/// After a sleep that was cut off nobody knows what the VMM wrote: the next one writes all, and what are zeros takes no place.
+#[test]
+fn memory_that_is_written_in_whole_takes_no_place_for_zeros() {
+    use std::os::unix::fs::MetadataExt;
+    if support::firecracker().is_none() {
+        return;
+    }
+    let Some(sandbox) = Sandbox::new() else { return };
+    fs::write(sandbox.artifacts().0, SMALL.kernel()).expect("a kernel");
+    sandbox.pool("firecracker");
+    let path = sandbox.instance("acme/web");
+    sandbox.ok(&format!("instance start {path}"));
+    let sleep = format!("instance sleep {path}");
+    let delta = sandbox.delta(&path);
+    let console =
+        delta.parent().and_then(|folder| folder.parent()).expect("a folder").join("logs/console.log");
+    wait_until("the guest goes on", || rounds(&console) >= 10);
+    assert!(support::was_killed(&sandbox.run_with(&sleep, "sleep.snapshot")));
+    sandbox.ok("node recover");
+    assert_eq!(sandbox.ok(&format!("instance info {path}"))["vmm"]["parent"], "unknown");
+    sandbox.ok(&sleep);
+    let mem = fs::File::open(crate::guest::part_of(&delta, "mem")).expect("a memory file");
+    SMALL.check(&mem);
+    let taken = mem.metadata().expect("a file").blocks() * 512;
+    assert!(taken < 8 << 20, "{taken} bytes");
+    assert_eq!(sandbox.ok("node gc --scrub")["damaged"], json!([]));
+    sandbox.ok(&format!("instance wake {path}"));
+    let seen = rounds(&console);
+    wait_until("the guest goes on", || rounds(&console) >= seen + 6);
+}

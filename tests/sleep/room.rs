@@ -44,6 +44,36 @@ fn what_is_warm_counts_as_warm() {
     guest.is_as_it_was(0);
 }
 
+#[test]
+fn what_goes_makes_room_for_what_comes_in_one_scale() {
+    let Some(mut guest) = Guest::new() else { return };
+    guest.works();
+    guest.sandbox.ok("tenant update acme --max-mem-mib 128");
+    // The second sleeper has to be started first, and there is memory for one.
+    guest.sandbox.ok("pool scale acme/web --running 0 --sleeping 2");
+    assert!(guest.sandbox.states().iter().all(|state| state.ends_with("sleeping")));
+    guest.leaves_nothing();
+    guest.ok("wake");
+    guest.is_as_it_was(1);
+}
+
+#[test]
+fn one_that_cannot_be_read_does_not_keep_a_pool_from_its_scale() {
+    let Some(guest) = Guest::new() else { return };
+    let other = guest.sandbox.instance("acme/web");
+    let record = guest.folder().join("instance.json");
+    let before = fs::read(&record).expect("a record");
+    fs::write(&record, "{").expect("it can be written");
+    let scaled = guest.sandbox.run("pool scale acme/web --running 1");
+    assert_eq!(scaled.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&scaled.stderr).into_owned();
+    let id = guest.path.rsplit('/').next().unwrap_or_default();
+    assert!(said.contains(id) && said.contains("is damaged"), "{said}");
+    fs::write(&record, before).expect("it can be written");
+    assert!(guest.sandbox.states().contains(&format!("{other} running")));
+    guest.leaves_nothing();
+}
+
 fn on_tmpfs(size: &str) -> Option<Sandbox> {
     let mut sandbox = Sandbox::new()?;
     own_mounts();

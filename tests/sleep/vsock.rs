@@ -52,7 +52,7 @@ type Way<'a> = (&'a str, &'a dyn Fn(&Guest));
 #[test]
 fn the_vsock_lives_whatever_paused_the_guest() {
     let Some(mut guest) = guest() else { return };
-    let ways: [Way; 6] = [
+    let ways: [Way; 7] = [
         ("warm and back", &|guest| {
             guest.ok("warm");
             guest.ok("resume");
@@ -62,7 +62,13 @@ fn the_vsock_lives_whatever_paused_the_guest() {
         ("a sleep that was cut off once written", &|guest| cut_off(guest, "sleep", "sleep.snapshot")),
         ("a resume that was cut off", &|guest| {
             guest.ok("warm");
-            cut_off(guest, "resume", "resume.intent");
+            cut_off(guest, "resume", "resume.set");
+        }),
+        ("a resume that was cut off before its VMM heard of it", &|guest| {
+            guest.ok("warm");
+            cut_off(guest, "resume", "resume.reserved");
+            assert_eq!(guest.status(), "warm");
+            guest.ok("resume");
         }),
         ("asleep and awake", &|guest| {
             guest.ok("sleep");

@@ -300,7 +300,7 @@ fn scoped(
                     continue;
                 }
             };
-            let settled = match lifecycle::needs_settling(&instance, &boot_id) {
+            let settled = match lifecycle::needs_settling(&roots, &instance, &boot_id) {
                 true => lifecycle::settle(operator, instance.clone()).unwrap_or_else(|error| {
                     wrong.push(CliError::from(error).about(&path));
                     Some(instance)
@@ -314,7 +314,7 @@ fn scoped(
 }
 
 /// Says what could not be read or settled. The exit code says so too.
-fn complain(out: &Out, wrong: &[CliError]) -> u8 {
+pub(super) fn complain(out: &Out, wrong: &[CliError]) -> u8 {
     wrong.iter().map(|error| out.error(error)).max().unwrap_or(0)
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::instance::InstanceView;
+use super::instance::{InstanceView, complain};
 use crate::cli::{
     arguments::pool::{Counts, CreateArguments, PoolCommand, UpdateArguments},
     error::{CliError, Kind},
@@ -95,7 +95,7 @@ pub fn run(out: &Out, operator: &mut Operator, command: PoolCommand) -> Result<u
             });
         }
         PoolCommand::Scale { pool, counts, no_apply: false } => {
-            apply_scale(out, operator, &pool, counts.into())?;
+            return apply_scale(out, operator, &pool, counts.into());
         }
         PoolCommand::History { pool } => history(out, operator, &pool)?,
         PoolCommand::Rollback { pool, revision } => {
@@ -308,14 +308,14 @@ fn wanted(counts: &DesiredCounts) -> String {
     format!("{running} running{also}")
 }
 
-fn apply_scale(out: &Out, operator: &mut Operator, pool: &PoolPath, goal: Goal) -> Result<(), CliError> {
+fn apply_scale(out: &Out, operator: &mut Operator, pool: &PoolPath, goal: Goal) -> Result<u8, CliError> {
     let mut touched = Vec::new();
     let progress = out.progress(&format!("scaling {pool}"));
     let scaled = scale::scale(operator, pool, goal, |instance, one| {
         let (id, ip) = (&instance.instance_id, instance.net.guest_ip);
         let ms = instance.last_receipt.as_ref().map_or(0.0, |receipt| receipt.total_ms);
         let how = match (&one.path, one.from, one.to) {
-            (None, _, State::Running) => format!("created, {ms:.0} ms"),
+            (None, _, State::Running) => format!("created, running in {ms:.0} ms"),
             (None, _, to) => format!("created, {to}"),
             (_, State::Sleeping, State::Running) => format!("awake, {ms:.0} ms"),
             (_, State::Warm, State::Running) => "resumed".to_owned(),
@@ -327,15 +327,16 @@ fn apply_scale(out: &Out, operator: &mut Operator, pool: &PoolPath, goal: Goal) 
         touched.push(InstanceView::new(instance.clone(), true));
     });
     drop(progress);
-    if out.json {
-        if scaled.is_ok() || !touched.is_empty() {
-            out.show(&touched, String::new);
-        }
-    } else if touched.is_empty() && scaled.is_ok() {
+    if out.json && (scaled.is_ok() || !touched.is_empty()) {
+        out.show(&touched, String::new);
+    }
+    let left_out: Vec<CliError> =
+        scaled?.into_iter().map(|(path, error)| CliError::from(error).about(&path)).collect();
+    if !out.json && touched.is_empty() && left_out.is_empty() {
         let (_, pool) = load_pool(&operator.roots, pool)?;
         out.say(format!("{}: {} already", pool.path(), wanted(&pool.desired_counts)));
     }
-    Ok(scaled?)
+    Ok(complain(out, &left_out))
 }
 
 fn history(out: &Out, operator: &Operator, pool: &PoolPath) -> Result<(), CliError> {

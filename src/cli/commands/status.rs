@@ -33,7 +33,7 @@ pub fn run(out: &Out, operator: &mut Operator) -> Result<u8, CliError> {
                 Ok(Some(instance)) => {
                     let state = lifecycle::effective_state(&instance, has_revision);
                     *states.entry(state.name()).or_insert(0u64) += 1;
-                    unsettled += u64::from(lifecycle::needs_settling(&instance, &boot_id));
+                    unsettled += u64::from(lifecycle::needs_settling(roots, &instance, &boot_id));
                     simulated += u64::from(instance.vmm.is_some_and(|vmm| vmm.kind == VmmKind::Sim));
                 }
                 Ok(None) => {}

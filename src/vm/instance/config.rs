@@ -287,12 +287,12 @@ impl Instance {
         store::write(&file(roots, &self.path()), self)
     }
 
-    /// Writes `instance.json` with an intent whose effects a power cut ends anyway: nothing of it is left then but what the
-    /// commit points made durable, and these tell without it.
+    /// Writes `instance.json` without syncing its folder: for an intent whose effects a power cut ends anyway. Nothing of it is
+    /// left then but what the commit points made durable, and these tell without it.
     ///
     /// # Errors
     /// The old content stays where it fails.
-    pub fn save_intent(&mut self, roots: &Roots) -> Result<(), StoreError> {
+    pub fn save_unsynced(&mut self, roots: &Roots) -> Result<(), StoreError> {
         self.generation += 1;
         store::write_with(&file(roots, &self.path()), self, Durability::Atomic)
     }

@@ -3,18 +3,22 @@
 use std::{
     fs::{File, OpenOptions},
     io,
+    ops::Range,
     os::unix::fs::{FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use rustix::{
-    fs::{SeekFrom, copy_file_range, ioctl_ficlone, seek},
+    fs::{copy_file_range, ioctl_ficlone},
     io::Errno,
 };
 
 use crate::{
-    infra::shell::{self, ShellError},
+    infra::{
+        shell::{self, ShellError},
+        sparse,
+    },
     store::{self, StoreError},
 };
 
@@ -89,24 +93,12 @@ pub fn copy(from: &Path, to: &Path) -> Result<Copied, StoreError> {
 }
 
 fn copy_data(source: &File, target: &File) -> io::Result<()> {
-    let length = source.metadata()?.len();
-    target.set_len(length)?;
-    let mut at = 0;
-    while at < length {
-        let start = match seek(source, SeekFrom::Data(at)) {
-            Ok(start) => start,
-            // No data until the end.
-            Err(Errno::NXIO) => break,
-            Err(error) => return Err(error.into()),
-        };
-        let end = seek(source, SeekFrom::Hole(start))?;
-        copy_range(source, target, start, end)?;
-        at = end;
-    }
-    Ok(())
+    target.set_len(source.metadata()?.len())?;
+    sparse::data(source)?.into_iter().try_for_each(|range| copy_range(source, target, range))
 }
 
-fn copy_range(source: &File, target: &File, mut from: u64, end: u64) -> io::Result<()> {
+fn copy_range(source: &File, target: &File, range: Range<u64>) -> io::Result<()> {
+    let Range { start: mut from, end } = range;
     while from < end {
         let (mut read, mut write) = (from, from);
         let want = usize::try_from(end - from).unwrap_or(usize::MAX);

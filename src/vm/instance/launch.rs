@@ -18,7 +18,7 @@ use super::{
     snapshot::{self, Delta},
 };
 use crate::{
-    infra::config::Roots,
+    infra::{config::Roots, failpoint},
     store::{self, StoreError},
     vm::{
         naming::Slot,
@@ -94,7 +94,34 @@ pub fn steps<'a>() -> [LaunchStep<'a>; 8] {
     ]
 }
 
-impl Launch<'_> {
+impl<'a> Launch<'a> {
+    /// The launch of an instance afresh, nothing of it done yet.
+    ///
+    /// # Errors
+    /// When the instance's slot makes no sense.
+    pub fn new(
+        operator: &'a mut Operator,
+        (tenant, pool): (Tenant, Pool),
+        instance: Instance,
+        manifest: Manifest,
+        program: Program,
+    ) -> Result<Self, StoreError> {
+        let slot = instance.slot(&operator.roots)?;
+        Ok(Self {
+            operator,
+            tenant,
+            pool,
+            instance,
+            slot,
+            manifest,
+            program,
+            vmm: None,
+            client: None,
+            delta: None,
+            force: false,
+        })
+    }
+
     /// What the VM takes of its tenant's quota and the node's room.
     pub fn takes(&self) -> Use {
         takes(&self.instance, &self.manifest)
@@ -305,15 +332,21 @@ pub fn kill(roots: &Roots, slot: Slot, known: Option<&Vmm>) -> Result<(), Lifecy
     if let Some(vmm) = known {
         vmm.kill()?;
     }
+    vmms_in(roots, slot)?.iter().try_for_each(|vmm| Ok(vmm.kill()?))
+}
+
+/// The VMMs of a slot, whoever started them: there should be one at most.
+///
+/// # Errors
+/// When its directory cannot be looked at.
+pub fn vmms_in(roots: &Roots, slot: Slot) -> Result<Vec<Vmm>, StoreError> {
     let directory = roots.vmm_dir(&slot.tap());
-    if directory.exists() {
+    match fs::canonicalize(&directory) {
         // The kernel gives working directories without symbolic links.
-        let directory = fs::canonicalize(&directory).map_err(StoreError::io("look at", &directory))?;
-        for vmm in process::find_in(&directory) {
-            vmm.kill()?;
-        }
+        Ok(directory) => Ok(process::find_in(&directory)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(source) => Err(StoreError::io("look at", &directory)(source)),
     }
-    Ok(())
 }
 
 /// Removes a slot's TAP, if mvm made it. One that somebody else made is left alone, and in nobody's way: an instance can
@@ -335,14 +368,6 @@ pub fn remove_tap(operator: &mut Operator, slot: Slot) -> Result<(), LifecycleEr
 pub fn remove_directory(operator: &mut Operator, slot: Slot) -> Result<(), LifecycleError> {
     let root = operator.roots.vmm_dir(&slot.tap());
     Ok(store::remove_folder(root.parent().unwrap_or(&root))?)
-}
-
-/// A sleeper keeps its place on the disk.
-///
-/// # Errors
-/// When the reservation cannot be written.
-pub fn fall_asleep(operator: &mut Operator, slot: Slot, takes: Use) -> Result<(), LifecycleError> {
-    Ok(room::shrink(&operator.roots, slot, takes.asleep())?)
 }
 
 /// What an instance keeps of its reservation when its VMM goes.
@@ -368,11 +393,13 @@ pub fn teardown(
     let roots = operator.roots.clone();
     // It has no network before it is asked for: not under two threads.
     operator.net()?;
-    if let Some(vmm) = known {
+    // In a slot whose VMM is known there is no other: it holds the TAP.
+    let found = if known.is_some() { Vec::new() } else { vmms_in(&roots, slot)? };
+    for vmm in known.into_iter().chain(&found) {
         vmm.send_kill()?;
     }
-    // The TAP goes while the VMM ends: the kernel lets both wait, and together they wait once. Nothing else that the VMM
-    // uses goes before it.
+    // The TAP goes while the VMM ends, which is killed by then: the kernel lets both wait, and together they wait once. Nothing
+    // else that the VMM uses goes before it.
     let (killed, tap) = std::thread::scope(|scope| {
         let killing = scope.spawn(|| kill(&roots, slot, known));
         let tap = remove_tap(operator, slot);
@@ -382,14 +409,14 @@ pub fn teardown(
         Ok(killed) => killed?,
         Err(panic) => std::panic::resume_unwind(panic),
     }
-    crate::infra::failpoint::hit("teardown", "killed")?;
-    crate::infra::failpoint::hit("teardown", "tap")?;
+    failpoint::hit("teardown", "killed")?;
+    failpoint::hit("teardown", "tap")?;
     let directory = remove_directory(operator, slot);
-    crate::infra::failpoint::hit("teardown", "directory")?;
+    failpoint::hit("teardown", "directory")?;
     let reservation = match keep {
-        Keep::Nothing => room::release(&operator.roots, slot).map_err(LifecycleError::from),
-        Keep::Asleep(takes) => fall_asleep(operator, slot, takes),
+        Keep::Nothing => room::release(&roots, slot).map_err(LifecycleError::from),
+        Keep::Asleep(takes) => room::note(&roots, slot, takes.asleep()).map_err(LifecycleError::from),
     };
-    crate::infra::failpoint::hit("teardown", "reservation")?;
+    failpoint::hit("teardown", "reservation")?;
     tap.and(directory).and(reservation)
 }

@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::{
     artifacts::{ArtifactError, Artifacts, Manifest, Sources},
     base,
-    config::{self, Pool, VmmKind},
+    config::{self, DesiredCounts, Pool, VmmKind},
 };
 use crate::{
     infra::{config::Roots, failpoint},
@@ -200,6 +200,26 @@ pub fn update(
     path: &PoolPath,
     change: impl FnOnce(&mut Pool),
 ) -> Result<(Pool, bool), PoolError> {
+    // Also where nothing changes: a kill may have come between the file and the kernel.
+    rewrite(operator, path, change, apply_egress)
+}
+
+/// Changes how many of a pool's instances there shall be: nothing of them but that.
+pub(super) fn want(
+    operator: &mut Operator,
+    path: &PoolPath,
+    change: impl FnOnce(&mut DesiredCounts),
+) -> Result<(), PoolError> {
+    rewrite(operator, path, |pool| change(&mut pool.desired_counts), |_, _, _| Ok(())).map(drop)
+}
+
+/// Rewrites a pool's record, and lets the change have its effect.
+fn rewrite(
+    operator: &mut Operator,
+    path: &PoolPath,
+    change: impl FnOnce(&mut Pool),
+    apply: impl FnOnce(&mut Operator, &Tenant, &Pool) -> Result<(), PoolError>,
+) -> Result<(Pool, bool), PoolError> {
     let roots = operator.roots.clone();
     let _lock = lock_tenant(&roots, &path.tenant)?;
     let (tenant, old) = lifecycle::load_pool(&roots, path)?;
@@ -207,8 +227,7 @@ pub fn update(
     change(&mut pool);
     pool.instance_resources.check().map_err(|why| PoolError::Resources { why })?;
     if pool == old {
-        // A kill may have come between the file and the kernel.
-        apply_egress(operator, &tenant, &pool)?;
+        apply(operator, &tenant, &pool)?;
         return Ok((pool, false));
     }
     let mut entry = Entry::new("pool.update", path, Phase::Intent);
@@ -216,7 +235,7 @@ pub fn update(
     record(&roots, path, entry)?;
     pool.save(&roots)?;
     failpoint::hit("pool-update", "saved")?;
-    apply_egress(operator, &tenant, &pool)?;
+    apply(operator, &tenant, &pool)?;
     record(&roots, path, Entry::new("pool.update", path, Phase::Done))?;
     Ok((pool, true))
 }

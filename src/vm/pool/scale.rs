@@ -4,9 +4,10 @@ use std::sync::{Mutex, mpsc};
 
 use jiff::Timestamp;
 
-use super::lifecycle::{PoolError, update};
+use super::lifecycle::{self as pools, PoolError};
 use crate::{
-    store::{Lock, Sharing, StoreError},
+    infra::config::Roots,
+    store::{Lock, Sharing},
     vm::{
         instance::{
             self,
@@ -46,23 +47,32 @@ pub struct Move {
     pub to: State,
 }
 
+impl Move {
+    /// Does it take no more of the node's memory and of the tenant's quota than before?
+    fn gives_room(&self) -> bool {
+        self.to == State::Stopped || (self.from.has_vmm() && self.to != State::Running)
+    }
+}
+
 /// Writes down how many instances there shall be.
 ///
 /// # Errors
 /// When there is no such pool.
 pub fn want(operator: &mut Operator, path: &PoolPath, goal: Goal) -> Result<(), PoolError> {
-    update(operator, path, |pool| {
-        let counts = &mut pool.desired_counts;
+    pools::want(operator, path, |counts| {
         counts.running = goal.running.unwrap_or(counts.running);
         counts.warm = goal.warm.unwrap_or(counts.warm);
         counts.sleeping = goal.sleeping.unwrap_or(counts.sleeping);
     })
-    .map(drop)
 }
+
+/// An instance that is neither counted nor touched, and why: its record cannot be read, or what was cut off of it not be
+/// settled.
+pub type LeftOut = (InstancePath, LifecycleError);
 
 /// Brings the numbers of instances to a goal: wakes those that sleep, resumes those that are warm, starts those that are
 /// stopped, makes new ones; of those that are too many the newest go to where some are missing, or are stopped. Calls
-/// `tell` after each.
+/// `tell` after each. Returns those that are in no state that could be told.
 ///
 /// # Errors
 /// The first failure, after what was under way was finished. What was done stays done; the same call again goes on.
@@ -71,7 +81,7 @@ pub fn scale(
     path: &PoolPath,
     goal: Goal,
     mut tell: impl FnMut(&Instance, &Move),
-) -> Result<(), PoolError> {
+) -> Result<Vec<LeftOut>, PoolError> {
     let roots = operator.roots.clone();
     let name = format!("scale.{}.{}", path.tenant, path.pool);
     // Two that count at the same time would both make what is missing.
@@ -91,7 +101,22 @@ pub fn scale(
         .and_then(|()| within("max_warm", 0, warm.into(), tenant.quotas.max_warm.into()))
         .map_err(|exceeded| PoolError::TooMany { tenant: path.tenant.to_string(), exceeded })?;
     want(operator, path, goal)?;
-    let moves = plan(&there_are(operator, path)?, goal);
+    let (there, left_out) = there_are(operator, path)?;
+    let (give, take): (Vec<Move>, Vec<Move>) = plan(&there, goal).into_iter().partition(Move::gives_room);
+    // What takes room begins once what gives it has ended: it could be refused for what is about to go.
+    for moves in [give, take] {
+        carry_out_all(&roots, path, moves, &mut tell)?;
+    }
+    Ok(left_out)
+}
+
+/// Carries moves out, several at a time, in their order.
+fn carry_out_all(
+    roots: &Roots,
+    path: &PoolPath,
+    moves: Vec<Move>,
+    tell: &mut impl FnMut(&Instance, &Move),
+) -> Result<(), LifecycleError> {
     let workers = moves.len().min(AT_ONCE);
     let moves = Mutex::new(moves.into_iter());
     let next = || moves.lock().unwrap_or_else(std::sync::PoisonError::into_inner).next();
@@ -121,7 +146,7 @@ pub fn scale(
             }
         }
     });
-    first_error.map_or(Ok(()), |error: LifecycleError| Err(error.into()))
+    first_error.map_or(Ok(()), Err)
 }
 
 /// The pool's instances by state, the longest in it first.
@@ -133,15 +158,16 @@ struct There {
     down: Vec<InstancePath>,
 }
 
-fn there_are(operator: &mut Operator, pool: &PoolPath) -> Result<There, PoolError> {
+fn there_are(operator: &mut Operator, pool: &PoolPath) -> Result<(There, Vec<LeftOut>), PoolError> {
     let roots = operator.roots.clone();
-    let mut instances = Vec::new();
+    let (mut instances, mut left_out) = (Vec::new(), Vec::new());
     for path in instance::config::paths(&roots, pool)? {
-        match Instance::load_if_there(&roots, &path) {
-            Ok(Some(instance)) => instances.extend(lifecycle::settle(operator, instance)?),
-            // One whose record cannot be read is neither counted nor touched.
-            Ok(None) | Err(StoreError::Damaged { .. }) => {}
-            Err(error) => return Err(error.into()),
+        let settled = Instance::load_if_there(&roots, &path)
+            .map_err(LifecycleError::from)
+            .and_then(|instance| instance.map_or(Ok(None), |instance| lifecycle::settle(operator, instance)));
+        match settled {
+            Ok(instance) => instances.extend(instance),
+            Err(error) => left_out.push((path, error)),
         }
     }
     let in_state = |state: State, since: fn(&Instance) -> Option<Timestamp>| {
@@ -150,12 +176,13 @@ fn there_are(operator: &mut Operator, pool: &PoolPath) -> Result<There, PoolErro
         these.into_iter().map(Instance::path).collect()
     };
     let is_down = |i: &&Instance| matches!(i.status, State::Created | State::Ready | State::Stopped);
-    Ok(There {
+    let there = There {
         running: in_state(State::Running, |instance| instance.entered_running_at),
         warm: in_state(State::Warm, |instance| instance.entered_warm_at),
         sleeping: in_state(State::Sleeping, |instance| instance.entered_sleeping_at),
         down: instances.iter().filter(is_down).map(Instance::path).collect(),
-    })
+    };
+    Ok((there, left_out))
 }
 
 /// Who goes where. Pure.
@@ -203,11 +230,6 @@ fn plan(there: &There, goal: Goal) -> Vec<Move> {
     for (from, paths) in [(Running, running), (Warm, warm), (Sleeping, sleeping)] {
         moves.extend(paths.into_iter().rev().map(|path| Move { path: Some(path), from, to: Stopped }));
     }
-    // What gives room comes before what takes it.
-    moves.sort_by_key(|one| match (one.from, one.to) {
-        (_, Stopped) | (Running | Warm, _) if one.to != Running => 0,
-        _ => 1,
-    });
     moves
 }
 
@@ -270,7 +292,8 @@ mod tests {
             format!("{name}:{}", one.to)
         };
         let moves = plan(&There { running, warm, sleeping, down }, goal);
-        moves.into_iter().map(text).collect::<Vec<_>>().join(" ")
+        let (give, take): (Vec<Move>, Vec<Move>) = moves.into_iter().partition(Move::gives_room);
+        give.into_iter().chain(take).map(text).collect::<Vec<_>>().join(" ")
     }
 
     #[test]

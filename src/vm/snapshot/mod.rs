@@ -19,10 +19,10 @@ use std::{
     hash::Hasher,
     io::{self, Read},
     os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
 };
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use twox_hash::XxHash3_64;
 
 pub use self::{
@@ -78,7 +78,8 @@ pub enum SnapshotError {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Stamp {
-    /// Its name in its folder.
+    /// Its name in its folder: no path, since what it names is written, removed and given to VMMs.
+    #[serde(deserialize_with = "plain_name")]
     pub file: String,
     /// Its length.
     pub size_bytes: u64,
@@ -104,6 +105,19 @@ impl Stamp {
         })
     }
 
+    /// Has the file the length that it had? Returns what else of it has changed.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Damaged`] where it has not, or is gone.
+    pub fn check_length(&self, folder: &Path) -> Result<Option<Change>, SnapshotError> {
+        match self.change(folder)? {
+            Some(change @ (Change::Gone | Change::Size { .. })) => {
+                Err(SnapshotError::Damaged { path: folder.join(&self.file), why: format!("it {change}") })
+            }
+            change => Ok(change),
+        }
+    }
+
     /// What of the file is not as it was; `None` where all is.
     ///
     /// # Errors
@@ -121,6 +135,15 @@ impl Stamp {
         } else {
             (now.mtime_ns != self.mtime_ns).then_some(Change::Time)
         })
+    }
+}
+
+fn plain_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let name = String::deserialize(deserializer)?;
+    let mut parts = Path::new(&name).components();
+    match (parts.next(), parts.next()) {
+        (Some(Component::Normal(one)), None) if one.as_encoded_bytes() == name.as_bytes() => Ok(name),
+        _ => Err(serde::de::Error::custom(format!("{name:?} is not the name of a file"))),
     }
 }
 
@@ -194,12 +217,9 @@ impl Image {
         if self.sums.change(folder)?.is_some() {
             self.check_sums(folder)?;
         }
-        match self.mem.change(folder)? {
+        match self.mem.check_length(folder)? {
             None => Ok(()),
-            Some(change @ (Change::Gone | Change::Size { .. })) => {
-                Err(SnapshotError::Damaged { path: folder.join(&self.mem.file), why: format!("it {change}") })
-            }
-            Some(Change::Replaced | Change::Time) => self.scrub(folder),
+            Some(_) => self.scrub(folder),
         }
     }
 
@@ -210,10 +230,8 @@ impl Image {
     pub fn scrub(&self, folder: &Path) -> Result<(), SnapshotError> {
         self.check_vmstate(folder)?;
         self.check_sums(folder)?;
+        self.mem.check_length(folder)?;
         let path = folder.join(&self.mem.file);
-        if let Some(change @ (Change::Gone | Change::Size { .. })) = self.mem.change(folder)? {
-            return Err(SnapshotError::Damaged { path, why: format!("it {change}") });
-        }
         let wrong = Sums::in_file(&folder.join(&self.sums.file)).compare(&path)?;
         match wrong.first() {
             None => Ok(()),
@@ -243,10 +261,8 @@ impl Image {
 
 /// Is a file, read in whole, what was written?
 fn check_content(folder: &Path, stamp: &Stamp, sum: &str, limit: u64) -> Result<(), SnapshotError> {
+    stamp.check_length(folder)?;
     let path = folder.join(&stamp.file);
-    if let Some(change @ (Change::Gone | Change::Size { .. })) = stamp.change(folder)? {
-        return Err(SnapshotError::Damaged { path, why: format!("it {change}") });
-    }
     if sum_of(&path, limit)? != sum {
         return Err(SnapshotError::Damaged { path, why: "its content is not what was written".into() });
     }
@@ -280,4 +296,21 @@ pub fn taken_bytes(path: &Path) -> u64 {
 /// What `error` says, where a file was shorter than what was to be read of it.
 fn ended(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::UnexpectedEof
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stamp_names_a_file_in_its_folder_and_nothing_else() {
+        let read = |name: &str| {
+            let value = serde_json::json!({ "file": name, "size_bytes": 1, "inode": 1, "mtime_ns": 1 });
+            serde_json::from_value::<Stamp>(value)
+        };
+        assert_eq!(read("mem.7").unwrap().file, "mem.7");
+        for name in ["", ".", "..", "/etc/passwd", "../mem.7", "a/b", "mem.7/", "./mem.7"] {
+            assert!(read(name).is_err(), "{name:?}");
+        }
+    }
 }

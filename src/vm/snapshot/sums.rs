@@ -1,21 +1,17 @@
 //! A sum for each page of a memory file, kept beside it: made of the pages that were written, compared with all.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io,
     ops::Range,
     os::unix::fs::{FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
-use rustix::{
-    fs::{SeekFrom, seek},
-    io::Errno,
-};
 use twox_hash::XxHash3_64;
 
 use super::{SnapshotError, ended};
-use crate::store::StoreError;
+use crate::{infra::sparse, store::StoreError};
 
 /// Bytes of a page.
 pub const PAGE: u64 = 4096;
@@ -78,6 +74,28 @@ impl Sums {
             file.sync_data()
         })();
         written.map_err(StoreError::io("write", &self.path))
+    }
+
+    /// Makes holes of the pages of zeros that a memory file holds, as its sums tell, and syncs it.
+    ///
+    /// # Errors
+    /// When the sums cannot be read, or the memory not changed; what it reads as stays the same.
+    pub fn punch_zeros(&self, mem: &Path) -> Result<(), StoreError> {
+        let sums = fs::read(&self.path).map_err(StoreError::io("read", &self.path))?;
+        let punched = (|| {
+            let file = OpenOptions::new().write(true).open(mem)?;
+            let sums = sums.as_chunks::<{ SUM as usize }>().0;
+            let mut page = 0;
+            for alike in sums.chunk_by(|one, next| (*one == [0; 8]) == (*next == [0; 8])) {
+                let end = page + alike.len() as u64;
+                if alike[0] == [0; 8] {
+                    sparse::punch(&file, page * PAGE..end * PAGE)?;
+                }
+                page = end;
+            }
+            file.sync_data()
+        })();
+        punched.map_err(StoreError::io("make holes in", mem))
     }
 
     /// Compares every page of a memory file with its sum. Returns the pages that are something else.
@@ -174,20 +192,8 @@ fn each_batch(
 /// # Errors
 /// When the file cannot be looked at.
 pub fn data_pages(file: &File) -> io::Result<Vec<Range<u64>>> {
-    let length = file.metadata()?.len();
-    let mut ranges = Vec::new();
-    let mut at = 0;
-    while at < length {
-        let start = match seek(file, SeekFrom::Data(at)) {
-            Ok(start) => start,
-            Err(Errno::NXIO) => break,
-            Err(error) => return Err(error.into()),
-        };
-        let end = seek(file, SeekFrom::Hole(start))?;
-        ranges.push(start / PAGE..end.div_ceil(PAGE));
-        at = end;
-    }
-    Ok(ranges)
+    let data = sparse::data(file)?;
+    Ok(data.into_iter().map(|range| range.start / PAGE..range.end.div_ceil(PAGE)).collect())
 }
 
 #[cfg(test)]
@@ -219,6 +225,18 @@ mod tests {
         }
         assert_eq!(sums.compare(&path).unwrap(), [0, 301, 999]);
         sums.update(&file, 1000 * PAGE, &[0..1, 301..302, 999..1000]).unwrap();
+        assert_eq!(sums.compare(&path).unwrap(), [] as [u64; 0]);
+    }
+
+    #[test]
+    fn pages_of_zeros_become_holes() {
+        let (_dir, path, sums) = memory(10);
+        let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+        for page in 0..10 {
+            file.write_all_at(&[0; 8], page * PAGE).unwrap();
+        }
+        sums.punch_zeros(&path).unwrap();
+        assert_eq!(data_pages(&file).unwrap(), [3..4, 6..7, 9..10]);
         assert_eq!(sums.compare(&path).unwrap(), [] as [u64; 0]);
     }
 

@@ -1,17 +1,16 @@
 //! Compressing what a long sleeper takes on the disk.
 
-use super::{LifecycleError, Operator, Outcome, denied, effective_state, intent, load_pool, lookup::locked};
+use super::{
+    LifecycleError, Operator, Outcome, intent,
+    lookup::{decide, locked},
+    unchanged,
+};
 use crate::{
     infra::failpoint,
     security::audit::Phase,
     vm::{
-        instance::{
-            config::Operation,
-            snapshot::Delta,
-            state::{Event, State},
-        },
+        instance::{config::Operation, snapshot::Delta, state::Event},
         naming::InstancePath,
-        pool::artifacts::Artifacts,
     },
 };
 
@@ -22,16 +21,14 @@ use crate::{
 pub fn archive(operator: &mut Operator, path: &InstancePath) -> Result<Outcome, LifecycleError> {
     let roots = operator.roots.clone();
     let (_lock, mut instance) = locked(operator, path)?;
-    let (_, pool) = load_pool(&roots, &path.pool_path())?;
-    let state = effective_state(&instance, Artifacts::of(&roots, &pool.path()).current()?.is_some());
-    if state != State::Sleeping {
-        return Err(denied(path, state, Event::Archive));
+    if decide(&roots, &instance, Event::Archive)?.is_none() {
+        return Ok(unchanged(instance));
     }
     let Some(mut delta) = Delta::load(&roots, path)? else {
         return Err(LifecycleError::NoSnapshot { path: path.clone() });
     };
     if delta.archive.is_some() {
-        return Ok(Outcome { instance, changed: false });
+        return Ok(unchanged(instance));
     }
     instance.pending = Some(intent(&roots, Operation::Archive));
     instance.save(&roots)?;

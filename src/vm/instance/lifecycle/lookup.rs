@@ -1,16 +1,16 @@
 //! Finding and locking what an operation is about.
 
-use super::{LifecycleError, Operator, settle::settled};
+use super::{LifecycleError, Operator, denied, settle::settled};
 use crate::{
     infra::config::Roots,
     store::{Lock, Sharing, StoreError},
     vm::{
         instance::{
             config::{self, Instance},
-            state::State,
+            state::{self, Event, Next, State},
         },
         naming::{InstanceId, InstancePath, InstanceRef, PoolPath, TenantId},
-        pool::{self, config::Pool},
+        pool::{self, artifacts::Artifacts, config::Pool},
         tenant::{self, config::Tenant},
     },
 };
@@ -187,5 +187,35 @@ pub fn effective_state(instance: &Instance, pool_has_revision: bool) -> State {
     match instance.status {
         State::Created if pool_has_revision => State::Ready,
         state => state,
+    }
+}
+
+/// What a verb may be carried out on.
+pub(super) struct Decided {
+    pub tenant: Tenant,
+    pub pool: Pool,
+    /// The state in which the instance is.
+    pub from: State,
+    /// The state to which the verb leads.
+    pub to: State,
+}
+
+/// May this happen to an instance that is locked and settled? `None` where it is so already.
+///
+/// # Errors
+/// [`LifecycleError::Denied`] where its state does not allow it.
+pub(super) fn decide(
+    roots: &Roots,
+    instance: &Instance,
+    event: Event,
+) -> Result<Option<Decided>, LifecycleError> {
+    let path = instance.path();
+    let (tenant, pool) = load_pool(roots, &path.pool_path())?;
+    let has_revision = Artifacts::of(roots, &pool.path()).current()?.is_some();
+    let from = effective_state(instance, has_revision);
+    match state::next(from, event) {
+        Next::Already => Ok(None),
+        Next::Denied => Err(denied(&path, from, event)),
+        Next::To(to) => Ok(Some(Decided { tenant, pool, from, to })),
     }
 }

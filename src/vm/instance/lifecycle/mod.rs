@@ -148,6 +148,10 @@ fn receipt(operation: &str, clock: std::time::Instant, steps: Vec<(&'static str,
     }
 }
 
+fn unchanged(instance: Instance) -> Outcome {
+    Outcome { instance, changed: false }
+}
+
 fn denied(path: &InstancePath, state: State, event: Event) -> LifecycleError {
     LifecycleError::Denied { path: path.clone(), denial: Denial { state, event } }
 }

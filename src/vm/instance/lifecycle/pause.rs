@@ -1,8 +1,9 @@
 //! Warm and back: the vCPUs of an instance pause and go on, and its memory stays where it is.
 
 use super::{
-    LifecycleError, Operator, Outcome, denied, effective_state, intent, load_pool, load_tenant,
-    lookup::locked,
+    LifecycleError, Operator, Outcome, intent,
+    lookup::{Decided, decide, locked},
+    unchanged,
 };
 use crate::{
     infra::failpoint,
@@ -11,11 +12,11 @@ use crate::{
         instance::{
             config::{Instance, Operation},
             launch,
-            state::{self, Event, Next, State},
+            state::{Event, State},
         },
         naming::InstancePath,
-        pool::artifacts::Artifacts,
         room,
+        tenant::quota::Use,
     },
     vmm::{client::Client, quirks, wire::Call},
 };
@@ -44,50 +45,70 @@ fn switch(
 ) -> Result<Outcome, LifecycleError> {
     let roots = operator.roots.clone();
     let (_lock, mut instance) = locked(operator, path)?;
-    let (_, pool) = load_pool(&roots, &path.pool_path())?;
-    let has_revision = Artifacts::of(&roots, &pool.path()).current()?.is_some();
-    let state = effective_state(&instance, has_revision);
-    let to = match state::next(state, event) {
-        Next::Already => return Ok(Outcome { instance, changed: false }),
-        Next::Denied => return Err(denied(path, state, event)),
-        Next::To(to) => to,
+    let Some(Decided { tenant, from, to, .. }) = decide(&roots, &instance, event)? else {
+        return Ok(unchanged(instance));
     };
-    let before = room::of_slot(&roots, instance.slot(&roots)?)?;
-    reserve(operator, &instance, to)?;
+    let slot = instance.slot(&roots)?;
+    let takes = launch::takes_of(&roots, &instance)?;
+    let before = room::of_slot(&roots, slot)?;
     instance.pending = Some(intent(&roots, operation));
     instance.save(&roots)?;
     failpoint::hit(operation.name(), "intent")?;
     operator.audit(&instance, operation.name(), Phase::Intent, |entry| {
-        entry.from = Some(state.to_string());
+        entry.from = Some(from.to_string());
     })?;
     failpoint::hit(operation.name(), "announced")?;
-    match set(operator, &instance, to) {
-        Ok(()) => finish(operator, &mut instance, to, Phase::Done)?,
+    let done = room::reserve(&roots, &tenant, slot, takes_in(to, takes))
+        .map_err(LifecycleError::from)
+        .and_then(|()| {
+            failpoint::hit(operation.name(), "reserved")?;
+            set(operator, &instance, to)
+        });
+    match done {
+        Ok(()) => {
+            finish(operator, &mut instance, to, Phase::Done)?;
+            Ok(Outcome { instance, changed: true })
+        }
         Err(error) => {
-            // It is in the state in which it was: the VMM refused.
-            if let Some(before) = before {
-                room::shrink(&roots, instance.slot(&roots)?, before)?;
+            if is_as_before(&error) {
+                if let Some(before) = before {
+                    room::note(&roots, slot, before)?;
+                }
+                instance.pending = None;
+                instance.save(&roots)?;
             }
-            instance.pending = None;
-            instance.save(&roots)?;
             let detail = error.to_string();
+            // The error that is being reported matters more than one of the log.
             let _ = operator.audit(&instance, operation.name(), Phase::Failed, |entry| {
                 entry.detail = Some(detail);
             });
-            return Err(error);
+            Err(error)
         }
     }
-    Ok(Outcome { instance, changed: true })
 }
 
-/// What it takes in this state, if the tenant's quota allows it.
-fn reserve(operator: &Operator, instance: &Instance, to: State) -> Result<(), LifecycleError> {
+/// Is the VMM in the state in which it was? Where that is not known, the intent stays, and the next operation asks it.
+fn is_as_before(error: &LifecycleError) -> bool {
+    match error {
+        LifecycleError::Room(_) => true,
+        LifecycleError::Vmm(error) => error.changed_nothing(),
+        _ => false,
+    }
+}
+
+/// What an instance takes in this state that takes this when it runs.
+fn takes_in(state: State, takes: Use) -> Use {
+    if state == State::Warm { takes.paused() } else { takes.resumed() }
+}
+
+/// A warm or resume that was cut off: the instance is in the state in which its VMM is.
+pub(super) fn settle(operator: &Operator, instance: &mut Instance) -> Result<(), LifecycleError> {
     let roots = &operator.roots;
-    let slot = instance.slot(roots)?;
-    let tenant = load_tenant(roots, &instance.tenant_id)?;
+    let info = Client::connect_now(&roots.vmm_dir(&instance.net.tap_dev))?.info()?;
+    let state = if info.is_paused() { State::Warm } else { State::Running };
     let takes = launch::takes_of(roots, instance)?;
-    let takes = if to == State::Warm { takes.paused() } else { takes.resumed() };
-    Ok(room::reserve(roots, &tenant, slot, takes)?)
+    room::note(roots, instance.slot(roots)?, takes_in(state, takes))?;
+    finish(operator, instance, state, Phase::Recovered)
 }
 
 /// Tells the VMM to be in this state; it is well when it is.

@@ -9,6 +9,7 @@ use super::{
     wake,
 };
 use crate::{
+    infra::config::Roots,
     security::audit::Phase,
     vm::{
         instance::{
@@ -39,7 +40,7 @@ pub(super) fn settled(
 /// # Errors
 /// When it cannot be settled; the intent stays.
 pub fn settle(operator: &mut Operator, instance: Instance) -> Result<Option<Instance>, LifecycleError> {
-    if !needs_settling(&instance, &process::boot_id()) {
+    if !needs_settling(&operator.roots, &instance, &process::boot_id()) {
         return Ok(Some(instance));
     }
     let path = instance.path();
@@ -59,9 +60,12 @@ pub fn settle(operator: &mut Operator, instance: Instance) -> Result<Option<Inst
     }
 }
 
-/// Was an operation cut off, or has a VMM ended that should be there?
-pub fn needs_settling(instance: &Instance, boot_id: &str) -> bool {
-    instance.pending.is_some() || (instance.status.has_vmm() && !instance.vmm_is_alive(boot_id))
+/// Was an operation cut off, or has a VMM ended that should be there? A power cut may have taken a wake's intent with its VMM;
+/// then the snapshot that it used up tells.
+pub fn needs_settling(roots: &Roots, instance: &Instance, boot_id: &str) -> bool {
+    instance.pending.is_some()
+        || (instance.status.has_vmm() && !instance.vmm_is_alive(boot_id))
+        || (instance.status == State::Sleeping && snapshot::is_used_up(roots, &instance.path()))
 }
 
 fn settle_locked(
@@ -69,7 +73,7 @@ fn settle_locked(
     mut instance: Instance,
 ) -> Result<Option<Instance>, LifecycleError> {
     let boot_id = process::boot_id();
-    if !needs_settling(&instance, &boot_id) {
+    if !needs_settling(&operator.roots, &instance, &boot_id) {
         return Ok(Some(instance));
     }
     operator.net()?;
@@ -88,14 +92,7 @@ fn settle_locked(
             discard(operator, &instance, volumes, ("destroy", Phase::Recovered), why)?;
             return Ok(None);
         }
-        Some(Operation::Warm) if vmm.is_some() => {
-            pause::set(operator, &instance, State::Warm)?;
-            pause::finish(operator, &mut instance, State::Warm, Phase::Recovered)?;
-        }
-        Some(Operation::Resume) if vmm.is_some() => {
-            pause::set(operator, &instance, State::Running)?;
-            pause::finish(operator, &mut instance, State::Running, Phase::Recovered)?;
-        }
+        Some(Operation::Warm | Operation::Resume) if vmm.is_some() => pause::settle(operator, &mut instance)?,
         // An instance with a VMM has no snapshot before its next sleep commits: where there is one, that was under way,
         // also where a power cut took the intent.
         None | Some(Operation::Sleep) if Delta::load(&roots, &instance.path())?.is_some() => {
@@ -141,6 +138,11 @@ fn settle_locked(
             let why = "a stop was cut off and finished".into();
             finish_stop(operator, &mut instance, ("stop", Phase::Recovered), why)?;
         }
+        None if instance.status == State::Sleeping => {
+            launch::teardown(operator, slot, None, Keep::Nothing)?;
+            let why = "its host went down while it woke, and its snapshot is used up";
+            finish_stop(operator, &mut instance, ("wake", Phase::Observed), why.into())?;
+        }
         None | Some(Operation::Warm | Operation::Resume | Operation::Sleep) => {
             let rebooted = instance.vmm.as_ref().is_some_and(|vmm| vmm.boot_id != boot_id);
             let why = if rebooted { "the host rebooted" } else { "the VMM ended by itself" };
@@ -167,9 +169,7 @@ fn settle_wake(operator: &mut Operator, instance: &mut Instance) -> Result<(), L
         instance.pending = None;
         return Ok(instance.save(&roots)?);
     }
-    let directory = roots.vmm_dir(&slot.tap());
-    let directory = std::fs::canonicalize(&directory).unwrap_or(directory);
-    let found = process::find_in(&directory).into_iter().next();
+    let found = launch::vmms_in(&roots, slot)?.into_iter().next();
     if let (Some(vmm), Some(delta)) = (found, snapshot::consumed(&roots, &path)?) {
         let origin = &delta.origin;
         let parent = Parent::File(delta.image.mem.file.clone());

@@ -11,13 +11,14 @@ use std::{
     ops::Range,
     os::unix::fs::MetadataExt,
     path::Path,
+    thread,
     time::{Duration, Instant},
 };
 
 use super::{
-    LifecycleError, Operator, Outcome, denied, effective_state, intent, load_pool,
-    lookup::{is_wake_wanted, locked},
-    receipt,
+    LifecycleError, Operator, Outcome, denied, intent,
+    lookup::{Decided, decide, is_wake_wanted, locked},
+    receipt, unchanged,
 };
 use crate::{
     infra::{config::Roots, failpoint},
@@ -29,14 +30,13 @@ use crate::{
             launch::{self, Keep},
             runner::{self, Failed, Step},
             snapshot::{self, Delta},
-            state::{self, Event, Next, State},
+            state::{Event, State},
         },
         naming::{InstancePath, RevisionHash},
-        pool::artifacts::Artifacts,
         snapshot::{Image, Origin, PAGE, Sums, data_pages, written_pages},
     },
     vmm::{
-        client::{Client, VmmError},
+        client::{CALL_LIMIT, Client, VmmError},
         process::Vmm,
         quirks,
         wire::{Call, SnapshotCreate, SnapshotType},
@@ -45,7 +45,6 @@ use crate::{
 
 /// How long a VMM may take to write memory, at this many MiB a second at least, besides what any call may take.
 const SLOWEST_MIB_PER_SECOND: u64 = 20;
-const CALL_LIMIT: Duration = Duration::from_secs(30);
 
 /// A sleep on its way to its commit.
 struct Sleeper<'a> {
@@ -80,14 +79,9 @@ fn steps<'a>() -> [Step<Sleeper<'a>, LifecycleError>; 4] {
 pub fn sleep(operator: &mut Operator, path: &InstancePath) -> Result<Outcome, LifecycleError> {
     let roots = operator.roots.clone();
     let (_lock, mut instance) = locked(operator, path)?;
-    let (_, pool) = load_pool(&roots, &path.pool_path())?;
-    let has_revision = Artifacts::of(&roots, &pool.path()).current()?.is_some();
-    let state = effective_state(&instance, has_revision);
-    match state::next(state, Event::Sleep) {
-        Next::Already => return Ok(Outcome { instance, changed: false }),
-        Next::Denied => return Err(denied(path, state, Event::Sleep)),
-        Next::To(_) => {}
-    }
+    let Some(Decided { from: state, .. }) = decide(&roots, &instance, Event::Sleep)? else {
+        return Ok(unchanged(instance));
+    };
     let vmm = instance.find_vmm();
     let (Some(record), Some(revision)) = (instance.vmm.clone(), instance.revision.clone()) else {
         return Err(denied(path, state, Event::Sleep));
@@ -95,7 +89,7 @@ pub fn sleep(operator: &mut Operator, path: &InstancePath) -> Result<Outcome, Li
     operator.net()?;
     let clock = Instant::now();
     instance.pending = Some(intent(&roots, Operation::Sleep));
-    instance.save_intent(&roots)?;
+    instance.save_unsynced(&roots)?;
     failpoint::hit("sleep", "intent")?;
     operator.audit(&instance, "sleep", Phase::Intent, |entry| {
         entry.from = Some(state.to_string());
@@ -306,18 +300,31 @@ fn forgets_nothing(error: &VmmError) -> bool {
 }
 
 /// Sums for the pages that may have changed in the memory file, read from there: only now, since a VMM writes to its guest's
-/// memory also while it makes a snapshot.
+/// memory also while it makes a snapshot. Meanwhile what the guest wrote to its disks gets there.
 fn sums(sleeper: &mut Sleeper) -> Result<(), LifecycleError> {
     let folder = snapshot::folder(sleeper.roots(), &sleeper.instance.path());
     let mem = folder.join(&sleeper.mem);
     let file = File::open(&mem).map_err(StoreError::io("open", &mem))?;
-    sleeper.pages = match sleeper.written(&mem) {
+    let pages = match sleeper.written(&mem) {
         Some(pages) => pages,
         // A new file, or one that the VMM does not map: all there is.
         None => data_pages(&file).map_err(StoreError::io("look at", &mem))?,
     };
     let length = sleeper.instance.resources.mem_mib << 20;
-    Ok(Sums::in_file(&folder.join(sleeper.sums())).update(&file, length, &sleeper.pages)?)
+    let sums = Sums::in_file(&folder.join(sleeper.sums()));
+    let (summed, synced) = thread::scope(|scope| {
+        let syncing =
+            scope.spawn(|| snapshot::sync_beside(sleeper.roots(), sleeper.instance, &sleeper.revision));
+        (sums.update(&file, length, &pages), syncing.join())
+    });
+    summed?;
+    synced.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+    if sleeper.kind == SnapshotType::Full {
+        // It has its zeros written out.
+        sums.punch_zeros(&mem)?;
+    }
+    sleeper.pages = pages;
+    Ok(())
 }
 
 fn commit(sleeper: &mut Sleeper) -> Result<(), LifecycleError> {

@@ -63,19 +63,7 @@ pub fn start(operator: &mut Operator, path: &InstancePath) -> Result<Outcome, Li
     instance.resources.data_disk_mib = before.resources.data_disk_mib.max(grown);
     let manifest = artifacts.manifest(&revision)?;
     artifacts.check(&manifest)?;
-    let mut launch = Launch {
-        slot: instance.slot(&roots)?,
-        manifest,
-        operator,
-        tenant,
-        pool,
-        instance: instance.clone(),
-        program,
-        vmm: None,
-        client: None,
-        delta: None,
-        force: false,
-    };
+    let mut launch = Launch::new(operator, (tenant, pool), instance.clone(), manifest, program)?;
     // Where not even the intent can be written, nothing was begun.
     instance.save(&roots)?;
     let begun = begin(&launch, &instance, state);

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use super::{
-    LifecycleError, Operator, Outcome, denied, effective_state, intent, load_pool,
-    lookup::{locked, locked_as_it_is},
-    pause,
+    LifecycleError, Operator, Outcome, intent,
+    lookup::{Decided, decide, locked, locked_as_it_is},
+    pause, unchanged,
 };
 use crate::{
     infra::failpoint,
@@ -15,10 +15,10 @@ use crate::{
             config::{Exit, Instance, Operation},
             launch::{self, Keep},
             snapshot::{self, Delta},
-            state::{self, Event, Next, State},
+            state::{Event, State},
         },
         naming::InstancePath,
-        pool::artifacts::Artifacts,
+        room,
     },
     vmm::{client::Client, process::Vmm, wire::Call},
 };
@@ -31,14 +31,9 @@ pub fn stop(operator: &mut Operator, path: &InstancePath, force: bool) -> Result
     let roots = operator.roots.clone();
     let (_lock, mut instance) =
         if force { locked_as_it_is(operator, path)? } else { locked(operator, path)? };
-    let (_, pool) = load_pool(&roots, &path.pool_path())?;
-    let has_revision = Artifacts::of(&roots, &pool.path()).current()?.is_some();
-    let state = effective_state(&instance, has_revision);
-    match state::next(state, Event::Stop) {
-        Next::Already => return Ok(Outcome { instance, changed: false }),
-        Next::Denied => return Err(denied(path, state, Event::Stop)),
-        Next::To(_) => {}
-    }
+    let Some(Decided { pool, from: state, .. }) = decide(&roots, &instance, Event::Stop)? else {
+        return Ok(unchanged(instance));
+    };
     operator.net()?;
     let slot = instance.slot(&roots)?;
     instance.pending = Some(intent(&roots, Operation::Stop));
@@ -71,8 +66,7 @@ fn sleep_on(
     error: &LifecycleError,
 ) -> Result<(), LifecycleError> {
     let roots = operator.roots.clone();
-    let takes = launch::takes_of(&roots, &instance)?;
-    launch::fall_asleep(operator, instance.slot(&roots)?, takes)?;
+    room::note(&roots, instance.slot(&roots)?, launch::takes_of(&roots, &instance)?.asleep())?;
     instance.pending = None;
     instance.status = State::Sleeping;
     instance.save(&roots)?;

@@ -1,7 +1,7 @@
 //! Waking an instance from its snapshot.
 //!
 //! ```text
-//! reserve → check → unpack → directory → spawn → announce → tap → load → consume   | resume → join → record
+//! reserve → check → directory → spawn → announce → unpack → tap → load → consume   | resume → join → record
 //! ```
 //! Up to the end of `consume` all of it is taken back where it fails, and the instance sleeps on; after it all of it is
 //! finished, by whoever comes next.
@@ -9,8 +9,11 @@
 use std::time::Instant;
 
 use super::{
-    LifecycleError, Operator, Outcome, denied, effective_state, intent, load_pool, lookup::locked_to_wake,
-    receipt, stop::finish_stop,
+    LifecycleError, Operator, Outcome, intent,
+    lookup::{Decided, decide, locked_to_wake},
+    receipt,
+    settle::settled,
+    unchanged,
 };
 use crate::{
     infra::failpoint,
@@ -19,10 +22,10 @@ use crate::{
         instance::{
             config::{Instance, Operation},
             fc_config,
-            launch::{self, Keep, Launch, LaunchStep},
+            launch::{self, Launch, LaunchStep},
             runner::{self, Failed, Step},
             snapshot::{self, Delta},
-            state::{self, Event, Next, State},
+            state::{Event, State},
         },
         naming::InstancePath,
         pool::{artifacts::Artifacts, config::VmmKind},
@@ -37,44 +40,29 @@ use crate::{
 /// Wakes an instance: its guest goes on where it was. `force` takes disks that were touched meanwhile.
 ///
 /// # Errors
-/// Where it fails before its snapshot is used up, the instance sleeps on; after that it is stopped, and says why.
+/// Where it fails before its snapshot is used up, the instance sleeps on. After that it runs, or it is stopped and says why.
 pub fn wake(operator: &mut Operator, path: &InstancePath, force: bool) -> Result<Outcome, LifecycleError> {
     let roots = operator.roots.clone();
     let (_lock, before) = locked_to_wake(operator, path)?;
-    let (tenant, pool) = load_pool(&roots, &path.pool_path())?;
-    let artifacts = Artifacts::of(&roots, &pool.path());
-    let state = effective_state(&before, artifacts.current()?.is_some());
-    match state::next(state, Event::Wake) {
-        Next::Already => return Ok(Outcome { instance: before, changed: false }),
-        Next::Denied => return Err(denied(path, state, Event::Wake)),
-        Next::To(_) => {}
-    }
+    let Some(Decided { tenant, pool, .. }) = decide(&roots, &before, Event::Wake)? else {
+        return Ok(unchanged(before));
+    };
     if NodeConfig::load(&roots)?.production && pool.vmm == VmmKind::Sim {
         return Err(LifecycleError::Production { why: "it does not run the simulated VMM" });
     }
     let Some(delta) = Delta::load(&roots, path)? else {
-        return Err(nothing_to_wake(operator, before)?);
+        return Err(LifecycleError::NoSnapshot { path: path.clone() });
     };
     let program = launch::program(operator, delta.origin.vmm, Some(&delta.origin.vmm_version))?;
     operator.net()?;
     let mut instance = before.clone();
     instance.pending = Some(intent(&roots, Operation::Wake));
-    let mut launch = Launch {
-        slot: instance.slot(&roots)?,
-        manifest: artifacts.manifest(&delta.revision)?,
-        operator,
-        tenant,
-        pool,
-        instance: instance.clone(),
-        program,
-        vmm: None,
-        client: None,
-        delta: Some(delta),
-        force,
-    };
+    let manifest = Artifacts::of(&roots, &pool.path()).manifest(&delta.revision)?;
+    let mut launch = Launch::new(operator, (tenant, pool), instance.clone(), manifest, program)?;
+    (launch.delta, launch.force) = (Some(delta), force);
     let clock = Instant::now();
     // Where not even the intent can be written, nothing was begun.
-    instance.save_intent(&roots)?;
+    instance.save_unsynced(&roots)?;
     let failed = |step| move |error: LifecycleError| Failed { step, error: error.into(), left: None };
     let loaded = failpoint::hit("wake", "intent")
         .map_err(|error| failed("intent")(error.into()))
@@ -83,16 +71,17 @@ pub fn wake(operator: &mut Operator, path: &InstancePath, force: bool) -> Result
         Ok(times) => times,
         Err(failed) => return Err(give_up(operator, before, instance, failed)),
     };
-    // From here on there is no way back, and none is needed: what is cut off or fails is finished by the next operation.
+    // From here on there is no way back: what fails is settled as it is where it was cut off.
     instance.vmm = launch::record(&launch);
-    runner::run("wake", &awake_steps(), &mut launch)
-        .and_then(|more| {
-            times.extend(more);
-            instance.last_receipt = Some(receipt("wake", clock, times));
-            finish(launch.operator, &mut instance, Phase::Done).map_err(failed("record"))
-        })
-        .map_err(|failed| LifecycleError::step("wake", failed, Ok(())))?;
-    Ok(Outcome { instance, changed: true })
+    let awake = runner::run("wake", &awake_steps(), &mut launch).and_then(|more| {
+        times.extend(more);
+        instance.last_receipt = Some(receipt("wake", clock, times));
+        finish(launch.operator, &mut instance, Phase::Done).map_err(failed("record"))
+    });
+    match awake {
+        Ok(()) => Ok(Outcome { instance, changed: true }),
+        Err(failed) => Err(LifecycleError::step("wake", failed, settled(operator, path).map(drop))),
+    }
 }
 
 /// The steps of a wake up to its commit. The VMM, which knows nothing yet, comes up while the wake is announced and the TAP
@@ -102,10 +91,11 @@ fn steps<'a>() -> [LaunchStep<'a>; 9] {
         Step {
             name: "reserve",
             run: launch::reserve,
-            undo: Some(|launch| launch::fall_asleep(launch.operator, launch.slot, launch.takes())),
+            undo: Some(|launch| {
+                Ok(room::note(&launch.operator.roots, launch.slot, launch.takes().asleep())?)
+            }),
         },
         Step { name: "check", run: check, undo: None },
-        Step { name: "unpack", run: unpack, undo: None },
         Step {
             name: "directory",
             run: launch::directory,
@@ -117,6 +107,7 @@ fn steps<'a>() -> [LaunchStep<'a>; 9] {
             undo: Some(|launch| launch::kill(&launch.operator.roots, launch.slot, launch.vmm.as_ref())),
         },
         Step { name: "announce", run: announce, undo: None },
+        Step { name: "unpack", run: unpack, undo: None },
         Step {
             name: "tap",
             run: launch::tap,
@@ -143,7 +134,7 @@ fn awake_steps<'a>() -> [LaunchStep<'a>; 2] {
     [Step { name: "resume", run: resume, undo: None }, Step { name: "join", run: launch::join, undo: None }]
 }
 
-/// Announces the wake, before anything of it is seen outside.
+/// Announces the wake, before anything of it changes what lasts or is seen outside.
 fn announce(launch: &mut Launch) -> Result<(), LifecycleError> {
     Ok(launch.operator.audit(&launch.instance, "wake", Phase::Intent, |entry| {
         entry.from = Some(State::Sleeping.to_string());
@@ -222,21 +213,6 @@ pub(super) fn finish(
     instance.entered_running_at = Some(operator.roots.now());
     instance.save(&operator.roots)?;
     Ok(failpoint::hit("wake", "recorded")?)
-}
-
-/// A sleeper without a snapshot. Where a wake used it up, a power cut took that wake's intent with it, and the guest.
-fn nothing_to_wake(
-    operator: &mut Operator,
-    mut instance: Instance,
-) -> Result<LifecycleError, LifecycleError> {
-    let (roots, path) = (operator.roots.clone(), instance.path());
-    if snapshot::consumed(&roots, &path)?.is_none() {
-        return Ok(LifecycleError::NoSnapshot { path });
-    }
-    launch::teardown(operator, instance.slot(&roots)?, None, Keep::Nothing)?;
-    let why = "its host went down while it woke, and its snapshot is used up".to_owned();
-    finish_stop(operator, &mut instance, ("wake", Phase::Observed), why)?;
-    Ok(denied(&path, State::Stopped, Event::Wake))
 }
 
 /// The wake did not come to its commit: the instance sleeps on. What could not be undone needs its intent: the next

@@ -1,8 +1,9 @@
 //! The only spawner of processes: argument vectors, a cleared environment, a time limit, stderr kept.
 
+mod detached;
+
 use std::{
     ffi::OsStr,
-    fs::File,
     io::{Read, Write},
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
@@ -15,6 +16,8 @@ use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     process::{Pid, PidfdFlags, Signal, getppid, pidfd_open, set_parent_process_death_signal},
 };
+
+pub use self::detached::{Streams, spawn_detached};
 
 /// Why a program did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -195,111 +198,6 @@ pub fn ended_within(pidfd: &impl std::os::fd::AsFd, limit: Duration) -> bool {
             Err(rustix::io::Errno::INTR) => {}
             Err(_) => return false,
         }
-    }
-}
-
-/// What a detached program reads and writes.
-#[derive(Debug)]
-pub struct Streams {
-    /// Its stdin.
-    pub input: File,
-    /// Its stdout.
-    pub output: File,
-    /// Its stderr.
-    pub errors: File,
-}
-
-/// Starts a program that shall outlive this process: its own session, its own working directory, its own streams. Returns
-/// its pid; it is a child of this process, and reaped by whoever waits for it.
-///
-/// # Errors
-/// When it cannot be started.
-#[cfg(target_os = "linux")]
-pub fn spawn_detached<S: AsRef<OsStr>>(
-    program: &Path,
-    arguments: impl IntoIterator<Item = S>,
-    directory: &Path,
-    streams: Streams,
-) -> Result<i32, ShellError> {
-    let error = |source| ShellError::Spawn { program: program.to_path_buf(), source };
-    let _alone = STARTING.write().unwrap_or_else(PoisonError::into_inner);
-    spawn::spawn(program, arguments, directory, &streams).map_err(error)
-}
-
-/// `posix_spawn`, which unlike fork copies nothing of this process, however large it is; the standard library uses it too, but
-/// not for a program with a session of its own.
-#[cfg(target_os = "linux")]
-mod spawn {
-    use std::{
-        ffi::{CString, OsStr, c_char, c_int, c_short},
-        io,
-        mem::MaybeUninit,
-        os::{fd::AsRawFd, unix::ffi::OsStrExt},
-        path::Path,
-        ptr,
-    };
-
-    use super::{PATH, Streams};
-
-    fn done(code: c_int) -> io::Result<()> {
-        if code == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(code)) }
-    }
-
-    pub(super) fn spawn<S: AsRef<OsStr>>(
-        program: &Path,
-        arguments: impl IntoIterator<Item = S>,
-        directory: &Path,
-        streams: &Streams,
-    ) -> io::Result<i32> {
-        let text = |text: &OsStr| CString::new(text.as_bytes()).map_err(io::Error::from);
-        let program = text(program.as_os_str())?;
-        let directory = text(directory.as_os_str())?;
-        let arguments =
-            arguments.into_iter().map(|argument| text(argument.as_ref())).collect::<io::Result<Vec<_>>>()?;
-        let environment = [text(OsStr::new(&format!("PATH={PATH}")))?, text(OsStr::new("TZ=UTC"))?];
-        let pointers = |texts: &mut dyn Iterator<Item = &CString>| -> Vec<*mut c_char> {
-            texts.map(|text| text.as_ptr().cast_mut()).chain([ptr::null_mut()]).collect()
-        };
-        let argv = pointers(&mut [&program].into_iter().chain(&arguments));
-        let envp = pointers(&mut environment.iter());
-        let flags = libc::POSIX_SPAWN_SETSID as c_int
-            | libc::POSIX_SPAWN_SETSIGMASK as c_int
-            | libc::POSIX_SPAWN_SETSIGDEF as c_int;
-        let (mut actions, mut attributes) = (MaybeUninit::uninit(), MaybeUninit::uninit());
-        let (mut none, mut pipe) = (MaybeUninit::uninit(), MaybeUninit::uninit());
-        let mut pid = 0;
-        // SAFETY: each object is initialised by its own function before it is used and destroyed afterwards; all texts and
-        // vectors outlive the call, the vectors end with a null pointer.
-        unsafe {
-            libc::sigemptyset(none.as_mut_ptr());
-            libc::sigemptyset(pipe.as_mut_ptr());
-            libc::sigaddset(pipe.as_mut_ptr(), libc::SIGPIPE);
-            done(libc::posix_spawn_file_actions_init(actions.as_mut_ptr()))?;
-            done(libc::posix_spawnattr_init(attributes.as_mut_ptr()))?;
-            let spawned = (|| {
-                done(libc::posix_spawnattr_setflags(attributes.as_mut_ptr(), flags as c_short))?;
-                done(libc::posix_spawnattr_setsigmask(attributes.as_mut_ptr(), none.as_ptr()))?;
-                // Rust's programs ignore it, and what they start would too.
-                done(libc::posix_spawnattr_setsigdefault(attributes.as_mut_ptr(), pipe.as_ptr()))?;
-                for (number, stream) in (0..).zip([&streams.input, &streams.output, &streams.errors]) {
-                    let fd = stream.as_raw_fd();
-                    done(libc::posix_spawn_file_actions_adddup2(actions.as_mut_ptr(), fd, number))?;
-                }
-                done(libc::posix_spawn_file_actions_addchdir_np(actions.as_mut_ptr(), directory.as_ptr()))?;
-                done(libc::posix_spawn(
-                    &mut pid,
-                    program.as_ptr(),
-                    actions.as_ptr(),
-                    attributes.as_ptr(),
-                    argv.as_ptr(),
-                    envp.as_ptr(),
-                ))
-            })();
-            libc::posix_spawn_file_actions_destroy(actions.as_mut_ptr());
-            libc::posix_spawnattr_destroy(attributes.as_mut_ptr());
-            spawned?;
-        }
-        Ok(pid)
     }
 }
 

@@ -8,10 +8,10 @@
 //! loaded from it: it maps the file privately and writes only pages of which it has copies of its own; all others it
 //! leaves as they are. A sleep that fails or is killed half-way takes nothing with it: the file was consumed by the wake.
 
+mod archive;
+
 use std::{
     fs,
-    io::{self, BufReader, BufWriter, Read},
-    os::unix::fs::{FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
@@ -28,7 +28,7 @@ use crate::{
     store::{self, Schema, StoreError},
     vm::{
         naming::{InstancePath, RevisionHash},
-        snapshot::{Change, Image, Origin, PAGE, SnapshotError, Stamp, is_zeros, taken_bytes},
+        snapshot::{Change, Image, Origin, SnapshotError, Stamp, taken_bytes},
     },
 };
 
@@ -74,9 +74,27 @@ pub fn folder(roots: &Roots, path: &InstancePath) -> PathBuf {
 /// When one cannot be looked at.
 pub fn disks(roots: &Roots, instance: &Instance, revision: &RevisionHash) -> Result<Vec<Stamp>, StoreError> {
     let volumes = volumes(roots, &instance.path());
+    disk_names(instance, revision).map(|name| Stamp::of(&volumes, &name)).collect()
+}
+
+/// Brings to the disk what a snapshot relies on and no VMM syncs: what the guest wrote to its disks, and the names of the
+/// folders above the snapshot's own.
+///
+/// # Errors
+/// When one cannot be synced.
+pub fn sync_beside(roots: &Roots, instance: &Instance, revision: &RevisionHash) -> Result<(), StoreError> {
+    let path = instance.path();
+    let volumes = volumes(roots, &path);
+    for name in disk_names(instance, revision) {
+        let disk = volumes.join(name);
+        fs::File::open(&disk).and_then(|disk| disk.sync_data()).map_err(StoreError::io("sync", &disk))?;
+    }
+    folder(roots, &path).ancestors().skip(1).take(2).try_for_each(store::sync_folder)
+}
+
+fn disk_names(instance: &Instance, revision: &RevisionHash) -> impl Iterator<Item = String> {
     let data = (instance.resources.data_disk_mib > 0).then(|| files::DATA.to_owned());
-    let names = [Some(root_disk(revision.short())), data];
-    names.into_iter().flatten().map(|name| Stamp::of(&volumes, &name)).collect()
+    [Some(root_disk(revision.short())), data].into_iter().flatten()
 }
 
 fn volumes(roots: &Roots, path: &InstancePath) -> PathBuf {
@@ -166,7 +184,7 @@ impl Delta {
         }
         match &self.archive {
             // Its pages are compared as they are unpacked.
-            Some(archive) => is_whole(&folder, archive),
+            Some(archive) => archive.check_length(&folder).map(drop),
             None => self.image.check(&folder),
         }
     }
@@ -187,76 +205,8 @@ impl Delta {
         self.check_owner(&folder, path)?;
         match &self.archive {
             None => self.image.scrub(&folder),
-            Some(archive) => {
-                is_whole(&folder, archive)?;
-                let unpacked = store::unfinished(&folder.join(&self.image.mem.file));
-                let result = unpack(&folder.join(&archive.file), &unpacked, self.image.mem.size_bytes)
-                    .and_then(|()| self.image_at(&folder, &unpacked)?.scrub(&folder));
-                store::remove_file(&unpacked)?;
-                result
-            }
+            Some(archive) => self.scrub_archive(&folder, archive),
         }
-    }
-
-    /// The image with its memory in another file.
-    fn image_at(&self, folder: &Path, mem: &Path) -> Result<Image, SnapshotError> {
-        let name = mem.file_name().unwrap_or_default().to_string_lossy();
-        Ok(Image { mem: Stamp::of(folder, &name)?, ..self.image.clone() })
-    }
-
-    /// Compresses the memory of an instance that sleeps for long.
-    ///
-    /// # Errors
-    /// Where it fails, it is as before.
-    pub fn pack(&mut self, roots: &Roots) -> Result<(), SnapshotError> {
-        let folder = folder(roots, &self.instance);
-        let mem = folder.join(&self.image.mem.file);
-        // What is damaged must not get a sum under which it would be believed.
-        self.image.check(&folder)?;
-        let name = format!("{}.zst", self.image.mem.file);
-        let new = store::unfinished(&folder.join(&name));
-        let packed = (|| {
-            let mut input = BufReader::with_capacity(1 << 20, fs::File::open(&mem)?);
-            let output =
-                fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-            let mut encoder = zstd::Encoder::new(BufWriter::with_capacity(1 << 20, output), 0)?;
-            encoder.include_checksum(true)?;
-            io::copy(&mut input, &mut encoder)?;
-            failpoint::hit("archive", "written")?;
-            encoder.finish()?.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
-            fs::rename(&new, folder.join(&name))
-        })();
-        if let Err(source) = packed {
-            let _ = fs::remove_file(&new);
-            return Err(StoreError::io("compress into", &new)(source).into());
-        }
-        self.archive = Some(Stamp::of(&folder, &name)?);
-        self.commit(roots)?;
-        failpoint::hit("archive", "committed").map_err(StoreError::io("archive", &mem))?;
-        Ok(self.sweep(roots)?)
-    }
-
-    /// Brings an archived memory back, and compares every page of it.
-    ///
-    /// # Errors
-    /// Where it fails, it is archived as before.
-    pub fn unpack(&mut self, roots: &Roots) -> Result<(), SnapshotError> {
-        let Some(archive) = self.archive.clone() else { return Ok(()) };
-        let folder = folder(roots, &self.instance);
-        let mem = folder.join(&self.image.mem.file);
-        let new = store::unfinished(&mem);
-        let unpacked = unpack(&folder.join(&archive.file), &new, self.image.mem.size_bytes)
-            .and_then(|()| self.image_at(&folder, &new)?.scrub(&folder))
-            .and_then(|()| Ok(fs::rename(&new, &mem).map_err(StoreError::io("rename", &new))?));
-        if let Err(error) = unpacked {
-            let _ = fs::remove_file(&new);
-            return Err(error);
-        }
-        self.image.mem = Stamp::of(&folder, &self.image.mem.file)?;
-        self.archive = None;
-        self.commit(roots)?;
-        failpoint::hit("unpack", "committed").map_err(StoreError::io("unpack", &mem))?;
-        Ok(self.sweep(roots)?)
     }
 
     /// What it takes on the disk, in bytes.
@@ -285,50 +235,10 @@ impl Delta {
     }
 }
 
-/// Has a file the length that it had?
-fn is_whole(folder: &Path, stamp: &Stamp) -> Result<(), SnapshotError> {
-    match stamp.change(folder)? {
-        Some(change @ (Change::Gone | Change::Size { .. })) => {
-            Err(SnapshotError::Damaged { path: folder.join(&stamp.file), why: format!("it {change}") })
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Unpacks a memory file, leaving holes where there are zeros.
-fn unpack(archive: &Path, to: &Path, size_bytes: u64) -> Result<(), SnapshotError> {
-    let damaged = |error: io::Error| SnapshotError::Damaged {
-        path: archive.to_path_buf(),
-        why: format!("it cannot be unpacked: {error}"),
-    };
-    let input = fs::File::open(archive).map_err(StoreError::io("open", archive))?;
-    let mut decoder = zstd::Decoder::new(input).map_err(damaged)?;
-    let output = fs::File::options()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(to)
-        .map_err(StoreError::io("create", to))?;
-    let mut buffer = vec![0; 1 << 20];
-    let mut at = 0;
-    while at < size_bytes {
-        let length = (size_bytes - at).min(buffer.len() as u64) as usize;
-        let bytes = &mut buffer[..length];
-        decoder.read_exact(bytes).map_err(damaged)?;
-        for page in bytes.chunks(PAGE as usize) {
-            if !is_zeros(page) {
-                output.write_all_at(page, at).map_err(StoreError::io("write", to))?;
-            }
-            at += page.len() as u64;
-        }
-    }
-    // Its own sum comes last.
-    if decoder.read(&mut [0]).map_err(damaged)? > 0 {
-        return Err(damaged(io::Error::other("there is more in it than memory")));
-    }
-    output.set_len(size_bytes).and_then(|()| output.sync_all()).map_err(StoreError::io("write", to))?;
-    Ok(())
+/// Was a snapshot used up by a wake, and none made since? That is so while the guest goes on.
+pub fn is_used_up(roots: &Roots, path: &InstancePath) -> bool {
+    let folder = folder(roots, path);
+    !folder.join(META).exists() && folder.join(CONSUMED).exists()
 }
 
 /// Takes the snapshot of an instance back whose guest goes on.
