@@ -1,8 +1,8 @@
 //! VMM processes: started detached, found again, ended.
 //!
 //! A VMM belongs to nobody's process tree. It is recognised by its working directory together with its start time and
-//! the host's boot id; a pid alone is never trusted. A killed starter leaves no window: its child holds the
-//! instance's lock (flock is shared across fork) until the VMM is executed, and by then the working directory is set.
+//! the host's boot id; a pid alone is never trusted. A killed starter leaves no window: its child has the
+//! instance's lock open, as it has all that its parent has, until it is the VMM, and by then its working directory is set.
 
 use std::{
     ffi::OsString,
