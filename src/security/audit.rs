@@ -1,7 +1,7 @@
 //! A tenant's audit log: JSON lines, each chained to the one before by hash; head and count are kept in a file apart.
 //!
-//! A line is appended and synced before the effect that it announces. The head follows without a sync of its own: after
-//! a power cut it may lag behind the log, which the chain heals; a head that is *ahead* of the log means that lines were
+//! A line is appended and synced before the effect that it announces. The head follows once the line is on the disk, without a
+//! sync of its own: it may lag behind the log, which the chain heals; a head that is *ahead* of the log means that lines were
 //! cut off. Root can rewrite both files together: only a copy of the head elsewhere (`tenant audit --head`) shows that.
 
 use std::{
@@ -179,12 +179,7 @@ fn head_file(folder: &Path) -> PathBuf {
 /// When the log cannot be written, or what is there is broken.
 pub fn append(roots: &Roots, tenant: &str, folder: &Path, entry: Entry) -> Result<(), AuditError> {
     let path = log_file(folder);
-    let _lock = Lock::take(
-        &roots.lock_file(&format!("audit.{tenant}")),
-        "the audit log",
-        Sharing::Exclusive,
-        roots.lock_timeout,
-    )?;
+    let lock = lock(roots, tenant)?;
     let mut head = head(folder)?;
     let io = |action| StoreError::io(action, &path);
     let mut file = OpenOptions::new()
@@ -210,20 +205,41 @@ pub fn append(roots: &Roots, tenant: &str, folder: &Path, entry: Entry) -> Resul
     let append = |file: &mut File| {
         file.write_all(first)?;
         failpoint::hit("audit", "torn")?;
-        file.write_all(rest)?;
-        // Before the head: that one must never be ahead of what a power cut leaves of the log.
-        file.sync_data()
+        file.write_all(rest)
     };
     if let Err(source) = append(&mut file) {
         // Half a line must not stay in front of the next one.
         let _ = file.set_len(head.bytes);
         return Err(io("append to")(source).into());
     }
+    // Others may append meanwhile: the disk syncs the lines of several at once.
+    drop(lock);
+    file.sync_data().map_err(io("sync"))?;
     failpoint::hit("audit", "before-head").map_err(io("append to"))?;
-    head = Head { schema_version: Schema, count: record.seq, hash, bytes: head.bytes + line.len() as u64 };
-    let text = serde_json::to_vec(&head).map_err(|error| io("append to")(std::io::Error::other(error)))?;
-    write_head(&head_file(folder), &text)?;
-    Ok(())
+    let bytes = head.bytes + line.len() as u64;
+    Ok(advance_head(roots, tenant, folder, &Head { schema_version: Schema, count: record.seq, hash, bytes })?)
+}
+
+fn lock(roots: &Roots, tenant: &str) -> Result<Lock, StoreError> {
+    let file = roots.lock_file(&format!("audit.{tenant}"));
+    Lock::take(&file, "the audit log", Sharing::Exclusive, roots.lock_timeout)
+}
+
+/// Lets the head name a line that is synced, unless it names a later one already: it must never be ahead of what a power cut
+/// leaves of the log.
+fn advance_head(roots: &Roots, tenant: &str, folder: &Path, to: &Head) -> Result<(), StoreError> {
+    // Without the lock it may be read while it is written.
+    if head(folder).is_ok_and(|head| head.count >= to.count) {
+        return Ok(());
+    }
+    let _lock = lock(roots, tenant)?;
+    if head(folder)?.count >= to.count {
+        return Ok(());
+    }
+    let path = head_file(folder);
+    let text =
+        serde_json::to_vec(to).map_err(std::io::Error::other).map_err(StoreError::io("write", &path))?;
+    write_head(&path, &text)
 }
 
 /// Writes the head in place: it is made new with every line, and never shorter than before, so that one call replaces it.
@@ -262,7 +278,7 @@ fn unseal(line: &str, prev: &str) -> Result<(Record, String), &'static str> {
     Ok((record, hash.to_owned()))
 }
 
-/// A writer was killed between line and head: whole lines that continue the chain count, half a line is cut off.
+/// Others have not come to write the head, or were killed before that: whole lines that continue the chain count, half a line is cut off.
 fn catch_up(path: &Path, file: &File, length: u64, head: &mut Head) -> Result<(), AuditError> {
     let broken = |line, why| AuditError::Broken { path: path.to_path_buf(), line, why };
     if length < head.bytes {
@@ -283,7 +299,9 @@ fn catch_up(path: &Path, file: &File, length: u64, head: &mut Head) -> Result<()
         head.hash = hash;
         head.bytes += line.len() as u64;
     }
-    file.set_len(head.bytes).map_err(StoreError::io("cut", path))?;
+    if length > head.bytes {
+        file.set_len(head.bytes).map_err(StoreError::io("cut", path))?;
+    }
     Ok(())
 }
 
@@ -453,6 +471,24 @@ mod tests {
         assert_eq!(verify(dir.path()).unwrap(), 2);
         append(&roots, "acme", dir.path(), Entry::new("test.do", 3, Phase::Done)).unwrap();
         assert_eq!(verify(dir.path()).unwrap(), 3);
+    }
+
+    #[test]
+    fn lines_of_several_writers_make_one_chain_and_the_last_one_is_its_head() {
+        let (dir, roots) = log(1);
+        std::thread::scope(|scope| {
+            for writer in 0..8 {
+                let (dir, roots) = (dir.path(), &roots);
+                scope.spawn(move || {
+                    for number in 0..5 {
+                        let entry = Entry::new("test.do", format!("{writer}/{number}"), Phase::Done);
+                        append(roots, "acme", dir, entry).unwrap();
+                    }
+                });
+            }
+        });
+        assert_eq!(verify(dir.path()).unwrap(), 41);
+        assert_eq!(head(dir.path()).unwrap().count, 41);
     }
 
     #[test]
