@@ -131,12 +131,19 @@ impl From<&RoomError> for CliError {
 
 /// What the operating system says when there is no space left, which a VMM repeats.
 const DISK_FULL: &str = "No space left on device";
+/// What it says where nothing can be written.
+const READ_ONLY: &str = "Read-only file system";
 
 impl From<&VmmError> for CliError {
     fn from(error: &VmmError) -> Self {
         let code = match error {
             VmmError::Refused { message, .. } if message.contains(DISK_FULL) => {
                 return Self::of(Kind::Failed, "disk_full", error).fix("free space where MVM_ROOT lies");
+            }
+            VmmError::Refused { message, .. } if message.contains(READ_ONLY) => {
+                return Self::of(Kind::Environment, "read_only", error).fix(
+                    "dmesg, which says whether the disk failed where MVM_ROOT lies; then mount -o remount,rw",
+                );
             }
             VmmError::Refused { .. } => "vmm_refused",
             VmmError::Ended { .. } => "vmm_ended",
@@ -241,8 +248,16 @@ impl CliError {
             SnapshotError::Foreign { path, .. } => {
                 Self::of(Kind::Failed, "snapshot_foreign", error).fix(back(path, "its own files"))
             }
-            SnapshotError::OtherCpu { .. } => Self::of(Kind::Environment, "other_cpu", error)
-                .fix(format!("wake it on the machine where it fell asleep, or {}", stop(of))),
+            SnapshotError::OtherCpu { .. } => {
+                let or = match of {
+                    Some(_) => format!("or {}", stop(of)),
+                    None => {
+                        "or stop it; mvm instance why says of each sleeper whether it is this one".to_owned()
+                    }
+                };
+                Self::of(Kind::Environment, "other_cpu", error)
+                    .fix(format!("wake it on the machine where it fell asleep, {or}"))
+            }
             SnapshotError::DiskChanged { path, may_be_forced, .. } => {
                 let made = Self::of(Kind::Refused, "disk_changed", error);
                 match (owner(path), may_be_forced) {
