@@ -390,3 +390,20 @@ fn reclaim_slot(
     launch::teardown(operator, slot, None, keep)?;
     Ok(true)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_lies_in_something_that_failed_has_failed() {
+        let failed = ["acme/web: cannot list /a: b", "globex/db/i-1: x", "leases of beta: y"];
+        let recovered = Recovered { failed: failed.map(str::to_owned).to_vec(), ..Recovered::default() };
+        for path in ["acme/web", "acme/web/i-2", "globex/db/i-1"] {
+            assert!(recovered.has_failed(path), "{path}");
+        }
+        for path in ["acme", "acme/web2", "acme/web2/i-2", "globex/db/i-12", "beta"] {
+            assert!(!recovered.has_failed(path), "{path}");
+        }
+    }
+}

@@ -37,7 +37,7 @@ use crate::{
 
 fn show(operator: &Operator, instance: Instance) -> Result<InstanceView, CliError> {
     let current = Artifacts::of(&operator.roots, &instance.path().pool_path()).current()?;
-    Ok(InstanceView::new(&operator.roots, instance, current.is_some()))
+    Ok(InstanceView::new(instance, current.is_some()).with_snapshot(&operator.roots))
 }
 
 /// Carries a verb out on an instance and says how it went.
@@ -239,7 +239,7 @@ fn scoped(
                 }),
                 false => Some(instance),
             };
-            views.extend(settled.map(|instance| InstanceView::new(&roots, instance, has_revision)));
+            views.extend(settled.map(|instance| InstanceView::new(instance, has_revision)));
         }
     }
     Ok((views, wrong))
@@ -251,7 +251,10 @@ fn complain(out: &Out, wrong: &[CliError]) -> u8 {
 }
 
 fn list(out: &Out, operator: &mut Operator, scope: Option<&Scope>) -> Result<u8, CliError> {
-    let (views, wrong) = scoped(operator, scope)?;
+    let (mut views, wrong) = scoped(operator, scope)?;
+    if out.json {
+        views = views.into_iter().map(|view| view.with_snapshot(&operator.roots)).collect();
+    }
     let now = operator.roots.now();
     out.show(&views, || {
         if views.is_empty() {
@@ -301,7 +304,9 @@ fn why(out: &Out, operator: &mut Operator, typed: &InstanceRef) -> Result<(), Cl
             instance.last_exit.as_ref().map_or("it was asked to".to_owned(), |exit| exit.why.clone())
         }
     };
+    let progress = out.progress(&format!("looking at the snapshot of {}", view.path));
     let refused = refused_wake(&operator.roots, instance)?;
+    drop(progress);
     let can: Vec<&str> = Event::ALL
         .into_iter()
         .filter(|event| event.is_asked_for() && matches!(state::next(instance.status, *event), Next::To(_)))

@@ -324,7 +324,7 @@ fn apply_scale(out: &Out, operator: &mut Operator, pool: &PoolPath, goal: Goal) 
             (_, _, to) => to.to_string(),
         };
         out.say(format!("{id} {ip} {how}"));
-        touched.push(InstanceView::new(&roots, instance.clone(), true));
+        touched.push(InstanceView::new(instance.clone(), true).with_snapshot(&roots));
     });
     drop(progress);
     if out.json {

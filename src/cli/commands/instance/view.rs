@@ -24,7 +24,7 @@ pub struct InstanceView {
     pub(super) path: InstancePath,
     #[serde(flatten)]
     pub(super) instance: Instance,
-    /// What it would wake from.
+    /// What it would wake from; the list for people has no place for it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) snapshot: Option<SnapshotView>,
 }
@@ -44,23 +44,27 @@ pub(super) struct SnapshotView {
 
 impl InstanceView {
     /// The state as it is depends on whether the pool has a revision.
-    pub fn new(roots: &Roots, mut instance: Instance, has_revision: bool) -> Self {
+    pub fn new(mut instance: Instance, has_revision: bool) -> Self {
         instance.status = lifecycle::effective_state(&instance, has_revision);
-        let path = instance.path();
-        // One that cannot be read keeps nobody from seeing the instance: `why` and a wake say what is wrong with it.
-        let delta = match instance.status {
-            State::Sleeping => Delta::load(roots, &path).ok().flatten(),
-            _ => None,
-        };
-        let snapshot = delta.map(|delta| SnapshotView {
-            bytes: delta.taken_bytes(roots),
-            archived: delta.archive.is_some(),
-            written_bytes: delta.written_bytes,
-            taken_at: delta.taken_at,
-            vmm: delta.origin.vmm,
-            vmm_version: delta.origin.vmm_version,
-        });
-        Self { path, instance, snapshot }
+        Self { path: instance.path(), instance, snapshot: None }
+    }
+
+    /// With what a sleeper would wake from. One that cannot be read keeps nobody from seeing the instance: `why` and a wake
+    /// say what is wrong with it.
+    pub fn with_snapshot(mut self, roots: &Roots) -> Self {
+        if self.instance.status == State::Sleeping
+            && let Ok(Some(delta)) = Delta::load(roots, &self.path)
+        {
+            self.snapshot = Some(SnapshotView {
+                bytes: delta.taken_bytes(roots),
+                archived: delta.archive.is_some(),
+                written_bytes: delta.written_bytes,
+                taken_at: delta.taken_at,
+                vmm: delta.origin.vmm,
+                vmm_version: delta.origin.vmm_version,
+            });
+        }
+        self
     }
 
     /// Is its memory compressed?
