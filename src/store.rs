@@ -259,26 +259,34 @@ pub fn vanish(path: &Path) -> Result<(), StoreError> {
     remove_folder(&hidden)
 }
 
+/// What processes that are no more left unfinished in a folder.
+///
+/// # Errors
+/// When the folder cannot be read.
+pub fn leftovers(folder: &Path) -> Result<Vec<PathBuf>, StoreError> {
+    let is_left = |name: &str| {
+        let owner = name.rsplit_once('.').and_then(|(_, pid)| pid.parse().ok());
+        [NEW, GONE].iter().any(|mark| name.starts_with(mark)) && !owner.is_some_and(is_alive)
+    };
+    Ok(names(folder, is_left)?.into_iter().map(|name| folder.join(name)).collect())
+}
+
+/// Removes what is unfinished: a file, or a folder with all in it.
+///
+/// # Errors
+/// When the operating system refuses.
+pub fn remove_leftover(path: &Path) -> Result<(), StoreError> {
+    if path.is_dir() && !path.is_symlink() { remove_folder(path) } else { remove_file(path) }
+}
+
 /// Removes what processes that are no more left unfinished in a folder. Returns how many such things there were.
 ///
 /// # Errors
 /// When the operating system refuses.
 pub fn sweep(folder: &Path) -> Result<usize, StoreError> {
-    let mut swept = 0;
-    for name in names(folder, |name| [NEW, GONE].iter().any(|mark| name.starts_with(mark)))? {
-        let owner = name.rsplit_once('.').and_then(|(_, pid)| pid.parse().ok());
-        if owner.is_some_and(is_alive) {
-            continue;
-        }
-        let path = folder.join(name);
-        if path.is_dir() && !path.is_symlink() {
-            remove_folder(&path)?
-        } else {
-            remove_file(&path)?
-        }
-        swept += 1;
-    }
-    Ok(swept)
+    let left = leftovers(folder)?;
+    left.iter().try_for_each(|path| remove_leftover(path))?;
+    Ok(left.len())
 }
 
 /// Is there a process of that number? One that was given a dead one's number keeps that one's leftovers, for a while.

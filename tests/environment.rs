@@ -272,6 +272,83 @@ fn recovery_reclaims_an_orphan_of_every_kind_and_leaves_what_lives() {
 }
 
 #[test]
+fn recovery_goes_on_past_what_it_cannot_remove() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    own_mounts();
+    sandbox.pool("sim");
+    let lost = sandbox.instance("acme/web");
+    let root = sandbox.root();
+    let place = |name: &str| root.join(name);
+    let id = lost.rsplit('/').next().unwrap_or_default();
+    fs::remove_dir_all(place("tenants/acme/pools/web/instances").join(id)).expect("a folder");
+    // Of each kind one that cannot be removed, and one that comes after it and can.
+    let stuck = ["run/firecracker/tn3i20/root", "tenants/.gone-a.4194305"].map(place);
+    for folder in
+        stuck.iter().chain(&["run/firecracker/tn3i21/root", "locks/tenant.nobody", "reservations"].map(place))
+    {
+        fs::create_dir_all(folder).expect("a folder");
+    }
+    for folder in &stuck {
+        run("mount", &["-t", "tmpfs", "tmpfs", &folder.display().to_string()]);
+    }
+    for name in [
+        "tenants/.gone-b.4194305",
+        "locks/tenant.noone",
+        "tenants/acme/leases/2.json",
+        "reservations/tn3i2.1c.128m.8d",
+    ] {
+        fs::write(place(name), "").expect("a file");
+    }
+    let output = sandbox.run("node recover --json");
+    let said: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(output.status.code(), Some(1), "{said:#}");
+    let failed = said["failed"].as_array().expect("lines");
+    let about = ["unfinished files: ", "leases of acme: ", "slot tn3i20: ", "locks: "];
+    assert_eq!(failed.len(), about.len(), "{said:#}");
+    for subject in about {
+        let is_it = |line: &serde_json::Value| line.as_str().is_some_and(|line| line.starts_with(subject));
+        assert!(failed.iter().any(is_it), "{subject} in {said:#}");
+    }
+    let busy = |line: &serde_json::Value| line.as_str().is_some_and(|line| line.contains("busy"));
+    assert!(failed.iter().any(busy), "the reason is said: {said:#}");
+    for gone in ["tenants/.gone-b.4194305", "run/firecracker/tn3i21", "locks/tenant.noone"] {
+        assert!(!place(gone).exists(), "{gone}");
+    }
+    assert!(!place("tenants/acme/leases/3.json").exists(), "the lease of the lost one");
+    assert!(place("reservations/tn3i2.1c.128m.8d").exists(), "whose it is cannot be read");
+    let repair = sandbox.run("net repair --json");
+    let repaired: serde_json::Value = serde_json::from_slice(&repair.stdout).expect("JSON");
+    assert_eq!(repair.status.code(), Some(1));
+    assert_eq!(repaired["failed"].as_array().map(Vec::len), Some(1), "{repaired:#}");
+    for folder in &stuck {
+        run("umount", &[&folder.display().to_string()]);
+    }
+    fs::remove_dir(place("locks/tenant.nobody")).expect("it can be removed");
+    fs::remove_file(place("tenants/acme/leases/2.json")).expect("it can be removed");
+    sandbox.ok("node recover");
+    assert!(sandbox.leaks().is_empty(), "{:?}", sandbox.leaks());
+}
+
+#[test]
+fn a_read_only_file_system_is_said_with_the_way_back() {
+    let Some(sandbox) = small("64M") else { return };
+    sandbox.ok("node set disk-floor-mib 1");
+    sandbox.pool("sim");
+    let path = sandbox.instance("acme/web");
+    let root = sandbox.root().display().to_string();
+    run("mount", &["-o", "remount,ro", &root]);
+    let start = format!("instance start {path}");
+    assert_eq!(sandbox.refused(&start, 5), "read_only");
+    let said = String::from_utf8_lossy(&sandbox.run(&start).stderr).into_owned();
+    assert!(said.contains("lies on a read-only file system"), "{said}");
+    assert_eq!(sandbox.states(), [format!("{path} ready")], "what only reads works");
+    // The remedy is what it says.
+    let (_, command) = said.trim().split_once("; then ").expect("a remedy");
+    run("sh", &["-c", command]);
+    sandbox.ok(&start);
+}
+
+#[test]
 fn destroy_works_from_every_state_also_when_cut_off() {
     let Some(sandbox) = Sandbox::new() else { return };
     sandbox.pool("sim");

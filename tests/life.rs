@@ -263,6 +263,26 @@ fn following_ends_when_nobody_reads_any_more() {
     }
 }
 
+/// It may come to the process alone, as here, or from a terminal.
+#[test]
+fn an_interrupted_demo_says_so_and_leaves_nothing() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    let mut demo = sandbox.command("demo --json");
+    let demo = demo.env("TMPDIR", sandbox.root()).stdout(std::process::Stdio::null()).spawn();
+    let mut demo = demo.expect("mvm runs");
+    let root = sandbox.root().join(format!("mvm-demo-{}", demo.id()));
+    let vmms = root.join("run/firecracker");
+    wait_until("its guests run", || fs::read_dir(&vmms).is_ok_and(|found| found.count() == 3));
+    let pid = rustix::process::Pid::from_child(&demo);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("it is there");
+    assert_eq!(demo.wait().expect("it ends").code(), Some(130));
+    assert!(!root.exists());
+    let works_there = |entry: fs::DirEntry| {
+        fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd.starts_with(sandbox.root()))
+    };
+    assert!(!fs::read_dir("/proc").expect("/proc is there").flatten().any(works_there));
+}
+
 #[test]
 fn reflinks_are_used_where_the_file_system_has_them() {
     let Some(sandbox) = Sandbox::new() else { return };

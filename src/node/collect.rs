@@ -1,8 +1,6 @@
 //! Dropping what nobody needs, and hunting what rotted.
 
-use std::collections::BTreeSet;
-
-use serde::Serialize;
+use std::{collections::BTreeSet, fmt::Display};
 
 use super::NodeError;
 use crate::{
@@ -30,15 +28,30 @@ use crate::{
     vmm::install,
 };
 
+/// Something that is not what was written, or could not be read.
+#[derive(Debug)]
+pub struct Damage {
+    /// What it is: an instance, a pool, a base of one.
+    pub path: String,
+    /// What is wrong with it.
+    pub error: SnapshotError,
+}
+
+impl Damage {
+    fn of(path: impl Display, error: impl Into<SnapshotError>) -> Self {
+        Self { path: path.to_string(), error: error.into() }
+    }
+}
+
 /// What was dropped, and what was found to be damaged.
-#[derive(Debug, Default, Clone, Serialize)]
+#[derive(Debug, Default)]
 pub struct Collected {
     /// A line for each thing that is gone.
     pub dropped: Vec<String>,
     /// Snapshots that were read in whole.
     pub scrubbed: usize,
-    /// A line for each that is not what was written, or could not be read.
-    pub damaged: Vec<String>,
+    /// Each that is not what was written, or could not be read.
+    pub damaged: Vec<Damage>,
 }
 
 /// Drops files that nobody refers to: old revisions and base snapshots, VMM versions without a pool, logs beyond their
@@ -59,12 +72,9 @@ pub fn collect(operator: &Operator, scrub: bool) -> Result<Collected, NodeError>
             logs::cut(roots, &instance, tenant.quotas.log_mib)?;
         }
     }
-    match collect_vmms(roots) {
-        Ok(versions) => dropped.extend(versions.into_iter().map(|version| format!("Firecracker {version}"))),
-        // What a snapshot needs that cannot be read is not known: all stay. Its own line says what is wrong with it.
-        Err(StoreError::Damaged { .. } | StoreError::Newer { .. }) => {}
-        Err(error) => return Err(error.into()),
-    }
+    // What keeps all of them has a line of its own.
+    let versions = collect_vmms(roots)?.removed;
+    dropped.extend(versions.into_iter().map(|version| format!("Firecracker {version}")));
     dropped.extend(collect_audit_logs(roots)?);
     for path in fleet::instances(roots)? {
         sleeper(roots, &path, scrub, &mut collected)?;
@@ -89,7 +99,7 @@ fn sleeper(
         Ok(Some(instance)) => instance,
         Ok(None) => return Ok(()),
         Err(error) => {
-            collected.damaged.push(format!("{path}: {error}"));
+            collected.damaged.push(Damage::of(path, error));
             return Ok(());
         }
     };
@@ -116,7 +126,7 @@ fn sleeper(
         Err(error) => Err(error.into()),
     };
     if let Err(error) = found {
-        collected.damaged.push(format!("{path}: {error}"));
+        collected.damaged.push(Damage::of(path, error));
     }
     Ok(())
 }
@@ -132,28 +142,52 @@ fn scrub_bases(roots: &Roots, pool: &PoolPath, collected: &mut Collected) -> Res
             Ok(false) => {}
             Err(error) => {
                 collected.scrubbed += 1;
-                collected.damaged.push(format!("base {} of {pool}: {error}", key.short()));
+                collected.damaged.push(Damage::of(format!("base {} of {pool}", key.short()), error));
             }
         }
     }
     Ok(())
 }
 
-/// Removes the VMM versions that no pool names and that are not the default. Returns them.
+/// VMM versions that were removed.
+#[derive(Debug, Default)]
+pub struct Versions {
+    /// Those that nobody needs.
+    pub removed: Vec<String>,
+    /// What cannot be read, and may need any of them: then none is removed.
+    pub unreadable: Vec<Damage>,
+}
+
+/// Removes the VMM versions that no pool, no instance and no snapshot names and that are not the default. Where one of those
+/// cannot be read, all stay.
 ///
 /// # Errors
-/// When the state cannot be read, or a version not removed.
-pub fn collect_vmms(roots: &Roots) -> Result<Vec<String>, StoreError> {
+/// When it cannot be listed what there is, or a version not removed.
+pub fn collect_vmms(roots: &Roots) -> Result<Versions, StoreError> {
     let mut needed = BTreeSet::new();
+    let mut unreadable = Vec::new();
     for pool in fleet::pools(roots, None)? {
-        needed.extend(Pool::load(roots, &pool)?.vmm_version);
+        match Pool::load(roots, &pool) {
+            Ok(pool) => needed.extend(pool.vmm_version),
+            Err(error) => unreadable.push(Damage::of(pool, error)),
+        }
     }
     for path in fleet::instances(roots)? {
-        let instance = Instance::load_if_there(roots, &path)?;
-        let vmm = instance.and_then(|instance| instance.vmm);
-        needed.extend(vmm.filter(|vmm| vmm.kind == VmmKind::Firecracker).map(|vmm| vmm.version));
-        // Nothing else reads what it wrote.
-        needed.extend(Delta::load(roots, &path)?.map(|delta| delta.origin.vmm_version));
+        match Instance::load_if_there(roots, &path) {
+            Ok(instance) => {
+                let vmm = instance.and_then(|instance| instance.vmm);
+                needed.extend(vmm.filter(|vmm| vmm.kind == VmmKind::Firecracker).map(|vmm| vmm.version));
+            }
+            Err(error) => unreadable.push(Damage::of(&path, error)),
+        }
+        match Delta::load(roots, &path) {
+            // Nothing else reads what it wrote.
+            Ok(delta) => needed.extend(delta.map(|delta| delta.origin.vmm_version)),
+            Err(error) => unreadable.push(Damage::of(&path, error)),
+        }
+    }
+    if !unreadable.is_empty() {
+        return Ok(Versions { removed: Vec::new(), unreadable });
     }
     let installed = install::list(roots)?;
     let newest = installed.last().map(|one| one.version.clone());
@@ -166,7 +200,7 @@ pub fn collect_vmms(roots: &Roots) -> Result<Vec<String>, StoreError> {
             removed.push(one.version);
         }
     }
-    Ok(removed)
+    Ok(Versions { removed, unreadable })
 }
 
 /// The logs of destroyed tenants are kept for their retention.

@@ -6,7 +6,7 @@ mod recover;
 use serde::Serialize;
 
 pub use self::{
-    collect::{Collected, collect, collect_vmms},
+    collect::{Collected, Damage, Versions, collect, collect_vmms},
     recover::{Recovered, reclaim, recover},
 };
 use crate::{
@@ -37,6 +37,19 @@ pub enum NodeError {
     /// A pool could not be cleaned.
     #[error(transparent)]
     Pool(#[from] PoolError),
+}
+
+impl NodeError {
+    /// It, and what led to it, in one line.
+    fn with_causes(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            text = format!("{text}: {error}");
+            cause = error.source();
+        }
+        text
+    }
 }
 
 /// What there is on the node, and what is in use.

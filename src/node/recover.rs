@@ -1,6 +1,10 @@
 //! Settling what was cut off, adopting what runs, reclaiming what belongs to nobody.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fmt::Display,
+    path::Path,
+};
 
 use serde::Serialize;
 
@@ -10,22 +14,23 @@ use crate::{
     security::audit,
     store::{self, Lock, Sharing, StoreError},
     vm::{
-        fleet, image,
+        image,
         instance::{
             self,
             config::Instance,
             launch::{self, Keep},
-            lifecycle::{self, Operator, lock_tenant},
+            lifecycle::{self, LifecycleError, Operator, lock_tenant},
             net as wiring, snapshot,
             state::State,
         },
-        naming::{InstancePath, Slot},
+        naming::{InstancePath, PoolPath, Slot, TenantId},
         pool::{self, artifacts::Artifacts, base::Bases},
         room,
-        tenant::{self, leases, lifecycle::kept_audit_logs, quota::Use},
+        tenant::{self, config::Tenant, leases, lifecycle::kept_audit_logs, quota::Use},
     },
     vmm::process,
 };
+
 /// What recovery found and did, a line each.
 #[derive(Debug, Default, Clone, Serialize)]
 pub struct Recovered {
@@ -37,12 +42,28 @@ pub struct Recovered {
     pub reclaimed: Vec<String>,
     /// What was repaired in the kernel's network.
     pub network: Vec<String>,
-    /// What could not be settled, and why: a damaged file, for example. Everything else was gone on with.
+    /// What could not be settled or removed, and why: a damaged file, for example. Everything else was gone on with.
     pub failed: Vec<String>,
 }
 
+impl Recovered {
+    /// What came of it; where nothing did, that is said, and all else is gone on with.
+    fn note<T>(&mut self, what: impl Display, result: Result<T, impl Into<NodeError>>) -> Option<T> {
+        result.map_err(|error| self.failed.push(format!("{what}: {}", error.into().with_causes()))).ok()
+    }
+
+    /// Is it, or something that it lies in, among what could not be settled?
+    fn has_failed(&self, path: &str) -> bool {
+        let subjects = self.failed.iter().filter_map(|line| line.split(": ").next());
+        subjects.into_iter().any(|subject| {
+            path.strip_prefix(subject).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        })
+    }
+}
+
 /// Settles every intent, adopts what runs, and reclaims what belongs to nobody: files of killed writers, leases,
-/// reservations, VMMs and their directories, TAPs, rules, locks. What somebody works on at this moment is left to them.
+/// reservations, VMMs and their directories, TAPs, rules, locks. What somebody works on at this moment is left to them,
+/// and what cannot be settled or removed is in the way of nothing else.
 ///
 /// # Errors
 /// When there is no permission, or the state of the node itself cannot be read.
@@ -50,18 +71,41 @@ pub fn recover(operator: &mut Operator) -> Result<Recovered, NodeError> {
     let mut recovered = Recovered::default();
     let roots = operator.roots.clone();
     operator.net()?;
-    sweep(&roots, &mut recovered)?;
-    for path in fleet::instances(&roots)? {
-        if let Err(error) = settle_one(operator, &path, &mut recovered) {
-            recovered.failed.push(format!("{path}: {error}"));
-        }
+    let there = There::look(&roots, &mut recovered)?;
+    sweep(&roots, &there, &mut recovered);
+    for path in &there.instances {
+        let settled = settle_one(operator, path, &mut recovered);
+        recovered.note(path, settled);
     }
     for (what, stage) in STAGES {
-        if let Err(error) = stage(operator, &mut recovered) {
-            recovered.failed.push(format!("{what}: {error}"));
-        }
+        let done = stage(operator, &mut recovered);
+        recovered.note(what, done);
     }
     Ok(recovered)
+}
+
+/// Everything whose folder can be listed.
+#[derive(Debug, Default)]
+struct There {
+    tenants: Vec<TenantId>,
+    pools: Vec<PoolPath>,
+    instances: Vec<InstancePath>,
+}
+
+impl There {
+    fn look(roots: &Roots, recovered: &mut Recovered) -> Result<Self, StoreError> {
+        let mut there = Self { tenants: tenant::config::ids(roots)?, ..Self::default() };
+        for tenant in &there.tenants {
+            there
+                .pools
+                .extend(recovered.note(tenant, pool::config::paths(roots, tenant)).unwrap_or_default());
+        }
+        for pool in &there.pools {
+            let paths = instance::config::paths(roots, pool);
+            there.instances.extend(recovered.note(pool, paths).unwrap_or_default());
+        }
+        Ok(there)
+    }
 }
 
 type Stage = fn(&mut Operator, &mut Recovered) -> Result<(), NodeError>;
@@ -72,20 +116,18 @@ const STAGES: [(&str, Stage); 5] = [
     ("slots", reclaim_slots),
     ("audit logs", close_audit_logs),
     ("the network", repair_network),
-    ("locks", |operator, _| Ok(remove_stale_locks(&operator.roots)?)),
+    ("locks", remove_stale_locks),
 ];
 
 /// Outcomes for what was cut off before it could write one; not for what could not be settled.
 fn close_audit_logs(operator: &mut Operator, recovered: &mut Recovered) -> Result<(), NodeError> {
     let roots = &operator.roots;
     for tenant in tenant::config::ids(roots)? {
-        let unsettled =
-            |path: &str| recovered.failed.iter().any(|failed| failed.starts_with(&format!("{path}: ")));
         let folder = tenant::config::folder(roots, &tenant);
-        match audit::close_cut_off(roots, tenant.as_ref(), &folder, unsettled) {
-            Ok(0) => {}
-            Ok(number) => recovered.settled.push(format!("{tenant}: {number} open lines of its audit log")),
-            Err(error) => recovered.failed.push(format!("{tenant}: {error}")),
+        let closed = audit::close_cut_off(roots, tenant.as_ref(), &folder, |path| recovered.has_failed(path));
+        match recovered.note(&tenant, closed.map_err(LifecycleError::from)) {
+            None | Some(0) => {}
+            Some(number) => recovered.settled.push(format!("{tenant}: {number} open lines of its audit log")),
         }
     }
     Ok(())
@@ -103,7 +145,7 @@ fn repair_network(operator: &mut Operator, recovered: &mut Recovered) -> Result<
 }
 
 /// Removes what killed commands left unfinished; the names say whose it was.
-fn sweep(roots: &Roots, recovered: &mut Recovered) -> Result<(), StoreError> {
+fn sweep(roots: &Roots, there: &There, recovered: &mut Recovered) {
     let mut folders = vec![
         roots.root.clone(),
         roots.root.join("run"),
@@ -111,36 +153,39 @@ fn sweep(roots: &Roots, recovered: &mut Recovered) -> Result<(), StoreError> {
         roots.tenants(),
         kept_audit_logs(roots),
     ];
-    folders.extend(image::folders(roots)?);
-    for tenant in tenant::config::ids(roots)? {
-        folders.push(tenant::config::folder(roots, &tenant));
-        folders.push(leases::folder(roots, &tenant));
-        folders.push(pool::config::pools_folder(roots, &tenant));
+    folders.extend(recovered.note("images", image::folders(roots)).unwrap_or_default());
+    for tenant in &there.tenants {
+        folders.push(tenant::config::folder(roots, tenant));
+        folders.push(leases::folder(roots, tenant));
+        folders.push(pool::config::pools_folder(roots, tenant));
     }
-    for pool in fleet::pools(roots, None)? {
-        folders.push(pool::config::folder(roots, &pool));
-        folders.push(instance::config::instances_folder(roots, &pool));
-        folders.extend(Artifacts::of(roots, &pool).folders());
-        folders.push(Bases::of(roots, &pool).folder().to_path_buf());
+    for pool in &there.pools {
+        folders.push(pool::config::folder(roots, pool));
+        folders.push(instance::config::instances_folder(roots, pool));
+        folders.extend(Artifacts::of(roots, pool).folders());
+        folders.push(Bases::of(roots, pool).folder().to_path_buf());
     }
-    for path in fleet::instances(roots)? {
-        let folder = instance::config::folder(roots, &path);
+    for path in &there.instances {
+        let folder = instance::config::folder(roots, path);
         folders.push(folder.join("volumes"));
-        folders.push(snapshot::folder(roots, &path));
+        folders.push(snapshot::folder(roots, path));
         folders.push(folder);
     }
+    const WHAT: &str = "unfinished files";
     for folder in folders {
-        let count = store::sweep(&folder)?;
+        let left = recovered.note(WHAT, store::leftovers(&folder)).unwrap_or_default();
+        let removed = left.iter().filter_map(|path| recovered.note(WHAT, store::remove_leftover(path)));
+        let count = removed.count();
         if count > 0 {
             let place = folder.strip_prefix(&roots.root).unwrap_or(&folder).display().to_string();
             recovered.reclaimed.push(format!("{count} unfinished files of killed commands in {place}/"));
         }
     }
-    Ok(())
 }
 
 /// Locks of things that are no more, which nobody holds. Whoever waits for one finds out and takes a new one.
-fn remove_stale_locks(roots: &Roots) -> Result<(), StoreError> {
+fn remove_stale_locks(operator: &mut Operator, recovered: &mut Recovered) -> Result<(), NodeError> {
+    let roots = &operator.roots;
     for name in store::names(&roots.lock_file(""), |_| true)? {
         let there = match name.split('.').collect::<Vec<_>>()[..] {
             ["tenant" | "audit", tenant] => roots.tenants().join(tenant).exists(),
@@ -157,11 +202,19 @@ fn remove_stale_locks(roots: &Roots) -> Result<(), StoreError> {
                 .exists(),
             _ => true,
         };
-        if !there && let Some(lock) = Lock::try_take(&roots.lock_file(&name))? {
-            lock.remove();
+        if !there {
+            recovered.note("locks", remove_lock(&roots.lock_file(&name)));
         }
     }
     Ok(())
+}
+
+/// Removes the file of a lock, unless somebody holds it.
+fn remove_lock(file: &Path) -> Result<(), StoreError> {
+    match Lock::try_take(file)? {
+        Some(_lock) => store::remove_file(file),
+        None => Ok(()),
+    }
 }
 
 fn settle_one(
@@ -205,11 +258,18 @@ fn keep_place(roots: &Roots, instance: &Instance) -> Result<(), NodeError> {
 fn reclaim_leases(operator: &mut Operator, recovered: &mut Recovered) -> Result<(), NodeError> {
     let roots = operator.roots.clone();
     for tenant in tenant::config::ids(&roots)? {
-        let _lock = lock_tenant(&roots, &tenant)?;
-        for lease in leases::held(&roots, &tenant)? {
+        let Some(_lock) = recovered.note(format!("leases of {tenant}"), lock_tenant(&roots, &tenant)) else {
+            continue;
+        };
+        let all = recovered.note(format!("leases of {tenant}"), leases::each(&roots, &tenant));
+        for lease in all.into_iter().flatten() {
+            let Some(lease) = recovered.note(format!("leases of {tenant}"), lease) else { continue };
             if !instance::config::folder(&roots, &lease.instance).exists() {
-                leases::free(&roots, &lease.instance, lease.offset)?;
-                recovered.reclaimed.push(format!("lease {} of {}", lease.offset, lease.instance));
+                let what = format!("lease {} of {}", lease.offset, lease.instance);
+                let freed = leases::free(&roots, &lease.instance, lease.offset);
+                if recovered.note(&what, freed).is_some() {
+                    recovered.reclaimed.push(what);
+                }
             }
         }
     }
@@ -217,69 +277,133 @@ fn reclaim_leases(operator: &mut Operator, recovered: &mut Recovered) -> Result<
 }
 
 /// Removes VMM directories, TAPs and reservations of slots in which nothing runs and on which nobody works; returns what
-/// was removed, a line each.
+/// was removed, a line each, and what could not be.
 ///
 /// # Errors
-/// When one cannot be removed.
-pub fn reclaim(operator: &mut Operator) -> Result<Vec<String>, NodeError> {
+/// When it cannot be listed what there is.
+pub fn reclaim(operator: &mut Operator) -> Result<Recovered, NodeError> {
     let mut recovered = Recovered::default();
     reclaim_slots(operator, &mut recovered)?;
-    Ok(recovered.reclaimed)
+    Ok(recovered)
+}
+
+/// What there is of slots, as it is before each is looked at under its lock.
+struct Slots {
+    reserved: BTreeMap<Slot, Use>,
+    /// With a VMM's directory or a TAP.
+    have_parts: BTreeSet<Slot>,
+    owners: HashMap<Slot, InstancePath>,
+    tenants: Vec<Tenant>,
+    /// A tenant cannot be read: a slot of nobody may be its.
+    is_partial: bool,
+}
+
+impl Slots {
+    fn look(operator: &mut Operator, recovered: &mut Recovered) -> Result<Self, NodeError> {
+        let roots = operator.roots.clone();
+        let directories = store::names(&roots.vmm_dirs(), |_| true)?;
+        let mut slots = Self {
+            reserved: room::reserved(&roots)?.into_iter().collect(),
+            have_parts: directories.iter().filter_map(|name| Slot::from_tap(name)).collect(),
+            owners: HashMap::new(),
+            tenants: Vec::new(),
+            is_partial: false,
+        };
+        slots.have_parts.extend(operator.net()?.list_taps()?);
+        for id in tenant::config::ids(&roots)? {
+            let Some(tenant) = recovered.note(&id, Tenant::load(&roots, &id)) else {
+                slots.is_partial = true;
+                continue;
+            };
+            // One that cannot be read was said before, and keeps its slot.
+            for lease in leases::each(&roots, &id)?.into_iter().flatten() {
+                slots.owners.insert(tenant.slot(lease.offset), lease.instance);
+            }
+            slots.tenants.push(tenant);
+        }
+        Ok(slots)
+    }
+
+    fn all(&self) -> BTreeSet<Slot> {
+        self.reserved.keys().chain(&self.have_parts).copied().collect()
+    }
 }
 
 fn reclaim_slots(operator: &mut Operator, recovered: &mut Recovered) -> Result<(), NodeError> {
-    let roots = operator.roots.clone();
-    let reserved: BTreeMap<Slot, Use> = room::reserved(&roots)?.into_iter().collect();
-    let directories = store::names(&roots.vmm_dirs(), |_| true)?;
-    let mut has_parts: BTreeSet<Slot> = directories.iter().filter_map(|name| Slot::from_tap(name)).collect();
-    has_parts.extend(operator.net()?.list_taps()?);
-    let slots: BTreeSet<Slot> = reserved.keys().chain(&has_parts).copied().collect();
-    let owners: std::collections::HashMap<Slot, InstancePath> =
-        wiring::held_slots(&roots)?.into_iter().collect();
-    let tenants = tenant::config::all(&roots)?;
+    let slots = Slots::look(operator, recovered)?;
     let boot_id = process::boot_id();
-    for slot in slots {
-        let mut keep = Keep::Nothing;
-        let _lock = match owners.get(&slot) {
-            Some(path) => {
-                let Some(lock) = lifecycle::try_lock(&roots, path)? else {
-                    continue;
-                };
-                // Somebody may have given the slot back, and another one taken it, since the leases were read.
-                if !leases::is_held_by(&roots, path, slot.offset)? {
-                    continue;
-                }
-                match Instance::load_if_there(&roots, path) {
-                    Ok(Some(instance)) if instance.vmm_is_alive(&boot_id) => continue,
-                    Ok(Some(instance))
-                        if instance.status == State::Sleeping && instance.pending.is_none() =>
-                    {
-                        let takes = launch::takes_of(&roots, &instance)?;
-                        if !has_parts.contains(&slot) && reserved.get(&slot) == Some(&takes.asleep()) {
-                            continue;
-                        }
-                        keep = Keep::Asleep(takes);
-                        Some(lock)
-                    }
-                    Ok(_) => Some(lock),
-                    // What a record that cannot be read says of its VMM is not known: it is left alone.
-                    Err(_) => continue,
-                }
-            }
-            None => match tenants.iter().find(|tenant| tenant.network.tenant_net_id == slot.net_id) {
-                Some(tenant) => {
-                    let lock = lock_tenant(&roots, &tenant.tenant_id)?;
-                    let held = leases::held(&roots, &tenant.tenant_id)?;
-                    if held.iter().any(|lease| lease.offset == slot.offset) {
-                        continue;
-                    }
-                    Some(lock)
-                }
-                None => None,
-            },
-        };
-        launch::teardown(operator, slot, None, keep)?;
-        recovered.reclaimed.push(format!("what was left in slot {}", slot.tap()));
+    for slot in slots.all() {
+        let done = reclaim_slot(operator, &slots, slot, &boot_id);
+        if recovered.note(format!("slot {}", slot.tap()), done) == Some(true) {
+            recovered.reclaimed.push(format!("what was left in slot {}", slot.tap()));
+        }
     }
     Ok(())
+}
+
+/// Was something of it removed?
+fn reclaim_slot(
+    operator: &mut Operator,
+    slots: &Slots,
+    slot: Slot,
+    boot_id: &str,
+) -> Result<bool, NodeError> {
+    let roots = operator.roots.clone();
+    let mut keep = Keep::Nothing;
+    let _lock = match slots.owners.get(&slot) {
+        Some(path) => {
+            let Some(lock) = lifecycle::try_lock(&roots, path)? else {
+                return Ok(false);
+            };
+            // Somebody may have given the slot back, and another one taken it, since the leases were read.
+            if !leases::is_held_by(&roots, path, slot.offset)? {
+                return Ok(false);
+            }
+            match Instance::load_if_there(&roots, path) {
+                Ok(Some(instance)) if instance.vmm_is_alive(boot_id) => return Ok(false),
+                Ok(Some(instance)) if instance.status == State::Sleeping && instance.pending.is_none() => {
+                    let takes = launch::takes_of(&roots, &instance)?;
+                    if !slots.have_parts.contains(&slot) && slots.reserved.get(&slot) == Some(&takes.asleep())
+                    {
+                        return Ok(false);
+                    }
+                    keep = Keep::Asleep(takes);
+                    Some(lock)
+                }
+                Ok(_) => Some(lock),
+                // What a record that cannot be read says of its VMM is not known: it is left alone.
+                Err(_) => return Ok(false),
+            }
+        }
+        None => match slots.tenants.iter().find(|tenant| tenant.network.tenant_net_id == slot.net_id) {
+            Some(tenant) => {
+                let lock = lock_tenant(&roots, &tenant.tenant_id)?;
+                if leases::is_held(&roots, &tenant.tenant_id, slot.offset) {
+                    return Ok(false);
+                }
+                Some(lock)
+            }
+            None if slots.is_partial => return Ok(false),
+            None => None,
+        },
+    };
+    launch::teardown(operator, slot, None, keep)?;
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_lies_in_something_that_failed_has_failed() {
+        let failed = ["acme/web: cannot list /a: b", "globex/db/i-1: x", "leases of beta: y"];
+        let recovered = Recovered { failed: failed.map(str::to_owned).to_vec(), ..Recovered::default() };
+        for path in ["acme/web", "acme/web/i-2", "globex/db/i-1"] {
+            assert!(recovered.has_failed(path), "{path}");
+        }
+        for path in ["acme", "acme/web2", "acme/web2/i-2", "globex/db/i-12", "beta"] {
+            assert!(!recovered.has_failed(path), "{path}");
+        }
+    }
 }

@@ -178,6 +178,7 @@ fn an_instance_from_create_to_destroy() {
       "path": "acme/web/i-0f3a91c2",
       "pending": null,
       "status": "stopped",
+      "wake_refused": null,
       "why": "stopped by uid 0"
     }
     "#);

@@ -10,6 +10,7 @@ mod instance;
 mod net;
 mod node;
 mod pool;
+mod sleeper;
 mod tenant;
 
 use std::process::Output;
@@ -106,6 +107,8 @@ fn filters() -> Vec<(&'static str, &'static str)> {
         ),
         (r"[0-9.]+ (KiB|MiB)( of memory written| on disk|, by sim|, archived)", "SIZE$2"),
         (r"\b[0-9]+(\.[0-9]+)? ms\b", "MS ms"),
+        (r#"and this is (\\?)"[^"\\]*"#, r#"and this is $1"HERE"#),
+        (r"\b(mem|vmstate|sums)\.[0-9]+\b", "$1.N"),
         (r"of [0-9.]+ GiB, ", "of SIZE, "),
         (r"disk [0-9.]+ [GM]iB free", "disk SIZE free"),
         (r"disk       [0-9.]+ [GM]iB free", "disk       SIZE free"),

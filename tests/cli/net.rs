@@ -67,6 +67,7 @@ fn verify_and_repair_say_what_they_found_and_did() {
     snapshot!(terminal.sees("net repair"), @"repaired TAPs: tn3i3 is down");
     snapshot!(terminal.sees_json("net repair"), @r#"
     {
+      "failed": [],
       "left": [],
       "ok": true,
       "reclaimed": [],

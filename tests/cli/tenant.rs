@@ -42,6 +42,8 @@ fn create_says_what_was_made_and_what_comes_next() {
       "retention_days": 90,
       "pools": 0,
       "running": 0,
+      "warm": 0,
+      "sleeping": 0,
       "vcpus_used": 0,
       "mem_used_mib": 0
     }
@@ -82,6 +84,8 @@ fn create_says_what_was_made_and_what_comes_next() {
         "retention_days": 90,
         "pools": 0,
         "running": 0,
+        "warm": 0,
+        "sleeping": 0,
         "vcpus_used": 0,
         "mem_used_mib": 0
       },
@@ -118,6 +122,8 @@ fn create_says_what_was_made_and_what_comes_next() {
         "retention_days": 90,
         "pools": 0,
         "running": 0,
+        "warm": 0,
+        "sleeping": 0,
         "vcpus_used": 0,
         "mem_used_mib": 0
       }
@@ -127,6 +133,8 @@ fn create_says_what_was_made_and_what_comes_next() {
     acme
       network   net id 3, 10.240.3.0/24, gateway 10.240.3.1, bridge br-tenant-3, offsets 3 to 254
       running   0 of 100
+      warm      0 of 100
+      sleeping  0
       vcpus     0 of 64
       memory    0 MiB of 64.0 GiB
       pools     0 of 16
@@ -167,6 +175,8 @@ fn create_says_what_was_made_and_what_comes_next() {
       "retention_days": 90,
       "pools": 0,
       "running": 0,
+      "warm": 0,
+      "sleeping": 0,
       "vcpus_used": 0,
       "mem_used_mib": 0
     }

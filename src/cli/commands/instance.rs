@@ -1,23 +1,24 @@
 //! `mvm instance …`
 
+mod view;
+
 use std::time::Duration;
 
-use serde::Serialize;
-
+pub use self::view::InstanceView;
+use self::view::{describe, simulated, took};
 use super::console;
-
 use crate::cli::{
     arguments::instance::{DiskCommand, InstanceCommand},
     error::{CliError, Kind},
-    output::{Out, Tone, bytes, count, data_disk, escape, mib, time},
+    output::{Out, bytes, escape, mib},
 };
 use crate::{
-    infra::watch::Watch,
+    infra::{config::Roots, watch::Watch},
     store::StoreError,
     vm::{
         fleet,
         instance::{
-            config::{self, Instance, Receipt},
+            config::{self, Instance},
             fc_config::files,
             lifecycle::{
                 self, CreateOptions, LifecycleError, Operator, Outcome, load_pool, load_tenant, resolve,
@@ -29,61 +30,14 @@ use crate::{
             wait,
         },
         naming::{InstancePath, InstanceRef, Scope},
-        pool::{artifacts::Artifacts, config::VmmKind},
+        pool::artifacts::Artifacts,
     },
     vmm::process,
 };
 
-/// An instance as it is shown: the record, its path, and the state as it is.
-#[derive(Debug, Serialize)]
-pub struct InstanceView {
-    path: InstancePath,
-    #[serde(flatten)]
-    instance: Instance,
-    /// What it would wake from; not in lists.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    snapshot: Option<SnapshotView>,
-}
-
-/// A snapshot as it is shown.
-#[derive(Debug, Serialize)]
-struct SnapshotView {
-    taken_at: jiff::Timestamp,
-    vmm: VmmKind,
-    vmm_version: String,
-    /// What of the memory was written when it was taken.
-    written_bytes: u64,
-    /// What it takes on the disk.
-    bytes: u64,
-    archived: bool,
-}
-
-impl InstanceView {
-    /// The state as it is depends on whether the pool has a revision.
-    pub fn new(mut instance: Instance, has_revision: bool) -> Self {
-        instance.status = lifecycle::effective_state(&instance, has_revision);
-        Self { path: instance.path(), instance, snapshot: None }
-    }
-}
-
-fn view(operator: &Operator, instance: Instance) -> Result<InstanceView, CliError> {
-    let roots = &operator.roots;
-    let current = Artifacts::of(roots, &instance.path().pool_path()).current()?;
-    let mut view = InstanceView::new(instance, current.is_some());
-    // One that cannot be read keeps nobody from seeing the instance: a wake says what is wrong with it.
-    if view.instance.status == State::Sleeping
-        && let Ok(Some(delta)) = Delta::load(roots, &view.path)
-    {
-        view.snapshot = Some(SnapshotView {
-            bytes: delta.taken_bytes(roots),
-            archived: delta.archive.is_some(),
-            written_bytes: delta.written_bytes,
-            taken_at: delta.taken_at,
-            vmm: delta.origin.vmm,
-            vmm_version: delta.origin.vmm_version,
-        });
-    }
-    Ok(view)
+fn show(operator: &Operator, instance: Instance) -> Result<InstanceView, CliError> {
+    let current = Artifacts::of(&operator.roots, &instance.path().pool_path()).current()?;
+    Ok(InstanceView::new(instance, current.is_some()).with_snapshot(&operator.roots))
 }
 
 /// Carries a verb out on an instance and says how it went.
@@ -97,12 +51,12 @@ fn verb(
 ) -> Result<(), CliError> {
     let path = resolve(&operator.roots, typed)?;
     let progress = out.progress(&doing(&path));
-    let outcome = operation(operator, &path)?;
+    let outcome = operation(operator, &path).map_err(|error| CliError::of_instance(&error, &path))?;
     drop(progress);
-    let view = view(operator, outcome.instance)?;
+    let view = show(operator, outcome.instance)?;
     out.done(&view, || match outcome.changed {
         true => format!("{} {}", view.instance.instance_id, went(&view)),
-        false if view.snapshot.as_ref().is_some_and(|snapshot| snapshot.archived) => {
+        false if view.is_archived() => {
             format!("{} is already archived", view.instance.instance_id)
         }
         false => format!("{} is already {}", view.instance.instance_id, view.instance.status),
@@ -119,22 +73,6 @@ fn awake(out: &Out, view: &InstanceView) -> String {
     format!("awake in {}{}", took(out, view), simulated(out, view))
 }
 
-/// How long the last operation took, and with `-v` its steps.
-fn took(out: &Out, view: &InstanceView) -> String {
-    match &view.instance.last_receipt {
-        None => String::new(),
-        Some(receipt) if out.verbose => format!("{:.0} ms: {}", receipt.total_ms, steps(receipt)),
-        Some(receipt) => format!("{:.0} ms", receipt.total_ms),
-    }
-}
-
-fn simulated(out: &Out, view: &InstanceView) -> String {
-    match view.instance.vmm.as_ref().is_some_and(|vmm| vmm.kind == VmmKind::Sim) {
-        true => out.paint(Tone::Doubtful, "  (simulated: no guest runs)"),
-        false => String::new(),
-    }
-}
-
 /// Loads an instance; one whose VMM ended, or whose last operation was cut off, is settled first.
 fn load(operator: &mut Operator, typed: &InstanceRef) -> Result<Instance, CliError> {
     let path = resolve(&operator.roots, typed)?;
@@ -149,7 +87,7 @@ pub fn run(out: &Out, operator: &mut Operator, command: InstanceCommand) -> Resu
     match command {
         InstanceCommand::Create { pool, published } => {
             let instance = lifecycle::create(operator, &pool, CreateOptions { published })?;
-            let view = view(operator, instance)?;
+            let view = show(operator, instance)?;
             if out.quiet && !out.json {
                 // What was made has a name that nobody could guess.
                 out.raw(format!("{}\n", view.path).as_bytes());
@@ -168,7 +106,7 @@ pub fn run(out: &Out, operator: &mut Operator, command: InstanceCommand) -> Resu
         InstanceCommand::List { scope } => return list(out, operator, scope.as_ref()),
         InstanceCommand::Info { instance } => {
             let instance = load(operator, &instance)?;
-            let view = view(operator, instance)?;
+            let view = show(operator, instance)?;
             out.show(&view, || describe(out, &view));
         }
         InstanceCommand::Why { instance } => why(out, operator, &instance)?,
@@ -220,7 +158,7 @@ pub fn run(out: &Out, operator: &mut Operator, command: InstanceCommand) -> Resu
             };
             match wait::wait(operator, &path, state, Duration::from_secs(timeout))? {
                 Some(Some(instance)) => {
-                    let view = view(operator, instance)?;
+                    let view = show(operator, instance)?;
                     out.done(&view, || format!("{} is {state}", view.instance.instance_id));
                 }
                 Some(None) => out.done(&serde_json::json!({ "path": path, "status": state }), || {
@@ -246,7 +184,7 @@ pub fn run(out: &Out, operator: &mut Operator, command: InstanceCommand) -> Resu
         InstanceCommand::Disk(DiskCommand::Grow { instance, size }) => {
             let path = resolve(&operator.roots, &instance)?;
             let instance = lifecycle::grow_disk(operator, &path, size)?;
-            let view = view(operator, instance)?;
+            let view = show(operator, instance)?;
             out.done(&view, || {
                 format!("the data disk of {path} has {}; a guest sees it at its next start", mib(size))
             });
@@ -267,12 +205,6 @@ pub fn run(out: &Out, operator: &mut Operator, command: InstanceCommand) -> Resu
         }
     }
     Ok(0)
-}
-
-fn steps(receipt: &Receipt) -> String {
-    let steps: Vec<String> =
-        receipt.steps.iter().map(|step| format!("{} {:.1}", step.name, step.ms)).collect();
-    steps.join(", ")
 }
 
 /// The instances of a scope, settled, and what is wrong with those that cannot be read or settled: they are neither
@@ -319,113 +251,44 @@ pub(super) fn complain(out: &Out, wrong: &[CliError]) -> u8 {
 }
 
 fn list(out: &Out, operator: &mut Operator, scope: Option<&Scope>) -> Result<u8, CliError> {
-    let (views, wrong) = scoped(operator, scope)?;
+    let (mut views, wrong) = scoped(operator, scope)?;
+    if out.json {
+        views = views.into_iter().map(|view| view.with_snapshot(&operator.roots)).collect();
+    }
     let now = operator.roots.now();
     out.show(&views, || {
         if views.is_empty() {
             return "no instances        next: mvm instance create TENANT/POOL".to_owned();
         }
-        let row = |view: &InstanceView| {
-            let instance = &view.instance;
-            let status = match &instance.pending {
-                Some(intent) => format!("{} ({} …)", instance.status, intent.operation.name()),
-                None => instance.status.to_string(),
-            };
-            let since = match instance.status {
-                State::Running => instance.entered_running_at,
-                State::Warm => instance.entered_warm_at,
-                State::Sleeping => instance.entered_sleeping_at,
-                State::Stopped => instance.entered_stopped_at,
-                _ => Some(instance.created_at),
-            };
-            vec![
-                view.path.to_string(),
-                status,
-                instance.net.guest_ip.to_string(),
-                instance.vmm.as_ref().map_or("-".into(), |vmm| vmm.kind.to_string()),
-                instance.revision.as_ref().map_or("-".into(), |revision| revision.short().to_owned()),
-                since.map_or("-".into(), |since| ago(now, since)),
-            ]
-        };
-        out.table(
-            &["instance", "state", "address", "vmm", "revision", "since"],
-            views.iter().map(row).collect(),
-        )
+        out.table(&view::COLUMNS, views.iter().map(|view| view::row(now, view)).collect())
     });
     Ok(complain(out, &wrong))
 }
 
-/// How long ago something was, in its largest unit.
-pub fn ago(now: jiff::Timestamp, then: jiff::Timestamp) -> String {
-    match now.as_second() - then.as_second() {
-        seconds @ ..60 => format!("{} s", seconds.max(0)),
-        seconds @ 60..3600 => format!("{} min", seconds / 60),
-        seconds @ 3600..86_400 => format!("{} h", seconds / 3600),
-        seconds => format!("{} d", seconds / 86_400),
+/// What a wake of a sleeper would be refused for: its snapshot, its disks, this machine. Nothing is said where somebody is at
+/// work on it at this moment.
+fn refused_wake(roots: &Roots, instance: &Instance) -> Result<Option<CliError>, CliError> {
+    let path = instance.path();
+    if instance.status != State::Sleeping {
+        return Ok(None);
     }
-}
-
-fn describe(out: &Out, view: &InstanceView) -> String {
-    let instance = &view.instance;
-    let (net, resources) = (&instance.net, instance.resources);
-    let mut lines = vec![
-        view.path.to_string(),
-        format!("  state     {}", instance.status),
-        format!(
-            "  network   {} of {} via {}, {}, {}",
-            net.guest_ip, net.cidr, net.gateway_ip, net.mac, net.tap_dev
-        ),
-        format!(
-            "  gets      {}, {} memory, {}",
-            count(resources.vcpus, "vCPU"),
-            mib(resources.mem_mib),
-            data_disk(resources.data_disk_mib)
-        ),
-    ];
-    lines.extend(instance.revision.as_ref().map(|revision| format!("  revision  {revision}")));
-    if let Some(vmm) = &instance.vmm {
-        let jail = if vmm.insecure { out.paint(Tone::Doubtful, ", no jail") } else { String::new() };
-        lines.push(format!("  vmm       {} {}, pid {}{jail}", vmm.kind, vmm.version, vmm.pid));
+    let Ok(Some(_lock)) = lifecycle::try_lock(roots, &path) else { return Ok(None) };
+    // It may have been woken since it was read.
+    let fresh = Instance::load_if_there(roots, &path)?;
+    if fresh.is_none_or(|fresh| fresh.generation != instance.generation) {
+        return Ok(None);
     }
-    if let Some(intent) = &instance.pending {
-        lines.push(format!(
-            "  pending   {} since {} by pid {}",
-            intent.operation.name(),
-            time(intent.since),
-            intent.pid
-        ));
-    }
-    if let Some(snapshot) = &view.snapshot {
-        let packed = if snapshot.archived { ", archived" } else { "" };
-        lines.push(format!(
-            "  snapshot  {}{packed}, by {} {}, {}",
-            bytes(snapshot.bytes),
-            snapshot.vmm,
-            snapshot.vmm_version,
-            time(snapshot.taken_at)
-        ));
-    }
-    lines.push(format!("  made      {}", time(instance.created_at)));
-    lines.extend(instance.entered_running_at.map(|at| format!("  started   {}", time(at))));
-    lines.extend(instance.entered_stopped_at.map(|at| format!("  stopped   {}", time(at))));
-    lines.extend(
-        instance.last_exit.as_ref().map(|exit| format!("  last exit {}, {}", exit.why, time(exit.when))),
-    );
-    if let Some(receipt) = &instance.last_receipt {
-        lines.push(format!(
-            "  receipt   {} {:.1} ms: {}",
-            receipt.operation,
-            receipt.total_ms,
-            steps(receipt)
-        ));
-    }
-    lines.extend(net.published.iter().map(|port| format!("  publishes {port}")));
-    lines.join("\n")
+    let error = match Delta::load(roots, &path) {
+        Ok(Some(delta)) => delta.check(roots, &path, false).err().map(LifecycleError::from),
+        Ok(None) => Some(LifecycleError::NoSnapshot { path: path.clone() }),
+        Err(error) => Some(error.into()),
+    };
+    Ok(error.map(|error| CliError::of_instance(&error, &path)))
 }
 
 fn why(out: &Out, operator: &mut Operator, typed: &InstanceRef) -> Result<(), CliError> {
     let instance = load(operator, typed)?;
-    let view = view(operator, instance)?;
+    let view = show(operator, instance)?;
     let instance = &view.instance;
     let because = match instance.status {
         State::Created => "its pool has no revision to run yet".to_owned(),
@@ -435,28 +298,18 @@ fn why(out: &Out, operator: &mut Operator, typed: &InstanceRef) -> Result<(), Cl
             None => "its VMM runs".to_owned(),
         },
         State::Warm => "its vCPUs were paused; its memory is kept".to_owned(),
-        State::Sleeping => match &view.snapshot {
-            Some(snapshot) if snapshot.archived => "it was put to sleep, and archived".to_owned(),
-            Some(_) => "it was put to sleep".to_owned(),
-            None => "it was put to sleep, and its snapshot is gone".to_owned(),
-        },
+        State::Sleeping if view.is_archived() => "it was put to sleep, and archived".to_owned(),
+        State::Sleeping => "it was put to sleep".to_owned(),
         State::Stopped | State::Destroyed => {
             instance.last_exit.as_ref().map_or("it was asked to".to_owned(), |exit| exit.why.clone())
         }
     };
-    let verbs = [
-        Event::Start,
-        Event::Pause,
-        Event::Resume,
-        Event::Sleep,
-        Event::Wake,
-        Event::Archive,
-        Event::Stop,
-        Event::Destroy,
-    ];
-    let can: Vec<&str> = verbs
+    let progress = out.progress(&format!("looking at the snapshot of {}", view.path));
+    let refused = refused_wake(&operator.roots, instance)?;
+    drop(progress);
+    let can: Vec<&str> = Event::ALL
         .into_iter()
-        .filter(|&event| matches!(state::next(instance.status, event), Next::To(_)))
+        .filter(|event| event.is_asked_for() && matches!(state::next(instance.status, *event), Next::To(_)))
         .map(Event::name)
         .collect();
     let log = match instance.status {
@@ -465,10 +318,14 @@ fn why(out: &Out, operator: &mut Operator, typed: &InstanceRef) -> Result<(), Cl
     };
     let value = serde_json::json!({
         "path": view.path, "status": instance.status, "why": because, "can": can, "pending": instance.pending,
-        "last_exit": instance.last_exit, "log": log.trim().lines().map(str::trim).collect::<Vec<_>>(),
+        "wake_refused": refused.as_ref().map(CliError::body), "last_exit": instance.last_exit,
+        "log": log.trim().lines().map(str::trim).collect::<Vec<_>>(),
     });
     out.show(&value, || {
         let mut text = format!("{} is {}: {because}", view.path, instance.status);
+        if let Some(refused) = &refused {
+            text.push_str(&format!("\na wake would be refused: {}", refused.text(out.is_colored())));
+        }
         if !log.is_empty() {
             text.push_str(&format!("\nlast words of its VMM:{log}"));
         }
@@ -524,21 +381,7 @@ fn usage(out: &Out, operator: &mut Operator, scope: Option<&Scope>) -> Result<u8
         if all.is_empty() {
             return "no instances        next: mvm instance create TENANT/POOL".to_owned();
         }
-        let row = |usage: &Usage| {
-            vec![
-                usage.path.to_string(),
-                usage.status.to_string(),
-                format!("{:.1} s", usage.cpu_ms as f64 / 1000.0),
-                bytes(usage.rss_bytes),
-                bytes(usage.net_rx_bytes),
-                bytes(usage.net_tx_bytes),
-                bytes(usage.disk_bytes),
-            ]
-        };
-        out.table(
-            &["instance", "state", "cpu", "memory", "net in", "net out", "disk"],
-            all.iter().map(row).collect(),
-        )
+        out.table(&view::USAGE_COLUMNS, all.iter().map(view::usage_row).collect())
     });
     Ok(complain(out, &wrong))
 }

@@ -9,7 +9,7 @@ use crate::cli::{
 };
 use crate::{
     net::{Finding, Net, probe::Probe},
-    node,
+    node::{self, Recovered},
     store::{Sharing, StoreError},
     vm::{
         instance::{
@@ -35,7 +35,7 @@ fn repair(out: &Out, operator: &mut Operator) -> Result<u8, CliError> {
         |findings: Vec<Finding>| findings.into_iter().filter(|finding| !finding.ok).collect::<Vec<_>>();
     let before = wrong(look(operator, &mut net)?);
     // A TAP may belong to a start that is under way: who looks after slots takes each one's lock.
-    let reclaimed = node::reclaim(operator)?;
+    let Recovered { reclaimed, failed, .. } = node::reclaim(operator)?;
     {
         let _lock = wiring::lock(&operator.roots, Sharing::Exclusive)?;
         net.repair(&wiring::desired(&operator.roots)?)?;
@@ -43,7 +43,8 @@ fn repair(out: &Out, operator: &mut Operator) -> Result<u8, CliError> {
     let left = wrong(look(operator, &mut net)?);
     let is_left = |finding: &&Finding| left.iter().any(|left| left.name == finding.name);
     let repaired: Vec<&Finding> = before.iter().filter(|finding| !is_left(finding)).collect();
-    let value = serde_json::json!({ "repaired": repaired, "reclaimed": reclaimed, "left": left, "ok": left.is_empty() });
+    let ok = left.is_empty() && failed.is_empty();
+    let value = serde_json::json!({ "repaired": repaired, "reclaimed": reclaimed, "left": left, "failed": failed, "ok": ok });
     out.done(&value, || {
         let line = |mark: String, finding: &Finding| format!("{mark} {}: {}", finding.name, finding.detail);
         let mut lines: Vec<String> =
@@ -52,9 +53,10 @@ fn repair(out: &Out, operator: &mut Operator) -> Result<u8, CliError> {
         lines.extend(left.iter().map(|finding| {
             line(out.paint(Tone::Bad, "left"), finding) + "        next: stop and start what it names"
         }));
+        lines.extend(failed.iter().map(|what| format!("{} {what}", out.paint(Tone::Bad, "not removed"))));
         if lines.is_empty() { "nothing to repair".to_owned() } else { lines.join("\n") }
     });
-    Ok(if left.is_empty() { 0 } else { 1 })
+    Ok(if ok { 0 } else { 1 })
 }
 
 fn verify(out: &Out, operator: &mut Operator, options: &VerifyCommand) -> Result<u8, CliError> {

@@ -1,12 +1,14 @@
 //! `mvm node …`
 
+use serde::Serialize;
+
 use crate::cli::{
     arguments::node::{NodeCommand, Setting, Switch},
     error::CliError,
     output::{Out, count, mib},
 };
 use crate::{
-    node::{self, Collected, Recovered},
+    node::{self, Collected, Damage, Recovered},
     vm::{instance::lifecycle::Operator, room::NodeConfig},
 };
 
@@ -54,8 +56,9 @@ pub fn run(out: &Out, operator: &mut Operator, command: NodeCommand) -> Result<u
             let progress = out.progress("looking for what nobody refers to");
             let collected = node::collect(operator, scrub)?;
             drop(progress);
-            out.done(&collected, || collection(&collected, scrub));
-            return Ok(if collected.damaged.is_empty() { 0 } else { 1 });
+            let view = CollectedView::from(&collected);
+            out.done(&view, || collection(&view, scrub));
+            return Ok(if view.damaged.is_empty() { 0 } else { 1 });
         }
         NodeCommand::Recover => {
             let progress = out.progress("recovering");
@@ -84,9 +87,42 @@ fn describe(node: &NodeConfig) -> String {
     ) + &labels
 }
 
-fn collection(collected: &Collected, scrub: bool) -> String {
+/// What was collected, as it is shown.
+#[derive(Debug, Serialize)]
+struct CollectedView<'a> {
+    dropped: &'a [String],
+    scrubbed: usize,
+    damaged: Vec<DamageView<'a>>,
+}
+
+/// Something damaged, as it is shown.
+#[derive(Debug, Serialize)]
+struct DamageView<'a> {
+    path: &'a str,
+    what: String,
+    fix: Option<String>,
+}
+
+impl<'a> From<&'a Collected> for CollectedView<'a> {
+    fn from(collected: &'a Collected) -> Self {
+        let view = |damage: &'a Damage| {
+            let error = CliError::from(&damage.error);
+            DamageView { path: &damage.path, what: error.whole(), fix: error.remedy().map(str::to_owned) }
+        };
+        Self {
+            dropped: &collected.dropped,
+            scrubbed: collected.scrubbed,
+            damaged: collected.damaged.iter().map(view).collect(),
+        }
+    }
+}
+
+fn collection(collected: &CollectedView, scrub: bool) -> String {
     let mut lines: Vec<String> = collected.dropped.iter().map(|what| format!("dropped {what}")).collect();
-    lines.extend(collected.damaged.iter().map(|what| format!("damaged {what}")));
+    for DamageView { path, what, fix } in &collected.damaged {
+        lines.push(format!("damaged {path}: {what}"));
+        lines.extend(fix.as_ref().map(|fix| format!("  try: {fix}")));
+    }
     if collected.dropped.is_empty() {
         lines.push("nothing to drop".to_owned());
     }

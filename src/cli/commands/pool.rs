@@ -309,7 +309,7 @@ fn wanted(counts: &DesiredCounts) -> String {
 }
 
 fn apply_scale(out: &Out, operator: &mut Operator, pool: &PoolPath, goal: Goal) -> Result<u8, CliError> {
-    let mut touched = Vec::new();
+    let (mut touched, roots) = (Vec::new(), operator.roots.clone());
     let progress = out.progress(&format!("scaling {pool}"));
     let scaled = scale::scale(operator, pool, goal, |instance, one| {
         let (id, ip) = (&instance.instance_id, instance.net.guest_ip);
@@ -324,7 +324,7 @@ fn apply_scale(out: &Out, operator: &mut Operator, pool: &PoolPath, goal: Goal) 
             (_, _, to) => to.to_string(),
         };
         out.say(format!("{id} {ip} {how}"));
-        touched.push(InstanceView::new(instance.clone(), true));
+        touched.push(InstanceView::new(instance.clone(), true).with_snapshot(&roots));
     });
     drop(progress);
     if out.json && (scaled.is_ok() || !touched.is_empty()) {

@@ -12,7 +12,7 @@ use crate::{
     store,
     vm::{
         instance::lifecycle::{LifecycleError, Operator, load_tenant},
-        naming::TenantId,
+        naming::{Slot, TenantId},
         pool, room,
         tenant::{
             config::{self, Tenant},
@@ -29,15 +29,21 @@ struct TenantView {
     tenant: Tenant,
     pools: usize,
     running: u32,
+    warm: u32,
+    sleeping: usize,
     vcpus_used: u32,
     mem_used_mib: u64,
 }
 
 fn view(operator: &Operator, tenant: Tenant) -> Result<TenantView, CliError> {
     let reserved = room::reserved(&operator.roots)?;
-    let Use { running, vcpus, mem_mib, .. } = room::used_by(&reserved, tenant.network.tenant_net_id);
+    let net_id = tenant.network.tenant_net_id;
+    let Use { running, warm, vcpus, mem_mib, .. } = room::used_by(&reserved, net_id);
+    // What has a place on the disk, and no VMM.
+    let is_asleep = |(slot, taken): &&(Slot, Use)| slot.net_id == net_id && taken.vms() == 0;
+    let sleeping = reserved.iter().filter(is_asleep).count();
     let pools = pool::config::paths(&operator.roots, &tenant.tenant_id)?.len();
-    Ok(TenantView { tenant, pools, running, vcpus_used: vcpus, mem_used_mib: mem_mib })
+    Ok(TenantView { tenant, pools, running, warm, sleeping, vcpus_used: vcpus, mem_used_mib: mem_mib })
 }
 
 /// Runs the command.
@@ -143,7 +149,7 @@ fn describe(view: &TenantView) -> String {
     let (first, last) = tenant.offsets();
     format!(
         "{}\n  network   net id {}, {}, gateway {}, bridge {}, offsets {first} to {last}\n  \
-         running   {} of {}\n  vcpus     {} of {}\n  memory    {} of {}\n  pools     {} of {}\n  \
+         running   {} of {}\n  warm      {} of {}\n  sleeping  {}\n  vcpus     {} of {}\n  memory    {} of {}\n  pools     {} of {}\n  \
          made      {}\n  pinned    {}",
         tenant.tenant_id,
         network.tenant_net_id,
@@ -152,6 +158,9 @@ fn describe(view: &TenantView) -> String {
         network.tenant_net_id.bridge(),
         view.running,
         quotas.max_running,
+        view.warm,
+        quotas.max_warm,
+        view.sleeping,
         view.vcpus_used,
         quotas.max_vcpus,
         mib(view.mem_used_mib),

@@ -3,7 +3,7 @@
 use crate::cli::{arguments::vmm::VmmCommand, error::CliError, output::Out};
 use crate::{
     infra::config::Roots,
-    node,
+    node::{self, Damage, Versions},
     vmm::install::{self, Installed},
 };
 
@@ -38,11 +38,14 @@ pub fn run(out: &Out, roots: &Roots, command: VmmCommand) -> Result<u8, CliError
             });
         }
         VmmCommand::Gc => {
-            let removed = node::collect_vmms(roots)?;
-            out.done(&removed, || match removed.len() {
-                0 => "every version is needed".to_owned(),
+            let Versions { removed, unreadable } = node::collect_vmms(roots)?;
+            out.done(&removed, || match (removed.len(), unreadable.len()) {
+                (0, 0) => "every version is needed".to_owned(),
+                (0, _) => "every version stays: it is not known which are needed".to_owned(),
                 _ => format!("removed {}", removed.join(", ")),
             });
+            let say = |damage: &Damage| out.error(&CliError::from(&damage.error).about(&damage.path)).max(1);
+            return Ok(unreadable.iter().map(say).max().unwrap_or(0));
         }
     }
     Ok(0)

@@ -1,5 +1,7 @@
 //! What each error of the library means to a person: kind, stable code, advice.
 
+use std::path::Path;
+
 use super::{CliError, Kind};
 use crate::{
     infra::shell::ShellError,
@@ -9,7 +11,13 @@ use crate::{
     store::StoreError,
     vm::{
         image::ImageError,
-        instance::{disk::DiskError, lifecycle::LifecycleError, state::State},
+        instance::{
+            config::owner_of,
+            disk::DiskError,
+            lifecycle::LifecycleError,
+            state::{Event, State},
+        },
+        naming::InstancePath,
         pool::{artifacts::ArtifactError, lifecycle::PoolError},
         room::RoomError,
         snapshot::SnapshotError,
@@ -20,19 +28,34 @@ use crate::{
 
 impl From<&StoreError> for CliError {
     fn from(error: &StoreError) -> Self {
+        if let StoreError::Io { action, path, source } = error
+            && source.kind() == std::io::ErrorKind::ReadOnlyFilesystem
+        {
+            return Self::read_only(action, path);
+        }
         let (kind, code, fix) = match error {
             StoreError::Missing { .. } => (Kind::NotFound, "not_found", None),
-            StoreError::Damaged { .. } => (
-                Kind::Failed,
-                "damaged",
-                Some("put it back from a copy; docs/operating.md says what else can be done".to_owned()),
-            ),
-            StoreError::Newer { .. } => (Kind::Failed, "newer_schema", Some("use the newer mvm".to_owned())),
+            StoreError::Damaged { path, .. } => {
+                let fix = match sleeper_of(path) {
+                    Some(instance) => format!("bring the file back, or {}", stop(Some(&instance))),
+                    None => {
+                        "put it back from a copy; docs/operating.md says what else can be done".to_owned()
+                    }
+                };
+                (Kind::Failed, "damaged", Some(fix))
+            }
+            StoreError::Newer { path, .. } => {
+                let fix = match sleeper_of(path) {
+                    Some(instance) => format!("use the newer mvm, or {}", stop(Some(&instance))),
+                    None => "use the newer mvm".to_owned(),
+                };
+                (Kind::Failed, "newer_schema", Some(fix))
+            }
             StoreError::Locked { .. } => {
                 (Kind::Refused, "locked", Some("wait for it, or end it if it hangs".to_owned()))
             }
             StoreError::Io { source, path, .. } => match source.kind() {
-                std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem => (
+                std::io::ErrorKind::PermissionDenied => (
                     Kind::Environment,
                     "permission",
                     Some("run as root, or use --root with a folder of yours".into()),
@@ -45,6 +68,29 @@ impl From<&StoreError> for CliError {
         };
         let made = Self::of(kind, code, error);
         Self { fix, ..made }
+    }
+}
+
+/// The instance whose snapshot a file belongs to.
+fn sleeper_of(file: &Path) -> Option<InstancePath> {
+    owner_of(file).filter(|_| file.iter().any(|part| part == "snapshots"))
+}
+
+/// What always helps where a snapshot does not.
+fn stop(instance: Option<&InstancePath>) -> String {
+    let instance = instance.map_or(String::new(), |path| format!(" {path}"));
+    format!("mvm instance stop{instance}: its memory is given up, its disks stay; then start it")
+}
+
+impl CliError {
+    /// Nothing can be written there. Where the kernel made it so, it had a reason.
+    fn read_only(action: &str, path: &Path) -> Self {
+        let what = format!("cannot {action} {}: it lies on a read-only file system", path.display());
+        // What was to be made there is not; its folder is.
+        let there = path.ancestors().find(|path| path.exists()).unwrap_or(path).display();
+        Self::new(Kind::Environment, "read_only", what).fix(format!(
+            "dmesg, which says whether its disk failed; then mount -o remount,rw \"$(findmnt -nro TARGET -T '{there}')\""
+        ))
     }
 }
 
@@ -85,12 +131,19 @@ impl From<&RoomError> for CliError {
 
 /// What the operating system says when there is no space left, which a VMM repeats.
 const DISK_FULL: &str = "No space left on device";
+/// What it says where nothing can be written.
+const READ_ONLY: &str = "Read-only file system";
 
 impl From<&VmmError> for CliError {
     fn from(error: &VmmError) -> Self {
         let code = match error {
             VmmError::Refused { message, .. } if message.contains(DISK_FULL) => {
                 return Self::of(Kind::Failed, "disk_full", error).fix("free space where MVM_ROOT lies");
+            }
+            VmmError::Refused { message, .. } if message.contains(READ_ONLY) => {
+                return Self::of(Kind::Environment, "read_only", error).fix(
+                    "dmesg, which says whether the disk failed where MVM_ROOT lies; then mount -o remount,rw",
+                );
             }
             VmmError::Refused { .. } => "vmm_refused",
             VmmError::Ended { .. } => "vmm_ended",
@@ -172,21 +225,63 @@ impl From<&ArtifactError> for CliError {
 
 impl From<&SnapshotError> for CliError {
     fn from(error: &SnapshotError) -> Self {
-        let stop = "mvm instance stop: its memory is given up, its disks stay; then start it";
+        Self::of_snapshot(error, None)
+    }
+}
+
+impl CliError {
+    /// What is wrong with a snapshot: that of this instance, or of the one in whose folder the file lies that it names.
+    fn of_snapshot(error: &SnapshotError, of: Option<&InstancePath>) -> Self {
+        let owner = |file: &Path| of.cloned().or_else(|| owner_of(file));
+        // A base belongs to a pool, and nobody may have been loaded from it.
+        let back = |file: &Path, what: &str| match (owner(file), file.parent()) {
+            (None, Some(base)) => {
+                format!("bring {what} back; where no instance stands on it, rm -r {}", base.display())
+            }
+            (instance, _) => format!("bring {what} back, or {}", stop(instance.as_ref())),
+        };
         match error {
             SnapshotError::Store(error) => error.into(),
-            SnapshotError::Damaged { .. } => Self::of(Kind::Failed, "snapshot_damaged", error)
-                .fix(format!("bring the file back, or {stop}")),
-            SnapshotError::Foreign { .. } => Self::of(Kind::Failed, "snapshot_foreign", error)
-                .fix(format!("bring its own files back, or {stop}")),
-            SnapshotError::OtherCpu { .. } => Self::of(Kind::Environment, "other_cpu", error)
-                .fix(format!("wake it on the machine where it fell asleep, or {stop}")),
-            SnapshotError::DiskChanged { may_be_forced: true, .. } => {
-                Self::of(Kind::Refused, "disk_changed", error)
-                    .fix("mvm instance wake --force, if it holds what it held")
+            SnapshotError::Damaged { path, .. } => {
+                Self::of(Kind::Failed, "snapshot_damaged", error).fix(back(path, "the file"))
             }
-            SnapshotError::DiskChanged { .. } => Self::of(Kind::Refused, "disk_changed", error)
-                .fix(format!("bring the disk back as it was, or {stop}")),
+            SnapshotError::Foreign { path, .. } => {
+                Self::of(Kind::Failed, "snapshot_foreign", error).fix(back(path, "its own files"))
+            }
+            SnapshotError::OtherCpu { .. } => {
+                let or = match of {
+                    Some(_) => format!("or {}", stop(of)),
+                    None => {
+                        "or stop it; mvm instance why says of each sleeper whether it is this one".to_owned()
+                    }
+                };
+                Self::of(Kind::Environment, "other_cpu", error)
+                    .fix(format!("wake it on the machine where it fell asleep, {or}"))
+            }
+            SnapshotError::DiskChanged { path, may_be_forced, .. } => {
+                let made = Self::of(Kind::Refused, "disk_changed", error);
+                match (owner(path), may_be_forced) {
+                    (Some(instance), true) => made
+                        .fix(format!("mvm instance wake {instance} --force, if the disk holds what it held")),
+                    (instance, _) => {
+                        made.fix(format!("bring the disk back as it was, or {}", stop(instance.as_ref())))
+                    }
+                }
+            }
+        }
+    }
+
+    /// An error of an operation on this instance. Those of its snapshot do not name it by themselves.
+    pub fn of_instance(error: &LifecycleError, path: &InstancePath) -> Self {
+        let at_the_bottom = match error {
+            LifecycleError::Step { error, .. } => error.as_ref(),
+            error => error,
+        };
+        match at_the_bottom {
+            LifecycleError::Snapshot(snapshot) => {
+                Self { what: error.to_string(), ..Self::of_snapshot(snapshot, Some(path)) }.about(path)
+            }
+            _ => error.into(),
         }
     }
 }
@@ -263,6 +358,10 @@ impl From<&LifecycleError> for CliError {
                 let made = Self::of(Kind::Refused, "state", error);
                 match (denial.way(), denial.state) {
                     (Some(way), _) => made.fix(format!("mvm instance {way} {path}")),
+                    (None, State::Ready | State::Stopped) if denial.event == Event::Archive => {
+                        let fix = format!("mvm instance start {path}, then mvm instance sleep {path}");
+                        made.fix(format!("{fix}: without memory there is nothing to compress"))
+                    }
                     (None, State::Created | State::Ready) => made.fix(format!("mvm instance start {path}")),
                     (None, _) => made,
                 }

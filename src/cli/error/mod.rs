@@ -18,6 +18,7 @@ pub const EXIT_CODES: &str = "\
 | 3 | not found |
 | 4 | refused: by state, quota, room, a lock held too long, or a name, net id or subnet in use |
 | 5 | the environment lacks something; `mvm doctor` says what |
+| 128 + N | ended by signal N: Ctrl-C gives 130 |
 ";
 
 /// What kind of failure it is; the exit code follows.
@@ -43,6 +44,15 @@ pub struct CliError {
     what: String,
     why: Vec<String>,
     fix: Option<String>,
+}
+
+/// An error in JSON.
+#[derive(Debug, Serialize)]
+pub struct Body<'a> {
+    code: &'a str,
+    what: &'a str,
+    why: String,
+    fix: Option<&'a str>,
 }
 
 impl CliError {
@@ -76,6 +86,16 @@ impl CliError {
         self
     }
 
+    /// What happened and why, in one line.
+    pub fn whole(&self) -> String {
+        [std::slice::from_ref(&self.what), &self.why].concat().join(": ")
+    }
+
+    /// What to do about it.
+    pub fn remedy(&self) -> Option<&str> {
+        self.fix.as_deref()
+    }
+
     /// The exit code.
     pub fn exit_code(&self) -> u8 {
         match self.kind {
@@ -103,18 +123,15 @@ impl CliError {
     /// As JSON.
     pub fn json(&self) -> String {
         #[derive(Serialize)]
-        struct Body<'a> {
-            code: &'a str,
-            what: &'a str,
-            why: String,
-            fix: &'a Option<String>,
-        }
-        #[derive(Serialize)]
         struct Wrapped<'a> {
             error: Body<'a>,
         }
-        let body = Body { code: self.code, what: &self.what, why: self.why.join(": "), fix: &self.fix };
-        serde_json::to_string(&Wrapped { error: body }).unwrap_or_default()
+        serde_json::to_string(&Wrapped { error: self.body() }).unwrap_or_default()
+    }
+
+    /// What it consists of, for the JSON of something else.
+    pub fn body(&self) -> Body<'_> {
+        Body { code: self.code, what: &self.what, why: self.why.join(": "), fix: self.remedy() }
     }
 }
 

@@ -1,6 +1,9 @@
 //! `instance.json`: what an instance is, and where its things lie.
 
-use std::{net::Ipv4Addr, path::PathBuf};
+use std::{
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -356,6 +359,20 @@ pub fn file(roots: &Roots, path: &InstancePath) -> PathBuf {
     folder(roots, path).join("instance.json")
 }
 
+/// The instance that a file or a folder belongs to, by where it lies: what [`folder`] gives, the other way round.
+pub fn owner_of(file: &Path) -> Option<InstancePath> {
+    let parts: Option<Vec<&str>> = file.iter().map(|part| part.to_str()).collect();
+    // The last ones: the root may lie anywhere.
+    parts?.windows(6).rev().find_map(|parts| match *parts {
+        ["tenants", tenant, "pools", pool, "instances", instance] => Some(InstancePath {
+            tenant: tenant.parse().ok()?,
+            pool: pool.parse().ok()?,
+            instance: instance.parse().ok()?,
+        }),
+        _ => None,
+    })
+}
+
 /// The paths of a pool's instances, sorted.
 ///
 /// # Errors
@@ -369,4 +386,20 @@ pub fn paths(roots: &Roots, pool: &PoolPath) -> Result<Vec<InstancePath>, StoreE
             Some(InstancePath { tenant: pool.tenant.clone(), pool: pool.pool.clone(), instance })
         })
         .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::infra::config::Environment;
+
+    #[test]
+    fn a_files_owner_is_told_by_its_place() {
+        let roots = Roots::new(Path::new("/var/tenants/a/pools"), &Environment::default()).unwrap();
+        let path: InstancePath = "acme/web/i-0f3a91c2".parse().unwrap();
+        for file in [folder(&roots, &path), folder(&roots, &path).join("snapshots/delta/meta.json")] {
+            assert_eq!(owner_of(&file), Some(path.clone()));
+        }
+        assert_eq!(owner_of(&pool::config::folder(&roots, &path.pool_path())), None);
+    }
 }

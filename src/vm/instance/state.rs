@@ -124,6 +124,11 @@ impl Event {
         Event::Destroy,
     ];
 
+    /// Is it asked for by somebody? What is not happens by itself.
+    pub fn is_asked_for(self) -> bool {
+        !matches!(self, Event::Built | Event::Died)
+    }
+
     /// The verb of the command line, or what happened.
     pub fn name(self) -> &'static str {
         match self {

@@ -1,13 +1,14 @@
 //! What an instance uses at this moment, read from /proc: cheap enough to ask for thousands.
 
-use std::{collections::HashMap, os::unix::fs::MetadataExt};
+use std::collections::HashMap;
 
 use serde::Serialize;
 
-use super::{config::Instance, fc_config::files, state::State};
+use super::{config::Instance, fc_config::files, snapshot, state::State};
 use crate::{
     infra::config::Roots,
-    vm::{instance::config, naming::InstancePath},
+    store,
+    vm::{instance::config, naming::InstancePath, snapshot::taken_bytes},
     vmm::process,
 };
 
@@ -26,7 +27,8 @@ pub struct Usage {
     pub net_rx_bytes: u64,
     /// Bytes that the guest sent.
     pub net_tx_bytes: u64,
-    /// Space that its disks take, in bytes; their virtual size is larger.
+    /// Space that its disks take, and its memory where it is asleep or was loaded from a file, in bytes; their virtual
+    /// size is larger.
     pub disk_bytes: u64,
 }
 
@@ -59,8 +61,12 @@ pub fn usage(roots: &Roots, instance: &Instance, interfaces: &Interfaces) -> Usa
     let mut disk_bytes = 0;
     let root = instance.revision.as_ref().map(|revision| super::launch::root_disk(revision.short()));
     for name in [Some(files::DATA.to_owned()), root].into_iter().flatten() {
-        disk_bytes += std::fs::metadata(volumes.join(name)).map_or(0, |meta| meta.blocks() * 512);
+        disk_bytes += taken_bytes(&volumes.join(name));
     }
+    // Whatever lies there takes space, also where its meta.json is damaged or used up.
+    let delta = snapshot::folder(roots, &path);
+    let parts = store::names(&delta, |_| true).unwrap_or_default();
+    disk_bytes += parts.iter().map(|name| taken_bytes(&delta.join(name))).sum::<u64>();
     Usage {
         path,
         status: instance.status,

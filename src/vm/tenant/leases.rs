@@ -90,6 +90,11 @@ pub fn hold(roots: &Roots, instance: &InstancePath, offset: Offset) -> Result<()
     store::remove_file(&freed_file(&folder, offset))
 }
 
+/// Is the offset held, by whomever? Its name alone says so: what is in the file may not be readable.
+pub fn is_held(roots: &Roots, tenant: &TenantId, offset: Offset) -> bool {
+    held_file(&folder(roots, tenant), offset).exists()
+}
+
 /// Does this instance hold the offset?
 ///
 /// # Errors
@@ -120,15 +125,20 @@ pub fn free(roots: &Roots, instance: &InstancePath, offset: Offset) -> Result<()
 /// # Errors
 /// When one cannot be read.
 pub fn held(roots: &Roots, tenant: &TenantId) -> Result<Vec<Lease>, StoreError> {
-    let folder = folder(roots, tenant);
-    let mut leases = Vec::new();
-    for name in store::names(&folder, |name| !name.starts_with('.') && name.ends_with(".json"))? {
-        if let Some(lease) = store::read_if_there::<Lease>(&folder.join(name))? {
-            leases.push(lease);
-        }
-    }
+    let mut leases: Vec<Lease> = each(roots, tenant)?.into_iter().collect::<Result<_, _>>()?;
     leases.sort_by_key(|lease| lease.offset);
     Ok(leases)
+}
+
+/// All leases that are held, and for each that cannot be read why not.
+///
+/// # Errors
+/// When the folder cannot be read.
+pub fn each(roots: &Roots, tenant: &TenantId) -> Result<Vec<Result<Lease, StoreError>>, StoreError> {
+    let folder = folder(roots, tenant);
+    let names = store::names(&folder, |name| !name.starts_with('.') && name.ends_with(".json"))?;
+    let read = |name: String| store::read_if_there::<Lease>(&folder.join(name)).transpose();
+    Ok(names.into_iter().filter_map(read).collect())
 }
 
 #[cfg(test)]

@@ -1,25 +1,28 @@
 //! `mvm demo`: what mvm does, told with real packets in a throw-away root and network namespace.
 //!
 //! The command itself only stages: it makes the root, looks at the host, lets a child play the story in namespaces of its
-//! own, looks at the host again, and removes the root. So nothing is left behind where the story is killed; where the
-//! command itself is, the next one sweeps.
+//! own, looks at the host again, and removes the root. So nothing is left behind where the story is killed or interrupted;
+//! where the command itself is killed, the next one sweeps.
 
 mod guest;
+mod signals;
 mod sleep;
 mod story;
 mod world;
 
 use std::{
-    os::unix::fs::DirBuilderExt,
+    io::Read,
+    os::unix::{fs::DirBuilderExt, process::CommandExt},
     path::Path,
     process::{Command, Output},
     time::Duration,
 };
 
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 use serde::{Deserialize, Serialize};
 
 pub use self::guest::{kernel, tell, tiny_kernel};
-use self::world::World;
+use self::{signals::Signals, world::World};
 use crate::cli::{
     arguments::demo::DemoCommand,
     error::{CliError, Kind},
@@ -66,7 +69,7 @@ fn lacking(what: impl Into<String>) -> CliError {
 pub fn run(out: &Out, environment: &Environment, command: &DemoCommand) -> Result<u8, CliError> {
     match &command.inside {
         Some(root) => {
-            mask_signals(libc::SIG_UNBLOCK);
+            Signals::release();
             story::play(out, environment, root)
         }
         None => stage(out),
@@ -89,7 +92,7 @@ fn sweep() {
 fn stage(out: &Out) -> Result<u8, CliError> {
     let start = std::time::Instant::now();
     packages(out)?;
-    mask_signals(libc::SIG_BLOCK);
+    let signals = Signals::hold().map_err(|error| lacking(error.to_string()))?;
     sweep();
     let root = std::env::temp_dir().join(format!("{NAME}{}", std::process::id()));
     let root = std::fs::DirBuilder::new()
@@ -99,12 +102,16 @@ fn stage(out: &Out) -> Result<u8, CliError> {
         .and_then(|()| root.canonicalize())
         .map_err(|error| lacking(format!("cannot make {}: {error}", root.display())))?;
     let before = World::look(&root);
-    let played = std::fs::write(root.join(THROW_AWAY_MARK), "").and_then(|()| played(out, &root));
+    let played = std::fs::write(root.join(THROW_AWAY_MARK), "").and_then(|()| played(out, &root, &signals));
     world::end_processes_in(&root);
     let host = before.difference(&World::look(&root));
     let _ = std::fs::remove_dir_all(&root);
     // Only now: who reads this may be gone, and then nothing comes after it.
-    let output = played.map_err(|error| lacking(error.to_string()))?;
+    let (output, came) = played.map_err(|error| lacking(error.to_string()))?;
+    if let Some(signal) = came.or_else(|| signals.came()) {
+        out.note("interrupted; nothing of it is left");
+        return Ok(128 + signal);
+    }
     let code = match output.status.code() {
         Some(code) => code as u8,
         None => 1,
@@ -115,20 +122,9 @@ fn stage(out: &Out) -> Result<u8, CliError> {
     }
 }
 
-/// Ctrl-C ends the story, and the process that stages it only after it has cleaned up: that one holds such signals back.
-fn mask_signals(how: i32) {
-    // SAFETY: the set is initialised by sigemptyset before it is used; only this thread's mask changes.
-    unsafe {
-        let mut signals = std::mem::zeroed();
-        libc::sigemptyset(&mut signals);
-        for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
-            libc::sigaddset(&mut signals, signal);
-        }
-        libc::pthread_sigmask(how, &signals, std::ptr::null_mut());
-    }
-}
-
-fn played(out: &Out, root: &Path) -> std::io::Result<Output> {
+/// Plays the story. A signal that would end this process ends the story with all that it started: VMMs, which are not of its
+/// group, go with the root.
+fn played(out: &Out, root: &Path, signals: &Signals) -> std::io::Result<(Output, Option<u8>)> {
     let mut child = Command::new(std::env::current_exe()?);
     child.arg("demo").arg("--inside").arg(root).env_remove("MVM_ROOT").stdin(std::process::Stdio::null());
     if out.json {
@@ -137,7 +133,23 @@ fn played(out: &Out, root: &Path) -> std::io::Result<Output> {
     if !out.is_colored() {
         child.arg("--no-color");
     }
-    child.spawn()?.wait_with_output()
+    let mut child = child.process_group(0).spawn()?;
+    let pid = Pid::from_child(&child);
+    let pipe = child.stdout.take();
+    std::thread::scope(|scope| {
+        let reading = scope.spawn(|| {
+            let mut bytes = Vec::new();
+            pipe.map_or(Ok(0), |mut pipe| pipe.read_to_end(&mut bytes)).map(|_| bytes)
+        });
+        let came = pidfd_open(pid, PidfdFlags::empty())
+            .map_err(std::io::Error::from)
+            .and_then(|pidfd| signals.wait(pidfd));
+        // Before it is reaped: nobody else has its number yet.
+        let _ = kill_process_group(pid, Signal::KILL);
+        let status = child.wait()?;
+        let stdout = reading.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        Ok((Output { status, stdout, stderr: Vec::new() }, came?))
+    })
 }
 
 /// The story's report, with what the host says of it. Where there is none, it said on stderr why.

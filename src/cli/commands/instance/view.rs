@@ -1,0 +1,210 @@
+//! An instance as it is shown: as JSON, as lines for people, as the row of a table.
+
+use serde::Serialize;
+
+use crate::cli::output::{Out, Tone, bytes, count, data_disk, mib, time};
+use crate::{
+    infra::config::Roots,
+    vm::{
+        instance::{
+            config::{Instance, Receipt},
+            lifecycle,
+            snapshot::Delta,
+            state::State,
+            stats::Usage,
+        },
+        naming::InstancePath,
+        pool::config::VmmKind,
+    },
+};
+
+/// An instance as it is shown: the record, its path, and the state as it is.
+#[derive(Debug, Serialize)]
+pub struct InstanceView {
+    pub(super) path: InstancePath,
+    #[serde(flatten)]
+    pub(super) instance: Instance,
+    /// What it would wake from; the list for people has no place for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) snapshot: Option<SnapshotView>,
+}
+
+/// A snapshot as it is shown.
+#[derive(Debug, Serialize)]
+pub(super) struct SnapshotView {
+    taken_at: jiff::Timestamp,
+    vmm: VmmKind,
+    vmm_version: String,
+    /// What of the memory was written when it was taken.
+    pub(super) written_bytes: u64,
+    /// What it takes on the disk.
+    pub(super) bytes: u64,
+    pub(super) archived: bool,
+}
+
+impl InstanceView {
+    /// The state as it is depends on whether the pool has a revision.
+    pub fn new(mut instance: Instance, has_revision: bool) -> Self {
+        instance.status = lifecycle::effective_state(&instance, has_revision);
+        Self { path: instance.path(), instance, snapshot: None }
+    }
+
+    /// With what a sleeper would wake from. One that cannot be read keeps nobody from seeing the instance: `why` and a wake
+    /// say what is wrong with it.
+    pub fn with_snapshot(mut self, roots: &Roots) -> Self {
+        if self.instance.status == State::Sleeping
+            && let Ok(Some(delta)) = Delta::load(roots, &self.path)
+        {
+            self.snapshot = Some(SnapshotView {
+                bytes: delta.taken_bytes(roots),
+                archived: delta.archive.is_some(),
+                written_bytes: delta.written_bytes,
+                taken_at: delta.taken_at,
+                vmm: delta.origin.vmm,
+                vmm_version: delta.origin.vmm_version,
+            });
+        }
+        self
+    }
+
+    /// Is its memory compressed?
+    pub(super) fn is_archived(&self) -> bool {
+        self.snapshot.as_ref().is_some_and(|snapshot| snapshot.archived)
+    }
+}
+
+/// How long the last operation took, and with `-v` its steps.
+pub(super) fn took(out: &Out, view: &InstanceView) -> String {
+    match &view.instance.last_receipt {
+        None => String::new(),
+        Some(receipt) if out.verbose => format!("{:.0} ms: {}", receipt.total_ms, steps(receipt)),
+        Some(receipt) => format!("{:.0} ms", receipt.total_ms),
+    }
+}
+
+/// What is said of one that runs no guest.
+pub(super) fn simulated(out: &Out, view: &InstanceView) -> String {
+    match view.instance.vmm.as_ref().is_some_and(|vmm| vmm.kind == VmmKind::Sim) {
+        true => out.paint(Tone::Doubtful, "  (simulated: no guest runs)"),
+        false => String::new(),
+    }
+}
+
+fn steps(receipt: &Receipt) -> String {
+    let steps: Vec<String> =
+        receipt.steps.iter().map(|step| format!("{} {:.1}", step.name, step.ms)).collect();
+    steps.join(", ")
+}
+
+/// The names of the columns of [`row`].
+pub(super) const COLUMNS: [&str; 6] = ["instance", "state", "address", "vmm", "revision", "since"];
+
+/// It, in a list.
+pub(super) fn row(now: jiff::Timestamp, view: &InstanceView) -> Vec<String> {
+    let instance = &view.instance;
+    let status = match &instance.pending {
+        Some(intent) => format!("{} ({} …)", instance.status, intent.operation.name()),
+        None => instance.status.to_string(),
+    };
+    let since = match instance.status {
+        State::Running => instance.entered_running_at,
+        State::Warm => instance.entered_warm_at,
+        State::Sleeping => instance.entered_sleeping_at,
+        State::Stopped => instance.entered_stopped_at,
+        State::Created | State::Ready | State::Destroyed => Some(instance.created_at),
+    };
+    vec![
+        view.path.to_string(),
+        status,
+        instance.net.guest_ip.to_string(),
+        instance.vmm.as_ref().map_or("-".into(), |vmm| vmm.kind.to_string()),
+        instance.revision.as_ref().map_or("-".into(), |revision| revision.short().to_owned()),
+        since.map_or("-".into(), |since| ago(now, since)),
+    ]
+}
+
+/// The names of the columns of [`usage_row`].
+pub(super) const USAGE_COLUMNS: [&str; 7] =
+    ["instance", "state", "cpu", "memory", "net in", "net out", "disk"];
+
+/// What it uses, in a list.
+pub(super) fn usage_row(usage: &Usage) -> Vec<String> {
+    vec![
+        usage.path.to_string(),
+        usage.status.to_string(),
+        format!("{:.1} s", usage.cpu_ms as f64 / 1000.0),
+        bytes(usage.rss_bytes),
+        bytes(usage.net_rx_bytes),
+        bytes(usage.net_tx_bytes),
+        bytes(usage.disk_bytes),
+    ]
+}
+
+/// How long ago something was, in its largest unit.
+fn ago(now: jiff::Timestamp, then: jiff::Timestamp) -> String {
+    match now.as_second() - then.as_second() {
+        seconds @ ..60 => format!("{} s", seconds.max(0)),
+        seconds @ 60..3600 => format!("{} min", seconds / 60),
+        seconds @ 3600..86_400 => format!("{} h", seconds / 3600),
+        seconds => format!("{} d", seconds / 86_400),
+    }
+}
+
+/// All of it, as lines.
+pub(super) fn describe(out: &Out, view: &InstanceView) -> String {
+    let instance = &view.instance;
+    let (net, resources) = (&instance.net, instance.resources);
+    let mut lines = vec![
+        view.path.to_string(),
+        format!("  state     {}", instance.status),
+        format!(
+            "  network   {} of {} via {}, {}, {}",
+            net.guest_ip, net.cidr, net.gateway_ip, net.mac, net.tap_dev
+        ),
+        format!(
+            "  gets      {}, {} memory, {}",
+            count(resources.vcpus, "vCPU"),
+            mib(resources.mem_mib),
+            data_disk(resources.data_disk_mib)
+        ),
+    ];
+    lines.extend(instance.revision.as_ref().map(|revision| format!("  revision  {revision}")));
+    if let Some(vmm) = &instance.vmm {
+        let jail = if vmm.insecure { out.paint(Tone::Doubtful, ", no jail") } else { String::new() };
+        lines.push(format!("  vmm       {} {}, pid {}{jail}", vmm.kind, vmm.version, vmm.pid));
+    }
+    if let Some(intent) = &instance.pending {
+        lines.push(format!(
+            "  pending   {} since {} by pid {}",
+            intent.operation.name(),
+            time(intent.since),
+            intent.pid
+        ));
+    }
+    if let Some(snapshot) = &view.snapshot {
+        let packed = if snapshot.archived { ", archived" } else { "" };
+        lines.push(format!(
+            "  snapshot  {}{packed}, by {} {}, {}",
+            bytes(snapshot.bytes),
+            snapshot.vmm,
+            snapshot.vmm_version,
+            time(snapshot.taken_at)
+        ));
+    }
+    lines.push(format!("  made      {}", time(instance.created_at)));
+    lines.extend(instance.entered_running_at.map(|at| format!("  started   {}", time(at))));
+    lines.extend(instance.entered_stopped_at.map(|at| format!("  stopped   {}", time(at))));
+    lines.extend(
+        instance.last_exit.as_ref().map(|exit| format!("  last exit {}, {}", exit.why, time(exit.when))),
+    );
+    if let Some(receipt) = &instance.last_receipt {
+        lines.push(format!(
+            "  receipt   {} {:.1} ms: {}",
+            receipt.operation,
+            receipt.total_ms,
+            steps(receipt)
+        ));
+    }
+    lines.extend(net.published.iter().map(|port| format!("  publishes {port}")));
+    lines.join("\n")
+}
