@@ -334,7 +334,7 @@ fn an_instance_that_sleeps_and_wakes() {
     ");
     snapshot!(terminal.sees(&format!("instance archive {PATH}")), @"i-0f3a91c2 archived, SIZE on disk");
     snapshot!(terminal.sees(&format!("instance archive {PATH}")), @"i-0f3a91c2 is already archived");
-    snapshot!(terminal.sees(&format!("instance wake {PATH} -v")), @"i-0f3a91c2 awake in MS ms: reserve MS, check MS, unpack MS, directory MS, spawn MS, announce MS, tap MS, load MS, consume MS, resume MS, join MS  (simulated: no guest runs)");
+    snapshot!(terminal.sees(&format!("instance wake {PATH} -v")), @"i-0f3a91c2 awake in MS ms: reserve MS, check MS, directory MS, spawn MS, announce MS, unpack MS, tap MS, load MS, consume MS, resume MS, join MS  (simulated: no guest runs)");
     snapshot!(terminal.sees("pool scale acme/web --warm 1"), @"i-0f3a91c3 10.240.3.4 created, warm");
     snapshot!(terminal.sees("pool scale acme/web --sleeping 1"), @"i-0f3a91c4 10.240.3.5 created, sleeping");
     snapshot!(terminal.sees("pool scale acme/web --warm 0"), @"i-0f3a91c3 10.240.3.4 stopped");

@@ -253,8 +253,8 @@ fn what_is_no_artifact_is_refused() {
 fn scale_says_what_it_did_to_each() {
     let Some(terminal) = Terminal::with_pool() else { return };
     // One at a time: several at once are told in the order in which they are done.
-    snapshot!(terminal.sees("pool scale acme/web --running 1"), @"i-0f3a91c2 10.240.3.3 created, MS ms");
-    snapshot!(terminal.sees("pool scale acme/web --running 2"), @"i-0f3a91c3 10.240.3.4 created, MS ms");
+    snapshot!(terminal.sees("pool scale acme/web --running 1"), @"i-0f3a91c2 10.240.3.3 created, running in MS ms");
+    snapshot!(terminal.sees("pool scale acme/web --running 2"), @"i-0f3a91c3 10.240.3.4 created, running in MS ms");
     snapshot!(terminal.sees("pool scale acme/web --running 2"), @"acme/web: 2 running already");
     snapshot!(terminal.sees("pool scale acme/web --running 1"), @"i-0f3a91c3 10.240.3.4 stopped");
     terminal.sees("tenant update acme --max-running 1");
