@@ -73,10 +73,12 @@ fn listen() -> std::io::Result<OwnedFd> {
     }
 }
 
-/// Starts the server in a fresh guest: the program goes onto its data disk while the guest is stopped.
+/// Starts the server in a fresh guest: the program goes onto its data disk before it boots.
 pub fn start_server<'a>(world: &'a World, pool: &str) -> Result<Guest<'a>, Wrong> {
-    let guest = world.guest(pool)?;
-    guest.is_told("stop")?;
+    let guest = world.instance(pool)?;
+    // A start makes the disk; the kernel of this first one has not yet come to it.
+    guest.is_told("start")?;
+    guest.is_told("stop --force")?;
     let folder = world.folder(&guest.path);
     let disk = std::fs::read_dir(folder.join("volumes"))
         .into_iter()

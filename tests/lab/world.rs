@@ -98,11 +98,16 @@ impl World {
         self.ok(&format!("pool create {pool} --image debian --agent none --insecure {options}")).map(drop)
     }
 
-    /// Makes and starts an instance, and waits for its prompt.
-    pub fn guest(&self, pool: &str) -> Result<Guest<'_>, Wrong> {
+    /// Makes an instance, which is not started.
+    pub fn instance(&self, pool: &str) -> Result<Guest<'_>, Wrong> {
         let made = self.ok(&format!("instance create {pool}"))?;
         let path = made["path"].as_str().ok_or("an instance without a path")?.to_owned();
-        let guest = Guest::new(self, path, &made);
+        Ok(Guest::new(self, path, &made))
+    }
+
+    /// Makes and starts an instance, and waits for its prompt.
+    pub fn guest(&self, pool: &str) -> Result<Guest<'_>, Wrong> {
+        let guest = self.instance(pool)?;
         guest.start()?;
         Ok(guest)
     }
