@@ -40,6 +40,14 @@ impl<'a> Guest<'a> {
         self.world.ok(&format!("instance {verb} {}", self.path))
     }
 
+    /// Is it in this state, and nothing of it unfinished?
+    pub fn is(&self, state: &str) -> Result<(), Wrong> {
+        let info = self.is_told("info")?;
+        ensure(info["status"] == state && info["pending"].is_null(), || {
+            format!("it is {} with {} pending, not {state}", info["status"], info["pending"])
+        })
+    }
+
     /// Starts it and waits for its prompt.
     pub fn start(&self) -> Result<(), Wrong> {
         self.is_told("start")?;

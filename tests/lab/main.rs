@@ -8,6 +8,7 @@
 mod support;
 
 mod guest;
+mod kill;
 mod memory;
 mod sleep;
 mod story;

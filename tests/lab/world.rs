@@ -9,7 +9,11 @@ use std::{
 
 use serde_json::Value;
 
-use crate::{Wrong, ensure, guest::Guest, support::Sandbox};
+use crate::{
+    Wrong, ensure,
+    guest::Guest,
+    support::{Sandbox, was_killed},
+};
 
 /// Where the lab puts the images that were made outside.
 const IMAGES: &str = "/job/guest/images";
@@ -41,6 +45,21 @@ impl World {
     /// Runs a command with a limit, without looking at how it ends.
     pub fn run(&self, arguments: &str, limit: Duration) -> Result<Output, Wrong> {
         within(self.sandbox.command(arguments), limit).map_err(|wrong| format!("mvm {arguments}: {wrong}"))
+    }
+
+    /// Runs a command that is killed at a failpoint.
+    pub fn killed_at(&self, point: &str, arguments: &str) -> Result<(), Wrong> {
+        let mut command = self.sandbox.command(arguments);
+        command.env("MVM_FAILPOINT", point);
+        let output = within(command, COMMAND_LIMIT).map_err(|wrong| format!("mvm {arguments}: {wrong}"))?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure(was_killed(&output), || format!("mvm {arguments} was not killed at {point}: {}", said.trim()))
+    }
+
+    /// Every snapshot is as it was written, says a scrub; there is one.
+    pub fn scrubs_clean(&self) -> Result<(), Wrong> {
+        let found = self.ok("node gc --scrub")?;
+        ensure(found["scrubbed"] == 1 && found["damaged"] == serde_json::json!([]), || found.to_string())
     }
 
     /// Runs a command that must succeed and returns its JSON.
@@ -79,11 +98,16 @@ impl World {
         self.ok(&format!("pool create {pool} --image debian --agent none --insecure {options}")).map(drop)
     }
 
-    /// Makes and starts an instance, and waits for its prompt.
-    pub fn guest(&self, pool: &str) -> Result<Guest<'_>, Wrong> {
+    /// Makes an instance, which is not started.
+    pub fn instance(&self, pool: &str) -> Result<Guest<'_>, Wrong> {
         let made = self.ok(&format!("instance create {pool}"))?;
         let path = made["path"].as_str().ok_or("an instance without a path")?.to_owned();
-        let guest = Guest::new(self, path, &made);
+        Ok(Guest::new(self, path, &made))
+    }
+
+    /// Makes and starts an instance, and waits for its prompt.
+    pub fn guest(&self, pool: &str) -> Result<Guest<'_>, Wrong> {
+        let guest = self.instance(pool)?;
         guest.start()?;
         Ok(guest)
     }

@@ -108,7 +108,8 @@ impl World {
         ));
         let mut net = Net::open("test").expect("netlink");
         let mut guests = BTreeMap::new();
-        let plenty = TenantRates { max_conns: 1000, new_per_second: 500 };
+        // More than all rows send together, however fast: none meets a limit that another one reached.
+        let plenty = TenantRates { max_conns: 100_000, new_per_second: 50_000 };
         let acme = tenant_of(3, plenty);
         let globex = tenant_of(4, plenty);
         let few = tenant_of(5, TenantRates { max_conns: FEW, ..plenty });

@@ -9,16 +9,25 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use mvm::vm::naming::InstancePath;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     fs::inotify,
 };
 
-/// Where a program is, if it is there.
-pub fn find(program: &str) -> Option<PathBuf> {
+use super::{root::Mvm, run_quietly};
+
+/// The program; without it what it is compared with is skipped visibly.
+pub fn firecracker(what: &str) -> Option<PathBuf> {
     let named = std::env::var_os("FIRECRACKER_BIN").map(PathBuf::from);
     let path = std::env::var_os("PATH").unwrap_or_default();
-    named.or_else(|| std::env::split_paths(&path).map(|dir| dir.join(program)).find(|file| file.is_file()))
+    let found = named.or_else(|| {
+        std::env::split_paths(&path).map(|dir| dir.join("firecracker")).find(|file| file.is_file())
+    });
+    if found.is_none() {
+        println!("SKIP (no firecracker): {what} against bare Firecracker");
+    }
+    found
 }
 
 /// Watches a folder, in which a file appears and grows.
@@ -111,5 +120,89 @@ impl Drop for Vmm {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// A TAP that bare Firecracker finds; gone with it.
+pub struct Tap(pub String);
+
+impl Tap {
+    /// Makes it.
+    pub fn new(name: &str) -> Result<Self> {
+        run_quietly(Command::new("ip").args(["tuntap", "add", name, "mode", "tap", "vnet_hdr"]))?;
+        Ok(Self(name.to_owned()))
+    }
+}
+
+impl Drop for Tap {
+    fn drop(&mut self) {
+        let _ = run_quietly(Command::new("ip").args(["link", "delete", &self.0]));
+    }
+}
+
+/// The same guest on bare Firecracker: its own copies of the files, and a TAP that is there already.
+pub struct Restored {
+    firecracker: PathBuf,
+    folder: PathBuf,
+    tap: Tap,
+}
+
+impl Restored {
+    pub fn new(mvm: &Mvm, firecracker: &Path, path: &InstancePath) -> Result<Self> {
+        let from = mvm.folder(path);
+        let folder = mvm.root.path().join(format!("bare-{}", path.instance));
+        std::fs::create_dir(&folder)?;
+        for part in ["snapshots/delta", "volumes"] {
+            for entry in std::fs::read_dir(from.join(part))? {
+                let entry = entry?;
+                let name = entry.file_name().to_string_lossy().into_owned();
+                let to = match name.split(['.', '-']).next() {
+                    Some("root") => "rootfs.ext4".to_owned(),
+                    Some(stem @ ("mem" | "vmstate")) => stem.to_owned(),
+                    _ => name.clone(),
+                };
+                run_quietly(
+                    Command::new("cp").arg("--sparse=always").arg(entry.path()).arg(folder.join(to)),
+                )?;
+            }
+        }
+        let tap = Tap::new(&format!("b{}", &path.instance.to_string()[2..]))?;
+        Ok(Self { firecracker: firecracker.to_path_buf(), folder, tap })
+    }
+
+    /// Restores it; the time until its guest's first byte.
+    pub fn wake(&self) -> Result<(Vmm, Growth, Duration)> {
+        let console = self.folder.join("console.log");
+        std::fs::write(&console, "")?;
+        let growth = Growth::of(&console)?;
+        let start = Instant::now();
+        let mut vmm = Vmm::spawn(&self.firecracker, &self.folder)?;
+        vmm.call("PUT", "/serial", r#"{"serial_out_path":"console.log"}"#)?;
+        let load = serde_json::json!({
+            "snapshot_path": "vmstate", "mem_backend": { "backend_type": "File", "backend_path": "mem" },
+            "track_dirty_pages": true, "resume_vm": true,
+            "network_overrides": [{ "iface_id": "eth0", "host_dev_name": self.tap.0 }],
+        });
+        vmm.call("PUT", "/snapshot/load", &load.to_string())?;
+        growth.beyond(0)?;
+        let first = start.elapsed();
+        Ok((vmm, growth, first))
+    }
+
+    /// Restores it, lets it print so many bytes, and saves it again: pause, Diff onto its own memory file, kill.
+    pub fn cycle(&self, round: u64) -> Result<(Duration, Duration)> {
+        let (mut vmm, growth, wake) = self.wake()?;
+        growth.beyond(round)?;
+        let start = Instant::now();
+        vmm.call("PATCH", "/vm", r#"{"state":"Paused"}"#)?;
+        vmm.call(
+            "PUT",
+            "/snapshot/create",
+            r#"{"snapshot_type":"Diff","snapshot_path":"vmstate.new","mem_file_path":"mem"}"#,
+        )?;
+        drop(vmm);
+        let sleep = start.elapsed();
+        std::fs::rename(self.folder.join("vmstate.new"), self.folder.join("vmstate"))?;
+        Ok((wake, sleep))
     }
 }

@@ -2,13 +2,10 @@
 
 use std::{path::Path, time::Instant};
 
-use anyhow::{Context, Result};
-use mvm::{
-    infra::config::{Environment, Roots},
-    vm::instance::lifecycle::{self, CreateOptions, Operator},
-};
+use anyhow::Result;
+use mvm::vm::instance::lifecycle::{self, CreateOptions};
 
-use super::{Figure, Mvm, figure, ms, peak_rss_mib, percentile};
+use super::{Figure, figure, ms, peak_rss_mib, percentile, root::Mvm};
 
 /// Instances of one tenant: a /20 has 4,093 offsets, and a bridge 1,023 ports.
 const PER_TENANT: u32 = 2500;
@@ -42,8 +39,7 @@ pub fn measure(program: &Path, instances: u32) -> Result<Vec<Figure>> {
 /// A fleet of so many instances; a tenth of them runs.
 fn fleet(program: &Path, instances: u32) -> Result<Mvm> {
     let mvm = Mvm::new(program)?;
-    let roots = Roots::new(mvm.root.path(), &Environment::default())?;
-    let mut operator = Operator::new(roots);
+    let mut operator = mvm.operator()?;
     let tenants = instances.div_ceil(PER_TENANT);
     let start = Instant::now();
     for tenant in 0..tenants {
@@ -89,7 +85,7 @@ fn times(mvm: &Mvm) -> Result<Vec<(&'static str, f64, f64)>> {
 
 /// The median of twenty starts of one more instance.
 fn starts(mvm: &Mvm) -> Result<f64> {
-    let path = mvm.json("instance create t0/web")?["path"].as_str().context("a path")?.to_owned();
+    let path = mvm.create("t0/web")?;
     let mut times = Vec::new();
     for _ in 0..20 {
         let start = Instant::now();
@@ -120,7 +116,7 @@ pub fn churn(program: &Path) -> Result<Figure> {
 }
 
 fn one_life(mvm: &Mvm) -> Result<()> {
-    let path = mvm.json("instance create acme/web")?["path"].as_str().context("a path")?.to_owned();
+    let path = mvm.create("acme/web")?;
     for verb in ["start", "stop", "destroy --yes --wipe-volumes"] {
         let (verb, rest) = verb.split_once(' ').unwrap_or((verb, ""));
         mvm.ok(&format!("instance {verb} {path} {rest}"))?;

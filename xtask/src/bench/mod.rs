@@ -2,18 +2,21 @@
 //! machine are looked at by people.
 
 mod bare;
+mod disk;
 mod fleet;
 mod guest;
+mod root;
 mod sleep;
 mod start;
+mod wakes;
 
 use std::{
     path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
@@ -106,7 +109,7 @@ pub fn run(arguments: &BenchArguments) -> Result<()> {
         figures.extend(sleep::measure(&program, arguments.pairs, &arguments.mem)?);
     }
     if wanted(What::Wakes) {
-        figures.extend(sleep::at_once(&program)?);
+        figures.extend(wakes::measure(&program)?);
     }
     if wanted(What::Churn) {
         figures.push(fleet::churn(&program)?);
@@ -201,70 +204,9 @@ fn cold_build() -> Result<Figure> {
     Ok(figure("cold build of the workspace, debug", format!("{seconds:.0} s"), "≤ 240 s", seconds <= 240.0))
 }
 
-/// A root of its own, and mvm on it.
-struct Mvm {
-    program: PathBuf,
-    root: tempfile::TempDir,
-}
-
-impl Mvm {
-    fn new(program: &Path) -> Result<Self> {
-        // Not in /tmp, which may be memory: what is measured is a disk's fsync.
-        Self::in_folder(program, Path::new("target"))
-    }
-
-    fn in_folder(program: &Path, folder: &Path) -> Result<Self> {
-        let root = tempfile::tempdir_in(folder)?;
-        std::fs::write(root.path().join(".throw-away"), "")?;
-        let mvm = Self { program: program.to_path_buf(), root };
-        for setting in ["mem-mib 100000000", "max-vms 100000", "disk-floor-mib 1"] {
-            mvm.ok(&format!("node set {setting}"))?;
-        }
-        Ok(mvm)
-    }
-
-    fn command(&self, arguments: &str) -> Command {
-        let mut command = Command::new(&self.program);
-        command.arg("--root").arg(self.root.path()).args(arguments.split_whitespace()).stdin(Stdio::null());
-        command
-    }
-
-    fn ok(&self, arguments: &str) -> Result<Output> {
-        let output = self.command(arguments).output()?;
-        if !output.status.success() {
-            bail!("mvm {arguments}: {}", String::from_utf8_lossy(&output.stderr).trim());
-        }
-        Ok(output)
-    }
-
-    fn json(&self, arguments: &str) -> Result<serde_json::Value> {
-        Ok(serde_json::from_slice(&self.ok(&format!("{arguments} --json"))?.stdout)?)
-    }
-
-    /// A kernel of a few dozen bytes, and a small file system.
-    fn artifacts(&self) -> Result<(PathBuf, PathBuf)> {
-        let (kernel, rootfs) = (self.root.path().join("kernel.in"), self.root.path().join("rootfs.in"));
-        std::fs::write(&kernel, mvm::cli::tiny_kernel())?;
-        let made = Command::new("mke2fs").args(["-q", "-F", "-t", "ext4"]).arg(&rootfs).arg("4M").output()?;
-        if !made.status.success() {
-            bail!("mke2fs: {}", String::from_utf8_lossy(&made.stderr));
-        }
-        Ok((kernel, rootfs))
-    }
-
-    fn import(&self, pool: &str) -> Result<()> {
-        let (kernel, rootfs) = self.artifacts()?;
-        self.ok(&format!("pool import {pool} --kernel {} --rootfs {}", kernel.display(), rootfs.display()))?;
-        Ok(())
-    }
-}
-
-impl Drop for Mvm {
-    fn drop(&mut self) {
-        let tenants = self.json("tenant list").unwrap_or_default();
-        for tenant in tenants.as_array().into_iter().flatten() {
-            let id = tenant["tenant_id"].as_str().unwrap_or_default();
-            let _ = self.ok(&format!("tenant destroy {id} --yes --wipe-volumes"));
-        }
-    }
+/// Runs a program that must succeed.
+fn run_quietly(command: &mut Command) -> Result<()> {
+    let output = command.stdin(Stdio::null()).output()?;
+    ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
 }

@@ -1,29 +1,22 @@
 //! `instance sleep` and `wake` against bare Firecracker on files of the same kind, a pair at a time: what the guest sees,
 //! what the command takes, what is written, and whether any of it grows.
 
-use std::{
-    collections::BTreeMap,
-    os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
-    process::{Command, Stdio},
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, os::unix::fs::MetadataExt, path::Path, process::Stdio, time::Instant};
 
-use anyhow::{Context, Result, bail, ensure};
-use mvm::{
-    infra::config::{Environment, Roots},
-    vm::{
-        instance::lifecycle::{self, Operator},
-        naming::InstancePath,
-    },
+use anyhow::{Context, Result, ensure};
+use mvm::vm::{
+    instance::lifecycle::{self, Operator},
+    naming::InstancePath,
 };
 
 use super::{
-    Figure, Mvm,
-    bare::{self, Growth, Vmm},
+    Figure,
+    bare::{self, Restored},
+    disk::{Disk, Folder},
     figure,
-    guest::{TICKER, WRITER},
+    guest::WRITER,
     ms, percentile,
+    root::Mvm,
 };
 
 /// Pages that the guest writes to in each round: 16 MiB, every fifth page of 80.
@@ -36,10 +29,7 @@ const ROUND: u64 = DIRTY_PAGES / PAGES_PER_BYTE;
 
 /// Measures for these sizes of memory, on both file systems.
 pub fn measure(program: &Path, pairs: u32, memory: &[u32]) -> Result<Vec<Figure>> {
-    let Some(firecracker) = bare::find("firecracker") else {
-        println!("SKIP (no firecracker): sleep and wake against bare Firecracker");
-        return Ok(Vec::new());
-    };
+    let Some(firecracker) = bare::firecracker("sleep and wake") else { return Ok(Vec::new()) };
     // VMMs become children of this process when the command that started them has ended: so their use is known.
     rustix::process::set_child_subreaper(rustix::process::Pid::from_raw(std::process::id().cast_signed()))?;
     let mut figures = Vec::new();
@@ -53,60 +43,11 @@ pub fn measure(program: &Path, pairs: u32, memory: &[u32]) -> Result<Vec<Figure>
     Ok(figures)
 }
 
-/// The file system on which the files lie: a fresh one on a loop device, as it comes, with its journal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Disk {
-    Ext4,
-    Btrfs,
-}
-
-impl Disk {
-    fn name(self) -> &'static str {
-        match self {
-            Disk::Ext4 => "ext4",
-            Disk::Btrfs => "btrfs",
-        }
-    }
-}
-
-/// A folder on a file system of its own.
-struct Folder {
-    path: PathBuf,
-    _dir: tempfile::TempDir,
-}
-
-impl Folder {
-    fn new(disk: Disk) -> Result<Self> {
-        // Not in /tmp, which may be memory: what is measured is a disk's fsync.
-        let dir = tempfile::tempdir_in("target")?;
-        let (image, path) = (dir.path().join("image"), std::path::absolute(dir.path().join("mount"))?);
-        std::fs::File::create(&image)?.set_len(16 << 30)?;
-        std::fs::create_dir(&path)?;
-        run(Command::new(format!("mkfs.{}", disk.name())).arg("-q").arg(&image))?;
-        // The mount namespace is this process's own.
-        run(Command::new("mount").args(["--make-rprivate", "/"]))?;
-        run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&path))?;
-        Ok(Self { path, _dir: dir })
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = run(Command::new("umount").arg(&self.path));
-    }
-}
-
-fn run(command: &mut Command) -> Result<()> {
-    let output = command.stdin(Stdio::null()).output()?;
-    ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(())
-}
-
 /// One instance that sleeps, and a bare VM that does the same.
 struct Bench {
     mvm: Mvm,
     path: InstancePath,
-    bare: Bare,
+    bare: Restored,
     label: String,
 }
 
@@ -127,18 +68,18 @@ impl Times {
 impl Bench {
     fn new(program: &Path, firecracker: &Path, folder: &Path, disk: Disk, mib: u32) -> Result<Self> {
         let mvm = Mvm::in_folder(program, folder)?;
-        mvm.ok("tenant create acme --net-id 3 --subnet 10.240.3.0/24")?;
-        let path = instance(&mvm, mib, &WRITER)?;
-        let bare = Bare::new(&mvm, firecracker, &path)?;
+        mvm.acme()?;
+        let path = mvm.first_asleep(mib, &WRITER)?;
+        let bare = Restored::new(&mvm, firecracker, &path)?;
         Ok(Self { mvm, path, bare, label: format!("{mib} MiB, {}", disk.name()) })
     }
 
     fn pairs(&self, pairs: u32) -> Result<Vec<Figure>> {
         let mut times = Times::default();
-        let mut operator = Operator::new(Roots::new(self.mvm.root.path(), &Environment::default())?);
+        let mut operator = self.mvm.operator()?;
         let (mut steps, mut sleep_steps) = (Times::default(), Times::default());
         for _ in 0..pairs {
-            let (wake, sleep) = self.bare.cycle()?;
+            let (wake, sleep) = self.bare.cycle(ROUND)?;
             times.add("bare wake", ms(wake));
             times.add("bare sleep", ms(sleep));
             self.command_cycle(&mut times, &mut steps, &mut sleep_steps)?;
@@ -162,29 +103,12 @@ impl Bench {
         Ok(figures)
     }
 
-    fn delta(&self) -> PathBuf {
-        let InstancePath { tenant, pool, instance } = &self.path;
-        self.mvm
-            .root
-            .path()
-            .join(format!("tenants/{tenant}/pools/{pool}/instances/{instance}/snapshots/delta"))
-    }
-
     /// A wake and a sleep by commands, as a person gives them.
     fn command_cycle(&self, times: &mut Times, steps: &mut Times, sleep_steps: &mut Times) -> Result<()> {
-        let growth = Growth::of(&cleared(&self.mvm, &self.path))?;
-        let start = Instant::now();
-        let mut child = self
-            .mvm
-            .command(&format!("instance wake {} --json", self.path))
-            .stdout(Stdio::piped())
-            .spawn()?;
-        growth.beyond(0)?;
-        times.add("wake", ms(start.elapsed()));
-        let output = child.stdout.take();
-        ensure!(child.wait()?.success(), "instance wake failed");
-        times.add("wake exit", ms(start.elapsed()));
-        let woken: serde_json::Value = serde_json::from_reader(output.context("output")?)?;
+        let (timed, growth) = self.mvm.timed(&format!("instance wake {} --json", self.path), &self.path)?;
+        let woken: serde_json::Value = serde_json::from_str(&timed.output)?;
+        times.add("wake", ms(timed.first));
+        times.add("wake exit", ms(timed.exit));
         add_steps(steps, &woken);
         let pid = woken["vmm"]["pid"].as_i64().context("a pid")? as i32;
         growth.beyond(ROUND)?;
@@ -203,22 +127,15 @@ impl Bench {
         times.add("written by the VMM", (vmm.called - before.called) as f64);
         times.add("written by mvm", own.called as f64);
         times.add("written to the disk", (vmm.disk - before.disk + own.disk) as f64);
-        times.add("disk", taken(&self.delta())? as f64);
+        times.add("disk", taken(&self.mvm.folder(&self.path).join("snapshots/delta"))? as f64);
         Ok(())
     }
 
     /// A wake and a sleep by calls, as an agent makes them.
     fn library_cycle(&self, operator: &mut Operator, times: &mut Times) -> Result<()> {
-        let growth = Growth::of(&cleared(&self.mvm, &self.path))?;
-        let start = Instant::now();
-        std::thread::scope(|scope| -> Result<()> {
-            let first = scope.spawn(|| growth.beyond(0).map(|()| start.elapsed()));
-            lifecycle::wake(operator, &self.path, false)?;
-            times.add("library wake exit", ms(start.elapsed()));
-            let Ok(first) = first.join() else { bail!("the watcher ended") };
-            times.add("library wake", ms(first?));
-            Ok(())
-        })?;
+        let (first, exit, growth) = self.mvm.timed_call(operator, &self.path)?;
+        times.add("library wake", ms(first));
+        times.add("library wake exit", ms(exit));
         growth.beyond(ROUND)?;
         let start = Instant::now();
         lifecycle::sleep(operator, &self.path)?;
@@ -335,24 +252,6 @@ fn add_steps(times: &mut Times, instance: &serde_json::Value) {
     }
 }
 
-/// Makes an instance and lets it sleep once: what is measured is from the second sleep on.
-fn instance(mvm: &Mvm, mib: u32, code: &[u8]) -> Result<InstancePath> {
-    mvm.ok(&format!("pool create acme/web --mem {mib} --data-disk 64 --insecure"))?;
-    let kernel = mvm.root.path().join("guest.in");
-    let (_, rootfs) = mvm.artifacts()?;
-    std::fs::write(&kernel, mvm::cli::kernel(code))?;
-    mvm.ok(&format!("pool import acme/web --kernel {} --rootfs {}", kernel.display(), rootfs.display()))?;
-    asleep(mvm)
-}
-
-fn asleep(mvm: &Mvm) -> Result<InstancePath> {
-    let path = mvm.json("instance create acme/web")?["path"].as_str().context("a path")?.to_owned();
-    mvm.ok(&format!("instance start {path}"))?;
-    std::thread::sleep(Duration::from_millis(100));
-    mvm.ok(&format!("instance sleep {path}"))?;
-    Ok(path.parse()?)
-}
-
 /// What a process has written so far, in bytes.
 #[derive(Debug, Clone, Copy, Default)]
 struct Written {
@@ -393,166 +292,4 @@ fn taken(folder: &Path) -> Result<u64> {
         bytes += entry?.metadata()?.blocks() * 512;
     }
     Ok(bytes)
-}
-
-/// The same guest on bare Firecracker: its own copies of the files, and a TAP that is there already.
-struct Bare {
-    firecracker: PathBuf,
-    folder: PathBuf,
-    tap: String,
-}
-
-impl Bare {
-    fn new(mvm: &Mvm, firecracker: &Path, path: &InstancePath) -> Result<Self> {
-        let InstancePath { tenant, pool, instance } = path;
-        let from = mvm.root.path().join(format!("tenants/{tenant}/pools/{pool}/instances/{instance}"));
-        let folder = mvm.root.path().join(format!("bare-{instance}"));
-        std::fs::create_dir(&folder)?;
-        for part in ["snapshots/delta", "volumes"] {
-            for entry in std::fs::read_dir(from.join(part))? {
-                let entry = entry?;
-                let name = entry.file_name().to_string_lossy().into_owned();
-                let to = match name.split(['.', '-']).next() {
-                    Some("root") => "rootfs.ext4".to_owned(),
-                    Some(stem @ ("mem" | "vmstate")) => stem.to_owned(),
-                    _ => name.clone(),
-                };
-                run(Command::new("cp").arg("--sparse=always").arg(entry.path()).arg(folder.join(to)))?;
-            }
-        }
-        let tap = format!("b{}", &instance.to_string()[2..]);
-        run(Command::new("ip").args(["tuntap", "add", &tap, "mode", "tap", "vnet_hdr"]))?;
-        Ok(Self { firecracker: firecracker.to_path_buf(), folder, tap })
-    }
-
-    /// Restores it; the time until its guest's first byte.
-    fn wake(&self) -> Result<(Vmm, Growth, Duration)> {
-        let console = self.folder.join("console.log");
-        std::fs::write(&console, "")?;
-        let growth = Growth::of(&console)?;
-        let start = Instant::now();
-        let mut vmm = Vmm::spawn(&self.firecracker, &self.folder)?;
-        vmm.call("PUT", "/serial", r#"{"serial_out_path":"console.log"}"#)?;
-        let load = serde_json::json!({
-            "snapshot_path": "vmstate", "mem_backend": { "backend_type": "File", "backend_path": "mem" },
-            "track_dirty_pages": true, "resume_vm": true,
-            "network_overrides": [{ "iface_id": "eth0", "host_dev_name": self.tap }],
-        });
-        vmm.call("PUT", "/snapshot/load", &load.to_string())?;
-        growth.beyond(0)?;
-        let first = start.elapsed();
-        Ok((vmm, growth, first))
-    }
-
-    /// Restores it, lets it write, and saves it again: pause, Diff onto its own memory file, kill.
-    fn cycle(&self) -> Result<(Duration, Duration)> {
-        let (mut vmm, growth, wake) = self.wake()?;
-        growth.beyond(ROUND)?;
-        let start = Instant::now();
-        vmm.call("PATCH", "/vm", r#"{"state":"Paused"}"#)?;
-        vmm.call(
-            "PUT",
-            "/snapshot/create",
-            r#"{"snapshot_type":"Diff","snapshot_path":"vmstate.new","mem_file_path":"mem"}"#,
-        )?;
-        drop(vmm);
-        let sleep = start.elapsed();
-        std::fs::rename(self.folder.join("vmstate.new"), self.folder.join("vmstate"))?;
-        Ok((wake, sleep))
-    }
-}
-
-impl Drop for Bare {
-    fn drop(&mut self) {
-        let _ = run(Command::new("ip").args(["link", "delete", &self.tap]));
-    }
-}
-
-/// How many wake at once.
-const AT_ONCE: usize = 50;
-
-/// Many wakes at once, against as many bare restores at once.
-pub fn at_once(program: &Path) -> Result<Vec<Figure>> {
-    let Some(firecracker) = bare::find("firecracker") else {
-        println!("SKIP (no firecracker): wakes at once against bare Firecracker");
-        return Ok(Vec::new());
-    };
-    let folder = Folder::new(Disk::Ext4)?;
-    let mvm = Mvm::in_folder(program, &folder.path)?;
-    mvm.ok("tenant create acme --net-id 3 --subnet 10.240.3.0/24")?;
-    let mut paths = vec![instance(&mvm, 128, &TICKER)?];
-    for _ in 1..AT_ONCE {
-        paths.push(asleep(&mvm)?);
-    }
-    let bare = paths.iter().map(|path| Bare::new(&mvm, &firecracker, path)).collect::<Result<Vec<_>>>()?;
-    let (mut ours, mut theirs, mut called) = (Vec::new(), Vec::new(), Vec::new());
-    for _ in 0..3 {
-        theirs.extend(all(&bare, |bare| Ok(bare.wake()?.2))?);
-        ours.extend(all(&paths, |path| {
-            let growth = Growth::of(&cleared(&mvm, path))?;
-            let start = Instant::now();
-            let mut child = mvm.command(&format!("instance wake {path}")).stdout(Stdio::null()).spawn()?;
-            growth.beyond(0)?;
-            let first = start.elapsed();
-            ensure!(child.wait()?.success(), "instance wake {path} failed");
-            Ok(first)
-        })?);
-        all(&paths, |path| mvm.ok(&format!("instance sleep {path}")).map(|_| Duration::ZERO))?;
-        called.extend(all(&paths, |path| {
-            let growth = Growth::of(&cleared(&mvm, path))?;
-            let mut operator = Operator::new(Roots::new(mvm.root.path(), &Environment::default())?);
-            let start = Instant::now();
-            std::thread::scope(|scope| {
-                let first = scope.spawn(|| growth.beyond(0).map(|()| start.elapsed()));
-                lifecycle::wake(&mut operator, path, false)?;
-                first.join().unwrap_or_else(|_| bail!("the watcher ended"))
-            })
-        })?);
-        all(&paths, |path| mvm.ok(&format!("instance sleep {path}")).map(|_| Duration::ZERO))?;
-    }
-    let mut figures = Vec::new();
-    for (name, ours) in [("commands, to first byte", &ours), ("calls, to first byte", &called)] {
-        let (mine, bare) = (percentile(ours, 0.5), percentile(&theirs, 0.5));
-        let value = format!("{mine:.0} ms against {bare:.0} ms: {:.2}×", mine / bare);
-        let what = format!("{AT_ONCE} wakes at once, {name}, p50, 128 MiB, ext4");
-        figures.push(figure(what, value, "≤ 1.3×", mine / bare <= 1.3));
-    }
-    let left = std::fs::read_dir("/proc")?
-        .flatten()
-        .filter_map(|entry| std::fs::read_link(entry.path().join("cwd")).ok())
-        .filter(|cwd| cwd.starts_with(mvm.root.path()))
-        .count();
-    let links = Command::new("ip").args(["-o", "link"]).output()?;
-    let taps = String::from_utf8_lossy(&links.stdout).lines().filter(|line| line.contains(": tn")).count();
-    figures.push(figure(
-        format!("what {AT_ONCE} sleepers leave in memory"),
-        format!("{left} processes, {taps} TAPs"),
-        "0",
-        left + taps == 0,
-    ));
-    Ok(figures)
-}
-
-/// An instance's console, from which what was printed before is gone.
-fn cleared(mvm: &Mvm, path: &InstancePath) -> PathBuf {
-    let InstancePath { tenant, pool, instance } = path;
-    let folder = format!("tenants/{tenant}/pools/{pool}/instances/{instance}/logs");
-    let console = mvm.root.path().join(folder).join("console.log");
-    let _ = std::fs::remove_file(&console);
-    console
-}
-
-/// Does something with all of them at once; the times in ms.
-fn all<T: Sync>(these: &[T], work: impl Fn(&T) -> Result<Duration> + Sync) -> Result<Vec<f64>> {
-    std::thread::scope(|scope| {
-        let work = &work;
-        let running: Vec<_> = these.iter().map(|one| scope.spawn(move || work(one))).collect();
-        running
-            .into_iter()
-            .map(|one| match one.join() {
-                Ok(result) => result.map(ms),
-                Err(_) => bail!("a thread ended"),
-            })
-            .collect()
-    })
 }

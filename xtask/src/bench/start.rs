@@ -2,29 +2,29 @@
 
 use std::{
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Command,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
+use mvm::vm::naming::InstancePath;
 
 use super::{
-    Figure, Mvm,
-    bare::{self, Growth, Vmm},
+    Figure,
+    bare::{self, Growth, Tap, Vmm},
     figure, ms, percentile,
+    root::Mvm,
+    run_quietly,
 };
 
 /// Pairs of starts: mvm's time to the first byte and to its exit, the bare one's to the first byte.
 pub fn measure(program: &Path, pairs: u32) -> Result<Vec<Figure>> {
-    let Some(firecracker) = bare::find("firecracker") else {
-        println!("SKIP (no firecracker): instance start against bare Firecracker");
-        return Ok(Vec::new());
-    };
+    let Some(firecracker) = bare::firecracker("instance start") else { return Ok(Vec::new()) };
     let mvm = Mvm::new(program)?;
-    mvm.ok("tenant create acme --net-id 3 --subnet 10.240.3.0/24")?;
+    mvm.acme()?;
     mvm.ok("pool create acme/web --mem 128 --data-disk 64 --insecure")?;
     mvm.import("acme/web")?;
-    let path = mvm.json("instance create acme/web")?["path"].as_str().context("a path")?.to_owned();
+    let path = mvm.create("acme/web")?;
     let bare = Bare::new(&mvm, &firecracker)?;
     // Each once before it counts: files in the page cache, the binary installed.
     mvm_start(&mvm, &path)?;
@@ -54,30 +54,17 @@ pub fn measure(program: &Path, pairs: u32) -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
-fn mvm_start(mvm: &Mvm, path: &str) -> Result<(Duration, Duration)> {
-    let parts: Vec<&str> = path.split('/').collect();
-    let folder =
-        mvm.root.path().join(format!("tenants/{}/pools/{}/instances/{}/logs", parts[0], parts[1], parts[2]));
-    let console = folder.join("console.log");
-    // The console of the run before would be taken for this one's.
-    let _ = std::fs::remove_file(&console);
-    let watch = Growth::of(&console)?;
-    let start = Instant::now();
-    let mut child = mvm.command(&format!("instance start {path}")).stdout(Stdio::null()).spawn()?;
-    watch.beyond(0)?;
-    let first = start.elapsed();
-    if !child.wait()?.success() {
-        bail!("instance start failed");
-    }
-    let exit = start.elapsed();
+fn mvm_start(mvm: &Mvm, path: &InstancePath) -> Result<(Duration, Duration)> {
+    let (timed, _) = mvm.timed(&format!("instance start {path}"), path)?;
     mvm.ok(&format!("instance stop {path} --force"))?;
-    Ok((first, exit))
+    Ok((timed.first, timed.exit))
 }
 
 /// Firecracker with nothing around it, on copies of the same files and a TAP that is there already.
 struct Bare {
     firecracker: PathBuf,
     folder: PathBuf,
+    _tap: Tap,
 }
 
 impl Bare {
@@ -87,13 +74,8 @@ impl Bare {
         let (kernel, rootfs) = mvm.artifacts()?;
         std::fs::copy(kernel, folder.join("vmlinux"))?;
         std::fs::copy(&rootfs, folder.join("rootfs.ext4"))?;
-        let data =
-            Command::new("mke2fs").args(["-q", "-F"]).arg(folder.join("data.ext4")).arg("64M").output()?;
-        let tap = Command::new("ip").args(["tuntap", "add", "bare0", "mode", "tap", "vnet_hdr"]).output()?;
-        if !data.status.success() || !tap.status.success() {
-            bail!("cannot prepare the bare run");
-        }
-        Ok(Self { firecracker: firecracker.to_path_buf(), folder })
+        run_quietly(Command::new("mke2fs").args(["-q", "-F"]).arg(folder.join("data.ext4")).arg("64M"))?;
+        Ok(Self { firecracker: firecracker.to_path_buf(), folder, _tap: Tap::new("bare0")? })
     }
 
     fn start(&self) -> Result<Duration> {

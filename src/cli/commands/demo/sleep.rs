@@ -53,7 +53,7 @@ impl Stage<'_> {
         let memory = after["sum"].is_string() && after["writes"].as_u64() >= before["writes"].as_u64();
         let read = self.tell(TAP, &on_disk(json!({ "cmd": "disk_read", "len": NOTE.len() / 2 })))?;
         let disk = read["hex"] == NOTE;
-        let address = self.ping("tn3i4", "10.240.3.3", 2000)?.is_some();
+        let address = self.reaches("tn3i4", "10.240.3.3")?.is_some();
         let detail = wrong_or(
             &[(memory, "its memory is not what it was"), (disk, "its disk is not what it was")],
             &[(address, "its neighbour does not reach it any more")],
