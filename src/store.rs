@@ -171,8 +171,7 @@ pub fn replace(path: &Path, bytes: &[u8], durability: Durability) -> Result<(), 
     let folder = path.parent().unwrap_or(Path::new("/"));
     let temporary = unfinished(path);
     let written = (|| {
-        let mut file =
-            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        let mut file = create(&temporary)?;
         // In two parts, so that a test can stop between them: a torn temporary file must never count.
         let (first, rest) = bytes.split_at(bytes.len() / 2);
         file.write_all(first)?;
@@ -199,6 +198,18 @@ pub fn replace(path: &Path, bytes: &[u8], durability: Durability) -> Result<(), 
 /// When it cannot be opened or synced.
 pub fn sync_folder(folder: &Path) -> Result<(), StoreError> {
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(StoreError::io("sync", folder))
+}
+
+/// Makes an empty file, 0600, in place of what is there.
+///
+/// # Errors
+/// When the operating system refuses.
+pub fn create_file(path: &Path) -> Result<File, StoreError> {
+    create(path).map_err(StoreError::io("create", path))
+}
+
+fn create(path: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)
 }
 
 /// Makes a folder and those above it, 0700, where they are missing.

@@ -4,7 +4,7 @@ use std::{
     fs::{File, OpenOptions},
     io,
     ops::Range,
-    os::unix::fs::{FileExt, OpenOptionsExt},
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -69,13 +69,7 @@ pub enum Copied {
 /// A partial copy is removed.
 pub fn copy(from: &Path, to: &Path) -> Result<Copied, StoreError> {
     let source = File::open(from).map_err(StoreError::io("open", from))?;
-    let target = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(to)
-        .map_err(StoreError::io("create", to))?;
+    let target = store::create_file(to)?;
     let copied = (|| {
         let how = match ioctl_ficlone(&target, &source) {
             Ok(()) => Copied::Reflink,
@@ -132,13 +126,7 @@ fn copy_by_hand(source: &File, target: &File, mut from: u64, end: u64) -> io::Re
 pub fn make_data_disk(path: &Path, size_mib: u64) -> Result<(), DiskError> {
     let new = store::unfinished(path);
     let made = (|| {
-        let file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&new)
-            .map_err(StoreError::io("create", &new))?;
+        let file = store::create_file(&new)?;
         file.set_len(size_mib << 20).map_err(StoreError::io("size", &new))?;
         // Lazy initialisation leaves the inode tables to the guest's kernel, and the file sparse.
         let options = ["-q", "-F", "-t", "ext4", "-m", "0", "-E", "lazy_itable_init=1,lazy_journal_init=1"];

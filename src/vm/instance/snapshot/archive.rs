@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{self, BufReader, BufWriter, Read},
-    os::unix::fs::{FileExt, OpenOptionsExt},
+    os::unix::fs::FileExt,
     path::Path,
 };
 
@@ -26,10 +26,9 @@ impl Delta {
         self.image.check(&folder)?;
         let name = format!("{}.zst", self.image.mem.file);
         let new = store::unfinished(&folder.join(&name));
+        let output = store::create_file(&new)?;
         let packed = (|| {
             let mut input = BufReader::with_capacity(1 << 20, fs::File::open(&mem)?);
-            let output =
-                fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
             let mut encoder = zstd::Encoder::new(BufWriter::with_capacity(1 << 20, output), 0)?;
             encoder.include_checksum(true)?;
             io::copy(&mut input, &mut encoder)?;
@@ -95,13 +94,7 @@ fn unpack(archive: &Path, to: &Path, size_bytes: u64) -> Result<(), SnapshotErro
     };
     let input = fs::File::open(archive).map_err(StoreError::io("open", archive))?;
     let mut decoder = zstd::Decoder::new(input).map_err(damaged)?;
-    let output = fs::File::options()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(to)
-        .map_err(StoreError::io("create", to))?;
+    let output = store::create_file(to)?;
     let mut buffer = vec![0; 1 << 20];
     let mut at = 0;
     while at < size_bytes {
