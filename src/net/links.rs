@@ -24,6 +24,7 @@ const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
 const IFLA_MASTER: u16 = 10;
+const IFLA_CARRIER: u16 = 33;
 const IFLA_PROTINFO: u16 = 12;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_IFALIAS: u16 = 20;
@@ -462,7 +463,10 @@ pub fn join(socket: &mut Socket, slot: Slot) -> Result<(), NetError> {
     let bridge = find(socket, &slot.net_id.bridge())?.ok_or_else(|| missing(&slot.net_id.bridge()))?;
     check_bridge(&bridge, slot.net_id)?;
     let refused = |action| NetError::kernel(action, &name);
+    // A bridge forwards nothing for a port until the kernel has taken note of its carrier, which it does once a second, and at
+    // once only where one is brought up that has sent nothing yet: so it is without one until it comes up.
     let message = Message::new(SETLINK, REQUEST, &link_header(0, tap.index, IFF_NOARP, IFF_UP | IFF_NOARP))
+        .with(IFLA_CARRIER, &[0])
         .with(IFLA_MASTER, &bridge.index.to_ne_bytes());
     socket.request(message).map_err(refused("put on its bridge"))?;
     let message = Message::new(SETLINK, REQUEST, &link_header(AF_BRIDGE, tap.index, 0, 0))
@@ -471,8 +475,11 @@ pub fn join(socket: &mut Socket, slot: Slot) -> Result<(), NetError> {
         });
     socket.request(message).map_err(refused("set the port flags of"))?;
     routes::pin_mac(socket, &tap, slot.mac())?;
-    let message = Message::new(SETLINK, REQUEST, &link_header(0, tap.index, IFF_UP, IFF_UP));
-    socket.request(message).map_err(refused("bring up"))
+    let message =
+        Message::new(SETLINK, REQUEST, &link_header(0, tap.index, IFF_UP, IFF_UP)).with(IFLA_CARRIER, &[1]);
+    socket.request(message).map_err(refused("bring up"))?;
+    // Since Linux 6.8 the kernel takes note before it answers this.
+    find(socket, &name).map(drop)
 }
 
 /// Removes a slot's TAP; it is well when there is none, or only somebody else's of that name.
