@@ -5,7 +5,7 @@
 
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
-    io::{self, Read, Write},
+    io::{self, Write},
     os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -333,7 +333,8 @@ pub fn names(folder: &Path, wanted: impl Fn(&str) -> bool) -> Result<Vec<String>
 /// A lock that is held until it is dropped or its process ends.
 #[derive(Debug)]
 pub struct Lock {
-    file: File,
+    /// Closing it lets go.
+    _file: File,
     path: PathBuf,
 }
 
@@ -364,11 +365,7 @@ impl Lock {
             match tried {
                 // The holder before may have removed the file under the lock: then this is a lock on nothing.
                 Ok(()) if is_same_file(&file, path) => {
-                    let lock = Self { file, path: path.to_path_buf() };
-                    if sharing == Sharing::Exclusive {
-                        lock.sign();
-                    }
-                    return Ok(lock);
+                    return Ok(Self { _file: file, path: path.to_path_buf() });
                 }
                 Ok(()) => continue,
                 Err(TryLockError::WouldBlock) => {}
@@ -401,15 +398,6 @@ impl Lock {
     pub fn remove(self) {
         let _ = fs::remove_file(&self.path);
     }
-
-    fn sign(&self) {
-        let command: Vec<String> =
-            std::env::args_os().take(4).map(|argument| argument.to_string_lossy().into_owned()).collect();
-        let text = format!("pid {} ({})\n", std::process::id(), command.join(" "));
-        // Only for the text of somebody's error: a lock that cannot be signed is a lock all the same.
-        let _ = self.file.set_len(0);
-        let _ = (&self.file).write_all(text.as_bytes());
-    }
 }
 
 fn open_lock(path: &Path) -> Result<File, StoreError> {
@@ -434,15 +422,30 @@ fn is_same_file(file: &File, path: &Path) -> bool {
     }
 }
 
+/// Who holds a lock, as the kernel tells. Nothing is written for that: a lock is taken far more often than somebody waits for
+/// it in vain.
 fn holder(path: &Path) -> String {
-    let mut text = String::new();
-    let read = File::open(path).and_then(|file| file.take(500).read_to_string(&mut text));
-    let signed_by = || text.strip_prefix("pid ")?.split(' ').next()?.parse().ok();
-    match read {
-        // Who only reads does not sign, and a signature stays when its writer is gone.
-        Ok(_) if signed_by().is_some_and(is_alive) => text.trim().escape_debug().to_string(),
-        _ => "a process that reads it".to_owned(),
-    }
+    // The kernel names files without symbolic links.
+    let path = fs::canonicalize(path).unwrap_or_default();
+    let inode = fs::metadata(&path).map_or(0, |meta| meta.ino());
+    let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
+    let has_it_open = |pid: &u32| {
+        let open = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        open.into_iter().any(|one| fs::read_link(one.path()).is_ok_and(|file| file == path))
+    };
+    let pid = locks.lines().filter_map(|line| flock_on(line, inode)).find(has_it_open);
+    let Some(pid) = pid else { return "another process".to_owned() };
+    let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let words: Vec<_> = command.split(|&byte| byte == 0).take(4).map(String::from_utf8_lossy).collect();
+    format!("pid {pid} ({})", words.join(" ").trim().escape_debug())
+}
+
+/// The pid of a line of `/proc/locks` that is about this inode: `1: FLOCK  ADVISORY  WRITE 1234 08:01:131090 0 EOF`.
+fn flock_on(line: &str, inode: u64) -> Option<u32> {
+    let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+    let [_, "FLOCK", _, _, pid, file, ..] = fields[..] else { return None };
+    let (_, is) = file.rsplit_once(':')?;
+    pid.parse().ok().filter(|_| is.parse() == Ok(inode))
 }
 
 #[cfg(test)]
@@ -495,6 +498,20 @@ mod tests {
     }
 
     #[test]
+    fn the_kernels_line_of_a_lock_is_read() {
+        let line = "5: FLOCK  ADVISORY  WRITE 3451 fe:00:1310904 0 EOF";
+        assert_eq!(flock_on(line, 1_310_904), Some(3451));
+        assert_eq!(flock_on(line, 1_310_905), None);
+        for other in [
+            "",
+            "5: POSIX  ADVISORY  WRITE 3451 fe:00:1310904 0 EOF",
+            "5: -> FLOCK ADVISORY WRITE 1 0:0:1 0 EOF",
+        ] {
+            assert_eq!(flock_on(other, 1_310_904), None);
+        }
+    }
+
+    #[test]
     fn readers_share_a_lock() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x");
@@ -510,7 +527,8 @@ mod tests {
         Lock::take(&path, "x", Sharing::Exclusive, Duration::ZERO).unwrap().remove();
         assert!(!path.exists());
         let lock = Lock::take(&path, "x", Sharing::Exclusive, Duration::ZERO).unwrap();
-        assert!(is_same_file(&lock.file, &path));
+        assert!(path.exists() && Lock::try_take(&path).unwrap().is_none());
+        drop(lock);
     }
 
     #[test]

@@ -186,12 +186,12 @@ fn a_lock_that_is_held_for_ever_names_its_holder() {
     let lock = sandbox.root().join("locks").join(lock);
     let held = fs::File::options().write(true).create(true).truncate(true).open(&lock).expect("a lock");
     held.lock().expect("it is free");
-    std::io::Write::write_all(&mut &held, format!("pid {} (test)\n", std::process::id()).as_bytes())
-        .expect("signed");
     let start = format!("instance start {path} --json");
     let output = sandbox.command(&start).env("MVM_LOCK_TIMEOUT_MS", "50").output().expect("mvm runs");
     assert_eq!(code(&output), (Some(4), "locked".into()));
-    assert!(String::from_utf8_lossy(&output.stderr).contains(&format!("pid {} (test)", std::process::id())));
+    assert!(
+        String::from_utf8_lossy(&output.stderr).contains(&format!("locked by pid {} (", std::process::id()))
+    );
     drop(held);
     sandbox.ok(&format!("instance start {path}"));
 }

@@ -37,7 +37,7 @@ pub fn spawn_detached<S: AsRef<OsStr>>(
     streams: Streams,
 ) -> Result<i32, ShellError> {
     let error = |source| ShellError::Spawn { program: program.to_path_buf(), source };
-    let _alone = STARTING.write().unwrap_or_else(PoisonError::into_inner);
+    let _shared = STARTING.read().unwrap_or_else(PoisonError::into_inner);
     spawn(program, arguments, directory, &streams).map_err(error)
 }
 

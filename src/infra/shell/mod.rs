@@ -54,19 +54,19 @@ pub enum ShellError {
 /// The search path of the programs that mvm runs.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Held by who starts a program, until it is executed, and shared by who has a descriptor open that no child may hold for
-/// even that moment.
+/// Held, shared, by who starts a program, until it is executed; held alone by who has a descriptor open that no child may
+/// hold for even that moment.
 static STARTING: RwLock<()> = RwLock::new(());
 
 /// Does something while no thread of this process starts a program. A TAP, for one, is busy as long as anybody has it
 /// open, and a child has what its parent has until it executes its program.
 pub fn with_nothing_starting<T>(work: impl FnOnce() -> T) -> T {
-    let _shared = STARTING.read().unwrap_or_else(PoisonError::into_inner);
+    let _alone = STARTING.write().unwrap_or_else(PoisonError::into_inner);
     work()
 }
 
 fn start(command: &mut Command) -> std::io::Result<Child> {
-    let _alone = STARTING.write().unwrap_or_else(PoisonError::into_inner);
+    let _shared = STARTING.read().unwrap_or_else(PoisonError::into_inner);
     // It returns once the program is executed, or cannot be.
     command.spawn()
 }
