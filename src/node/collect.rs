@@ -13,7 +13,7 @@ use crate::{
             config::Instance,
             lifecycle::{self, Operator},
             logs,
-            snapshot::Delta,
+            snapshot::{self, Delta},
             state::State,
         },
         naming::{InstancePath, PoolPath},
@@ -108,7 +108,7 @@ fn sleeper(
     }
     let found = match Delta::load(roots, path) {
         Ok(Some(mut delta)) => {
-            delta.sweep(roots)?;
+            delta.drop_others(roots)?;
             if !scrub {
                 return Ok(());
             }
@@ -184,6 +184,10 @@ pub fn collect_vmms(roots: &Roots) -> Result<Versions, StoreError> {
             // Nothing else reads what it wrote.
             Ok(delta) => needed.extend(delta.map(|delta| delta.origin.vmm_version)),
             Err(error) => unreadable.push(Damage::of(&path, error)),
+        }
+        // One that is being woken at this moment has neither in its record yet nor any more in its snapshot which VMM it is.
+        if let Ok(Some(consumed)) = snapshot::consumed(roots, &path) {
+            needed.insert(consumed.origin.vmm_version);
         }
     }
     if !unreadable.is_empty() {

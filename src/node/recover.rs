@@ -360,8 +360,11 @@ fn reclaim_slot(
                 return Ok(false);
             }
             match Instance::load_if_there(&roots, path) {
-                Ok(Some(instance)) if instance.vmm_is_alive(boot_id) => return Ok(false),
-                Ok(Some(instance)) if instance.status == State::Sleeping && instance.pending.is_none() => {
+                // What was cut off is settled with all that it has, and not taken away before: its VMM may be all that is left.
+                Ok(Some(instance)) if instance.pending.is_some() || instance.vmm_is_alive(boot_id) => {
+                    return Ok(false);
+                }
+                Ok(Some(instance)) if instance.status == State::Sleeping => {
                     let takes = launch::takes_of(&roots, &instance)?;
                     if !slots.have_parts.contains(&slot) && slots.reserved.get(&slot) == Some(&takes.asleep())
                     {

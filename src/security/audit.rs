@@ -21,7 +21,7 @@ use crate::{
         config::{Actor, Roots},
         failpoint,
     },
-    store::{self, Lock, Schema, Sharing, StoreError},
+    store::{self, Durability, Lock, Schema, Sharing, StoreError},
 };
 
 /// Where an operation stands.
@@ -239,7 +239,11 @@ fn advance_head(roots: &Roots, tenant: &str, folder: &Path, to: &Head) -> Result
     let path = head_file(folder);
     let text =
         serde_json::to_vec(to).map_err(std::io::Error::other).map_err(StoreError::io("write", &path))?;
-    write_head(&path, &text)
+    match to.count {
+        // A power cut must not leave a log without any head: that is what a log looks like that somebody cut.
+        1 => store::replace(&path, &text, Durability::Durable),
+        _ => write_head(&path, &text),
+    }
 }
 
 /// Writes the head in place: it is made new with every line, and never shorter than before, so that one call replaces it.

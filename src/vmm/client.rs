@@ -230,10 +230,10 @@ impl Client {
         )
         .into_bytes();
         message.extend_from_slice(body);
-        let (status, answer) = self
-            .stream
+        let mut timed = Timed { stream: &self.stream, deadline: Instant::now() + self.limit };
+        let (status, answer) = (&self.stream)
             .write_all(&message)
-            .and_then(|()| read_answer(&mut self.stream))
+            .and_then(|()| read_answer(&mut timed))
             .map_err(|error| self.explain(&request, error))?;
         if (200..300).contains(&status) {
             return Ok(answer);
@@ -283,6 +283,23 @@ fn printable(text: &str) -> String {
         false => c.to_string(),
     };
     text.chars().map(escape).collect()
+}
+
+/// A stream whose reads have one limit together: a VMM that sends a byte now and then is as silent as one that sends none.
+struct Timed<'a> {
+    stream: &'a UnixStream,
+    deadline: Instant,
+}
+
+impl Read for Timed<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        self.stream.set_read_timeout(Some(left))?;
+        (&mut self.stream).read(buffer)
+    }
 }
 
 /// Reads one HTTP response: the status and the body.
@@ -354,6 +371,24 @@ mod tests {
         assert_eq!(answer(b"HTTP/1.1 204 \r\nServer: Firecracker API\r\n\r\n").unwrap(), (204, vec![]));
         let (status, body) = answer(b"HTTP/1.1 400 \r\nContent-Length: 2\r\n\r\n{}").unwrap();
         assert_eq!((status, body.as_slice()), (400, b"{}".as_slice()));
+    }
+
+    #[test]
+    fn a_byte_now_and_then_is_no_answer() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        std::thread::scope(|scope| {
+            // It never ends by itself: it ends when nobody listens any more.
+            scope.spawn(move || while theirs.write_all(b"x").is_ok() {});
+            let deadline = Instant::now() + Duration::from_millis(50);
+            let mut timed = Timed { stream: &ours, deadline };
+            let ended = loop {
+                if let Err(error) = timed.read(&mut [0]) {
+                    break error.kind();
+                }
+            };
+            assert!(matches!(ended, io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock));
+            drop(ours);
+        });
     }
 
     #[test]

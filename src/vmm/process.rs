@@ -176,8 +176,11 @@ pub fn is_alive(identity: Identity) -> bool {
 pub fn find_in(directory: &Path) -> Vec<Vmm> {
     all_working_directories()
         .into_iter()
-        .filter(|(pid, cwd)| cwd == directory && runs_a_vmm(*pid))
+        .filter(|(_, cwd)| cwd == directory)
         .filter_map(|(pid, _)| adopt(pid))
+        // The handle comes first: what is true of the pid afterwards is true of it.
+        .filter(|vmm| working_directory(vmm.identity.pid).as_deref() == Some(directory))
+        .filter(|vmm| runs_a_vmm(vmm.identity.pid))
         .collect()
 }
 
@@ -209,13 +212,15 @@ pub fn all_working_directories() -> Vec<(i32, PathBuf)> {
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
         .filter(|&pid| pid != own)
-        .filter_map(|pid| {
-            let cwd = std::fs::read_link(format!("/proc/{pid}/cwd")).ok()?;
-            // A folder that was removed under a process keeps its name with this mark.
-            let text = cwd.to_str()?;
-            Some((pid, PathBuf::from(text.strip_suffix(" (deleted)").unwrap_or(text))))
-        })
+        .filter_map(|pid| Some((pid, working_directory(pid)?)))
         .collect()
+}
+
+fn working_directory(pid: i32) -> Option<PathBuf> {
+    let cwd = std::fs::read_link(format!("/proc/{pid}/cwd")).ok()?;
+    // A folder that was removed under a process keeps its name with this mark.
+    let text = cwd.to_str()?;
+    Some(PathBuf::from(text.strip_suffix(" (deleted)").unwrap_or(text)))
 }
 
 impl Vmm {

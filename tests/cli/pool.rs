@@ -259,7 +259,7 @@ fn scale_says_what_it_did_to_each() {
     snapshot!(terminal.sees("pool scale acme/web --running 1"), @"i-0f3a91c3 10.240.3.4 stopped");
     terminal.sees("tenant update acme --max-running 1");
     snapshot!(terminal.sees("pool scale acme/web --running 5"), @"
-    the quota of tenant acme does not allow it: max_running: 0 of 1 are in use, and this needs 5 more
+    the quota of tenant acme does not allow it: max_running: 1 are allowed, and this needs 5
       try: mvm tenant update acme --max-running N
     [exit 4]
     ");

@@ -173,3 +173,44 @@ fn a_stop_that_fails_leaves_a_sleeper() {
     guest.ok("wake");
     guest.is_as_it_was(1);
 }
+
+/// A guest whose wake was cut off after its commit is in its VMM's memory alone: who tidies up leaves it there.
+#[test]
+fn tidying_up_takes_nothing_that_was_cut_off() {
+    let Some(mut guest) = Guest::new() else { return };
+    for (verb, failpoint, woken) in
+        [("wake", "wake.consume", true), ("wake", "wake.load", true), ("archive", "archive.written", true)]
+    {
+        guest.works();
+        guest.ok("sleep");
+        let command = format!("instance {verb} {}", guest.path);
+        assert!(was_killed(&guest.sandbox.run_with(&command, failpoint)));
+        let reserved = fs::read_dir(guest.sandbox.root().join("reservations")).expect("a folder").count();
+        guest.sandbox.run("net repair");
+        assert_eq!(
+            fs::read_dir(guest.sandbox.root().join("reservations")).expect("a folder").count(),
+            reserved
+        );
+        awake(&mut guest, &["running", "sleeping"], woken);
+    }
+    guest.sleeps_well();
+}
+
+/// What a power cut brought back of an earlier sleep is not taken for the memory of a guest that was booted since.
+#[test]
+fn a_snapshot_that_came_back_is_not_taken_for_its_guests() {
+    let Some(mut guest) = Guest::new() else { return };
+    guest.works();
+    guest.ok("sleep");
+    let meta = guest.delta().join("meta.json");
+    let before = fs::read(&meta).expect("a snapshot");
+    guest.ok("stop");
+    fs::create_dir_all(guest.delta()).expect("a folder");
+    fs::write(&meta, &before).expect("it can be written");
+    guest.ok("start");
+    assert!(!meta.exists());
+    guest.works();
+    assert!(was_killed(&guest.sandbox.run_with(&format!("instance sleep {}", guest.path), "sleep.intent")));
+    guest.is_as_it_was(0);
+    guest.sleeps_well();
+}

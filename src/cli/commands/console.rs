@@ -31,6 +31,7 @@ use crate::{
             config::Instance,
             lifecycle::{Operator, load_tenant, resolve},
             logs,
+            state::{Denial, Event, State},
         },
         naming::InstancePath,
     },
@@ -125,7 +126,9 @@ impl<'a> Console<'a> {
 
     fn no_input(&self) -> CliError {
         let what = format!("{} has no console to type on: its guest does not run", self.path);
-        CliError::new(Kind::Refused, "state", what).fix(format!("mvm instance start {}", self.path))
+        let state = Instance::load(&self.operator.roots, &self.path).map_or(State::Stopped, |one| one.status);
+        let way = Denial { state, event: Event::Start }.way().unwrap_or(Event::Start);
+        CliError::new(Kind::Refused, "state", what).fix(format!("mvm instance {way} {}", self.path))
     }
 
     fn is_alive(&self) -> Result<bool, CliError> {

@@ -142,7 +142,7 @@ impl From<&VmmError> for CliError {
             }
             VmmError::Refused { message, .. } if message.contains(READ_ONLY) => {
                 return Self::of(Kind::Environment, "read_only", error).fix(
-                    "dmesg, which says whether the disk failed where MVM_ROOT lies; then mount -o remount,rw",
+                    "dmesg, which says whether the disk failed where MVM_ROOT lies; then mount -o remount,rw, on what findmnt -T names for it",
                 );
             }
             VmmError::Refused { .. } => "vmm_refused",

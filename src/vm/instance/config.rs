@@ -71,7 +71,7 @@ pub struct Instance {
     /// When it last stopped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub entered_stopped_at: Option<Timestamp>,
-    /// How the last start or wake went.
+    /// How the last start, sleep or wake went.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_receipt: Option<Receipt>,
     /// Why it last ceased to run.
@@ -99,15 +99,15 @@ pub enum Operation {
     Create,
     /// Rolled back where it was cut off.
     Start,
-    /// Finished where it was cut off.
+    /// Its VMM is asked where it was cut off.
     Warm,
-    /// Finished where it was cut off.
+    /// Its VMM is asked where it was cut off.
     Resume,
     /// Finished where it was committed, taken back before.
     Sleep,
     /// Finished where the snapshot was consumed, taken back before.
     Wake,
-    /// Taken back where it was cut off.
+    /// Finished where it was committed, taken back before.
     Archive,
     /// Finished where it was cut off.
     Stop,
@@ -198,7 +198,7 @@ impl VmmRecord {
     }
 }
 
-/// How a start or wake went, step by step.
+/// How a start, sleep or wake went, step by step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Receipt {

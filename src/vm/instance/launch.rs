@@ -323,16 +323,16 @@ pub fn program(operator: &Operator, kind: VmmKind, version: Option<&str>) -> Res
     })
 }
 
-/// Ends whatever VMM there is in a slot. Looks at the record first and then at every process: the record may be older
-/// than the VMM.
+/// Ends the VMM of a slot: the one that is known, beside which there is no other, since it holds the TAP, or whatever is found
+/// among all processes.
 ///
 /// # Errors
 /// When one cannot be killed.
 pub fn kill(roots: &Roots, slot: Slot, known: Option<&Vmm>) -> Result<(), LifecycleError> {
-    if let Some(vmm) = known {
-        vmm.kill()?;
+    match known {
+        Some(vmm) => Ok(vmm.kill()?),
+        None => vmms_in(roots, slot)?.iter().try_for_each(|vmm| Ok(vmm.kill()?)),
     }
-    vmms_in(roots, slot)?.iter().try_for_each(|vmm| Ok(vmm.kill()?))
 }
 
 /// The VMMs of a slot, whoever started them: there should be one at most.
@@ -393,24 +393,22 @@ pub fn teardown(
     let roots = operator.roots.clone();
     // It has no network before it is asked for: not under two threads.
     operator.net()?;
-    // In a slot whose VMM is known there is no other: it holds the TAP.
     let found = if known.is_some() { Vec::new() } else { vmms_in(&roots, slot)? };
-    for vmm in known.into_iter().chain(&found) {
+    let vmms: Vec<&Vmm> = known.into_iter().chain(&found).collect();
+    for vmm in &vmms {
         vmm.send_kill()?;
     }
     // The TAP goes while the VMM ends, which is killed by then: the kernel lets both wait, and together they wait once. Nothing
     // else that the VMM uses goes before it.
     let (killed, tap) = std::thread::scope(|scope| {
-        let killing = scope.spawn(|| kill(&roots, slot, known));
-        let tap = remove_tap(operator, slot);
+        let killing = scope.spawn(|| {
+            vmms.iter().try_for_each(|vmm| vmm.kill())?;
+            Ok::<_, LifecycleError>(failpoint::hit("teardown", "killed")?)
+        });
+        let tap = remove_tap(operator, slot).and_then(|()| Ok(failpoint::hit("teardown", "tap")?));
         (killing.join(), tap)
     });
-    match killed {
-        Ok(killed) => killed?,
-        Err(panic) => std::panic::resume_unwind(panic),
-    }
-    failpoint::hit("teardown", "killed")?;
-    failpoint::hit("teardown", "tap")?;
+    killed.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
     let directory = remove_directory(operator, slot);
     failpoint::hit("teardown", "directory")?;
     let reservation = match keep {

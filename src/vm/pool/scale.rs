@@ -238,8 +238,12 @@ fn carry_out(operator: &mut Operator, pool: &PoolPath, one: &Move) -> Result<Ins
         let path = lifecycle::create(operator, pool, CreateOptions::default())?.path();
         let moved = go(operator, &path, one.from, one.to);
         if moved.is_err() {
-            // One that was made to run and does not is nobody's wish; why it does not matters more than its removal.
-            let _ = lifecycle::destroy(operator, &path, true);
+            // One that was made to run and never did is nobody's wish; why it did not matters more than its removal.
+            let never_ran = Instance::load(&operator.roots, &path)
+                .is_ok_and(|one| one.entered_running_at.is_none() && one.pending.is_none());
+            if never_ran {
+                let _ = lifecycle::destroy(operator, &path, true);
+            }
         }
         return moved;
     };

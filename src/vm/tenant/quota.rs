@@ -137,7 +137,7 @@ impl Use {
 
 /// A limit that one more would exceed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{what}: {used} of {limit} are in use, and this needs {wanted} more")]
+#[error("{what}: {used}, and this needs {wanted}", used = in_use(*used, *limit), wanted = more(*used, *wanted))]
 pub struct Exceeded {
     /// The limit's name, as in the file.
     pub what: &'static str,
@@ -147,6 +147,14 @@ pub struct Exceeded {
     pub wanted: u64,
     /// The limit.
     pub limit: u64,
+}
+
+fn in_use(used: u64, limit: u64) -> String {
+    if used == 0 { format!("{limit} are allowed") } else { format!("{used} of {limit} are in use") }
+}
+
+fn more(used: u64, wanted: u64) -> String {
+    if used == 0 { wanted.to_string() } else { format!("{wanted} more") }
 }
 
 impl Exceeded {

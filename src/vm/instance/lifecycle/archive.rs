@@ -39,7 +39,7 @@ pub fn archive(operator: &mut Operator, path: &InstancePath) -> Result<Outcome, 
     if packed.is_err()
         && let Some(delta) = Delta::load(&roots, path)?
     {
-        delta.sweep(&roots)?;
+        delta.drop_others_surely(&roots)?;
     }
     instance.pending = None;
     instance.save(&roots)?;

@@ -1,12 +1,14 @@
 //! Finding and locking what an operation is about.
 
-use super::{LifecycleError, Operator, denied, settle::settled};
+use std::time::Duration;
+
+use super::{LifecycleError, Operator, denied, settle::settled, sleep};
 use crate::{
     infra::config::Roots,
     store::{Lock, Sharing, StoreError},
     vm::{
         instance::{
-            config::{self, Instance},
+            config::{self, Instance, Operation},
             state::{self, Event, Next, State},
         },
         naming::{InstanceId, InstancePath, InstanceRef, PoolPath, TenantId},
@@ -37,7 +39,11 @@ pub fn try_lock(roots: &Roots, path: &InstancePath) -> Result<Option<Lock>, Stor
 }
 
 pub(super) fn lock_instance(roots: &Roots, path: &InstancePath) -> Result<Lock, StoreError> {
-    Lock::take(&lock_path(roots, path), &path.to_string(), Sharing::Exclusive, roots.lock_timeout)
+    lock_within(roots, path, roots.lock_timeout)
+}
+
+fn lock_within(roots: &Roots, path: &InstancePath, limit: Duration) -> Result<Lock, StoreError> {
+    Lock::take(&lock_path(roots, path), &path.to_string(), Sharing::Exclusive, limit)
 }
 
 /// Held, shared, by those who wait to wake an instance; it dies with them.
@@ -92,7 +98,12 @@ pub(super) fn locked_to_wake(
             let wish = wish_path(roots, path);
             let what = format!("the wake of {path}");
             let _wish = Lock::take(&wish, &what, Sharing::Shared, roots.lock_timeout)?;
-            lock_instance(roots, path)?
+            // A sleep looks whether it is wanted when its VMM has answered, which takes its time.
+            let record = Instance::load_if_there(roots, path)?;
+            let falls_asleep =
+                |one: &Instance| one.pending.as_ref().is_some_and(|it| it.operation == Operation::Sleep);
+            let longer = record.filter(falls_asleep).map_or(Duration::ZERO, |one| sleep::longest(&one));
+            lock_within(roots, path, roots.lock_timeout + longer)?
         }
     };
     settled_under(operator, path, lock)

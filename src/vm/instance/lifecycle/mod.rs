@@ -1,7 +1,7 @@
 //! Every operation that changes an instance, for whoever asks: the only writer of `instance.json`.
 //!
 //! ```text
-//! lock → load → settle what was cut off → decide (state, quota, room) → intent → steps → record → audit
+//! lock → load → settle what was cut off → decide (state, quota, room) → intent → steps → audit → record
 //! ```
 //! An operation that is killed leaves its intent. The next one on the same instance, or `node recover`, settles it by
 //! looking at the world: create and start are rolled back, stop and destroy are finished, sleep and wake are rolled back

@@ -116,7 +116,7 @@ fn settle_locked(
         Some(Operation::Wake) => settle_wake(operator, &mut instance)?,
         Some(Operation::Archive) => {
             if let Some(delta) = Delta::load(&roots, &instance.path())? {
-                delta.sweep(&roots)?;
+                delta.drop_others_surely(&roots)?;
             }
             operator.audit(&instance, "archive", Phase::Recovered, |_| ())?;
             instance.pending = None;
@@ -161,7 +161,7 @@ fn settle_wake(operator: &mut Operator, instance: &mut Instance) -> Result<(), L
     if let Some(delta) = Delta::load(&roots, &path)? {
         let takes = launch::takes_of(&roots, instance)?;
         launch::teardown(operator, slot, None, Keep::Asleep(takes))?;
-        delta.sweep(&roots)?;
+        delta.drop_others_surely(&roots)?;
         operator.audit(instance, "wake", Phase::Recovered, |entry| {
             entry.to = Some(State::Sleeping.to_string());
             entry.detail = Some("a wake was cut off and rolled back".into());

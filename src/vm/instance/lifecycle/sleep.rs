@@ -15,6 +15,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustix::fs::{CWD, Mode, OFlags, openat};
+
 use super::{
     LifecycleError, Operator, Outcome, denied, intent,
     lookup::{Decided, decide, is_wake_wanted, locked},
@@ -33,7 +35,7 @@ use crate::{
             state::{Event, State},
         },
         naming::{InstancePath, RevisionHash},
-        snapshot::{Image, Origin, PAGE, Sums, data_pages, written_pages},
+        snapshot::{Image, Origin, PAGE, SnapshotError, Sums, data_pages, written_pages},
     },
     vmm::{
         client::{CALL_LIMIT, Client, VmmError},
@@ -45,6 +47,11 @@ use crate::{
 
 /// How long a VMM may take to write memory, at this many MiB a second at least, besides what any call may take.
 const SLOWEST_MIB_PER_SECOND: u64 = 20;
+
+/// How long a snapshot of an instance may take.
+pub(super) fn longest(instance: &Instance) -> Duration {
+    CALL_LIMIT + Duration::from_secs(instance.resources.mem_mib / SLOWEST_MIB_PER_SECOND)
+}
 
 /// A sleep on its way to its commit.
 struct Sleeper<'a> {
@@ -145,7 +152,12 @@ pub(super) fn end(
 ) -> Result<(), LifecycleError> {
     let roots = operator.roots.clone();
     let takes = launch::takes_of(&roots, instance)?;
-    launch::teardown(operator, instance.slot(&roots)?, vmm, Keep::Asleep(takes))
+    launch::teardown(operator, instance.slot(&roots)?, vmm, Keep::Asleep(takes))?;
+    // A VMM whose disks are throttled may have gone on with what the guest had asked of them, until it was killed.
+    if let (Some(_), Some(mut delta)) = (vmm, Delta::load(&roots, &instance.path())?) {
+        delta.take_disks(&roots, instance)?;
+    }
+    Ok(())
 }
 
 /// The new state. Its line comes first, as a start's does.
@@ -157,7 +169,7 @@ pub(super) fn finish(
     let roots = operator.roots.clone();
     let delta = Delta::load(&roots, &instance.path())?;
     if let Some(delta) = &delta {
-        delta.sweep(&roots)?;
+        delta.drop_others(&roots)?;
     }
     operator.audit(instance, "sleep", phase, |entry| {
         entry.from = Some(instance.status.to_string());
@@ -263,7 +275,7 @@ fn write(sleeper: &mut Sleeper) -> Result<(), LifecycleError> {
         snapshot_path: file(&sleeper.vmstate()),
         mem_file_path: file(&sleeper.mem),
     });
-    let limit = CALL_LIMIT + Duration::from_secs(sleeper.instance.resources.mem_mib / SLOWEST_MIB_PER_SECOND);
+    let limit = longest(sleeper.instance);
     let Some(client) = &mut sleeper.client else { return Ok(()) };
     let created = client.call_within(&create, limit);
     match &created {
@@ -302,15 +314,17 @@ fn forgets_nothing(error: &VmmError) -> bool {
 /// Sums for the pages that may have changed in the memory file, read from there: only now, since a VMM writes to its guest's
 /// memory also while it makes a snapshot. Meanwhile what the guest wrote to its disks gets there.
 fn sums(sleeper: &mut Sleeper) -> Result<(), LifecycleError> {
+    sleeper.check_wanted()?;
     let folder = snapshot::folder(sleeper.roots(), &sleeper.instance.path());
     let mem = folder.join(&sleeper.mem);
-    let file = File::open(&mem).map_err(StoreError::io("open", &mem))?;
-    let pages = match sleeper.written(&mem) {
-        Some(pages) => pages,
-        // A new file, or one that the VMM does not map: all there is.
-        None => data_pages(&file).map_err(StoreError::io("look at", &mem))?,
-    };
     let length = sleeper.instance.resources.mem_mib << 20;
+    let file = open_memory(&mem, length)?;
+    let pages = match sleeper.written(&mem) {
+        // A VMM that maps the file beyond its end tells nothing.
+        Some(pages) if pages.iter().all(|range| range.end * PAGE <= length) => pages,
+        // A new file, or one that the VMM does not map: all there is.
+        _ => data_pages(&file).map_err(StoreError::io("look at", &mem))?,
+    };
     let sums = Sums::in_file(&folder.join(sleeper.sums()));
     let (summed, synced) = thread::scope(|scope| {
         let syncing =
@@ -325,6 +339,21 @@ fn sums(sleeper: &mut Sleeper) -> Result<(), LifecycleError> {
     }
     sleeper.pages = pages;
     Ok(())
+}
+
+/// A VMM may have made anything of its memory file: what could not be loaded again is not committed.
+fn open_memory(mem: &Path, length: u64) -> Result<File, LifecycleError> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file =
+        openat(CWD, mem, flags, Mode::empty()).map_err(|errno| StoreError::io("open", mem)(errno.into()))?;
+    let file = File::from(file);
+    let meta = file.metadata().map_err(StoreError::io("look at", mem))?;
+    let why = match meta.is_file() {
+        true if meta.len() == length => return Ok(file),
+        true => format!("its VMM wrote {} bytes for {length} of memory", meta.len()),
+        false => "its VMM made something else of it than a file".to_owned(),
+    };
+    Err(SnapshotError::Damaged { path: mem.to_path_buf(), why }.into())
 }
 
 fn commit(sleeper: &mut Sleeper) -> Result<(), LifecycleError> {

@@ -14,6 +14,7 @@ use crate::{
             disk, fc_config,
             launch::{self, Launch},
             runner::{self, Failed},
+            snapshot,
             state::{self, Event, Next, State},
         },
         naming::{InstancePath, PoolPath},
@@ -105,6 +106,8 @@ pub fn start(operator: &mut Operator, path: &InstancePath) -> Result<Outcome, Li
 /// Announces the intent.
 fn begin(launch: &Launch, instance: &Instance, from: State) -> Result<(), LifecycleError> {
     failpoint::hit("start", "intent")?;
+    // One that boots has no other memory: what a power cut brought back of an earlier sleep must not be taken for its own.
+    snapshot::discard(&launch.operator.roots, &instance.path())?;
     let requests = fc_config::requests(instance, &launch.manifest, &launch.tenant.quotas);
     launch.operator.audit(instance, "start", Phase::Intent, |entry| {
         entry.from = Some(from.to_string());

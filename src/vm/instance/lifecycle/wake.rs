@@ -229,7 +229,7 @@ fn give_up(
             let generation = instance.generation;
             instance = before;
             instance.generation = generation;
-            delta.sweep(roots).and_then(|()| instance.save(roots)).map_err(Into::into)
+            delta.drop_others_surely(roots).and_then(|()| instance.save(roots)).map_err(Into::into)
         }
         _ => Ok(()),
     };

@@ -43,7 +43,7 @@ impl Delta {
         self.archive = Some(Stamp::of(&folder, &name)?);
         self.commit(roots)?;
         failpoint::hit("archive", "committed").map_err(StoreError::io("archive", &mem))?;
-        Ok(self.sweep(roots)?)
+        Ok(self.drop_others(roots)?)
     }
 
     /// Brings an archived memory back, and compares every page of it.
@@ -66,7 +66,7 @@ impl Delta {
         self.archive = None;
         self.commit(roots)?;
         failpoint::hit("unpack", "committed").map_err(StoreError::io("unpack", &mem))?;
-        Ok(self.sweep(roots)?)
+        Ok(self.drop_others(roots)?)
     }
 
     /// Is every byte that the archive would bring back what was written? It is unpacked for that, and that removed again.

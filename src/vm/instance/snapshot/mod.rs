@@ -35,7 +35,7 @@ use crate::{
 /// The folder's name in the VMM's directory.
 pub const LINK: &str = "delta";
 const META: &str = "meta.json";
-/// What `meta.json` is called once its snapshot was loaded: nothing reads it but people.
+/// What `meta.json` is called once its snapshot was loaded: it tells what the guest that goes on was loaded from.
 const CONSUMED: &str = "consumed.json";
 
 /// `meta.json`: a snapshot that can be loaded.
@@ -56,7 +56,8 @@ pub struct Delta {
     pub image: Image,
     /// The disks as the guest left them.
     pub disks: Vec<Stamp>,
-    /// How much of the memory changed since the snapshot before, in bytes.
+    /// How much of the memory may have changed since the snapshot before, in bytes; all that is there, where the VMM had not
+    /// mapped the file.
     pub written_bytes: u64,
     /// The memory, compressed; the memory file itself is not there then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -162,6 +163,19 @@ impl Delta {
         }
     }
 
+    /// Takes the disks as they are now, where they are others than those that it names.
+    ///
+    /// # Errors
+    /// When they cannot be looked at, or it not be written.
+    pub fn take_disks(&mut self, roots: &Roots, instance: &Instance) -> Result<(), StoreError> {
+        let now = disks(roots, instance, &self.revision)?;
+        if now == self.disks {
+            return Ok(());
+        }
+        self.disks = now;
+        self.commit(roots)
+    }
+
     /// May it be loaded on this machine, with the disks as they are? `force` takes disks whose time alone has changed.
     ///
     /// # Errors
@@ -221,11 +235,20 @@ impl Delta {
         self.image.files().into_iter().filter(move |name| archive.is_none() || *name != mem).chain(archive)
     }
 
+    /// [`Self::drop_others`] once `meta.json` is surely what a power cut would leave: after a failure nobody knows.
+    ///
+    /// # Errors
+    /// When it cannot be synced, or a file not removed.
+    pub fn drop_others_surely(&self, roots: &Roots) -> Result<(), StoreError> {
+        store::sync_folder(&folder(roots, &self.instance))?;
+        self.drop_others(roots)
+    }
+
     /// Removes what lies beside it and does not belong to it: what earlier sleeps left.
     ///
     /// # Errors
     /// When a file cannot be removed.
-    pub fn sweep(&self, roots: &Roots) -> Result<(), StoreError> {
+    pub fn drop_others(&self, roots: &Roots) -> Result<(), StoreError> {
         let folder = folder(roots, &self.instance);
         let needed: Vec<&str> = self.files().chain([META]).collect();
         for name in store::names(&folder, |name| !needed.contains(&name))? {
@@ -254,7 +277,7 @@ pub fn forget(roots: &Roots, path: &InstancePath) -> Result<(), StoreError> {
     }
 }
 
-/// The memory file that an instance was loaded from whose snapshot was used up.
+/// The snapshot that an instance was loaded from, and that is used up by that.
 ///
 /// # Errors
 /// When what is left of the snapshot cannot be read.
@@ -267,7 +290,6 @@ pub fn consumed(roots: &Roots, path: &InstancePath) -> Result<Option<Delta>, Sto
 /// # Errors
 /// When a file cannot be removed; calling it again goes on.
 pub fn discard(roots: &Roots, path: &InstancePath) -> Result<(), StoreError> {
-    let folder = folder(roots, path);
-    store::remove_file(&folder.join(META))?;
-    store::remove_folder(&folder)
+    forget(roots, path)?;
+    store::remove_folder(&folder(roots, path))
 }
