@@ -24,6 +24,14 @@ fn cut(guest: &Guest, verb: &str, what: &str, has_come: &dyn Fn(&Guest) -> bool)
     drop(end(child));
 }
 
+/// Begins a verb that something holds up, waits, and interrupts it.
+fn cut_surely(guest: &Guest, verb: &str, wait: impl FnOnce(&Guest)) {
+    let child = guest.begin(verb);
+    wait(guest);
+    interrupt(&child);
+    assert_eq!(end(child).0, None, "it was interrupted");
+}
+
 /// Awake, whatever became of the verb; it was woken so many times by then.
 fn awake(guest: &mut Guest, may_be: &[&str], woken: bool) {
     guest.sandbox.ok("node recover");
@@ -63,18 +71,12 @@ fn a_sleep_that_is_interrupted_loses_nothing() {
     // While the VMM has not answered, and while what follows the commit is not done: surely in the middle.
     guest.works();
     let frozen = Frozen::new(&guest);
-    let sleep = guest.begin("sleep");
-    wait_for_intent(&guest);
-    interrupt(&sleep);
-    assert_eq!(end(sleep).0, None, "it was interrupted");
+    cut_surely(&guest, "sleep", wait_for_intent);
     drop(frozen);
     awake(&mut guest, &["running"], false);
     guest.works();
     let held = hold(&guest, "node");
-    let sleep = guest.begin("sleep");
-    wait_until("the commit", || has(&guest, "meta.json"));
-    interrupt(&sleep);
-    assert_eq!(end(sleep).0, None, "it was interrupted");
+    cut_surely(&guest, "sleep", |guest| wait_until("the commit", || has(guest, "meta.json")));
     drop(held);
     awake(&mut guest, &["sleeping"], false);
     guest.sleeps_well();
@@ -99,10 +101,7 @@ fn a_wake_that_is_interrupted_loses_nothing() {
     guest.works();
     guest.ok("sleep");
     let held = hold(&guest, "node");
-    let wake = guest.begin("wake");
-    wait_for_intent(&guest);
-    interrupt(&wake);
-    assert_eq!(end(wake).0, None, "it was interrupted");
+    cut_surely(&guest, "wake", wait_for_intent);
     drop(held);
     awake(&mut guest, &["sleeping"], true);
     guest.sleeps_well();

@@ -98,6 +98,13 @@ impl Operator {
         let folder = tenant::config::folder(&self.roots, &instance.tenant_id);
         audit::append(&self.roots, instance.tenant_id.as_ref(), &folder, entry)
     }
+
+    /// Writes the line of an operation that failed, and gives the error back: it matters more than one of the log.
+    fn failed(&self, instance: &Instance, operation: &str, error: LifecycleError) -> LifecycleError {
+        let detail = error.to_string();
+        let _ = self.audit(instance, operation, Phase::Failed, |entry| entry.detail = Some(detail));
+        error
+    }
 }
 
 impl LifecycleError {

@@ -77,12 +77,7 @@ fn switch(
                 instance.pending = None;
                 instance.save(&roots)?;
             }
-            let detail = error.to_string();
-            // The error that is being reported matters more than one of the log.
-            let _ = operator.audit(&instance, operation.name(), Phase::Failed, |entry| {
-                entry.detail = Some(detail);
-            });
-            Err(error)
+            Err(operator.failed(&instance, operation.name(), error))
         }
     }
 }

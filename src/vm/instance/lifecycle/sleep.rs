@@ -137,11 +137,7 @@ fn give_up(
             instance.save(&operator.roots).map_err(Into::into)
         }
     };
-    let error = LifecycleError::step("sleep", failed, undone);
-    let detail = error.to_string();
-    // The error that is being reported matters more than one of the log.
-    let _ = operator.audit(instance, "sleep", Phase::Failed, |entry| entry.detail = Some(detail));
-    error
+    operator.failed(instance, "sleep", LifecycleError::step("sleep", failed, undone))
 }
 
 /// What follows the commit: everything of the VMM goes.

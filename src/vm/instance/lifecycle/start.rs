@@ -94,11 +94,7 @@ pub fn start(operator: &mut Operator, path: &InstancePath) -> Result<Outcome, Li
                 Some(_) => Ok(()),
                 None => put_back(operator, before, &mut instance, &failed.error),
             };
-            let error = LifecycleError::step("start", failed, undone);
-            let detail = error.to_string();
-            // The error that is being reported matters more than one of the log.
-            let _ = operator.audit(&instance, "start", Phase::Failed, |entry| entry.detail = Some(detail));
-            Err(error)
+            Err(operator.failed(&instance, "start", LifecycleError::step("start", failed, undone)))
         }
     }
 }

@@ -233,9 +233,5 @@ fn give_up(
         }
         _ => Ok(()),
     };
-    let error = LifecycleError::step("wake", failed, undone);
-    let detail = error.to_string();
-    // The error that is being reported matters more than one of the log.
-    let _ = operator.audit(&instance, "wake", Phase::Failed, |entry| entry.detail = Some(detail));
-    error
+    operator.failed(&instance, "wake", LifecycleError::step("wake", failed, undone))
 }
