@@ -1,0 +1,286 @@
+//! A connection: hello, one request, and what belongs to it.
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    os::fd::AsFd,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use mvm_proto::{
+    Answer, Code, Frames, Hello, ProtoError, Request,
+    message::{Confirmed, Identity, Receipt, Refused, Status, Wake, facts},
+};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::{
+    drain::Drain,
+    exec, identify,
+    system::{State, System},
+};
+
+/// How long the host may take to say what it wants.
+const HELLO_LIMIT: Duration = Duration::from_secs(10);
+/// How often a follower of the log is looked after.
+const FOLLOW: Duration = Duration::from_secs(1);
+/// How long a host that is refused may go on sending before the connection is closed on it.
+const LINGER: Duration = Duration::from_secs(5);
+
+/// The agent.
+pub struct Agent<S> {
+    system: S,
+    program: String,
+    drain: Drain,
+    instance_id: Mutex<Option<String>>,
+}
+
+impl<S: System> Agent<S> {
+    /// One that runs on this machine, as it was when the machine was last saved. `program` says to people what it is.
+    pub fn new(system: S, program: &str, state: State) -> Self {
+        let State { instance_id, draining } = state;
+        Self {
+            system,
+            program: program.to_owned(),
+            drain: Drain::new(draining),
+            instance_id: Mutex::new(instance_id),
+        }
+    }
+
+    /// The machine.
+    pub fn system(&self) -> &S {
+        &self.system
+    }
+
+    /// Serves a connection to its end.
+    ///
+    /// # Errors
+    /// Where it fails: that is the end of this connection, and of nothing else.
+    pub fn serve(&self, connection: &File) -> Result<(), ProtoError> {
+        let mut frames = Frames::on(connection);
+        let ours = Hello::of(&self.program);
+        wait_readable(connection, HELLO_LIMIT)?;
+        let theirs: Hello = frames.message()?;
+        if let Err(incompatible) = ours.agree(&theirs) {
+            frames.send(&ours)?;
+            return frames.send(&refused(Code::Incompatible, &incompatible.to_string()));
+        }
+        wait_readable(connection, HELLO_LIMIT)?;
+        let request = match frames.message() {
+            Ok(request) => request,
+            // What cannot even be parsed is not known here.
+            Err(ProtoError::Message(error)) => {
+                frames.send(&ours)?;
+                return frames.send(&refused(Code::Unsupported, &error.to_string()));
+            }
+            Err(error) => return Err(error),
+        };
+        {
+            let _running = self.system.running();
+            frames.send(&ours)?;
+        }
+        self.answer(connection, &mut frames, request)
+    }
+
+    fn answer(
+        &self,
+        connection: &File,
+        frames: &mut Frames<&File>,
+        request: Request,
+    ) -> Result<(), ProtoError> {
+        let answer = match request {
+            Request::Status {} => Answer::Status(self.status()),
+            Request::Stats {} => Answer::Stats(self.system.stats()),
+            Request::Identify(identity) => self.identify(&identity),
+            Request::Wake(wake) => self.wake(&wake),
+            Request::SleepPrep { drain_ms } => self.prepare(Duration::from_millis(drain_ms)),
+            Request::Logs { since_unix_ms, follow } => return self.log(connection, since_unix_ms, follow),
+            Request::Shutdown { grace_ms } => {
+                self.send(frames, &Answer::Done {})?;
+                self.system.shut_down(Duration::from_millis(grace_ms));
+                return Ok(());
+            }
+            Request::Unknown => refused(Code::Unsupported, "this agent does not know the request"),
+            Request::Exec(_) | Request::Put { .. } | Request::Get { .. } => {
+                return self.work(connection, frames, request);
+            }
+        };
+        self.send(frames, &answer)
+    }
+
+    /// What takes its time, and what a sleep waits for.
+    fn work(
+        &self,
+        connection: &File,
+        frames: &mut Frames<&File>,
+        request: Request,
+    ) -> Result<(), ProtoError> {
+        if self.instance_id().is_none() {
+            return self.send(frames, &refused(Code::Unidentified, "the guest does not know yet who it is"));
+        }
+        let Some(_ticket) = self.drain.enter() else {
+            return self.send(frames, &refused(Code::Draining, "the guest is about to sleep"));
+        };
+        match request {
+            Request::Exec(command) => exec::run(&self.system, connection, &command),
+            Request::Get { path } => self.system.get(connection, &path),
+            Request::Put { path } => {
+                let answer = match self.system.put(connection, &path) {
+                    Ok(copied) => Answer::Copied(copied),
+                    Err(refused) => Answer::Refused(refused),
+                };
+                self.send(frames, &answer)?;
+                if matches!(answer, Answer::Refused(_)) {
+                    // What is on its way would reset the connection, and the answer would be lost.
+                    linger(connection);
+                }
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn send(&self, frames: &mut Frames<&File>, answer: &Answer) -> Result<(), ProtoError> {
+        let _running = self.system.running();
+        frames.send(answer)
+    }
+
+    fn instance_id(&self) -> MutexGuard<'_, Option<String>> {
+        self.instance_id.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn remember(&self) {
+        let state = State { instance_id: self.instance_id().clone(), draining: self.drain.is_draining() };
+        let _running = self.system.running();
+        self.system.remember(&state);
+    }
+
+    fn status(&self) -> Status {
+        Status {
+            instance_id: self.instance_id().clone(),
+            draining: self.drain.is_draining(),
+            under_way: self.drain.under_way(),
+            boot_id: self.system.boot_id(),
+            uptime_ms: u64::try_from(self.system.uptime().as_millis()).unwrap_or(u64::MAX),
+            worker: self.system.worker(),
+            workload: self.system.workload(),
+        }
+    }
+
+    /// A guest becomes somebody once; the same again is well.
+    fn identify(&self, identity: &Identity) -> Answer {
+        let mut instance_id = self.instance_id();
+        if let Some(other) = instance_id.as_ref().filter(|id| **id != identity.instance_id) {
+            return refused(Code::OtherIdentity, &format!("the guest is {other}"));
+        }
+        let receipt = identify::apply(&self.system, &identify::of_identity(identity));
+        if receipt.failed.is_some() {
+            return Answer::Receipt(receipt);
+        }
+        *instance_id = Some(identity.instance_id.clone());
+        drop(instance_id);
+        self.drain.open();
+        self.remember();
+        Answer::Receipt(with_instance(receipt, &identity.instance_id))
+    }
+
+    fn wake(&self, wake: &Wake) -> Answer {
+        match self.instance_id().as_ref() {
+            None => return refused(Code::Unidentified, "the guest does not know yet who it is"),
+            Some(id) if *id != wake.instance_id => {
+                return refused(Code::OtherIdentity, &format!("the guest is {id}"));
+            }
+            Some(_) => {}
+        }
+        let receipt = identify::apply(&self.system, &identify::of_wake(wake));
+        if receipt.failed.is_none() {
+            self.drain.open();
+            self.remember();
+        }
+        Answer::Receipt(with_instance(receipt, &wake.instance_id))
+    }
+
+    fn prepare(&self, limit: Duration) -> Answer {
+        let is_busy = || self.system.worker() == Some(mvm_proto::message::Worker::Busy);
+        if let Err(under_way) = self.drain.close(limit, is_busy) {
+            let what = match (under_way, is_busy()) {
+                (0, _) => "the workload is busy".to_owned(),
+                (count, false) => format!("{count} requests are under way"),
+                (count, true) => format!("{count} requests are under way, and the workload is busy"),
+            };
+            return refused(Code::Busy, &what);
+        }
+        let synced = {
+            let _running = self.system.running();
+            self.system.sync()
+        };
+        if let Err(error) = synced {
+            self.drain.open();
+            return refused(Code::Failed, &format!("the disks cannot be synced: {error}"));
+        }
+        self.remember();
+        Answer::Ready {}
+    }
+
+    fn log(&self, connection: &File, since_unix_ms: u64, follow: bool) -> Result<(), ProtoError> {
+        let mut frames = Frames::on(connection);
+        let (mut next, mut wait) = (0, Duration::ZERO);
+        loop {
+            let lines;
+            (lines, next) = self.system.log().after(next, since_unix_ms, wait);
+            for line in lines {
+                self.send(&mut frames, &Answer::Line(line))?;
+            }
+            if !follow {
+                return self.send(&mut frames, &Answer::End {});
+            }
+            wait = FOLLOW;
+            // The host has nothing to say any more: it can only have gone.
+            if is_readable(connection, Duration::ZERO)? {
+                return Ok(());
+            }
+        }
+    }
+}
+
+fn with_instance(mut receipt: Receipt, id: &str) -> Receipt {
+    if receipt.failed.is_none() {
+        let (fact, value) = (facts::INSTANCE.to_owned(), id.to_owned());
+        receipt.confirmed.push(Confirmed { fact, value, ms: 0.0 });
+    }
+    receipt
+}
+
+fn refused(code: Code, why: &str) -> Answer {
+    Answer::Refused(Refused { code, why: why.to_owned() })
+}
+
+fn wait_readable(connection: &File, limit: Duration) -> io::Result<()> {
+    match is_readable(connection, limit)? {
+        true => Ok(()),
+        false => Err(io::ErrorKind::TimedOut.into()),
+    }
+}
+
+fn is_readable(connection: &File, limit: Duration) -> io::Result<bool> {
+    let mut fds = [PollFd::from_borrowed_fd(connection.as_fd(), PollFlags::IN)];
+    let timeout = Timespec::try_from(limit).unwrap_or_default();
+    match poll(&mut fds, Some(&timeout)) {
+        Ok(ready) => Ok(ready > 0),
+        Err(rustix::io::Errno::INTR) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Hears the host out, so that it hears the answer.
+fn linger(mut connection: &File) {
+    let deadline = std::time::Instant::now() + LINGER;
+    let mut buffer = [0; 4096];
+    while let (Ok(true), left) =
+        (is_readable(connection, LINGER), deadline.saturating_duration_since(std::time::Instant::now()))
+    {
+        if left.is_zero() || matches!(connection.read(&mut buffer), Ok(0) | Err(_)) {
+            return;
+        }
+    }
+}

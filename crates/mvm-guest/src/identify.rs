@@ -1,0 +1,147 @@
+//! Who a guest is, and in which order it becomes that. Does no I/O.
+//!
+//! The host's randomness comes first: until then a clone has that of the snapshot, as all others have, and whatever is made
+//! from it is known to its neighbours. The workload comes last.
+
+use std::{net::Ipv4Addr, time::Instant};
+
+use mvm_proto::message::{Confirmed, DataDisk, Entropy, Failure, Identity, Receipt, Wake, facts};
+
+use crate::system::System;
+
+/// One thing to be made true.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fact<'a> {
+    /// Mix this in, and seed anew.
+    Entropy(&'a Entropy),
+    /// The wall clock, in ns since 1970. Time that only goes forward is left alone.
+    Clock(u64),
+    /// The interface's MAC.
+    Mac(&'a str),
+    /// Its MTU.
+    Mtu(u32),
+    /// Its address, and no other; the interface is up afterwards.
+    Address(Ipv4Addr, u8),
+    /// The default route.
+    Gateway(Ipv4Addr),
+    /// The resolvers.
+    Dns(&'a [Ipv4Addr]),
+    /// The host's name.
+    Hostname(&'a str),
+    /// `/etc/machine-id`.
+    MachineId(&'a str),
+    /// An SSH host key, made here and now.
+    HostKey,
+    /// Who may log in.
+    SshKeys(&'a [String]),
+    /// The data disk: checked, and mounted.
+    Data(&'a DataDisk),
+    /// The workload runs.
+    Workload,
+}
+
+impl Fact<'_> {
+    /// Its name in a receipt.
+    fn name(&self) -> &'static str {
+        match self {
+            Fact::Entropy(_) => facts::ENTROPY,
+            Fact::Clock(_) => facts::CLOCK,
+            Fact::Mac(_) => facts::MAC,
+            Fact::Mtu(_) => facts::MTU,
+            Fact::Address(..) => facts::ADDRESS,
+            Fact::Gateway(_) => facts::GATEWAY,
+            Fact::Dns(_) => facts::DNS,
+            Fact::Hostname(_) => facts::HOSTNAME,
+            Fact::MachineId(_) => facts::MACHINE_ID,
+            Fact::HostKey => facts::HOST_KEY,
+            Fact::SshKeys(_) => facts::SSH_KEYS,
+            Fact::Data(_) => facts::DATA,
+            Fact::Workload => facts::WORKLOAD,
+        }
+    }
+}
+
+/// What an identity consists of, in order.
+pub(crate) fn of_identity(identity: &Identity) -> Vec<Fact<'_>> {
+    let Identity { instance_id: _, hostname, machine_id, entropy, net, clock_unix_ns, data, ssh_keys } =
+        identity;
+    let mut facts = vec![
+        Fact::Entropy(entropy),
+        Fact::Clock(*clock_unix_ns),
+        Fact::Mac(&net.mac),
+        Fact::Mtu(net.mtu),
+        Fact::Address(net.ip, net.prefix),
+        Fact::Gateway(net.gateway),
+        Fact::Dns(&net.dns),
+        Fact::Hostname(hostname),
+        Fact::MachineId(machine_id),
+        Fact::HostKey,
+        Fact::SshKeys(ssh_keys),
+    ];
+    facts.extend(data.as_ref().map(Fact::Data));
+    facts.push(Fact::Workload);
+    facts
+}
+
+/// What a guest that slept needs.
+pub(crate) fn of_wake(wake: &Wake) -> Vec<Fact<'_>> {
+    vec![Fact::Entropy(&wake.entropy), Fact::Clock(wake.clock_unix_ns)]
+}
+
+/// Makes all of it true, one after the other, up to the first that fails.
+pub(crate) fn apply(system: &impl System, facts: &[Fact<'_>]) -> Receipt {
+    let mut receipt = Receipt::default();
+    for fact in facts {
+        let begun = Instant::now();
+        let applied = {
+            let _running = system.running();
+            system.apply(fact)
+        };
+        let fact = fact.name().to_owned();
+        match applied {
+            Ok(value) => {
+                let ms = begun.elapsed().as_secs_f64() * 1000.0;
+                receipt.confirmed.push(Confirmed { fact, value, ms: (ms * 1000.0).round() / 1000.0 });
+            }
+            Err(error) => {
+                receipt.failed = Some(Failure { fact, why: error.to_string() });
+                break;
+            }
+        }
+    }
+    receipt
+}
+
+#[cfg(test)]
+mod tests {
+    use mvm_proto::message::Net;
+
+    use super::*;
+
+    #[test]
+    fn randomness_comes_first_and_the_workload_last() {
+        let identity = Identity {
+            instance_id: "i-0f3a91c2".into(),
+            hostname: "i-0f3a91c2".into(),
+            machine_id: "0".repeat(32),
+            entropy: Entropy([1; 32]),
+            net: Net {
+                mac: "02:fc:00:03:00:05".into(),
+                ip: [10, 240, 3, 5].into(),
+                prefix: 24,
+                gateway: [10, 240, 3, 1].into(),
+                dns: vec![],
+                mtu: 1500,
+            },
+            clock_unix_ns: 1,
+            data: Some(DataDisk { uuid: "u".into(), size_bytes: 1, mount: "/data".into() }),
+            ssh_keys: vec![],
+        };
+        let facts = of_identity(&identity);
+        let at = |fact: &dyn Fn(&Fact<'_>) -> bool| facts.iter().position(fact).unwrap();
+        assert_eq!(at(&|fact| matches!(fact, Fact::Entropy(_))), 0);
+        assert!(at(&|fact| matches!(fact, Fact::HostKey)) > 0);
+        assert!(at(&|fact| matches!(fact, Fact::Data(_))) < at(&|fact| matches!(fact, Fact::Workload)));
+        assert_eq!(at(&|fact| matches!(fact, Fact::Workload)), facts.len() - 1);
+    }
+}
