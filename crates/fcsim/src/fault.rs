@@ -36,6 +36,28 @@ pub(crate) struct Faults {
     pub vsock_dies_after_pause: bool,
     /// Seed of the guest's memory.
     pub seed: Option<u64>,
+    /// What is wrong with the guest's agent.
+    pub agent: Option<AgentFault>,
+}
+
+/// What is wrong with a guest's agent.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum AgentFault {
+    /// It takes connections, and says nothing.
+    Silent,
+    /// It says what is no frame.
+    Garbage,
+    /// It says a frame that is as long as any, again and again.
+    Flood,
+    /// It speaks other versions of the protocol only: the oldest and the newest.
+    Versions(u32, u32),
+    /// It does not do this, and says that it did.
+    Skip(String),
+    /// It cannot do this.
+    Fail(String),
+    /// It confirms this with another value.
+    Lie(String, String),
 }
 
 /// A fault of one request.

@@ -13,6 +13,7 @@ use mvm_proto::{
     message::{Confirmed, Identity, Receipt, Refused, Status, Wake, facts},
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use serde::Serialize;
 
 use crate::{
     drain::Drain,
@@ -75,10 +76,7 @@ impl<S: System> Agent<S> {
             }
             Err(error) => return Err(error),
         };
-        {
-            let _running = self.system.running();
-            frames.send(&ours)?;
-        }
+        self.send(&mut frames, &ours)?;
         self.answer(connection, &mut frames, request)
     }
 
@@ -140,8 +138,9 @@ impl<S: System> Agent<S> {
         }
     }
 
-    fn send(&self, frames: &mut Frames<&File>, answer: &Answer) -> Result<(), ProtoError> {
-        let _running = self.system.running();
+    /// The CPU is not held meanwhile: the host may take its time.
+    fn send(&self, frames: &mut Frames<&File>, answer: &impl Serialize) -> Result<(), ProtoError> {
+        drop(self.system.running());
         frames.send(answer)
     }
 

@@ -52,7 +52,7 @@ pub(crate) fn run(system: &impl System, connection: &File, command: &Exec) -> Re
         Ok(exited) => {
             // What it left behind in its session ends with it, as on a terminal that is closed.
             process.control.hang_up();
-            let _running = system.running();
+            drop(system.running());
             frames.send(&Answer::Exited(exited))
         }
         Err(error) => {
@@ -92,7 +92,8 @@ fn carry(
         }
         let ready: Vec<PollFlags> = fds.iter().map(PollFd::revents).collect();
         drop(fds);
-        let _running = system.running();
+        // Not held: who is written to may take its time, and a pause must not wait for that.
+        drop(system.running());
         let mut index = first;
         for output in &mut outputs {
             let Some((file, kind)) = *output else { continue };

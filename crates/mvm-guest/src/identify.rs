@@ -42,7 +42,7 @@ pub enum Fact<'a> {
 
 impl Fact<'_> {
     /// Its name in a receipt.
-    fn name(&self) -> &'static str {
+    pub fn name(&self) -> &'static str {
         match self {
             Fact::Entropy(_) => facts::ENTROPY,
             Fact::Clock(_) => facts::CLOCK,

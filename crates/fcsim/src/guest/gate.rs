@@ -1,6 +1,6 @@
 //! Whether the guest runs: everything that it does goes through here, so that a pause stops all of it at once.
 
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 #[derive(Debug, Default)]
 struct State {
@@ -16,7 +16,9 @@ pub(crate) struct Gate {
 }
 
 /// The guest is doing something; ends when dropped.
-pub(crate) struct Running<'a>(&'a Gate);
+pub(crate) struct Running(Arc<Gate>);
+
+impl mvm_guest::Hold for Running {}
 
 impl Gate {
     fn state(&self) -> MutexGuard<'_, State> {
@@ -24,13 +26,13 @@ impl Gate {
     }
 
     /// Waits until the VM runs.
-    pub(crate) fn enter(&self) -> Running<'_> {
+    pub(crate) fn enter(self: &Arc<Self>) -> Running {
         let mut state = self.state();
         while !state.running {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         state.busy += 1;
-        Running(self)
+        Running(Arc::clone(self))
     }
 
     /// Lets the VM run.
@@ -49,7 +51,7 @@ impl Gate {
     }
 }
 
-impl Drop for Running<'_> {
+impl Drop for Running {
     fn drop(&mut self) {
         let mut state = self.0.state();
         state.busy -= 1;

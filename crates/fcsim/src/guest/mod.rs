@@ -8,6 +8,7 @@
 //!
 //! Nothing here knows the API; the VMM hands over open devices and asks for pause, resume and memory.
 
+mod agent;
 mod console;
 mod control;
 mod frames;
@@ -25,12 +26,13 @@ use std::{
         unix::net::UnixListener,
     },
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::Duration,
 };
 
+use mvm_guest::Agent;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use serde::{Deserialize, Serialize};
 
@@ -94,6 +96,8 @@ pub(crate) struct GuestState {
     heap: Heap,
     addresses: Vec<(String, Address)>,
     cmdline: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    clocks: Option<agent::Clocks>,
 }
 
 /// What a guest is made of.
@@ -110,7 +114,9 @@ pub(crate) struct Parts {
 }
 
 struct Shared {
-    gate: Gate,
+    gate: Arc<Gate>,
+    /// Where the guest has one.
+    agent: OnceLock<Arc<Agent<agent::Sim>>>,
     memory: Mutex<Memory>,
     memory_mib: u64,
     cmdline: String,
@@ -151,7 +157,12 @@ impl Guest {
                 gateway: settings.gateway,
             });
         }
-        Self::start(parts, heap, false)
+        let has_agent = settings.agent;
+        let guest = Self::start(parts, heap, false)?;
+        if has_agent {
+            let _ = guest.shared.agent.set(agent::boot(&guest.shared, seed));
+        }
+        Ok(guest)
     }
 
     /// A guest that goes on where a snapshot left off, as soon as it is resumed.
@@ -165,12 +176,17 @@ impl Guest {
         if parts.faults.corrupt_memory_on_load {
             state.heap.corrupt(&mut parts.image);
         }
-        Self::start(parts, state.heap, true)
+        let guest = Self::start(parts, state.heap, true)?;
+        if let Some(agent) = agent::restore(&guest.shared, state.clocks) {
+            let _ = guest.shared.agent.set(agent);
+        }
+        Ok(guest)
     }
 
     fn start(parts: Parts, heap: Heap, restored: bool) -> io::Result<Self> {
         let shared = Arc::new(Shared {
-            gate: Gate::default(),
+            gate: Arc::default(),
+            agent: OnceLock::new(),
             memory: Mutex::new(Memory { image: parts.image, heap }),
             memory_mib: parts.memory_mib,
             cmdline: parts.cmdline,
@@ -236,6 +252,7 @@ impl Guest {
             heap: self.memory().heap,
             addresses: lock(&self.shared.nics).iter().map(|nic| (nic.id.clone(), nic.address())).collect(),
             cmdline: self.shared.cmdline.clone(),
+            clocks: self.shared.agent.get().map(|agent| agent.system().clocks()),
         }
     }
 
@@ -343,13 +360,15 @@ fn turn(shared: &Arc<Shared>) -> io::Result<bool> {
     Ok(true)
 }
 
-/// What the kernel command line says about the network: `mvm.ip`, `mvm.gw`, `mvm.mac`.
+/// What the kernel command line says to the guest: `mvm.ip`, `mvm.gw`, `mvm.mac`, `mvm.agent`.
 #[derive(Debug, PartialEq, Eq)]
 struct Settings {
     ip: Option<std::net::Ipv4Addr>,
     prefix: u8,
     gateway: Option<std::net::Ipv4Addr>,
     mac: Option<frames::Mac>,
+    /// `mvm.agent=1`
+    agent: bool,
 }
 
 impl Settings {
@@ -366,6 +385,7 @@ impl Settings {
             mac: value("mvm.mac=")
                 .and_then(|text| text.parse::<crate::wire::devices::MacAddr>().ok())
                 .map(|mac| mac.0),
+            agent: value("mvm.agent=") == Some("1"),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Connections of the host to the guest over vsock: the handshake on the Unix socket, and the guest's services.
 //!
-//! Port 52 echoes, port 1024 is the simulator's own control channel; nobody listens on the others.
+//! Port 52 is the agent's, or echoes in a guest without one; port 1024 is the simulator's own control channel; nobody
+//! listens on the others.
 
 use std::{
     io::{self, BufRead, BufReader, Read, Write},
@@ -16,10 +17,10 @@ use std::{
 
 use rustix::event::{PollFd, PollFlags, poll};
 
-use super::{Shared, control, lock, spawn};
+use super::{Shared, agent, control, lock, spawn};
 
-/// The echo.
-const ECHO: u32 = 52;
+/// The agent, or the echo.
+const AGENT: u32 = mvm_proto::PORT;
 /// The control channel.
 const CONTROL: u32 = 1024;
 /// Longest line of the control channel.
@@ -77,12 +78,16 @@ fn serve(shared: &Arc<Shared>, mut stream: &UnixStream) -> io::Result<()> {
         let _running = shared.gate.enter();
         handshake(stream)?
     };
-    if port != ECHO && port != CONTROL {
+    if port != AGENT && port != CONTROL {
         return Ok(());
     }
     let own = shared.connections.port.fetch_add(1, Ordering::Relaxed);
     stream.write_all(format!("OK {own}\n").as_bytes())?;
-    if port == ECHO { echo(shared, stream) } else { control_channel(shared, stream) }
+    match shared.agent.get() {
+        _ if port == CONTROL => control_channel(shared, stream),
+        Some(agent) => agent::serve(shared, agent, stream),
+        None => echo(shared, stream),
+    }
 }
 
 fn wait_readable(stream: &UnixStream) -> io::Result<()> {
