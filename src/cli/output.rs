@@ -262,6 +262,33 @@ pub fn escape(bytes: &[u8]) -> String {
     text
 }
 
+/// [`escape`] for bytes that come in pieces: a character that is cut in two is one.
+#[derive(Debug, Default)]
+pub struct Escaper {
+    open: Vec<u8>,
+}
+
+impl Escaper {
+    /// What the next piece is on a terminal. Beginnings of characters are held until they are whole.
+    pub fn escape(&mut self, bytes: &[u8]) -> String {
+        self.open.extend_from_slice(bytes);
+        let end = whole_up_to(&self.open);
+        let text = escape(&self.open[..end]);
+        self.open.drain(..end);
+        text
+    }
+}
+
+/// Where a last character begins that is not whole; the length where there is none.
+fn whole_up_to(bytes: &[u8]) -> usize {
+    let last = bytes.utf8_chunks().last();
+    let rest = last.map_or(&[][..], |chunk| chunk.invalid());
+    match str::from_utf8(rest) {
+        Err(error) if error.error_len().is_none() => bytes.len() - rest.len(),
+        _ => bytes.len(),
+    }
+}
+
 /// Characters that reorder or hide others on a terminal.
 fn is_invisible(c: char) -> bool {
     matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')

@@ -1,6 +1,7 @@
 //! What everything else stands on: configuration, failpoints, the spawner of processes.
 
 pub mod config;
+pub mod entropy;
 pub mod failpoint;
 pub mod shell;
 pub mod sparse;

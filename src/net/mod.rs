@@ -322,8 +322,16 @@ impl Net {
     /// # Errors
     /// [`NetError::Foreign`] where something else has its name.
     pub fn create_tap(&mut self, slot: Slot, owner: Option<u32>) -> Result<(), NetError> {
-        let mtu = links::find(&mut self.route, &slot.net_id.bridge())?.map_or(1500, |link| link.mtu);
+        let mtu = self.mtu(slot)?;
         links::create_tap(&mut self.route, slot, owner, mtu)
+    }
+
+    /// Bytes of a packet at most, on a slot's bridge.
+    ///
+    /// # Errors
+    /// When the kernel does not say.
+    pub fn mtu(&mut self, slot: Slot) -> Result<u32, NetError> {
+        Ok(links::find(&mut self.route, &slot.net_id.bridge())?.map_or(1500, |link| link.mtu))
     }
 
     /// Puts a slot's TAP on its bridge.

@@ -188,7 +188,7 @@ fn remove_stale_locks(operator: &mut Operator, recovered: &mut Recovered) -> Res
     let roots = &operator.roots;
     for name in store::names(&roots.lock_file(""), |_| true)? {
         let there = match name.split('.').collect::<Vec<_>>()[..] {
-            ["tenant" | "audit", tenant] => roots.tenants().join(tenant).exists(),
+            ["tenant" | "audit" | "base", tenant] => roots.tenants().join(tenant).exists(),
             ["pool" | "scale", tenant, pool] => {
                 roots.tenants().join(tenant).join("pools").join(pool).exists()
             }
@@ -380,6 +380,10 @@ fn reclaim_slot(
         }
         None => match slots.tenants.iter().find(|tenant| tenant.network.tenant_net_id == slot.net_id) {
             Some(tenant) => {
+                // A base snapshot may be on its way.
+                let Some(_base) = lifecycle::base::try_lock(&roots, &tenant.tenant_id)? else {
+                    return Ok(false);
+                };
                 let lock = lock_tenant(&roots, &tenant.tenant_id)?;
                 if leases::is_held(&roots, &tenant.tenant_id, slot.offset) {
                     return Ok(false);

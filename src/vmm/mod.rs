@@ -6,4 +6,5 @@ pub mod client;
 pub mod install;
 pub mod process;
 pub mod quirks;
+pub mod vsock;
 pub mod wire;

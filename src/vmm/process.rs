@@ -229,6 +229,11 @@ impl Vmm {
         shell::ended_within(&self.pidfd, limit)
     }
 
+    /// Has it ended?
+    pub fn has_ended(&self) -> bool {
+        super::client::has_ended(&self.pidfd)
+    }
+
     /// Kills it, without waiting until it is gone.
     ///
     /// # Errors

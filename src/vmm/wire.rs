@@ -17,6 +17,10 @@ pub enum Call {
     NetworkInterface(NetworkInterface),
     /// `PUT /vsock`
     Vsock(Vsock),
+    /// `PATCH /drives/<id>`: another file, or other limits
+    DriveUpdate(DriveUpdate),
+    /// `PATCH /network-interfaces/<id>`: other limits
+    NetworkUpdate(NetworkUpdate),
     /// `PUT /entropy`
     Entropy,
     /// `PUT /serial`
@@ -58,6 +62,13 @@ impl Call {
                 (format!("/network-interfaces/{}", body.iface_id), serde_json::to_vec(body)?)
             }
             Call::Vsock(body) => ("/vsock".into(), serde_json::to_vec(body)?),
+            Call::DriveUpdate(body) => {
+                return Ok(("PATCH", format!("/drives/{}", body.drive_id), serde_json::to_vec(body)?));
+            }
+            Call::NetworkUpdate(body) => {
+                let path = format!("/network-interfaces/{}", body.iface_id);
+                return Ok(("PATCH", path, serde_json::to_vec(body)?));
+            }
             Call::Entropy => ("/entropy".into(), b"{}".to_vec()),
             Call::Serial(body) => ("/serial".into(), serde_json::to_vec(body)?),
             Call::InstanceStart => {
@@ -180,6 +191,44 @@ pub struct SnapshotLoad {
     pub track_dirty_pages: bool,
     /// Whether the vCPUs go on at once.
     pub resume_vm: bool,
+    /// Which TAPs are behind its interfaces, where they are others than in the snapshot.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub network_overrides: Vec<NetworkOverride>,
+}
+
+/// The TAP behind an interface of a snapshot.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct NetworkOverride {
+    /// Its name in the API.
+    pub iface_id: String,
+    /// The TAP.
+    pub host_dev_name: String,
+}
+
+/// What changes of a disk.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct DriveUpdate {
+    /// Its name in the API.
+    pub drive_id: String,
+    /// The file, whose size the guest sees at its next look.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path_on_host: Option<String>,
+    /// Its limits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rate_limiter: Option<RateLimiter>,
+}
+
+/// What changes of a network interface.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct NetworkUpdate {
+    /// Its name in the API.
+    pub iface_id: String,
+    /// Limits of what comes in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rx_rate_limiter: Option<RateLimiter>,
+    /// Limits of what goes out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tx_rate_limiter: Option<RateLimiter>,
 }
 
 /// Where memory comes from.

@@ -122,8 +122,8 @@ impl<S: System> Agent<S> {
         match request {
             Request::Exec(command) => exec::run(&self.system, connection, &command),
             Request::Get { path } => self.system.get(connection, &path),
-            Request::Put { path } => {
-                let answer = match self.system.put(connection, &path) {
+            Request::Put { path, name } => {
+                let answer = match self.system.put(connection, &path, &name) {
                     Ok(copied) => Answer::Copied(copied),
                     Err(refused) => Answer::Refused(refused),
                 };

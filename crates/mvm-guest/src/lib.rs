@@ -14,8 +14,9 @@ mod drain;
 mod exec;
 mod identify;
 pub mod log;
-pub mod ssh_key;
 mod system;
+
+pub use mvm_proto::ssh_key;
 
 pub use self::{
     agent::Agent,

@@ -54,11 +54,11 @@ pub trait System: Send + Sync + 'static {
     /// What to answer where it does not start.
     fn spawn(&self, command: &Exec) -> Result<Process, Refused>;
 
-    /// Takes the files that come on this connection to a place.
+    /// Takes the files that come on this connection to a place; into it, under this name, where it is a folder.
     ///
     /// # Errors
     /// What to answer where it cannot; nothing is left then.
-    fn put(&self, connection: &File, path: &str) -> Result<Copied, Refused>;
+    fn put(&self, connection: &File, path: &str, name: &str) -> Result<Copied, Refused>;
 
     /// Sends files on this connection.
     ///

@@ -20,6 +20,7 @@ pub mod copy;
 pub mod frame;
 pub mod hello;
 pub mod message;
+pub mod ssh_key;
 
 pub use self::{
     frame::{Frames, Kind, ProtoError},

@@ -31,8 +31,10 @@ pub enum Request {
     Exec(Exec),
     /// Take files.
     Put {
-        /// Where they go: an absolute path. Its folder must be there.
+        /// Where they go: an absolute path, whose folder must be there.
         path: String,
+        /// What they are called where `path` is a folder itself.
+        name: String,
     },
     /// Give files.
     Get {

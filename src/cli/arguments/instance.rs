@@ -3,7 +3,10 @@
 use clap::{Args, Subcommand};
 use jiff::{SignedDuration, Timestamp};
 
-use super::DestroyArguments;
+use super::{
+    DestroyArguments,
+    guest::{CopyArguments, ExecArguments, SshArguments},
+};
 use crate::{
     net::egress::Port,
     vm::{
@@ -93,7 +96,16 @@ pub enum InstanceCommand {
         #[arg(long, value_name = "SECONDS", default_value_t = 60)]
         timeout: u64,
     },
-    /// Show what an instance's VMM wrote
+    /// Run a command in a guest; its exit code is this one's
+    Exec(ExecArguments),
+    /// Copy files to a guest, or from it
+    ///
+    /// A file takes the place of a file; nothing else is ever replaced. Links are copied as links and never followed, devices,
+    /// sockets and pipes are left out, setuid and setgid bits are dropped. What is not whole at the end is not there.
+    Cp(CopyArguments),
+    /// Log in to a guest: this process becomes ssh
+    Ssh(SshArguments),
+    /// Show what a guest's workload printed; without an agent, what its VMM wrote
     Logs {
         /// TENANT/POOL/INSTANCE
         instance: InstanceRef,
@@ -103,6 +115,12 @@ pub enum InstanceCommand {
         /// Go on as more comes
         #[arg(short, long)]
         follow: bool,
+        /// Say when each line was printed
+        #[arg(short, long, conflicts_with = "vmm")]
+        timestamps: bool,
+        /// What the VMM wrote
+        #[arg(long)]
+        vmm: bool,
     },
     /// Show what a guest printed, and type on its console
     ///

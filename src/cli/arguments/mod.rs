@@ -2,6 +2,7 @@
 
 pub mod demo;
 pub mod events;
+pub mod guest;
 pub mod image;
 pub mod instance;
 pub mod net;

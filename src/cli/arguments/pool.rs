@@ -166,7 +166,7 @@ pub struct UpdateArguments {
     pub labels: Vec<(String, String)>,
 }
 
-fn parse_vmm(text: &str) -> Result<(VmmKind, Option<String>), String> {
+pub fn parse_vmm(text: &str) -> Result<(VmmKind, Option<String>), String> {
     match text.split_once('@') {
         _ if text == "sim" => Ok((VmmKind::Sim, None)),
         _ if text == "firecracker" => Ok((VmmKind::Firecracker, None)),

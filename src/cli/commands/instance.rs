@@ -6,7 +6,7 @@ use std::time::Duration;
 
 pub use self::view::InstanceView;
 use self::view::{describe, simulated, took};
-use super::console;
+use super::{console, guest};
 use crate::cli::{
     arguments::instance::{DiskCommand, InstanceCommand},
     error::{CliError, Kind},
@@ -30,7 +30,7 @@ use crate::{
             wait,
         },
         naming::{InstancePath, InstanceRef, Scope},
-        pool::artifacts::Artifacts,
+        pool::{artifacts::Artifacts, config::AgentMode},
     },
     vmm::process,
 };
@@ -133,9 +133,11 @@ pub fn run(out: &Out, operator: &mut Operator, command: InstanceCommand) -> Resu
             let doing = |path: &InstancePath| format!("resuming {path}");
             verb(out, operator, &instance, doing, lifecycle::resume, |_| "running".into())?;
         }
-        InstanceCommand::Sleep { instance, force: _ } => {
+        InstanceCommand::Sleep { instance, force } => {
             let doing = |path: &InstancePath| format!("putting {path} to sleep");
-            verb(out, operator, &instance, doing, lifecycle::sleep, |view| asleep(out, view))?;
+            let sleep =
+                |operator: &mut Operator, path: &InstancePath| lifecycle::sleep(operator, path, force);
+            verb(out, operator, &instance, doing, sleep, |view| asleep(out, view))?;
         }
         InstanceCommand::Wake { instance, force } => {
             let doing = |path: &InstancePath| format!("waking {path}");
@@ -172,10 +174,19 @@ pub fn run(out: &Out, operator: &mut Operator, command: InstanceCommand) -> Resu
                 }
             }
         }
-        InstanceCommand::Logs { instance, follow, since } => {
+        InstanceCommand::Exec(arguments) => return Ok(guest::exec::run(out, operator, arguments)),
+        InstanceCommand::Cp(arguments) => guest::copy::run(out, operator, arguments)?,
+        InstanceCommand::Ssh(arguments) => return guest::ssh::run(operator, arguments),
+        InstanceCommand::Logs { instance, follow, since, timestamps, vmm } => {
             let path = resolve(&operator.roots, &instance)?;
-            let file = logs::vmm_log(&operator.roots, &path);
             let since = since.map(|since| since.before(operator.roots.now()));
+            let record = Instance::load(&operator.roots, &path)?;
+            if record.agent == AgentMode::Required && !vmm {
+                let record = guest::reachable(operator, &instance)?;
+                guest::logs::run(out, operator, &record, since, (follow, timestamps))?;
+                return Ok(0);
+            }
+            let file = logs::vmm_log(&operator.roots, &path);
             let print = |bytes: &[u8]| print_lines(out, &logs::lines_since(bytes, since));
             stream(out, operator, &path, &file, follow, print)?;
         }

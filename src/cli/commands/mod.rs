@@ -4,6 +4,7 @@ mod console;
 mod demo;
 mod doctor;
 mod events;
+mod guest;
 mod image;
 mod instance;
 mod net;

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use mvm_proto::Code;
+
 use super::{CliError, Kind};
 use crate::{
     infra::shell::ShellError,
@@ -14,6 +16,7 @@ use crate::{
         instance::{
             config::owner_of,
             disk::DiskError,
+            guest::GuestError,
             lifecycle::LifecycleError,
             state::{Event, State},
         },
@@ -327,6 +330,32 @@ impl From<&ImageError> for CliError {
     }
 }
 
+impl From<&GuestError> for CliError {
+    fn from(error: &GuestError) -> Self {
+        let (kind, code) = match error {
+            GuestError::Unreachable { .. } => (Kind::Failed, "guest_unreachable"),
+            GuestError::Silent { .. } => (Kind::Failed, "guest_silent"),
+            GuestError::Closed { .. } => (Kind::Failed, "guest_closed"),
+            GuestError::Nonsense { .. } => (Kind::Failed, "guest_nonsense"),
+            GuestError::Incompatible(_) => (Kind::Refused, "guest_incompatible"),
+            GuestError::Refused { code: Code::Busy, .. } => (Kind::Refused, "guest_busy"),
+            GuestError::Refused { code: Code::Draining, .. } => (Kind::Refused, "guest_draining"),
+            GuestError::Refused { code: Code::NotFound, .. } => (Kind::NotFound, "not_found"),
+            GuestError::Refused { code: Code::Unsupported, .. } => (Kind::Refused, "guest_unsupported"),
+            GuestError::Refused { .. } => (Kind::Failed, "guest_refused"),
+            GuestError::Failed { .. } | GuestError::Unconfirmed { .. } => (Kind::Failed, "guest_identity"),
+        };
+        let made = Self::of(kind, code, error);
+        match error {
+            GuestError::Incompatible(_) => made.fix("make the image again with this mvm, and import it"),
+            GuestError::Refused { code: Code::Busy, .. } => {
+                made.fix("wait until it is done, or say --force: what is under way is cut off then")
+            }
+            _ => made,
+        }
+    }
+}
+
 impl From<&LifecycleError> for CliError {
     fn from(error: &LifecycleError) -> Self {
         match error {
@@ -344,6 +373,12 @@ impl From<&LifecycleError> for CliError {
                     .fix(format!("mvm vmm install FILE, with a Firecracker {version}"))
             }
             LifecycleError::Install(error) => error.into(),
+            LifecycleError::Guest(error) => error.into(),
+            LifecycleError::NoBarrier { .. } => {
+                Self::of(Kind::Failed, "no_guest", error).fix("docs/guests.md says what a guest must be")
+            }
+            LifecycleError::BaseGone { .. } => Self::of(Kind::Failed, "base_gone", error),
+            LifecycleError::Pool(error) => error.as_ref().into(),
             LifecycleError::Resources { .. } => Self::of(Kind::Usage, "resources", error),
             LifecycleError::Kvm { source } => {
                 let fix = match source.kind() {
@@ -421,6 +456,7 @@ by_value!(
     ArtifactError,
     SnapshotError,
     ImageError,
+    GuestError,
     LifecycleError,
     TenantError,
     PoolError,

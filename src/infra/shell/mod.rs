@@ -184,6 +184,12 @@ fn wait_for_end(child: &Child, limit: Duration) -> bool {
     ended_within(&pidfd, limit)
 }
 
+/// This process becomes that program, with its terminal, its environment and its id. Returns why not.
+pub fn replace<S: AsRef<OsStr>>(program: &Path, arguments: impl IntoIterator<Item = S>) -> std::io::Error {
+    use std::os::unix::process::CommandExt;
+    Command::new(program).args(arguments).exec()
+}
+
 /// Waits until the process behind a pidfd has ended; false when `limit` passes first.
 pub fn ended_within(pidfd: &impl std::os::fd::AsFd, limit: Duration) -> bool {
     let deadline = std::time::Instant::now() + limit;

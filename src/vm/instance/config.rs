@@ -19,7 +19,7 @@ use crate::{
         },
         pool::{
             self,
-            config::{Pool, Resources, VmmKind},
+            config::{AgentMode, Pool, Resources, VmmKind},
         },
     },
     vmm::process::{self, Identity, Vmm},
@@ -48,6 +48,12 @@ pub struct Instance {
     pub net: InstanceNet,
     /// What it gets; the pool's, as of its last start.
     pub resources: Resources,
+    /// Whether its guest runs the agent; as of its last start.
+    #[serde(default = "no_agent", skip_serializing_if = "is_without_agent")]
+    pub agent: AgentMode,
+    /// The public half of its guest's SSH host key, which is made anew at each start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_key: Option<String>,
     /// The revision that it was last started with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<RevisionHash>,
@@ -185,6 +191,8 @@ pub struct VmmRecord {
 pub enum Parent {
     /// Zeros: it was booted.
     Boot,
+    /// The memory of the base snapshot that it was started from.
+    Base,
     /// This memory file of its snapshot folder.
     File(String),
     /// Nobody knows: whether its last Diff was written is not known. Its next snapshot is Full.
@@ -208,8 +216,24 @@ pub struct Receipt {
     pub total_ms: f64,
     /// The steps, in order.
     pub steps: Vec<StepTime>,
-    /// What the guest's agent confirmed: `none` where there is no agent.
+    /// `none` where the guest has no agent, `confirmed` where it has confirmed everything, empty where it was not asked.
     pub agent: String,
+    /// What the guest's agent confirmed, with its own ms.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub confirmed: Vec<Confirmed>,
+}
+
+/// One thing that a guest's agent confirmed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Confirmed {
+    /// What: a word of `mvm_proto::message::facts`.
+    pub fact: String,
+    /// What it reads back.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub value: String,
+    /// Milliseconds in the guest.
+    pub ms: f64,
 }
 
 /// How long a step took.
@@ -220,6 +244,14 @@ pub struct StepTime {
     pub name: String,
     /// Milliseconds.
     pub ms: f64,
+}
+
+fn no_agent() -> AgentMode {
+    AgentMode::None
+}
+
+fn is_without_agent(agent: &AgentMode) -> bool {
+    *agent == AgentMode::None
 }
 
 /// Why an instance ceased to run.
@@ -245,6 +277,8 @@ impl Instance {
             pending: None,
             net,
             resources: pool.instance_resources,
+            agent: pool.agent,
+            host_key: None,
             revision: None,
             base_key: None,
             vmm: None,

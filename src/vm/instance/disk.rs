@@ -155,6 +155,26 @@ pub fn size_mib(path: &Path) -> Result<u64, DiskError> {
     }
 }
 
+/// What a guest can tell a disk by: the UUID of the ext4 on it, and its size in bytes.
+///
+/// # Errors
+/// When it cannot be read, or holds no ext4.
+pub fn ext4_identity(path: &Path) -> Result<(String, u64), StoreError> {
+    // include/linux ext4: the superblock begins at byte 1024, its magic number at 0x38, the UUID at 0x68.
+    let read = || -> io::Result<(String, u64)> {
+        let file = File::open(path)?;
+        let mut superblock = [0; 256];
+        file.read_exact_at(&mut superblock, 1024)?;
+        if superblock[0x38..0x3a] != [0x53, 0xef] {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "it holds no ext4"));
+        }
+        let hex: String = superblock[0x68..0x78].iter().map(|byte| format!("{byte:02x}")).collect();
+        let uuid = [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-");
+        Ok((uuid, file.metadata()?.len()))
+    };
+    read().map_err(StoreError::io("read", path))
+}
+
 /// Grows a data disk's file; the guest grows the file system on it when it likes. The same size again is well.
 ///
 /// # Errors

@@ -5,11 +5,17 @@ use sha2::{Digest, Sha256};
 use super::config::Instance;
 use crate::{
     vm::{
-        pool::{artifacts::Manifest, config::Resources},
+        naming::Mac,
+        pool::{
+            artifacts::Manifest,
+            base,
+            config::{AgentMode, Resources},
+        },
         tenant::quota::Quotas,
     },
     vmm::wire::{
-        BootSource, Call, Drive, MachineConfig, NetworkInterface, RateLimiter, Serial, TokenBucket, Vsock,
+        BootSource, Call, Drive, DriveUpdate, MachineConfig, MemBackend, NetworkInterface, NetworkOverride,
+        NetworkUpdate, RateLimiter, Serial, SnapshotLoad, TokenBucket, Vsock,
     },
 };
 
@@ -25,6 +31,8 @@ pub mod files {
     pub const DATA: &str = "data.ext4";
     /// What the guest prints.
     pub const CONSOLE: &str = crate::vmm::process::CONSOLE;
+    /// The folder of a base snapshot.
+    pub const BASE: &str = "base";
     /// The vsock device's socket.
     pub const VSOCK: &str = "v.sock";
 }
@@ -34,30 +42,67 @@ pub const GUEST_CID: u32 = 3;
 
 /// The NIC's name in the API.
 const NIC: &str = "eth0";
+/// The root disk's.
+const ROOT_DRIVE: &str = "rootfs";
+/// The data disk's.
+const DATA_DRIVE: &str = "data";
+
+/// A guest that boots.
+pub struct Boot<'a> {
+    /// What it gets.
+    pub resources: &'a Resources,
+    /// What it runs.
+    pub manifest: &'a Manifest,
+    /// Whether it has an agent.
+    pub agent: AgentMode,
+    /// Its TAP.
+    pub tap: &'a str,
+    /// Its MAC, as its VMM announces it.
+    pub mac: Mac,
+    /// What stands on the kernel's command line.
+    pub boot_args: String,
+    /// The limits of its tenant.
+    pub quotas: &'a Quotas,
+}
+
+impl<'a> Boot<'a> {
+    /// The guest of an instance.
+    pub fn of(instance: &'a Instance, manifest: &'a Manifest, quotas: &'a Quotas) -> Self {
+        Self {
+            resources: &instance.resources,
+            manifest,
+            agent: instance.agent,
+            tap: &instance.net.tap_dev,
+            mac: instance.net.mac,
+            boot_args: command_line(instance, manifest),
+            quotas,
+        }
+    }
+}
 
 /// The requests that configure the VMM and start the guest, in order.
-pub fn requests(instance: &Instance, manifest: &Manifest, quotas: &Quotas) -> Vec<Call> {
-    let drive_limit = limiter(u64::from(quotas.disk_mbps) * 1_000_000, quotas.disk_iops);
-    let net_limit = limiter(u64::from(quotas.net_mbps) * 1_000_000 / 8, quotas.net_pps);
+pub fn requests(boot: &Boot) -> Vec<Call> {
+    let Boot { resources, manifest, agent, tap, mac, boot_args, quotas } = boot;
+    let (drive_limit, net_limit) = limits(quotas);
     let mut calls = vec![
         Call::MachineConfig(MachineConfig {
-            vcpu_count: instance.resources.vcpus,
-            mem_size_mib: instance.resources.mem_mib,
+            vcpu_count: resources.vcpus,
+            mem_size_mib: resources.mem_mib,
             track_dirty_pages: true,
         }),
         Call::BootSource(BootSource {
             kernel_image_path: files::KERNEL.into(),
             initrd_path: manifest.initrd.as_ref().map(|_| files::INITRD.into()),
-            boot_args: command_line(instance, manifest),
+            boot_args: boot_args.clone(),
         }),
         serial(quotas),
     ];
-    let drives = drives(&instance.resources, manifest).into_iter();
+    let drives = drives(resources, manifest, *agent).into_iter();
     calls.extend(drives.map(|drive| Call::Drive(Drive { rate_limiter: drive_limit.clone(), ..drive })));
     calls.push(Call::NetworkInterface(NetworkInterface {
         iface_id: NIC.into(),
-        host_dev_name: instance.net.tap_dev.clone(),
-        guest_mac: instance.net.mac.to_string(),
+        host_dev_name: (*tap).to_owned(),
+        guest_mac: mac.to_string(),
         rx_rate_limiter: net_limit.clone(),
         tx_rate_limiter: net_limit,
     }));
@@ -67,24 +112,78 @@ pub fn requests(instance: &Instance, manifest: &Manifest, quotas: &Quotas) -> Ve
     calls
 }
 
+/// A tenant's limits of a disk, and of each way of an interface.
+fn limits(quotas: &Quotas) -> (Option<RateLimiter>, Option<RateLimiter>) {
+    (
+        limiter(u64::from(quotas.disk_mbps) * 1_000_000, quotas.disk_iops),
+        limiter(u64::from(quotas.net_mbps) * 1_000_000 / 8, quotas.net_pps),
+    )
+}
+
+/// The load of a base snapshot for this instance; its vCPUs stay paused.
+pub fn load_base(instance: &Instance) -> Call {
+    let file = |name: &str| format!("{}/{name}", files::BASE);
+    Call::SnapshotLoad(SnapshotLoad {
+        snapshot_path: file(base::VMSTATE),
+        mem_backend: MemBackend { backend_type: "File", backend_path: file(base::MEM) },
+        track_dirty_pages: true,
+        resume_vm: false,
+        network_overrides: vec![NetworkOverride {
+            iface_id: NIC.into(),
+            host_dev_name: instance.net.tap_dev.clone(),
+        }],
+    })
+}
+
+/// What of a base snapshot is made this instance's own once it is loaded: the size of its data disk, where it is another one
+/// than the base's, and the limits of its tenant.
+pub fn own(instance: &Instance, base: &Resources, quotas: &Quotas) -> Vec<Call> {
+    let (drive_limit, net_limit) = limits(quotas);
+    let mib = instance.resources.data_disk_mib;
+    let mut calls = Vec::new();
+    if drive_limit.is_some() {
+        calls.push(Call::DriveUpdate(DriveUpdate {
+            drive_id: ROOT_DRIVE.into(),
+            path_on_host: None,
+            rate_limiter: drive_limit.clone(),
+        }));
+    }
+    if mib > 0 && (drive_limit.is_some() || mib != base.data_disk_mib) {
+        calls.push(Call::DriveUpdate(DriveUpdate {
+            drive_id: DATA_DRIVE.into(),
+            path_on_host: (mib != base.data_disk_mib).then(|| files::DATA.to_owned()),
+            rate_limiter: drive_limit,
+        }));
+    }
+    if net_limit.is_some() {
+        calls.push(Call::NetworkUpdate(NetworkUpdate {
+            iface_id: NIC.into(),
+            rx_rate_limiter: net_limit.clone(),
+            tx_rate_limiter: net_limit,
+        }));
+    }
+    calls
+}
+
 /// The disks of a guest in the order in which it sees them, without limits.
-fn drives(resources: &Resources, manifest: &Manifest) -> Vec<Drive> {
+fn drives(resources: &Resources, manifest: &Manifest, agent: AgentMode) -> Vec<Drive> {
     let drive = |id: &str, path: &str, root: bool| Drive {
         drive_id: id.to_owned(),
         path_on_host: path.to_owned(),
         is_root_device: root,
-        is_read_only: false,
+        // All guests of a revision that have an agent share one, each under a layer of its own.
+        is_read_only: id == ROOT_DRIVE && agent == AgentMode::Required,
         cache_type: "Writeback",
         rate_limiter: None,
     };
-    let data = (resources.data_disk_mib > 0).then(|| drive("data", files::DATA, false));
-    [Some(drive("rootfs", files::ROOT, manifest.initrd.is_none())), data].into_iter().flatten().collect()
+    let data = (resources.data_disk_mib > 0).then(|| drive(DATA_DRIVE, files::DATA, false));
+    [Some(drive(ROOT_DRIVE, files::ROOT, manifest.initrd.is_none())), data].into_iter().flatten().collect()
 }
 
 /// The devices of a guest, a line each, in the order in which it sees them: what of its VMM's configuration a snapshot
 /// keeps for good. Names and limits of an instance are not among it: they are said anew when it is loaded.
-pub fn devices(resources: &Resources, manifest: &Manifest) -> Vec<String> {
-    let mut lines: Vec<String> = drives(resources, manifest)
+pub fn devices(resources: &Resources, manifest: &Manifest, agent: AgentMode) -> Vec<String> {
+    let mut lines: Vec<String> = drives(resources, manifest, agent)
         .into_iter()
         .map(|Drive { drive_id, path_on_host, is_root_device, is_read_only, cache_type, rate_limiter: _ }| {
             let root = if is_root_device { "root" } else { "plain" };
@@ -113,6 +212,9 @@ pub fn hash(calls: &[Call]) -> String {
 
 /// The revision's command line, and how a guest without an agent learns who it is.
 fn command_line(instance: &Instance, manifest: &Manifest) -> String {
+    if instance.agent == AgentMode::Required {
+        return base_command_line(manifest);
+    }
     let net = &instance.net;
     let identity = format!(
         "mvm.ip={}/{} mvm.gw={} mvm.mac={} mvm.host={}",
@@ -123,6 +225,11 @@ fn command_line(instance: &Instance, manifest: &Manifest) -> String {
         instance.instance_id
     );
     format!("{} {identity}", manifest.cmdline).trim_start().to_owned()
+}
+
+/// The revision's command line for a guest that learns from its agent who it is: the same for all.
+pub fn base_command_line(manifest: &Manifest) -> String {
+    format!("{} mvm.agent=1", manifest.cmdline).trim_start().to_owned()
 }
 
 /// A second's worth of both; `None` where neither is limited.

@@ -2,16 +2,20 @@
 //! takes the same steps with others in place of disks, configure and boot ([`super::lifecycle`]).
 //!
 //! ```text
-//! reserve → disks → directory → tap → spawn → configure → boot → join        (start)
+//! reserve → disks → directory → tap → spawn → configure → boot → join             (start)
+//! reserve → disks → directory → tap → spawn → load → resume → identify → join     (start from a base, where there is an agent)
 //! vmm, tap ← directory ← reservation                                         (teardown: kill before unlink)
 //! ```
 
 use std::{fs, os::unix::fs::symlink, path::Path, time::Duration};
 
+use mvm_proto::message::Confirmed;
+
 use super::{
     config::{self, Instance, Parent, VmmRecord},
     disk,
-    fc_config::{self, files},
+    fc_config::{self, Boot, files},
+    guest::{Guest, IDENTIFY_LIMIT, identity},
     lifecycle::{LifecycleError, Operator},
     logs,
     runner::Step,
@@ -24,7 +28,8 @@ use crate::{
         naming::Slot,
         pool::{
             artifacts::{Artifacts, Manifest},
-            config::{Pool, VmmKind},
+            base::{Base, Bases},
+            config::{AgentMode, Pool, VmmKind},
         },
         room,
         tenant::{config::Tenant, quota::Use},
@@ -59,6 +64,10 @@ pub struct Launch<'a> {
     pub vmm: Option<Vmm>,
     /// The connection to it.
     pub client: Option<Client>,
+    /// What a guest with an agent is started from.
+    pub base: Option<Base>,
+    /// What the guest's agent confirmed.
+    pub confirmed: Vec<Confirmed>,
     /// What a wake loads.
     pub delta: Option<Delta>,
     /// Whether a wake takes disks whose time alone has changed.
@@ -68,9 +77,9 @@ pub struct Launch<'a> {
 /// One step of a launch.
 pub type LaunchStep<'a> = Step<Launch<'a>, LifecycleError>;
 
-/// The steps of a start.
-pub fn steps<'a>() -> [LaunchStep<'a>; 8] {
-    [
+/// The steps of a start: a guest without an agent boots, one with an agent is loaded from its base and told who it is.
+pub fn steps<'a>(agent: AgentMode) -> Vec<LaunchStep<'a>> {
+    let mut steps = vec![
         Step {
             name: "reserve",
             run: reserve,
@@ -88,10 +97,20 @@ pub fn steps<'a>() -> [LaunchStep<'a>; 8] {
             run: spawn,
             undo: Some(|launch| kill(&launch.operator.roots, launch.slot, launch.vmm.as_ref())),
         },
-        Step { name: "configure", run: configure, undo: None },
-        Step { name: "boot", run: boot, undo: None },
-        Step { name: "join", run: join, undo: None },
-    ]
+    ];
+    steps.extend(match agent {
+        AgentMode::None => vec![
+            Step { name: "configure", run: configure, undo: None },
+            Step { name: "boot", run: boot, undo: None },
+        ],
+        AgentMode::Required => vec![
+            Step { name: "load", run: load_base, undo: None },
+            Step { name: "resume", run: resume, undo: None },
+            Step { name: "identify", run: identify, undo: None },
+        ],
+    });
+    steps.push(Step { name: "join", run: join, undo: None });
+    steps
 }
 
 impl<'a> Launch<'a> {
@@ -117,6 +136,8 @@ impl<'a> Launch<'a> {
             program,
             vmm: None,
             client: None,
+            base: None,
+            confirmed: Vec::new(),
             delta: None,
             force: false,
         })
@@ -132,7 +153,11 @@ impl<'a> Launch<'a> {
 /// from the beginning, so that it can always go to sleep.
 pub fn takes(instance: &Instance, manifest: &Manifest) -> Use {
     let resources = instance.resources;
-    let root_mib = manifest.rootfs.size_bytes.div_ceil(1 << 20);
+    // A guest with an agent shares its root disk with all others of its revision.
+    let root_mib = match instance.agent {
+        AgentMode::None => manifest.rootfs.size_bytes.div_ceil(1 << 20),
+        AgentMode::Required => 0,
+    };
     Use {
         running: 1,
         warm: 0,
@@ -157,7 +182,8 @@ pub fn takes_of(roots: &Roots, instance: &Instance) -> Result<Use, StoreError> {
     Ok(takes(instance, &manifest))
 }
 
-/// The root disk: the instance's own copy of the revision's, kept from start to start while the revision is the same.
+/// The root disk: the instance's own copy of the revision's, kept from start to start while the revision is the same. A guest
+/// with an agent has none of its own.
 fn disks(launch: &mut Launch) -> Result<(), LifecycleError> {
     let roots = &launch.operator.roots;
     let path = launch.instance.path();
@@ -165,7 +191,7 @@ fn disks(launch: &mut Launch) -> Result<(), LifecycleError> {
     store::make_folder(&volumes)?;
     let revision = &launch.manifest.revision;
     let name = root_disk(revision.short());
-    if !volumes.join(&name).exists() {
+    if launch.instance.agent == AgentMode::None && !volumes.join(&name).exists() {
         store::sweep(&volumes)?;
         let from = Artifacts::of(roots, &launch.pool.path()).revision(revision).join(files::ROOT);
         // Whole or not there: a copy that was cut off has another name.
@@ -225,7 +251,13 @@ pub fn directory(launch: &mut Launch) -> Result<(), LifecycleError> {
     if launch.manifest.initrd.is_some() {
         link(&revision.join(files::INITRD), files::INITRD)?;
     }
-    link(&volumes.join(root_disk(launch.manifest.revision.short())), files::ROOT)?;
+    match launch.instance.agent {
+        AgentMode::None => link(&volumes.join(root_disk(launch.manifest.revision.short())), files::ROOT)?,
+        AgentMode::Required => link(&revision.join(files::ROOT), files::ROOT)?,
+    }
+    if let Some(base) = &launch.base {
+        link(&Bases::of(roots, &base.pool).place(&base.key), files::BASE)?;
+    }
     if launch.instance.resources.data_disk_mib > 0 {
         link(&volumes.join(files::DATA), files::DATA)?;
     }
@@ -259,7 +291,8 @@ fn configure(launch: &mut Launch) -> Result<(), LifecycleError> {
     let directory = launch.operator.roots.vmm_dir(&launch.slot.tap());
     let Some(vmm) = &launch.vmm else { return Ok(()) };
     let mut client = Client::connect(&directory, &vmm.pidfd, API_LIMIT)?;
-    for call in fc_config::requests(&launch.instance, &launch.manifest, &launch.tenant.quotas) {
+    let guest = Boot::of(&launch.instance, &launch.manifest, &launch.tenant.quotas);
+    for call in fc_config::requests(&guest) {
         if call != Call::InstanceStart {
             client.call(&call)?;
         }
@@ -275,7 +308,69 @@ fn boot(launch: &mut Launch) -> Result<(), LifecycleError> {
     Ok(())
 }
 
-/// A guest without an agent is on the network as soon as its VMM runs: there is nobody to ask whether it is ready.
+/// Loads the base; the vCPUs stay paused.
+fn load_base(launch: &mut Launch) -> Result<(), LifecycleError> {
+    let directory = launch.operator.roots.vmm_dir(&launch.slot.tap());
+    let (Some(vmm), Some(base)) = (&launch.vmm, &launch.base) else { return Ok(()) };
+    let mut client = Client::connect(&directory, &vmm.pidfd, API_LIMIT)?;
+    client.call(&fc_config::serial(&launch.tenant.quotas))?;
+    client.call(&fc_config::load_base(&launch.instance))?;
+    for call in fc_config::own(&launch.instance, &base.ingredients.resources, &launch.tenant.quotas) {
+        client.call(&call)?;
+    }
+    launch.client = Some(client);
+    Ok(())
+}
+
+/// Lets the vCPUs go on.
+///
+/// # Errors
+/// When the VMM refuses.
+pub fn resume(launch: &mut Launch) -> Result<(), LifecycleError> {
+    if let Some(client) = &mut launch.client {
+        client.call(&Call::Resume)?;
+    }
+    Ok(())
+}
+
+/// The guest becomes who it shall be. It has no network before it has confirmed all of that.
+fn identify(launch: &mut Launch) -> Result<(), LifecycleError> {
+    let Some(vmm) = &launch.vmm else { return Ok(()) };
+    let mtu = launch.operator.net()?.mtu(launch.slot)?;
+    let directory = launch.operator.roots.vmm_dir(&launch.slot.tap());
+    let guest = Guest::await_open(&directory, vmm, IDENTIFY_LIMIT)?;
+    let identity = identity::of(&launch.operator.roots, &launch.instance, mtu)?;
+    launch.confirmed = identity::identify(guest, identity)?;
+    Ok(())
+}
+
+/// A guest that slept hears what time it is, and something that no copy of it knows. It has no network before.
+///
+/// # Errors
+/// When it does not confirm that.
+pub fn greet(launch: &mut Launch) -> Result<(), LifecycleError> {
+    let Some(vmm) = &launch.vmm else { return Ok(()) };
+    launch.confirmed = greet_guest(&launch.operator.roots, &launch.instance, vmm)?;
+    Ok(())
+}
+
+/// The same for a guest that goes on, whoever let it; one without an agent is not asked.
+///
+/// # Errors
+/// When it does not confirm it.
+pub fn greet_guest(roots: &Roots, instance: &Instance, vmm: &Vmm) -> Result<Vec<Confirmed>, LifecycleError> {
+    if instance.agent == AgentMode::None {
+        return Ok(Vec::new());
+    }
+    let guest = Guest::await_open(&roots.vmm_dir(&instance.net.tap_dev), vmm, IDENTIFY_LIMIT)?;
+    Ok(identity::wake(roots, guest, instance)?)
+}
+
+/// The guest joins the network: one without an agent as soon as its VMM runs, since there is nobody to ask whether it is ready,
+/// one with an agent once its receipt is whole.
+///
+/// # Errors
+/// When the kernel refuses.
 pub fn join(launch: &mut Launch) -> Result<(), LifecycleError> {
     launch.operator.net()?.join(launch.slot)?;
     Ok(())
@@ -283,9 +378,10 @@ pub fn join(launch: &mut Launch) -> Result<(), LifecycleError> {
 
 /// What the instance's record says of the VMM that a launch brought up.
 pub fn record(launch: &Launch) -> Option<VmmRecord> {
-    let parent = match &launch.delta {
-        Some(delta) => Parent::File(delta.image.mem.file.clone()),
-        None => Parent::Boot,
+    let parent = match (&launch.delta, &launch.base) {
+        (Some(delta), _) => Parent::File(delta.image.mem.file.clone()),
+        (None, Some(_)) => Parent::Base,
+        (None, None) => Parent::Boot,
     };
     Some(record_of(launch.vmm.as_ref()?, launch.pool.vmm, &launch.program.version, parent))
 }

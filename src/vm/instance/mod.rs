@@ -3,6 +3,7 @@
 pub mod config;
 pub mod disk;
 pub mod fc_config;
+pub mod guest;
 pub mod launch;
 pub mod lifecycle;
 pub mod logs;

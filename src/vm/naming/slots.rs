@@ -67,6 +67,8 @@ impl FromStr for NetId {
 pub struct Offset(u16);
 
 impl Offset {
+    /// The builder's.
+    pub const BUILDER: Offset = Offset(2);
     /// The first offset that an instance may have.
     pub const FIRST_INSTANCE: Offset = Offset(3);
 

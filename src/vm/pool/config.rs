@@ -88,6 +88,8 @@ impl std::fmt::Display for VmmKind {
 pub enum AgentMode {
     /// It does not: it learns its address from the kernel's command line and is asked nothing.
     None,
+    /// It does: guests start from one base snapshot, and each is told who it is.
+    Required,
 }
 
 /// What an instance gets.

@@ -269,7 +269,7 @@ fn go(
     };
     let there = match to {
         State::Warm => Some(lifecycle::warm(operator, path)?),
-        State::Sleeping => Some(lifecycle::sleep(operator, path)?),
+        State::Sleeping => Some(lifecycle::sleep(operator, path, false)?),
         _ => there,
     };
     match there {

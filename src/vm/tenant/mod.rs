@@ -4,3 +4,4 @@ pub mod config;
 pub mod leases;
 pub mod lifecycle;
 pub mod quota;
+pub mod ssh_key;

@@ -37,6 +37,13 @@ pub struct Quotas {
     pub disk_mbps: u32,
 }
 
+impl Quotas {
+    /// The same without limits of what a guest's devices do.
+    pub fn without_rates(&self) -> Self {
+        Self { net_mbps: 0, net_pps: 0, disk_iops: 0, disk_mbps: 0, ..self.clone() }
+    }
+}
+
 impl Default for Quotas {
     fn default() -> Self {
         Self {

@@ -24,7 +24,10 @@ use crate::{
     },
     infra::{config::Environment, watch::Watch},
     store::StoreError,
-    vm::instance::{disk, fc_config::files, launch},
+    vm::{
+        instance::{disk, fc_config::files, launch},
+        pool::config::AgentMode,
+    },
 };
 
 /// How long an answer that must come is waited for, and after how long a guest asks again, in ms.
@@ -297,7 +300,7 @@ impl Stage<'_> {
             && !self.root.join("run/firecracker").join(tap).exists();
         let started = self.mvm(&format!("instance start {path}"))?;
         let prints = self.wait_for_console(&path)?;
-        let steps = launch::steps();
+        let steps = launch::steps(AgentMode::None);
         let step = steps.iter().position(|step| step.name == "spawn").map_or(0, |at| at + 1);
         let vmm = match self.real {
             true => format!("Firecracker {}", started["vmm"]["version"].as_str().unwrap_or_default()),

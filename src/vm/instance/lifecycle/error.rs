@@ -8,10 +8,11 @@ use crate::{
     vm::{
         instance::{
             disk::DiskError,
+            guest::GuestError,
             state::{Denial, State},
         },
         naming::{InstancePath, PoolPath, TenantId},
-        pool::artifacts::ArtifactError,
+        pool::{artifacts::ArtifactError, lifecycle::PoolError},
         room::RoomError,
         snapshot::SnapshotError,
         tenant::quota::Exceeded,
@@ -139,6 +140,27 @@ pub enum LifecycleError {
     /// The VMM refused or ended.
     #[error(transparent)]
     Vmm(#[from] VmmError),
+    /// The guest's agent.
+    #[error(transparent)]
+    Guest(#[from] GuestError),
+    /// A guest that was booted for a base snapshot did not get there.
+    #[error("the guest did not come up: {error}{console}")]
+    NoBarrier {
+        /// What its agent did, or did not.
+        #[source]
+        error: GuestError,
+        /// What it printed last, each line on a line of its own.
+        console: String,
+    },
+    /// A base snapshot that was made was gone again, again and again.
+    #[error("the base snapshot of {pool} is gone whenever it was made")]
+    BaseGone {
+        /// The pool.
+        pool: PoolPath,
+    },
+    /// A base snapshot could not be begun.
+    #[error(transparent)]
+    Pool(Box<PoolError>),
     /// The revision is not what was imported.
     #[error(transparent)]
     Artifact(#[from] ArtifactError),
@@ -160,6 +182,15 @@ pub enum LifecycleError {
     /// A failpoint.
     #[error(transparent)]
     Failpoint(#[from] std::io::Error),
+}
+
+impl From<PoolError> for LifecycleError {
+    fn from(error: PoolError) -> Self {
+        match error {
+            PoolError::Lifecycle(error) => error,
+            error => Self::Pool(Box::new(error)),
+        }
+    }
 }
 
 fn left_over(left: &[String]) -> String {

@@ -102,7 +102,9 @@ pub(super) fn locked_to_wake(
             let record = Instance::load_if_there(roots, path)?;
             let falls_asleep =
                 |one: &Instance| one.pending.as_ref().is_some_and(|it| it.operation == Operation::Sleep);
-            let longer = record.filter(falls_asleep).map_or(Duration::ZERO, |one| sleep::longest(&one));
+            let longer = record
+                .filter(falls_asleep)
+                .map_or(Duration::ZERO, |one| sleep::longest(one.resources.mem_mib));
             lock_within(roots, path, roots.lock_timeout + longer)?
         }
     };

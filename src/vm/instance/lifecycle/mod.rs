@@ -8,6 +8,7 @@
 //! before their commit points and finished after them.
 
 mod archive;
+pub mod base;
 mod create;
 mod destroy;
 mod error;
@@ -34,8 +35,10 @@ pub use self::{
     stop::stop,
     wake::wake,
 };
+use mvm_proto::message::Confirmed;
+
 use super::{
-    config::{Instance, InstanceNet, Intent, Operation, Receipt, StepTime},
+    config::{self, Instance, InstanceNet, Intent, Operation, Receipt, StepTime},
     net as wiring,
     runner::Failed,
     state::{Denial, Event, State},
@@ -44,7 +47,12 @@ use crate::{
     infra::config::Roots,
     net::Net,
     security::audit::{self, AuditError, Entry, Limits, Network, Phase},
-    vm::{naming::InstancePath, pool::config::Resources, room::NodeConfig, tenant},
+    vm::{
+        naming::InstancePath,
+        pool::config::{AgentMode, Resources},
+        room::NodeConfig,
+        tenant,
+    },
 };
 
 /// Carries operations out: the roots, and the sockets to the kernel's network once they are needed.
@@ -142,7 +150,12 @@ fn intent(roots: &Roots, operation: Operation) -> Intent {
 }
 
 /// How an operation went that began at `clock` and took these steps.
-fn receipt(operation: &str, clock: std::time::Instant, steps: Vec<(&'static str, f64)>) -> Receipt {
+fn receipt(
+    operation: &str,
+    clock: std::time::Instant,
+    steps: Vec<(&'static str, f64)>,
+    (agent, confirmed): (AgentMode, Vec<Confirmed>),
+) -> Receipt {
     let round = |ms: f64| (ms * 100.0).round() / 100.0;
     Receipt {
         operation: operation.into(),
@@ -151,7 +164,15 @@ fn receipt(operation: &str, clock: std::time::Instant, steps: Vec<(&'static str,
             .into_iter()
             .map(|(name, ms)| StepTime { name: name.to_owned(), ms: round(ms) })
             .collect(),
-        agent: "none".into(),
+        agent: match (agent, confirmed.is_empty()) {
+            (AgentMode::None, _) => "none".into(),
+            (AgentMode::Required, true) => String::new(),
+            (AgentMode::Required, false) => "confirmed".into(),
+        },
+        confirmed: confirmed
+            .into_iter()
+            .map(|Confirmed { fact, value, ms }| config::Confirmed { fact, value, ms: round(ms) })
+            .collect(),
     }
 }
 

@@ -115,7 +115,11 @@ pub(super) fn set(operator: &Operator, instance: &Instance, to: State) -> Result
         (_, Some(vmm)) => quirks::resume(&mut client, &vmm.version)?,
         (_, None) => client.call(&Call::Resume)?,
     }
-    Ok(())
+    match instance.find_vmm() {
+        // Its clock stood still, and it may have been told to get ready for a sleep that did not come.
+        Some(vmm) if to != State::Warm => launch::greet_guest(&operator.roots, instance, &vmm).map(drop),
+        _ => Ok(()),
+    }
 }
 
 /// The new state. Its line comes first, as a start's does.

@@ -14,11 +14,12 @@ use crate::{
     vm::{
         instance::{
             config::{Exit, Instance, Operation, Parent},
+            guest::GuestError,
             launch::{self, Keep},
             snapshot::{self, Delta},
             state::State,
         },
-        naming::InstancePath,
+        naming::{InstancePath, Slot},
     },
     vmm::process,
 };
@@ -153,6 +154,17 @@ fn settle_locked(
     Ok(Some(instance))
 }
 
+/// A guest that woke and does not confirm who it is: it is not let onto the network, and there is no way back.
+fn silent(
+    operator: &mut Operator,
+    instance: &mut Instance,
+    slot: Slot,
+    error: &GuestError,
+) -> Result<(), LifecycleError> {
+    launch::teardown(operator, slot, None, Keep::Nothing)?;
+    finish_stop(operator, instance, ("wake", Phase::Recovered), format!("it woke, and {error}"))
+}
+
 /// A wake that was cut off: the instance sleeps on where its snapshot was not used up; otherwise it is finished, if its VMM
 /// is there.
 fn settle_wake(operator: &mut Operator, instance: &mut Instance) -> Result<(), LifecycleError> {
@@ -174,7 +186,10 @@ fn settle_wake(operator: &mut Operator, instance: &mut Instance) -> Result<(), L
         let origin = &delta.origin;
         let parent = Parent::File(delta.image.mem.file.clone());
         instance.vmm = Some(launch::record_of(&vmm, origin.vmm, &origin.vmm_version, parent));
-        pause::set(operator, instance, State::Running)?;
+        match pause::set(operator, instance, State::Running) {
+            Err(LifecycleError::Guest(error)) => return silent(operator, instance, slot, &error),
+            set => set?,
+        }
         operator.net()?.join(slot)?;
         return wake::finish(operator, instance, Phase::Recovered);
     }

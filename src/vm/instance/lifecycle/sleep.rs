@@ -1,7 +1,7 @@
 //! Putting an instance to sleep: its memory goes to disk, its VMM goes.
 //!
 //! ```text
-//! pause → snapshot → sums → commit   | teardown → record
+//! prepare → parent → pause → snapshot → sums → commit   | teardown → record
 //! ```
 //! Up to the commit all of it is taken back where it fails, or where a wake wants the instance; after it all of it is
 //! finished, by whoever comes next.
@@ -10,7 +10,7 @@ use std::{
     fs::{self, File},
     ops::Range,
     os::unix::fs::MetadataExt,
-    path::Path,
+    path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
 };
@@ -29,12 +29,18 @@ use crate::{
     vm::{
         instance::{
             config::{Instance, Operation, Parent, VmmRecord},
+            disk,
+            guest::Guest,
             launch::{self, Keep},
             runner::{self, Failed, Step},
             snapshot::{self, Delta},
             state::{Event, State},
         },
         naming::{InstancePath, RevisionHash},
+        pool::{
+            base::{self, Bases},
+            config::AgentMode,
+        },
         snapshot::{Image, Origin, PAGE, SnapshotError, Sums, data_pages, written_pages},
     },
     vmm::{
@@ -48,9 +54,9 @@ use crate::{
 /// How long a VMM may take to write memory, at this many MiB a second at least, besides what any call may take.
 const SLOWEST_MIB_PER_SECOND: u64 = 20;
 
-/// How long a snapshot of an instance may take.
-pub(super) fn longest(instance: &Instance) -> Duration {
-    CALL_LIMIT + Duration::from_secs(instance.resources.mem_mib / SLOWEST_MIB_PER_SECOND)
+/// How long a snapshot of so much memory may take.
+pub(super) fn longest(mem_mib: u64) -> Duration {
+    CALL_LIMIT + Duration::from_secs(mem_mib / SLOWEST_MIB_PER_SECOND)
 }
 
 /// A sleep on its way to its commit.
@@ -59,6 +65,10 @@ struct Sleeper<'a> {
     instance: &'a Instance,
     record: VmmRecord,
     revision: RevisionHash,
+    /// How long the guest's agent may take to get ready; `None` where it is not asked.
+    drain: Option<Duration>,
+    /// The folder of the base snapshot that the guest was loaded from, where it has not slept since.
+    base: Option<PathBuf>,
     /// The VMM's connection, once it is paused.
     client: Option<Client>,
     /// The memory file that is written.
@@ -70,8 +80,10 @@ struct Sleeper<'a> {
     pages: Vec<Range<u64>>,
 }
 
-fn steps<'a>() -> [Step<Sleeper<'a>, LifecycleError>; 4] {
+fn steps<'a>() -> [Step<Sleeper<'a>, LifecycleError>; 6] {
     [
+        Step { name: "prepare", run: prepare, undo: Some(take_new) },
+        Step { name: "parent", run: copy_parent, undo: Some(drop_written) },
         Step { name: "pause", run: pause, undo: Some(go_on) },
         Step { name: "snapshot", run: write, undo: Some(drop_written) },
         Step { name: "sums", run: sums, undo: None },
@@ -79,14 +91,15 @@ fn steps<'a>() -> [Step<Sleeper<'a>, LifecycleError>; 4] {
     ]
 }
 
-/// Puts an instance to sleep. A guest without an agent is not asked.
+/// Puts an instance to sleep. A guest without an agent is not asked, nor is any with `force`: what it is doing is cut off then.
 ///
 /// # Errors
-/// [`LifecycleError::Woken`] where a wake came before the commit. Where it fails before that, the instance runs on.
-pub fn sleep(operator: &mut Operator, path: &InstancePath) -> Result<Outcome, LifecycleError> {
+/// [`LifecycleError::Woken`] where a wake came before the commit, [`GuestError::Refused`](crate::vm::instance::guest::GuestError)
+/// where the guest does not get ready in time. Where it fails before its commit, the instance runs on.
+pub fn sleep(operator: &mut Operator, path: &InstancePath, force: bool) -> Result<Outcome, LifecycleError> {
     let roots = operator.roots.clone();
     let (_lock, mut instance) = locked(operator, path)?;
-    let Some(Decided { from: state, .. }) = decide(&roots, &instance, Event::Sleep)? else {
+    let Some(Decided { from: state, pool, .. }) = decide(&roots, &instance, Event::Sleep)? else {
         return Ok(unchanged(instance));
     };
     let vmm = instance.find_vmm();
@@ -103,6 +116,8 @@ pub fn sleep(operator: &mut Operator, path: &InstancePath) -> Result<Outcome, Li
         entry.revision = Some(revision.to_string());
     })?;
     let mut sleeper = Sleeper::new(operator, &instance, record, revision);
+    let asked = instance.agent == AgentMode::Required && !force;
+    sleeper.drain = asked.then(|| Duration::from_secs(pool.runtime_policy.drain_timeout_seconds.into()));
     let run = failpoint::hit("sleep", "announced")
         .map_err(|error| Failed { step: "intent", error: Box::new(error.into()), left: None })
         .and_then(|()| runner::run("sleep", &steps(), &mut sleeper));
@@ -112,7 +127,7 @@ pub fn sleep(operator: &mut Operator, path: &InstancePath) -> Result<Outcome, Li
             let teardown = Instant::now();
             end(operator, &instance, vmm.as_ref())?;
             steps.push(("teardown", teardown.elapsed().as_secs_f64() * 1000.0));
-            instance.last_receipt = Some(receipt("sleep", clock, steps));
+            instance.last_receipt = Some(receipt("sleep", clock, steps, (instance.agent, Vec::new())));
             finish(operator, &mut instance, Phase::Done)?;
             Ok(Outcome { instance, changed: true })
         }
@@ -176,6 +191,8 @@ pub(super) fn finish(
     instance.pending = None;
     instance.status = State::Sleeping;
     instance.vmm = None;
+    // What sleeps is complete: it has all that it was loaded from.
+    instance.base_key = None;
     instance.entered_sleeping_at = Some(roots.now());
     instance.save(&roots)?;
     Ok(failpoint::hit("sleep", "recorded")?)
@@ -199,15 +216,25 @@ impl<'a> Sleeper<'a> {
             meta.len() == instance.resources.mem_mib << 20
                 && stamp.is_none_or(|stamp| stamp.inode == meta.ino())
         };
+        let place = |key| Bases::of(&operator.roots, &instance.path().pool_path()).place(key);
+        let base = match record.parent {
+            Parent::Base => instance.base_key.as_ref().map(place),
+            _ => None,
+        };
         let (mem, kind) = match &record.parent {
             Parent::Boot => (fresh(), SnapshotType::Diff),
+            Parent::Base if base.is_some() && quirks::writes_in_place(&record.version) => {
+                (fresh(), SnapshotType::Diff)
+            }
             Parent::File(file) if is_whole(file) && quirks::writes_in_place(&record.version) => {
                 (file.clone(), SnapshotType::Diff)
             }
-            Parent::File(_) | Parent::Unknown => (fresh(), SnapshotType::Full),
+            Parent::Base | Parent::File(_) | Parent::Unknown => (fresh(), SnapshotType::Full),
         };
         let parent = record.parent.clone();
-        Self { operator, instance, record, revision, client: None, mem, kind, parent, pages: Vec::new() }
+        let base = base.filter(|_| kind == SnapshotType::Diff);
+        let (drain, client, pages) = (None, None, Vec::new());
+        Self { operator, instance, record, revision, drain, base, client, mem, kind, parent, pages }
     }
 
     fn roots(&self) -> &Roots {
@@ -233,15 +260,60 @@ impl<'a> Sleeper<'a> {
         let sums = fs::metadata(mem.with_file_name(self.sums())).map(|meta| meta.len()).ok()?;
         // Sums that somebody removed or cut while the guest ran are made anew, all of them.
         let whole = Sums::size(self.instance.resources.mem_mib << 20);
-        if self.record.parent != Parent::File(self.mem.clone()) || sums != whole {
-            return None;
-        }
-        written_pages(self.record.pid, mem).ok().flatten()
+        let mapped = match (&self.base, self.record.parent == Parent::File(self.mem.clone())) {
+            _ if sums != whole => return None,
+            (Some(base), _) => &base.join(base::MEM),
+            (None, true) => mem,
+            (None, false) => return None,
+        };
+        written_pages(self.record.pid, mapped).ok().flatten()
     }
 
     fn sums(&self) -> String {
         self.mem.replacen("mem", "sums", 1)
     }
+}
+
+/// Asks the guest to finish what it has begun and to take nothing new. One that is warm has to run for that.
+fn prepare(sleeper: &mut Sleeper) -> Result<(), LifecycleError> {
+    let Some(drain) = sleeper.drain else { return Ok(()) };
+    sleeper.check_wanted()?;
+    let directory = sleeper.roots().vmm_dir(&sleeper.instance.net.tap_dev);
+    if sleeper.instance.status == State::Warm {
+        quirks::resume(&mut Client::connect_now(&directory)?, &sleeper.record.version)?;
+    }
+    Ok(Guest::of(sleeper.roots(), sleeper.instance)?.prepare_sleep(drain)?)
+}
+
+/// The guest takes new requests again. One that is warm hears that when it goes on.
+fn take_new(sleeper: &mut Sleeper) -> Result<(), LifecycleError> {
+    let (roots, instance) = (sleeper.roots(), sleeper.instance);
+    if sleeper.drain.is_none() {
+        return Ok(());
+    }
+    if instance.status == State::Warm {
+        let directory = roots.vmm_dir(&instance.net.tap_dev);
+        return Ok(Client::connect_now(&directory)?.call(&Call::Pause)?);
+    }
+    match instance.find_vmm() {
+        // One that does not answer would not have answered before either: its VMM is as it was.
+        Some(vmm) => launch::greet_guest(roots, instance, &vmm).map(drop).or_else(|error| match error {
+            LifecycleError::Guest(_) => Ok(()),
+            error => Err(error),
+        }),
+        None => Ok(()),
+    }
+}
+
+/// A guest that was loaded from a base sleeps into a file of its own, which begins as a copy of that: while it runs on.
+fn copy_parent(sleeper: &mut Sleeper) -> Result<(), LifecycleError> {
+    let Some(base) = &sleeper.base else { return Ok(()) };
+    let folder = snapshot::folder(sleeper.roots(), &sleeper.instance.path());
+    store::make_folder(&folder)?;
+    for (from, to) in [(base::MEM, sleeper.mem.clone()), (base::SUMS, sleeper.sums())] {
+        disk::copy(&base.join(from), &folder.join(to))?;
+    }
+    Ok(())
 }
 
 fn pause(sleeper: &mut Sleeper) -> Result<(), LifecycleError> {
@@ -271,7 +343,7 @@ fn write(sleeper: &mut Sleeper) -> Result<(), LifecycleError> {
         snapshot_path: file(&sleeper.vmstate()),
         mem_file_path: file(&sleeper.mem),
     });
-    let limit = longest(sleeper.instance);
+    let limit = longest(sleeper.instance.resources.mem_mib);
     let Some(client) = &mut sleeper.client else { return Ok(()) };
     let created = client.call_within(&create, limit);
     match &created {

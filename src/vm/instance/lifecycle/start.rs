@@ -1,7 +1,7 @@
 //! Booting an instance.
 
 use super::{
-    LifecycleError, Operator, Outcome, denied, effective_state, intent, load_pool, lock_tenant,
+    LifecycleError, Operator, Outcome, base, denied, effective_state, intent, load_pool, lock_tenant,
     lookup::locked, receipt,
 };
 use crate::{
@@ -11,14 +11,20 @@ use crate::{
     vm::{
         instance::{
             config::{self, Exit, Instance, Operation},
-            disk, fc_config,
+            disk,
+            fc_config::{self, Boot},
+            guest::identity,
             launch::{self, Launch},
             runner::{self, Failed},
             snapshot,
             state::{self, Event, Next, State},
         },
         naming::{InstancePath, PoolPath},
-        pool::{self, artifacts::Artifacts, config::VmmKind},
+        pool::{
+            self,
+            artifacts::Artifacts,
+            config::{AgentMode, VmmKind},
+        },
         room::{self, NodeConfig},
     },
 };
@@ -55,8 +61,9 @@ pub fn start(operator: &mut Operator, path: &InstancePath) -> Result<Outcome, Li
     let mut instance = before.clone();
     instance.pending = Some(intent(&roots, Operation::Start));
     instance.revision = Some(revision.clone());
+    instance.agent = pool.agent;
     // What boots stands on no base, whatever it was started from before.
-    instance.base_key = None;
+    (instance.base_key, instance.host_key) = (None, None);
     instance.resources = pool.instance_resources;
     // A disk that was grown stays grown, also where the record did not hear of it.
     let data = config::folder(&roots, path).join("volumes").join(fc_config::files::DATA);
@@ -64,16 +71,37 @@ pub fn start(operator: &mut Operator, path: &InstancePath) -> Result<Outcome, Li
     instance.resources.data_disk_mib = before.resources.data_disk_mib.max(grown);
     let manifest = artifacts.manifest(&revision)?;
     artifacts.check(&manifest)?;
+    let (base, pool_lock) = match pool.agent {
+        AgentMode::None => (None, pool_lock),
+        AgentMode::Required => {
+            // Who makes one takes the lock alone.
+            drop(pool_lock);
+            let resources = base::resources(&pool, instance.resources.data_disk_mib);
+            let recipe = base::Recipe {
+                tenant: &tenant,
+                pool: &pool,
+                resources,
+                manifest: &manifest,
+                program: &program,
+            };
+            let (base, pool_lock) = base::ensure(operator, &recipe)?;
+            (Some(base), pool_lock)
+        }
+    };
+    instance.base_key = base.as_ref().map(|base| base.key.clone());
     let mut launch = Launch::new(operator, (tenant, pool), instance.clone(), manifest, program)?;
+    launch.base = base;
     // Where not even the intent can be written, nothing was begun.
     instance.save(&roots)?;
     let begun = begin(&launch, &instance, state);
     drop(pool_lock);
     let clock = std::time::Instant::now();
-    let steps = launch::steps();
+    let steps = launch::steps(instance.agent);
     let result = match begun {
         Ok(()) => runner::run("start", &steps, &mut launch).and_then(|times| {
-            instance.last_receipt = Some(receipt("start", clock, times));
+            let confirmed = std::mem::take(&mut launch.confirmed);
+            instance.host_key = identity::host_key(&confirmed);
+            instance.last_receipt = Some(receipt("start", clock, times, (instance.agent, confirmed)));
             record(&launch, &mut instance, state).map_err(|error| Failed {
                 step: "record",
                 error: error.into(),
@@ -104,7 +132,10 @@ fn begin(launch: &Launch, instance: &Instance, from: State) -> Result<(), Lifecy
     failpoint::hit("start", "intent")?;
     // One that boots has no other memory: what a power cut brought back of an earlier sleep must not be taken for its own.
     snapshot::discard(&launch.operator.roots, &instance.path())?;
-    let requests = fc_config::requests(instance, &launch.manifest, &launch.tenant.quotas);
+    let requests = match instance.agent {
+        AgentMode::None => fc_config::requests(&Boot::of(instance, &launch.manifest, &launch.tenant.quotas)),
+        AgentMode::Required => vec![fc_config::load_base(instance)],
+    };
     launch.operator.audit(instance, "start", Phase::Intent, |entry| {
         entry.from = Some(from.to_string());
         entry.revision = instance.revision.as_ref().map(ToString::to_string);

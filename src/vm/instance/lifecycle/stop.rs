@@ -13,11 +13,13 @@ use crate::{
     vm::{
         instance::{
             config::{Exit, Instance, Operation},
+            guest::Guest,
             launch::{self, Keep},
             snapshot::{self, Delta},
             state::{Event, State},
         },
         naming::InstancePath,
+        pool::config::AgentMode,
         room,
     },
     vmm::{client::Client, process::Vmm, wire::Call},
@@ -74,15 +76,20 @@ fn sleep_on(
     Ok(operator.audit(&instance, "stop", Phase::Failed, |entry| entry.detail = Some(detail))?)
 }
 
-/// Presses Ctrl-Alt-Del and waits. True where the VMM ended by that.
+/// Asks the agent, or presses Ctrl-Alt-Del, and waits. True where the VMM ended by that.
 fn shut_down(operator: &Operator, instance: &Instance, vmm: &Vmm, seconds: u32) -> bool {
     let directory = operator.roots.vmm_dir(&instance.net.tap_dev);
     // A guest that is paused hears nothing. A VMM that does not answer is killed, as one whose guest does not.
     if instance.status == State::Warm && pause::set(operator, instance, State::Running).is_err() {
         return false;
     }
-    let asked = Client::connect_now(&directory).and_then(|mut client| client.call(&Call::SendCtrlAltDel));
-    asked.is_ok() && vmm.ended_within(Duration::from_secs(seconds.into()))
+    let grace = Duration::from_secs(seconds.into());
+    let agent = (instance.agent == AgentMode::Required)
+        .then(|| Guest::of(&operator.roots, instance).and_then(|guest| guest.shut_down(grace)));
+    // An agent that does not answer may yet hear the keys.
+    let asked = agent.is_some_and(|asked| asked.is_ok())
+        || Client::connect_now(&directory).and_then(|mut client| client.call(&Call::SendCtrlAltDel)).is_ok();
+    asked && vmm.ended_within(grace)
 }
 
 /// The new state, once everything of the VMM is gone. Its line comes first, as a start's does.

@@ -1,7 +1,7 @@
 //! Waking an instance from its snapshot.
 //!
 //! ```text
-//! reserve → check → directory → spawn → announce → unpack → tap → load → consume   | resume → join → record
+//! reserve → check → directory → spawn → announce → unpack → tap → load → consume   | resume → (greet) → join → record
 //! ```
 //! Up to the end of `consume` all of it is taken back where it fails, and the instance sleeps on; after it all of it is
 //! finished, by whoever comes next.
@@ -28,7 +28,10 @@ use crate::{
             state::{Event, State},
         },
         naming::InstancePath,
-        pool::{artifacts::Artifacts, config::VmmKind},
+        pool::{
+            artifacts::Artifacts,
+            config::{AgentMode, VmmKind},
+        },
         room::{self, NodeConfig},
     },
     vmm::{
@@ -73,9 +76,10 @@ pub fn wake(operator: &mut Operator, path: &InstancePath, force: bool) -> Result
     };
     // From here on there is no way back: what fails is settled as it is where it was cut off.
     instance.vmm = launch::record(&launch);
-    let awake = runner::run("wake", &awake_steps(), &mut launch).and_then(|more| {
+    let awake = runner::run("wake", &awake_steps(instance.agent), &mut launch).and_then(|more| {
         times.extend(more);
-        instance.last_receipt = Some(receipt("wake", clock, times));
+        let confirmed = std::mem::take(&mut launch.confirmed);
+        instance.last_receipt = Some(receipt("wake", clock, times, (instance.agent, confirmed)));
         finish(launch.operator, &mut instance, Phase::Done).map_err(failed("record"))
     });
     match awake {
@@ -130,8 +134,16 @@ fn steps<'a>() -> [LaunchStep<'a>; 9] {
 }
 
 /// The steps of a wake after its commit: the snapshot is used up, and there is no way back.
-fn awake_steps<'a>() -> [LaunchStep<'a>; 2] {
-    [Step { name: "resume", run: resume, undo: None }, Step { name: "join", run: launch::join, undo: None }]
+fn awake_steps<'a>(agent: AgentMode) -> Vec<LaunchStep<'a>> {
+    let greet = Step { name: "greet", run: launch::greet, undo: None };
+    [
+        Some(Step { name: "resume", run: launch::resume, undo: None }),
+        (agent == AgentMode::Required).then_some(greet),
+        Some(Step { name: "join", run: launch::join, undo: None }),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 /// Announces the wake, before anything of it changes what lasts or is seen outside.
@@ -176,6 +188,7 @@ fn load(launch: &mut Launch) -> Result<(), LifecycleError> {
         mem_backend: MemBackend { backend_type: "File", backend_path: file(&delta.image.mem.file) },
         track_dirty_pages: true,
         resume_vm: false,
+        network_overrides: Vec::new(),
     }))?;
     launch.client = Some(client);
     Ok(())
@@ -186,13 +199,6 @@ fn consume(launch: &mut Launch) -> Result<(), LifecycleError> {
         Some(delta) => Ok(delta.consume(&launch.operator.roots)?),
         None => Ok(()),
     }
-}
-
-fn resume(launch: &mut Launch) -> Result<(), LifecycleError> {
-    if let Some(client) = &mut launch.client {
-        client.call(&Call::Resume)?;
-    }
-    Ok(())
 }
 
 /// The new state of an instance whose VMM is in its record. Its line comes first, as a start's does.

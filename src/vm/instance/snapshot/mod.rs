@@ -28,6 +28,7 @@ use crate::{
     store::{self, Schema, StoreError},
     vm::{
         naming::{InstancePath, RevisionHash},
+        pool::config::AgentMode,
         snapshot::{Change, Image, Origin, SnapshotError, Stamp, taken_bytes},
     },
 };
@@ -95,7 +96,8 @@ pub fn sync_beside(roots: &Roots, instance: &Instance, revision: &RevisionHash) 
 
 fn disk_names(instance: &Instance, revision: &RevisionHash) -> impl Iterator<Item = String> {
     let data = (instance.resources.data_disk_mib > 0).then(|| files::DATA.to_owned());
-    [Some(root_disk(revision.short())), data].into_iter().flatten()
+    let root = (instance.agent == AgentMode::None).then(|| root_disk(revision.short()));
+    [root, data].into_iter().flatten()
 }
 
 fn volumes(roots: &Roots, path: &InstancePath) -> PathBuf {

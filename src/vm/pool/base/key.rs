@@ -40,15 +40,21 @@ pub struct Ingredients {
 }
 
 impl Ingredients {
-    /// Those of a guest of this pool that runs this revision, on this VMM and this CPU.
-    pub fn of(pool: &Pool, manifest: &Manifest, vmm_version: &str, cpu_model: &str) -> Self {
+    /// Those of a guest of this pool that gets these resources and runs this revision, on this VMM and this CPU.
+    pub fn of(
+        pool: &Pool,
+        resources: Resources,
+        manifest: &Manifest,
+        vmm_version: &str,
+        cpu_model: &str,
+    ) -> Self {
         Self {
             kernel: manifest.kernel.sha256.clone(),
             initrd: manifest.initrd.as_ref().map(|initrd| initrd.sha256.clone()),
             rootfs: manifest.rootfs.sha256.clone(),
             cmdline: manifest.cmdline.clone(),
-            devices: fc_config::devices(&pool.instance_resources, manifest),
-            resources: pool.instance_resources,
+            devices: fc_config::devices(&resources, manifest, pool.agent),
+            resources,
             vmm: pool.vmm,
             vmm_version: vmm_version.to_owned(),
             guest_protocol: guest_protocol(pool.agent),
@@ -98,6 +104,7 @@ impl Ingredients {
 fn guest_protocol(agent: AgentMode) -> u32 {
     match agent {
         AgentMode::None => 0,
+        AgentMode::Required => mvm_proto::hello::VERSION,
     }
 }
 

@@ -54,7 +54,8 @@ use crate::{
 pub const VMSTATE: &str = "vmstate";
 /// What the memory is called.
 pub const MEM: &str = "mem";
-const SUMS: &str = "sums";
+/// What the sums of its pages are called.
+pub const SUMS: &str = "sums";
 const META: &str = "meta.json";
 
 /// `meta.json`: a base that can be loaded.
@@ -210,7 +211,7 @@ pub fn current(roots: &Roots, pool: &PoolPath) -> Result<Option<Ingredients>, St
     };
     let Some(version) = version else { return Ok(None) };
     let manifest = artifacts.manifest(&revision)?;
-    Ok(Some(Ingredients::of(&pool, &manifest, &version, &cpu_model())))
+    Ok(Some(Ingredients::of(&pool, pool.instance_resources, &manifest, &version, &cpu_model())))
 }
 
 /// The bases on which instances of a pool stand.

@@ -50,8 +50,12 @@ fn is_folder(machine: &Machine, path: &str) -> bool {
 }
 
 /// Takes what comes.
-pub(super) fn put(sim: &Sim, connection: &File, path: &str) -> Result<Copied, Refused> {
-    let target = clean(path).ok_or_else(|| refused(Code::Failed, format!("{path:?} is no absolute path")))?;
+pub(super) fn put(sim: &Sim, connection: &File, path: &str, name: &str) -> Result<Copied, Refused> {
+    let not_absolute = || refused(Code::Failed, format!("{path:?} is no absolute path"));
+    let mut target = clean(path).ok_or_else(not_absolute)?;
+    if is_folder(&sim.machine(), &target) {
+        target = clean(&format!("{target}/{name}")).ok_or_else(not_absolute)?;
+    }
     let parent =
         target.rsplit_once('/').map_or("/", |(parent, _)| if parent.is_empty() { "/" } else { parent });
     {

@@ -350,8 +350,8 @@ impl System for Sim {
         programs::spawn(self, command)
     }
 
-    fn put(&self, connection: &File, path: &str) -> Result<Copied, Refused> {
-        files::put(self, connection, path)
+    fn put(&self, connection: &File, path: &str, name: &str) -> Result<Copied, Refused> {
+        files::put(self, connection, path, name)
     }
 
     fn get(&self, connection: &File, path: &str) -> Result<(), ProtoError> {

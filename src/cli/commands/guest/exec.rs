@@ -1,0 +1,196 @@
+//! `mvm instance exec`: a command in a guest, as if it ran here.
+//!
+//! Three threads: one reads the guest, one reads stdin, one hears signals. The exit code is the command's; 128 and its number
+//! where a signal ended it; 125 where mvm failed, 126 where it cannot be run, 127 where there is no such program.
+
+use std::{
+    fs::File,
+    io::{self, IsTerminal, Read, Write},
+    os::fd::AsFd,
+    sync::{Mutex, MutexGuard, PoisonError},
+    thread,
+};
+
+use mvm_proto::{
+    Answer, Code, Frames, Input, Kind as Frame, ProtoError, Request,
+    message::{Exec, Exited, Size},
+};
+
+use super::reachable;
+use crate::{
+    cli::{
+        arguments::guest::{ExecArguments, ExecOptions},
+        error::CliError,
+        output::{Escaper, Out},
+    },
+    infra::terminal::{self, RawTerminal, Signals},
+    vm::instance::{
+        config::Instance,
+        guest::{ANSWER_LIMIT, Guest, GuestError},
+        lifecycle::Operator,
+    },
+    vmm::vsock::Connection,
+};
+
+/// mvm failed.
+const FAILED: u8 = 125;
+/// The program cannot be run.
+const CANNOT: u8 = 126;
+/// There is no such program.
+const NO_PROGRAM: u8 = 127;
+
+/// Runs the command.
+pub fn run(out: &Out, operator: &mut Operator, arguments: ExecArguments) -> u8 {
+    let ExecArguments { instance, how, argv } = arguments;
+    match reachable(operator, &instance) {
+        Ok(instance) => in_guest(out, operator, &instance, &how, argv),
+        Err(error) => {
+            out.error(&error);
+            FAILED
+        }
+    }
+}
+
+/// Runs a command in a guest that runs. What goes wrong is said; the exit code says it too.
+pub fn in_guest(
+    out: &Out,
+    operator: &Operator,
+    instance: &Instance,
+    how: &ExecOptions,
+    argv: Vec<String>,
+) -> u8 {
+    let path = instance.path();
+    let said = converse(operator, instance, how, argv);
+    said.unwrap_or_else(|error| {
+        let code = match &error {
+            GuestError::Refused { code: Code::NotFound, .. } => NO_PROGRAM,
+            GuestError::Refused { code: Code::Denied, .. } => CANNOT,
+            _ => FAILED,
+        };
+        out.error(&CliError::from(error).about(&path));
+        code
+    })
+}
+
+/// The half of a connection on which is written, by several.
+type Writer = Mutex<Frames<Connection>>;
+
+fn locked(writer: &Writer) -> MutexGuard<'_, Frames<Connection>> {
+    writer.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn converse(
+    operator: &Operator,
+    instance: &Instance,
+    how: &ExecOptions,
+    argv: Vec<String>,
+) -> Result<u8, GuestError> {
+    let terminal = how.terminal.then(|| terminal::size().unwrap_or(Size { rows: 24, columns: 80 }));
+    let mut env = how.env.clone();
+    if let (Some(_), Ok(term)) = (terminal, std::env::var("TERM")) {
+        env.push(format!("TERM={term}"));
+    }
+    let stdin =
+        !how.no_stdin && (how.terminal || terminal::is_fed(io::stdin().as_fd()) || io::stdin().is_terminal());
+    let command = Exec { argv, env, cwd: how.workdir.clone(), user: how.user.clone(), terminal, stdin };
+    // Before any thread is there that would take them.
+    let signals = Signals::catch().map_err(|source| GuestError::Unreachable { source })?;
+    let mut guest = Guest::of(&operator.roots, instance)?;
+    match guest.ask(&Request::Exec(command), ANSWER_LIMIT)? {
+        Answer::Started { .. } => {}
+        _ => return Err(guest.unexpected()),
+    }
+    let mut frames = guest.into_frames();
+    let io_error = |source| GuestError::Unreachable { source };
+    let writer: &'static Writer =
+        Box::leak(Box::new(Mutex::new(Frames::on(frames.stream().try_clone().map_err(io_error)?))));
+    let raw =
+        (how.terminal && io::stdin().is_terminal()).then(RawTerminal::enter).transpose().map_err(io_error)?;
+    // They live as long as the process, which ends with the command: reading stdin cannot be ended.
+    if stdin {
+        thread::spawn(|| send_input(writer));
+    }
+    let has_terminal = how.terminal;
+    thread::spawn(move || send_signals(writer, &signals, has_terminal));
+    let escape = !how.terminal && !how.raw;
+    let ended = receive(&mut frames, escape);
+    drop(raw);
+    match ended {
+        Ok(Exited::Code(code)) => Ok(u8::try_from(code & 0xff).unwrap_or(FAILED)),
+        Ok(Exited::Signal(signal)) => Ok(u8::try_from(128 + signal).unwrap_or(u8::MAX)),
+        Err(error) => Err(crate::vm::instance::guest::explain("Exec", ANSWER_LIMIT, error)),
+    }
+}
+
+/// What the command writes, until it has ended.
+fn receive(frames: &mut Frames<Connection>, escape: bool) -> Result<Exited, ProtoError> {
+    let mut stdout = Sink::new(io::stdout(), escape);
+    let mut stderr = Sink::new(io::stderr(), escape);
+    loop {
+        match frames.advance()? {
+            Some(Frame::Data) => stdout.take(frames.content()),
+            Some(Frame::Errors) => stderr.take(frames.content()),
+            Some(Frame::Message) => match frames.parse()? {
+                Answer::Exited(exited) => return Ok(exited),
+                Answer::Unknown => {}
+                _ => return Err(ProtoError::Unexpected),
+            },
+            None => return Err(ProtoError::Closed),
+        }
+        // Nobody reads what it says: it is ended by the end of the connection.
+        if stdout.is_unheard {
+            return Ok(Exited::Signal(libc::SIGPIPE));
+        }
+    }
+}
+
+/// Where output goes: as it is, or without what could talk to a terminal.
+struct Sink<W> {
+    to: W,
+    escaper: Option<Escaper>,
+    is_unheard: bool,
+}
+
+impl<W: Write + IsTerminal> Sink<W> {
+    fn new(to: W, escape: bool) -> Self {
+        let escaper = (escape && to.is_terminal()).then(Escaper::default);
+        Self { to, escaper, is_unheard: false }
+    }
+
+    fn take(&mut self, bytes: &[u8]) {
+        let written = match &mut self.escaper {
+            Some(escaper) => self.to.write_all(escaper.escape(bytes).as_bytes()),
+            None => self.to.write_all(bytes),
+        };
+        if written.and_then(|()| self.to.flush()).is_err() {
+            self.is_unheard = true;
+        }
+    }
+}
+
+fn send_input(writer: &Writer) {
+    // Not std's, whose buffer would hold what was typed.
+    let Ok(stdin) = io::stdin().as_fd().try_clone_to_owned() else { return };
+    let mut stdin = File::from(stdin);
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        let count = stdin.read(&mut buffer).unwrap_or(0);
+        // None at all are the end.
+        if locked(writer).data(Frame::Data, &buffer[..count]).is_err() || count == 0 {
+            return;
+        }
+    }
+}
+
+fn send_signals(writer: &Writer, signals: &Signals, has_terminal: bool) {
+    while let Ok(number) = signals.wait() {
+        let input = match number {
+            libc::SIGWINCH if has_terminal => terminal::size().map(Input::Resize),
+            libc::SIGWINCH => None,
+            number => Some(Input::Signal { number }),
+        };
+        if input.is_some_and(|input| locked(writer).send(&input).is_err()) {
+            return;
+        }
+    }
+}

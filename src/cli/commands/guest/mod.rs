@@ -1,0 +1,49 @@
+//! What reaches into a guest through its agent.
+
+pub mod copy;
+pub mod exec;
+pub mod logs;
+pub mod ssh;
+
+use crate::{
+    cli::error::{CliError, Kind},
+    vm::{
+        instance::{
+            config::Instance,
+            lifecycle::{self, Operator, resolve},
+            state::{Denial, Event, State},
+        },
+        naming::InstanceRef,
+        pool::config::AgentMode,
+    },
+};
+
+/// The instance that a person means, which runs and has an agent.
+pub fn reachable(operator: &mut Operator, typed: &InstanceRef) -> Result<Instance, CliError> {
+    let path = resolve(&operator.roots, typed)?;
+    let instance = Instance::load(&operator.roots, &path)?;
+    let instance = lifecycle::settle(operator, instance)?.ok_or_else(|| {
+        CliError::new(Kind::NotFound, "not_found", format!("{path} was half made, and is gone"))
+    })?;
+    if instance.status != State::Running {
+        let state = instance.status;
+        let fix = match (Denial { state, event: Event::Sleep }).way() {
+            Some(way) => format!("mvm instance {way} {path}"),
+            None => format!("mvm instance start {path}"),
+        };
+        return Err(CliError::new(
+            Kind::Refused,
+            "state",
+            format!("{path} is {state}: its guest hears nothing"),
+        )
+        .fix(fix));
+    }
+    match instance.agent {
+        AgentMode::Required => Ok(instance),
+        AgentMode::None => {
+            let what = format!("{path} has no agent in its guest");
+            Err(CliError::new(Kind::Refused, "no_agent", what)
+                .fix(format!("mvm instance console {path}; a pool with --agent required has one")))
+        }
+    }
+}

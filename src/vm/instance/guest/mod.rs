@@ -1,0 +1,297 @@
+//! Talking to the agent in a guest. The guest is not trusted: what it says is bounded in length and time, is checked where
+//! it matters, and is never believed where the host can know better.
+
+pub mod identity;
+
+use std::{
+    io,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use mvm_proto::{
+    Answer, Code, Frames, Hello, Incompatible, ProtoError, Request,
+    message::{Refused, Stats, Status},
+};
+
+use super::{config::Instance, fc_config::files};
+use crate::{
+    infra::config::Roots,
+    vmm::{process::Vmm, vsock::Connection},
+};
+
+/// How long an answer may take that needs no work.
+pub const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+/// How long a guest may take to become somebody.
+pub const IDENTIFY_LIMIT: Duration = Duration::from_secs(30);
+/// How long a guest may take to boot until its agent listens.
+pub const BOOT_LIMIT: Duration = Duration::from_secs(120);
+/// What mvm calls itself.
+const PROGRAM: &str = concat!("mvm ", env!("CARGO_PKG_VERSION"));
+
+/// Why a guest's agent did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum GuestError {
+    /// Nobody listens, or the connection broke.
+    #[error("the agent in the guest cannot be reached")]
+    Unreachable {
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// It did not answer in time.
+    #[error("the agent in the guest did not answer {request} within {} s", limit.as_secs())]
+    Silent {
+        /// What was asked.
+        request: &'static str,
+        /// The limit.
+        limit: Duration,
+    },
+    /// It closed the connection.
+    #[error("the agent in the guest ended the connection in place of an answer to {request}")]
+    Closed {
+        /// What was asked.
+        request: &'static str,
+    },
+    /// It said something that is no answer.
+    #[error("the guest's answer to {request} makes no sense: {why}")]
+    Nonsense {
+        /// What was asked.
+        request: &'static str,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// It speaks another version.
+    #[error("the agent in the guest does not fit: {0}")]
+    Incompatible(#[from] Incompatible),
+    /// It answered that it would not.
+    #[error("the guest refused {request}: {why}")]
+    Refused {
+        /// What was asked.
+        request: &'static str,
+        /// Why, as a word.
+        code: Code,
+        /// Why.
+        why: String,
+    },
+    /// It could not become who it should be.
+    #[error("the guest could not set its {fact}: {why}")]
+    Failed {
+        /// What.
+        fact: String,
+        /// Why not.
+        why: String,
+    },
+    /// It confirmed something else than it was told, or did not confirm it.
+    #[error("the guest did not confirm its {fact}: it should be {expected}, and it says {said}")]
+    Unconfirmed {
+        /// What.
+        fact: String,
+        /// What it was told.
+        expected: String,
+        /// What it says.
+        said: String,
+    },
+}
+
+/// A connection to a guest's agent on which one request is made.
+#[derive(Debug)]
+pub struct Guest {
+    frames: Frames<Connection>,
+    limit: Duration,
+    request: &'static str,
+}
+
+impl Guest {
+    /// Connects to the guest of an instance that runs.
+    ///
+    /// # Errors
+    /// [`GuestError::Unreachable`] where there is nobody.
+    pub fn of(roots: &Roots, instance: &Instance) -> Result<Self, GuestError> {
+        Self::open(&roots.vmm_dir(&instance.net.tap_dev), ANSWER_LIMIT)
+    }
+
+    /// Connects to the guest of the VMM in this directory.
+    ///
+    /// # Errors
+    /// [`GuestError::Unreachable`] where there is nobody.
+    pub fn open(directory: &Path, limit: Duration) -> Result<Self, GuestError> {
+        Connection::open(directory, files::VSOCK, mvm_proto::PORT, Instant::now() + limit)
+            .map(|connection| Self::on(connection, limit))
+            .map_err(|source| unreachable(source, limit))
+    }
+
+    /// Connects to a guest that boots or was just loaded, as soon as its agent listens.
+    ///
+    /// # Errors
+    /// [`GuestError::Unreachable`] at the limit, or where the VMM has ended.
+    pub fn await_open(directory: &Path, vmm: &Vmm, limit: Duration) -> Result<Self, GuestError> {
+        let deadline = Instant::now() + limit;
+        Connection::await_open(directory, files::VSOCK, mvm_proto::PORT, deadline, || !vmm.has_ended())
+            .map(|connection| Self::on(connection, limit))
+            .map_err(|source| unreachable(source, limit))
+    }
+
+    fn on(connection: Connection, limit: Duration) -> Self {
+        Self { frames: Frames::on(connection), limit, request: "a connection" }
+    }
+
+    /// Makes the request, whose answer may take so long, and returns the first answer.
+    ///
+    /// # Errors
+    /// Everything that is none.
+    pub fn ask(&mut self, request: &Request, limit: Duration) -> Result<Answer, GuestError> {
+        self.limit = limit;
+        self.begin(request)?;
+        self.answer()
+    }
+
+    /// Makes the request, and hears that the guest speaks the same protocol.
+    ///
+    /// # Errors
+    /// Where it does not.
+    pub fn begin(&mut self, request: &Request) -> Result<(), GuestError> {
+        self.request = name_of(request);
+        self.frames.stream_mut().set_deadline(Some(Instant::now() + self.limit));
+        let ours = Hello::of(PROGRAM);
+        let sent = self.frames.send(&ours).and_then(|()| self.frames.send(request));
+        // An agent that refuses before it has heard all of it says why.
+        match sent {
+            Ok(()) | Err(ProtoError::Io(_)) => {}
+            Err(error) => return Err(self.explain(error)),
+        }
+        let theirs: Hello = self.frames.message().map_err(|error| self.explain(error))?;
+        ours.agree(&theirs)?;
+        Ok(())
+    }
+
+    /// The next answer.
+    ///
+    /// # Errors
+    /// Everything that is none; [`GuestError::Refused`] where it refuses.
+    pub fn answer(&mut self) -> Result<Answer, GuestError> {
+        match self.frames.message() {
+            Ok(Answer::Refused(Refused { code, why })) => {
+                Err(GuestError::Refused { request: self.request, code, why: printable(&why) })
+            }
+            Ok(answer) => Ok(answer),
+            Err(error) => Err(self.explain(error)),
+        }
+    }
+
+    /// The connection, for requests after whose answer more is said. What is said takes as long as it takes.
+    pub fn into_frames(mut self) -> Frames<Connection> {
+        self.frames.stream_mut().set_deadline(None);
+        self.frames
+    }
+
+    /// What an error of the connection means.
+    pub fn explain(&self, error: ProtoError) -> GuestError {
+        explain(self.request, self.limit, error)
+    }
+
+    /// An answer that does not belong to the request.
+    pub fn unexpected(&self) -> GuestError {
+        GuestError::Nonsense { request: self.request, why: "it answers something else".into() }
+    }
+
+    /// How is it?
+    ///
+    /// # Errors
+    /// When it does not say.
+    pub fn status(mut self) -> Result<Status, GuestError> {
+        match self.ask(&Request::Status {}, ANSWER_LIMIT)? {
+            Answer::Status(status) => Ok(status),
+            _ => Err(self.unexpected()),
+        }
+    }
+
+    /// What does it use?
+    ///
+    /// # Errors
+    /// When it does not say.
+    pub fn stats(mut self) -> Result<Stats, GuestError> {
+        match self.ask(&Request::Stats {}, ANSWER_LIMIT)? {
+            Answer::Stats(stats) => Ok(stats),
+            _ => Err(self.unexpected()),
+        }
+    }
+
+    /// Asks it to get ready for sleep, and waits so long.
+    ///
+    /// # Errors
+    /// [`GuestError::Refused`] with [`Code::Busy`] where it does not get ready in time; it goes on then.
+    pub fn prepare_sleep(mut self, drain: Duration) -> Result<(), GuestError> {
+        let drain_ms = u64::try_from(drain.as_millis()).unwrap_or(u64::MAX);
+        match self.ask(&Request::SleepPrep { drain_ms }, drain + ANSWER_LIMIT)? {
+            Answer::Ready {} => Ok(()),
+            _ => Err(self.unexpected()),
+        }
+    }
+
+    /// Asks it to switch off.
+    ///
+    /// # Errors
+    /// When it does not say that it will.
+    pub fn shut_down(mut self, grace: Duration) -> Result<(), GuestError> {
+        let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
+        match self.ask(&Request::Shutdown { grace_ms }, ANSWER_LIMIT)? {
+            Answer::Done {} => Ok(()),
+            _ => Err(self.unexpected()),
+        }
+    }
+}
+
+/// What an error of a connection on which `request` was made means.
+pub fn explain(request: &'static str, limit: Duration, error: ProtoError) -> GuestError {
+    match error {
+        ProtoError::Io(error) if error.kind() == io::ErrorKind::TimedOut => {
+            GuestError::Silent { request, limit }
+        }
+        ProtoError::Io(error)
+            if matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe) =>
+        {
+            GuestError::Closed { request }
+        }
+        ProtoError::Io(source) => GuestError::Unreachable { source },
+        ProtoError::Closed => GuestError::Closed { request },
+        error => GuestError::Nonsense { request, why: error.to_string() },
+    }
+}
+
+fn unreachable(source: io::Error, limit: Duration) -> GuestError {
+    match source.kind() {
+        io::ErrorKind::TimedOut => GuestError::Silent { request: "a connection", limit },
+        _ => GuestError::Unreachable { source },
+    }
+}
+
+fn name_of(request: &Request) -> &'static str {
+    match request {
+        Request::Status {} => "Status",
+        Request::Identify(_) => "Identify",
+        Request::Wake(_) => "Wake",
+        Request::SleepPrep { .. } => "SleepPrep",
+        Request::Exec(_) => "Exec",
+        Request::Put { .. } => "Put",
+        Request::Get { .. } => "Get",
+        Request::Stats {} => "Stats",
+        Request::Logs { .. } => "Logs",
+        Request::Shutdown { .. } => "Shutdown",
+        Request::Unknown => "an unknown request",
+    }
+}
+
+/// A guest's text as it may stand in records and on terminals: bounded, and without what could talk to one.
+pub fn printable(text: &str) -> String {
+    const MOST: usize = 400;
+    let escape = |c: char| match c.is_control() {
+        true => c.escape_unicode().to_string(),
+        false => c.to_string(),
+    };
+    let mut escaped: String = text.chars().take(MOST).map(escape).collect();
+    if text.chars().nth(MOST).is_some() {
+        escaped.push('…');
+    }
+    escaped
+}
