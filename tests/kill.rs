@@ -163,6 +163,54 @@ fn instance_start() {
     start_case("sim");
 }
 
+/// A start of a guest with an agent, which makes the base snapshot first where there is none.
+fn agent_start_case(reset_base: bool) {
+    let Some(sandbox) = Sandbox::new() else { return };
+    sandbox.agent_pool("sim");
+    let path = sandbox.instance("acme/web");
+    write_precious(&sandbox, &path);
+    let operation = format!("instance start {path}");
+    let bases = sandbox.root().join("tenants/acme/pools/web/snapshots/base");
+    let reset = |sandbox: &Sandbox| {
+        if sandbox.states()[0].ends_with("running") {
+            sandbox.ok(&format!("instance stop {path} --force"));
+        }
+        if reset_base {
+            let _ = std::fs::remove_dir_all(&bases);
+        }
+    };
+    reset(&sandbox);
+    let case = Case {
+        operation: &operation,
+        reset: &reset,
+        check: &|sandbox| {
+            assert_eq!(sandbox.states().len(), 1);
+            assert_precious(&data_disk(sandbox, &path));
+            if sandbox.states()[0].ends_with("running") {
+                assert_is_itself(sandbox, &path);
+            }
+        },
+        finishes_later: false,
+    };
+    kill_everywhere(&sandbox, &case);
+}
+
+/// The guest is who it should be, also to itself.
+fn assert_is_itself(sandbox: &Sandbox, path: &str) {
+    let output = sandbox.run(&format!("instance exec -n {path} -- hostname"));
+    assert_eq!(path.rsplit('/').next(), Some(String::from_utf8_lossy(&output.stdout).trim()), "{output:?}");
+}
+
+#[test]
+fn instance_start_from_a_base() {
+    agent_start_case(false);
+}
+
+#[test]
+fn instance_start_that_makes_its_base() {
+    agent_start_case(true);
+}
+
 #[test]
 fn instance_start_on_real_firecracker() {
     if support::firecracker().is_some() {
@@ -206,10 +254,27 @@ fn write_memory(sandbox: &Sandbox, path: &str) {
 fn memory_case(verb: &str, from: &[&str], back: &[&str]) {
     let Some(sandbox) = Sandbox::new() else { return };
     sandbox.pool("sim");
+    memory_case_in(&sandbox, verb, from, back, &|_, _| ());
+}
+
+/// The same with a guest that has an agent, which takes requests again afterwards.
+fn agent_memory_case(verb: &str, from: &[&str], back: &[&str]) {
+    let Some(sandbox) = Sandbox::new() else { return };
+    sandbox.agent_pool("sim");
+    memory_case_in(&sandbox, verb, from, back, &assert_is_itself);
+}
+
+fn memory_case_in(
+    sandbox: &Sandbox,
+    verb: &str,
+    from: &[&str],
+    back: &[&str],
+    look: &dyn Fn(&Sandbox, &str),
+) {
     let path = sandbox.instance("acme/web");
     sandbox.ok(&format!("instance start {path}"));
-    write_memory(&sandbox, &path);
-    write_precious(&sandbox, &path);
+    write_memory(sandbox, &path);
+    write_precious(sandbox, &path);
     let all =
         |verbs: &[&str]| verbs.iter().for_each(|verb| drop(sandbox.ok(&format!("instance {verb} {path}"))));
     all(from);
@@ -232,10 +297,31 @@ fn memory_case(verb: &str, from: &[&str], back: &[&str]) {
             assert_memory(sandbox, &path);
             assert_precious(&data_disk(sandbox, &path));
             assert_clean_but_files(sandbox, "awake");
+            look(sandbox, &path);
         },
         finishes_later: true,
     };
-    kill_everywhere(&sandbox, &case);
+    kill_everywhere(sandbox, &case);
+}
+
+#[test]
+fn instance_sleep_with_an_agent() {
+    agent_memory_case("sleep", &[], &[]);
+}
+
+#[test]
+fn instance_sleep_of_a_warm_one_with_an_agent() {
+    agent_memory_case("sleep", &["warm"], &["warm"]);
+}
+
+#[test]
+fn instance_wake_with_an_agent() {
+    agent_memory_case("wake", &["sleep"], &["sleep"]);
+}
+
+#[test]
+fn instance_resume_with_an_agent() {
+    agent_memory_case("resume", &["warm"], &["warm"]);
 }
 
 #[test]

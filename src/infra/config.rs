@@ -17,6 +17,7 @@ pub const ENVIRONMENT: &[(&str, &str)] = &[
     ("FIRECRACKER_BIN", "the Firecracker to install at first use; otherwise the one on PATH"),
     ("JAILER_BIN", "the jailer that goes with it"),
     ("MVM_LOCK_TIMEOUT_MS", "how long a command waits for another one's lock (default 30000)"),
+    ("MVM_GUEST_TIMEOUT_MS", "how long a guest's agent may take for an answer (default 10000)"),
     ("NO_COLOR", "no colours, as --no-color"),
     ("COLUMNS", "the width of tables, where output is not a terminal"),
     ("MVM_FAILPOINT", "for tests, in a root marked throw-away: kill or fail the process at this point"),
@@ -34,6 +35,8 @@ pub struct Roots {
     pub root: PathBuf,
     /// How long to wait for somebody else's lock.
     pub lock_timeout: Duration,
+    /// How long a guest's agent may take for an answer that needs no work.
+    pub guest_timeout: Duration,
     /// The Firecracker to install where the root has none.
     pub firecracker_bin: Option<PathBuf>,
     /// The jailer to install beside it.
@@ -66,6 +69,8 @@ pub struct Environment {
     pub columns: Option<u16>,
     /// `MVM_LOCK_TIMEOUT_MS`.
     pub lock_timeout_ms: Option<u64>,
+    /// `MVM_GUEST_TIMEOUT_MS`.
+    pub guest_timeout_ms: Option<u64>,
     /// `FIRECRACKER_BIN`, else `firecracker` on `PATH`.
     pub firecracker_bin: Option<PathBuf>,
     /// `JAILER_BIN`, else `jailer` on `PATH`.
@@ -90,6 +95,7 @@ impl Environment {
             no_color: text("NO_COLOR").is_some(),
             columns: text("COLUMNS").and_then(|value| value.parse().ok()),
             lock_timeout_ms: text("MVM_LOCK_TIMEOUT_MS").and_then(|value| value.parse().ok()),
+            guest_timeout_ms: text("MVM_GUEST_TIMEOUT_MS").and_then(|value| value.parse().ok()),
             firecracker_bin: binary("FIRECRACKER_BIN", "firecracker"),
             jailer_bin: binary("JAILER_BIN", "jailer"),
             uid: text("SUDO_UID")
@@ -117,6 +123,7 @@ impl Roots {
         Ok(Self {
             root,
             lock_timeout: Duration::from_millis(environment.lock_timeout_ms.unwrap_or(30_000)),
+            guest_timeout: Duration::from_millis(environment.guest_timeout_ms.unwrap_or(10_000)),
             firecracker_bin: environment.firecracker_bin.clone(),
             jailer_bin: environment.jailer_bin.clone(),
             actor: Actor { uid: environment.uid, via: "cli".into(), pid: std::process::id() },

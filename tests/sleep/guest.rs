@@ -2,17 +2,15 @@
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Child, Stdio},
 };
 
 use serde_json::{Value, json};
 
-use crate::support::{NULL, Sandbox, TUN, URANDOM, own_dev};
+pub use crate::support::faulty::{fault, faulty_vmm, set_faults};
+use crate::support::{Sandbox, faulty};
 
-/// A /dev/kvm that nobody calculates with.
-const KVM: (&str, u32, u32) = ("kvm", 1, 3);
 /// How much a guest writes by itself each time it is woken.
 const AT_WAKE: u64 = 4;
 const PAGES: u64 = 50;
@@ -37,9 +35,7 @@ impl Guest {
     /// One whose VMM has these faults, in a mount namespace of its own.
     pub fn with_faults(faults: &Value) -> Option<Self> {
         let sandbox = Sandbox::new()?;
-        own_dev(&[NULL, URANDOM, TUN, KVM]);
-        set_faults(&sandbox, faults);
-        sandbox.ok(&format!("vmm install {}", faulty_vmm(&sandbox, "1.16.1").display()));
+        faulty::install(&sandbox, faults);
         sandbox.pool("firecracker");
         Some(Self::in_pool(sandbox))
     }
@@ -162,31 +158,6 @@ pub fn edit(file: &Path, change: impl FnOnce(&mut Value)) {
     let mut value = read(file);
     change(&mut value);
     fs::write(file, value.to_string()).expect("it can be written");
-}
-
-/// The faults that the VMMs have which are started from now on.
-pub fn set_faults(sandbox: &Sandbox, faults: &Value) {
-    fs::write(sandbox.root().join("faults.json"), faults.to_string()).expect("a file");
-}
-
-/// A program that says it is this version of Firecracker, is the simulated one, and has the faults that [`set_faults`] asks
-/// for.
-pub fn faulty_vmm(sandbox: &Sandbox, version: &str) -> PathBuf {
-    let path = sandbox.root().join(format!("firecracker-{version}"));
-    let script = format!(
-        "#!/bin/sh\n[ \"$1\" != --version ] || {{ echo 'Firecracker v{version}'; exit; }}\n\
-         FCSIM_FAULTS_FILE='{}' exec '{}' __fcsim \"$@\"\n",
-        sandbox.root().join("faults.json").display(),
-        env!("CARGO_BIN_EXE_mvm"),
-    );
-    fs::write(&path, script).expect("a script");
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("it can be run");
-    path
-}
-
-/// A fault of requests to this path.
-pub fn fault(path: &str, effect: Value) -> Value {
-    json!({ "requests": [{ "path": path, "times": 1, "effect": effect }] })
 }
 
 /// The end of a command that was begun: exit code, and the word for what is wrong.

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, clippy::allow_attributes, reason = "each test binary uses a part of it")]
 
+pub mod faulty;
+
 use std::{
     ffi::OsStr,
     fs,
@@ -147,6 +149,14 @@ impl Sandbox {
     pub fn pool(&self, vmm: &str) {
         self.ok("tenant create acme --net-id 3 --subnet 10.240.3.0/24");
         self.ok(&format!("pool create acme/web --vmm {vmm} --mem 128 --data-disk 8 --insecure"));
+        self.import("acme/web", "");
+    }
+
+    /// The same with an agent in its guests.
+    pub fn agent_pool(&self, vmm: &str) {
+        self.ok("tenant create acme --net-id 3 --subnet 10.240.3.0/24");
+        let options = "--mem 128 --data-disk 8 --insecure --agent required";
+        self.ok(&format!("pool create acme/web --vmm {vmm} {options}"));
         self.import("acme/web", "");
     }
 

@@ -30,6 +30,8 @@ pub struct Cli {
 pub enum Command {
     /// Show what mvm does, with real packets, in a throw-away root and network namespace
     Demo(demo::DemoCommand),
+    /// Run a command in a microVM of its own, which is gone afterwards
+    Run(guest::RunArguments),
     /// Show what runs on this node
     Status,
     /// Look for settings of this host that hurt

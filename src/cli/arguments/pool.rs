@@ -121,9 +121,9 @@ pub struct CreateArguments {
     /// Virtual size of an instance's data disk, in MiB; 0: none
     #[arg(long, value_name = "MIB", default_value_t = 1024)]
     pub data_disk: u64,
-    /// Whether guests run mvm's agent
-    #[arg(long, value_name = "MODE", default_value = "none")]
-    pub agent: AgentMode,
+    /// Whether guests run mvm's agent [default: the image's, else none]
+    #[arg(long, value_name = "MODE")]
+    pub agent: Option<AgentMode>,
     /// The VMM, with a version or without
     #[arg(long, value_name = "firecracker[@VERSION]|sim", default_value = "firecracker", value_parser = parse_vmm)]
     pub vmm: (VmmKind, Option<String>),
@@ -152,6 +152,9 @@ pub struct UpdateArguments {
     /// Where guests may connect to
     #[arg(long, value_name = "POLICY")]
     pub egress: Option<Egress>,
+    /// How long a guest may take to get ready for sleep, in seconds
+    #[arg(long, value_name = "SECONDS")]
+    pub drain_timeout: Option<u32>,
     /// How long a guest may take to shut down, in seconds
     #[arg(long, value_name = "SECONDS")]
     pub graceful_shutdown: Option<u32>,

@@ -10,6 +10,7 @@ mod instance;
 mod net;
 mod node;
 mod pool;
+mod run;
 mod status;
 mod tenant;
 mod vmm;
@@ -45,6 +46,7 @@ pub fn execute(cli: Cli, environment: &Environment, out: &Out) -> Result<u8, Cli
         Command::Node(command) => node::run(out, &mut operator, command),
         Command::Vmm(command) => vmm::run(out, &operator.roots, command),
         Command::Events(command) => events::run(out, &operator.roots, &command),
+        Command::Run(arguments) => run::run(out, &mut operator, arguments),
         Command::Status => status::run(out, &mut operator),
         Command::Doctor { fix } => doctor::run(out, &operator.roots, fix),
         // Those that need no root are done before.

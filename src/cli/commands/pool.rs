@@ -1,6 +1,6 @@
 //! `mvm pool …`
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Instant};
 
 use serde::Serialize;
 
@@ -16,13 +16,13 @@ use crate::{
         image::Image,
         instance::{
             self,
-            lifecycle::{Operator, load_pool, load_tenant},
+            lifecycle::{Operator, base, load_pool, load_tenant},
             state::State,
         },
         naming::{PoolPath, RevisionHash, TenantId},
         pool::{
             artifacts::{Artifacts, HistoryEntry, Sources},
-            config::{self, DesiredCounts, Pool, Resources, RuntimePolicy, VmmKind},
+            config::{self, AgentMode, DesiredCounts, Pool, Resources, RuntimePolicy, VmmKind},
             lifecycle,
             scale::{self, Goal},
         },
@@ -57,16 +57,17 @@ fn view(operator: &Operator, pool: Pool) -> Result<PoolView, CliError> {
 /// Runs the command.
 pub fn run(out: &Out, operator: &mut Operator, command: PoolCommand) -> Result<u8, CliError> {
     match command {
-        PoolCommand::Create { pool, settings } => create(out, operator, pool, settings)?,
+        PoolCommand::Create { pool, settings } => create(out, operator, &pool, settings)?,
         PoolCommand::Import { pool, kernel, rootfs, initrd, cmdline } => {
             let progress = out.progress("copying and checking");
             let sources = Sources { kernel, rootfs, initrd, cmdline };
             let manifest = lifecycle::import(operator, &pool, &sources)?;
             drop(progress);
+            let prepared = prepare_base(out, operator, &pool)?;
             let view = view(operator, load_pool(&operator.roots, &pool)?.1)?;
             out.done(&view, || {
                 let (revision, size) = (manifest.revision.short(), bytes(manifest.size_bytes()));
-                format!("{pool}: revision {revision} verified and current, {size}        next: mvm instance create {pool}")
+                format!("{pool}: revision {revision} verified and current, {size}{prepared}        next: mvm instance create {pool}")
             });
         }
         PoolCommand::List { tenant } => list(out, operator, tenant)?,
@@ -148,6 +149,7 @@ impl UpdateArguments {
         resources.data_disk_mib = self.data_disk.unwrap_or(resources.data_disk_mib);
         pool.egress = self.egress.clone().unwrap_or_else(|| pool.egress.clone());
         let policy = &mut pool.runtime_policy;
+        policy.drain_timeout_seconds = self.drain_timeout.unwrap_or(policy.drain_timeout_seconds);
         policy.graceful_shutdown_seconds = self.graceful_shutdown.unwrap_or(policy.graceful_shutdown_seconds);
         pool.pinned = self.pinned.unwrap_or(pool.pinned);
         pool.critical = self.critical.unwrap_or(pool.critical);
@@ -160,7 +162,33 @@ impl UpdateArguments {
     }
 }
 
-fn create(out: &Out, operator: &Operator, path: PoolPath, settings: CreateArguments) -> Result<(), CliError> {
+/// Makes the base snapshot from which the pool's guests will start, where they have an agent. Where that fails the pool is as
+/// good as before, and its first start says why: so it is only said.
+fn prepare_base(out: &Out, operator: &mut Operator, pool: &PoolPath) -> Result<String, CliError> {
+    if load_pool(&operator.roots, pool)?.1.agent == AgentMode::None {
+        return Ok(String::new());
+    }
+    let progress = out.progress("booting a guest for the base snapshot");
+    let clock = Instant::now();
+    let made = base::prepare(operator, pool);
+    drop(progress);
+    match made {
+        Ok(Some(_)) => Ok(format!(", base snapshot in {} ms", clock.elapsed().as_millis())),
+        Ok(None) => Ok(String::new()),
+        Err(error) => {
+            out.note(format!("no base snapshot yet: {error}"));
+            Ok(String::new())
+        }
+    }
+}
+
+/// Makes a pool, with its image's revision and base snapshot. Returns it, whether it is new, and what is said of the base.
+pub fn make(
+    out: &Out,
+    operator: &mut Operator,
+    path: &PoolPath,
+    settings: CreateArguments,
+) -> Result<(Pool, bool, String), CliError> {
     // An image that is not there, or is damaged, is said before anything is made.
     let image = settings.image.as_ref().map(|name| Image::of(&operator.roots, name));
     let copying = image.as_ref().map(|image| image.lock(&operator.roots, Sharing::Shared)).transpose()?;
@@ -175,7 +203,9 @@ fn create(out: &Out, operator: &Operator, path: PoolPath, settings: CreateArgume
         profile: settings.profile,
         vmm: settings.vmm.0,
         vmm_version: settings.vmm.1,
-        agent: sources.as_ref().map_or(settings.agent, |(_, manifest)| manifest.agent),
+        agent: settings
+            .agent
+            .unwrap_or_else(|| sources.as_ref().map_or(AgentMode::None, |(_, manifest)| manifest.agent)),
         insecure: settings.insecure,
         instance_resources: Resources {
             vcpus: settings.cpus,
@@ -190,16 +220,29 @@ fn create(out: &Out, operator: &Operator, path: PoolPath, settings: CreateArgume
         critical: false,
     };
     let (mut pool, new) = lifecycle::create(operator, &pool)?;
+    let mut imported = false;
     if let Some((sources, _)) = sources
-        && Artifacts::of(&operator.roots, &path).current()?.is_none()
+        && Artifacts::of(&operator.roots, path).current()?.is_none()
     {
         let progress = out.progress("copying and checking the image");
-        lifecycle::import(operator, &path, &sources)?;
+        lifecycle::import(operator, path, &sources)?;
         drop(progress);
+        imported = true;
         // The first revision fixes the VMM's version.
-        pool = load_pool(&operator.roots, &path)?.1;
+        pool = load_pool(&operator.roots, path)?.1;
     }
     drop(copying);
+    let prepared = if imported { prepare_base(out, operator, path)? } else { String::new() };
+    Ok((pool, new, prepared))
+}
+
+fn create(
+    out: &Out,
+    operator: &mut Operator,
+    path: &PoolPath,
+    settings: CreateArguments,
+) -> Result<(), CliError> {
+    let (pool, new, prepared) = make(out, operator, path, settings)?;
     let view = view(operator, pool)?;
     out.done(&view, || match new {
         true => {
@@ -212,7 +255,7 @@ fn create(out: &Out, operator: &Operator, path: PoolPath, settings: CreateArgume
             };
             let image = pool.image.as_ref().map_or(String::new(), |name| format!(", image {name}"));
             format!(
-                "{path}: {}, {}{image}{sim}, egress {}        next: {next}",
+                "{path}: {}, {}{image}{prepared}{sim}, egress {}        next: {next}",
                 count(resources.vcpus, "vCPU"),
                 mib(resources.mem_mib),
                 pool.egress

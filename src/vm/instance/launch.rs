@@ -15,7 +15,7 @@ use super::{
     config::{self, Instance, Parent, VmmRecord},
     disk,
     fc_config::{self, Boot, files},
-    guest::{Guest, IDENTIFY_LIMIT, identity},
+    guest::{Guest, identity},
     lifecycle::{LifecycleError, Operator},
     logs,
     runner::Step,
@@ -337,8 +337,7 @@ pub fn resume(launch: &mut Launch) -> Result<(), LifecycleError> {
 fn identify(launch: &mut Launch) -> Result<(), LifecycleError> {
     let Some(vmm) = &launch.vmm else { return Ok(()) };
     let mtu = launch.operator.net()?.mtu(launch.slot)?;
-    let directory = launch.operator.roots.vmm_dir(&launch.slot.tap());
-    let guest = Guest::await_open(&directory, vmm, IDENTIFY_LIMIT)?;
+    let guest = Guest::await_loaded(&launch.operator.roots, &launch.slot.tap(), vmm)?;
     let identity = identity::of(&launch.operator.roots, &launch.instance, mtu)?;
     launch.confirmed = identity::identify(guest, identity)?;
     Ok(())
@@ -362,7 +361,7 @@ pub fn greet_guest(roots: &Roots, instance: &Instance, vmm: &Vmm) -> Result<Vec<
     if instance.agent == AgentMode::None {
         return Ok(Vec::new());
     }
-    let guest = Guest::await_open(&roots.vmm_dir(&instance.net.tap_dev), vmm, IDENTIFY_LIMIT)?;
+    let guest = Guest::await_loaded(roots, &instance.net.tap_dev, vmm)?;
     Ok(identity::wake(roots, guest, instance)?)
 }
 

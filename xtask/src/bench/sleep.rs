@@ -138,7 +138,7 @@ impl Bench {
         times.add("library wake exit", ms(exit));
         growth.beyond(ROUND)?;
         let start = Instant::now();
-        lifecycle::sleep(operator, &self.path)?;
+        lifecycle::sleep(operator, &self.path, false)?;
         times.add("library sleep", ms(start.elapsed()));
         Ok(())
     }

@@ -9,6 +9,7 @@ use std::{
     os::fd::AsFd,
     sync::{Mutex, MutexGuard, PoisonError},
     thread,
+    time::Duration,
 };
 
 use mvm_proto::{
@@ -26,14 +27,14 @@ use crate::{
     infra::terminal::{self, RawTerminal, Signals},
     vm::instance::{
         config::Instance,
-        guest::{ANSWER_LIMIT, Guest, GuestError},
+        guest::{Guest, GuestError},
         lifecycle::Operator,
     },
     vmm::vsock::Connection,
 };
 
 /// mvm failed.
-const FAILED: u8 = 125;
+pub const FAILED: u8 = 125;
 /// The program cannot be run.
 const CANNOT: u8 = 126;
 /// There is no such program.
@@ -96,7 +97,7 @@ fn converse(
     // Before any thread is there that would take them.
     let signals = Signals::catch().map_err(|source| GuestError::Unreachable { source })?;
     let mut guest = Guest::of(&operator.roots, instance)?;
-    match guest.ask(&Request::Exec(command), ANSWER_LIMIT)? {
+    match guest.ask(&Request::Exec(command), Duration::ZERO)? {
         Answer::Started { .. } => {}
         _ => return Err(guest.unexpected()),
     }
@@ -118,7 +119,7 @@ fn converse(
     match ended {
         Ok(Exited::Code(code)) => Ok(u8::try_from(code & 0xff).unwrap_or(FAILED)),
         Ok(Exited::Signal(signal)) => Ok(u8::try_from(128 + signal).unwrap_or(u8::MAX)),
-        Err(error) => Err(crate::vm::instance::guest::explain("Exec", ANSWER_LIMIT, error)),
+        Err(error) => Err(crate::vm::instance::guest::explain("Exec", operator.roots.guest_timeout, error)),
     }
 }
 

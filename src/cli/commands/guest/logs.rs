@@ -14,7 +14,7 @@ use crate::{
     },
     vm::instance::{
         config::Instance,
-        guest::{ANSWER_LIMIT, Guest, GuestError, explain, printable},
+        guest::{Guest, GuestError, explain, printable},
         lifecycle::Operator,
     },
 };
@@ -27,7 +27,7 @@ pub fn run(
     since: Option<Timestamp>,
     (follow, with_times): (bool, bool),
 ) -> Result<(), CliError> {
-    let failed = |error: GuestError| CliError::from(error).about(&instance.path());
+    let failed = |error: GuestError| CliError::from(error).about(instance.path());
     let since_unix_ms = since.and_then(|at| u64::try_from(at.as_millisecond()).ok()).unwrap_or(0);
     let mut guest = Guest::of(&operator.roots, instance).map_err(failed)?;
     guest.begin(&Request::Logs { since_unix_ms, follow }).map_err(failed)?;
@@ -45,7 +45,7 @@ pub fn run(
             Ok(_) => {}
             // It slept or ended: there is no more.
             Err(mvm_proto::ProtoError::Closed) if follow => return Ok(()),
-            Err(error) => return Err(failed(explain("Logs", ANSWER_LIMIT, error))),
+            Err(error) => return Err(failed(explain("Logs", operator.roots.guest_timeout, error))),
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::{
             state::{Denial, Event, State},
         },
         naming::InstanceRef,
-        pool::config::AgentMode,
+        pool::{artifacts::Artifacts, config::AgentMode},
     },
 };
 
@@ -25,8 +25,9 @@ pub fn reachable(operator: &mut Operator, typed: &InstanceRef) -> Result<Instanc
     let instance = lifecycle::settle(operator, instance)?.ok_or_else(|| {
         CliError::new(Kind::NotFound, "not_found", format!("{path} was half made, and is gone"))
     })?;
-    if instance.status != State::Running {
-        let state = instance.status;
+    let has_revision = Artifacts::of(&operator.roots, &path.pool_path()).current()?.is_some();
+    let state = lifecycle::effective_state(&instance, has_revision);
+    if state != State::Running {
         let fix = match (Denial { state, event: Event::Sleep }).way() {
             Some(way) => format!("mvm instance {way} {path}"),
             None => format!("mvm instance start {path}"),

@@ -77,7 +77,11 @@ impl InstanceView {
 pub(super) fn took(out: &Out, view: &InstanceView) -> String {
     match &view.instance.last_receipt {
         None => String::new(),
-        Some(receipt) if out.verbose => format!("{:.0} ms: {}", receipt.total_ms, steps(receipt)),
+        Some(receipt) if out.verbose => {
+            let confirmed =
+                confirmed(receipt).map_or(String::new(), |facts| format!("\n  confirmed: {facts}"));
+            format!("{:.0} ms: {}{confirmed}", receipt.total_ms, steps(receipt))
+        }
         Some(receipt) => format!("{:.0} ms", receipt.total_ms),
     }
 }
@@ -94,6 +98,13 @@ fn steps(receipt: &Receipt) -> String {
     let steps: Vec<String> =
         receipt.steps.iter().map(|step| format!("{} {:.1}", step.name, step.ms)).collect();
     steps.join(", ")
+}
+
+/// What the guest confirmed, and how long each took in the guest.
+fn confirmed(receipt: &Receipt) -> Option<String> {
+    let facts: Vec<String> =
+        receipt.confirmed.iter().map(|one| format!("{} {:.1}", one.fact, one.ms)).collect();
+    (!facts.is_empty()).then(|| facts.join(", "))
 }
 
 /// The names of the columns of [`row`].
@@ -169,6 +180,7 @@ pub(super) fn describe(out: &Out, view: &InstanceView) -> String {
         ),
     ];
     lines.extend(instance.revision.as_ref().map(|revision| format!("  revision  {revision}")));
+    lines.extend(instance.base_key.as_ref().map(|key| format!("  base      {key}")));
     if let Some(vmm) = &instance.vmm {
         let jail = if vmm.insecure { out.paint(Tone::Doubtful, ", no jail") } else { String::new() };
         lines.push(format!("  vmm       {} {}, pid {}{jail}", vmm.kind, vmm.version, vmm.pid));
@@ -204,7 +216,9 @@ pub(super) fn describe(out: &Out, view: &InstanceView) -> String {
             receipt.total_ms,
             steps(receipt)
         ));
+        lines.extend(confirmed(receipt).map(|facts| format!("  confirmed {facts}")));
     }
+    lines.extend(instance.host_key.as_ref().map(|key| format!("  host key  {key}")));
     lines.extend(net.published.iter().map(|port| format!("  publishes {port}")));
     lines.join("\n")
 }

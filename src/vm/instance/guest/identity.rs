@@ -14,7 +14,7 @@ use mvm_proto::{
 };
 use sha2::{Digest, Sha256};
 
-use super::{Guest, GuestError, IDENTIFY_LIMIT, printable};
+use super::{Guest, GuestError, printable};
 use crate::{
     infra::{config::Roots, entropy::random},
     security::audit::hex,
@@ -113,7 +113,7 @@ pub fn identify(mut guest: Guest, identity: Identity) -> Result<Vec<Confirmed>, 
     expected.push((facts::INSTANCE, Some(identity.instance_id.clone())));
     let told = identity.clock_unix_ns;
     let asked = Instant::now();
-    match guest.ask(&Request::Identify(Box::new(identity)), IDENTIFY_LIMIT)? {
+    match guest.ask(&Request::Identify(Box::new(identity)), guest.identify_limit())? {
         Answer::Receipt(receipt) => check(receipt, &expected, told, asked.elapsed()),
         _ => Err(guest.unexpected()),
     }
@@ -134,7 +134,7 @@ pub fn wake(roots: &Roots, mut guest: Guest, instance: &Instance) -> Result<Vec<
         (facts::INSTANCE, Some(wake.instance_id.clone())),
     ];
     let asked = Instant::now();
-    match guest.ask(&Request::Wake(wake), IDENTIFY_LIMIT)? {
+    match guest.ask(&Request::Wake(wake), guest.identify_limit())? {
         Answer::Receipt(receipt) => check(receipt, &expected, told, asked.elapsed()),
         _ => Err(guest.unexpected()),
     }

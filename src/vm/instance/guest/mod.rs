@@ -5,7 +5,6 @@ pub mod identity;
 
 use std::{
     io,
-    path::Path,
     time::{Duration, Instant},
 };
 
@@ -20,12 +19,10 @@ use crate::{
     vmm::{process::Vmm, vsock::Connection},
 };
 
-/// How long an answer may take that needs no work.
-pub const ANSWER_LIMIT: Duration = Duration::from_secs(10);
-/// How long a guest may take to become somebody.
-pub const IDENTIFY_LIMIT: Duration = Duration::from_secs(30);
-/// How long a guest may take to boot until its agent listens.
-pub const BOOT_LIMIT: Duration = Duration::from_secs(120);
+/// How many times as long as an answer it may take a guest to become somebody.
+const IDENTIFY: u32 = 3;
+/// The same for a boot, until the agent listens.
+const BOOT: u32 = 12;
 /// What mvm calls itself.
 const PROGRAM: &str = concat!("mvm ", env!("CARGO_PKG_VERSION"));
 
@@ -98,6 +95,9 @@ pub enum GuestError {
 #[derive(Debug)]
 pub struct Guest {
     frames: Frames<Connection>,
+    /// How long an answer may take that needs no work.
+    answer_limit: Duration,
+    /// How long the answer may take.
     limit: Duration,
     request: &'static str,
 }
@@ -108,40 +108,47 @@ impl Guest {
     /// # Errors
     /// [`GuestError::Unreachable`] where there is nobody.
     pub fn of(roots: &Roots, instance: &Instance) -> Result<Self, GuestError> {
-        Self::open(&roots.vmm_dir(&instance.net.tap_dev), ANSWER_LIMIT)
-    }
-
-    /// Connects to the guest of the VMM in this directory.
-    ///
-    /// # Errors
-    /// [`GuestError::Unreachable`] where there is nobody.
-    pub fn open(directory: &Path, limit: Duration) -> Result<Self, GuestError> {
-        Connection::open(directory, files::VSOCK, mvm_proto::PORT, Instant::now() + limit)
+        let limit = roots.guest_timeout;
+        let directory = roots.vmm_dir(&instance.net.tap_dev);
+        Connection::open(&directory, files::VSOCK, mvm_proto::PORT, Instant::now() + limit)
             .map(|connection| Self::on(connection, limit))
             .map_err(|source| unreachable(source, limit))
     }
 
-    /// Connects to a guest that boots or was just loaded, as soon as its agent listens.
+    /// Connects to a guest that was just loaded, as soon as its agent listens.
     ///
     /// # Errors
     /// [`GuestError::Unreachable`] at the limit, or where the VMM has ended.
-    pub fn await_open(directory: &Path, vmm: &Vmm, limit: Duration) -> Result<Self, GuestError> {
+    pub fn await_loaded(roots: &Roots, tap: &str, vmm: &Vmm) -> Result<Self, GuestError> {
+        Self::await_open(roots, tap, vmm, roots.guest_timeout * IDENTIFY)
+    }
+
+    /// Connects to a guest that boots, as soon as its agent listens.
+    ///
+    /// # Errors
+    /// [`GuestError::Unreachable`] at the limit, or where the VMM has ended.
+    pub fn await_booted(roots: &Roots, tap: &str, vmm: &Vmm) -> Result<Self, GuestError> {
+        Self::await_open(roots, tap, vmm, roots.guest_timeout * BOOT)
+    }
+
+    fn await_open(roots: &Roots, tap: &str, vmm: &Vmm, limit: Duration) -> Result<Self, GuestError> {
         let deadline = Instant::now() + limit;
-        Connection::await_open(directory, files::VSOCK, mvm_proto::PORT, deadline, || !vmm.has_ended())
-            .map(|connection| Self::on(connection, limit))
+        let is_there = || !vmm.has_ended();
+        Connection::await_open(&roots.vmm_dir(tap), files::VSOCK, mvm_proto::PORT, deadline, is_there)
+            .map(|connection| Self::on(connection, roots.guest_timeout))
             .map_err(|source| unreachable(source, limit))
     }
 
     fn on(connection: Connection, limit: Duration) -> Self {
-        Self { frames: Frames::on(connection), limit, request: "a connection" }
+        Self { frames: Frames::on(connection), answer_limit: limit, limit, request: "a connection" }
     }
 
-    /// Makes the request, whose answer may take so long, and returns the first answer.
+    /// Makes the request, which takes so much longer than one that needs no work, and returns the first answer.
     ///
     /// # Errors
     /// Everything that is none.
-    pub fn ask(&mut self, request: &Request, limit: Duration) -> Result<Answer, GuestError> {
-        self.limit = limit;
+    pub fn ask(&mut self, request: &Request, work: Duration) -> Result<Answer, GuestError> {
+        self.limit = self.answer_limit + work;
         self.begin(request)?;
         self.answer()
     }
@@ -179,6 +186,11 @@ impl Guest {
         }
     }
 
+    /// How long a guest may take to become somebody, beyond an answer.
+    pub fn identify_limit(&self) -> Duration {
+        self.answer_limit * (IDENTIFY - 1)
+    }
+
     /// The connection, for requests after whose answer more is said. What is said takes as long as it takes.
     pub fn into_frames(mut self) -> Frames<Connection> {
         self.frames.stream_mut().set_deadline(None);
@@ -200,7 +212,7 @@ impl Guest {
     /// # Errors
     /// When it does not say.
     pub fn status(mut self) -> Result<Status, GuestError> {
-        match self.ask(&Request::Status {}, ANSWER_LIMIT)? {
+        match self.ask(&Request::Status {}, Duration::ZERO)? {
             Answer::Status(status) => Ok(status),
             _ => Err(self.unexpected()),
         }
@@ -211,7 +223,7 @@ impl Guest {
     /// # Errors
     /// When it does not say.
     pub fn stats(mut self) -> Result<Stats, GuestError> {
-        match self.ask(&Request::Stats {}, ANSWER_LIMIT)? {
+        match self.ask(&Request::Stats {}, Duration::ZERO)? {
             Answer::Stats(stats) => Ok(stats),
             _ => Err(self.unexpected()),
         }
@@ -223,7 +235,7 @@ impl Guest {
     /// [`GuestError::Refused`] with [`Code::Busy`] where it does not get ready in time; it goes on then.
     pub fn prepare_sleep(mut self, drain: Duration) -> Result<(), GuestError> {
         let drain_ms = u64::try_from(drain.as_millis()).unwrap_or(u64::MAX);
-        match self.ask(&Request::SleepPrep { drain_ms }, drain + ANSWER_LIMIT)? {
+        match self.ask(&Request::SleepPrep { drain_ms }, drain)? {
             Answer::Ready {} => Ok(()),
             _ => Err(self.unexpected()),
         }
@@ -235,7 +247,7 @@ impl Guest {
     /// When it does not say that it will.
     pub fn shut_down(mut self, grace: Duration) -> Result<(), GuestError> {
         let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
-        match self.ask(&Request::Shutdown { grace_ms }, ANSWER_LIMIT)? {
+        match self.ask(&Request::Shutdown { grace_ms }, Duration::ZERO)? {
             Answer::Done {} => Ok(()),
             _ => Err(self.unexpected()),
         }

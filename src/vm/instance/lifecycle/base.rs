@@ -12,11 +12,12 @@ use std::{fs, path::Path, time::Duration};
 use super::{LifecycleError, Operator};
 use crate::{
     infra::{config::Roots, failpoint},
+    security::audit::{self, Entry, Phase},
     store::{self, Lock, Sharing, StoreError},
     vm::{
         instance::{
             fc_config::{self, Boot, files},
-            guest::{BOOT_LIMIT, Guest, GuestError},
+            guest::{Guest, GuestError},
             launch::{self, API_LIMIT, Keep},
             runner::{self, Step},
         },
@@ -29,7 +30,7 @@ use crate::{
         },
         room,
         snapshot::cpu_model,
-        tenant::{config::Tenant, quota::Use},
+        tenant::{self, config::Tenant, quota::Use},
     },
     vmm::{
         client::{Client, LOG},
@@ -123,8 +124,12 @@ fn make(operator: &mut Operator, recipe: &Recipe, ingredients: Ingredients) -> R
     let gone = launch::teardown(operator, slot, vmm.as_ref(), Keep::Nothing);
     made.map_err(|failed| LifecycleError::step("base", failed, Ok(())))?;
     gone?;
-    draft.put(&roots)?;
-    Ok(())
+    let (base, _) = draft.put(&roots)?;
+    let mut entry = Entry::new("pool.base", recipe.pool.path(), Phase::Done);
+    entry.revision = Some(recipe.manifest.revision.to_string());
+    entry.detail = Some(format!("base snapshot {}", base.key));
+    let folder = tenant::config::folder(&roots, &recipe.tenant.tenant_id);
+    Ok(audit::append(&roots, recipe.tenant.tenant_id.as_ref(), &folder, entry)?)
 }
 
 fn steps<'a>() -> [Step<Build<'a>, LifecycleError>; 7] {
@@ -213,7 +218,8 @@ fn boot(build: &mut Build) -> Result<(), LifecycleError> {
 fn barrier(build: &mut Build) -> Result<(), LifecycleError> {
     let Some(vmm) = &build.vmm else { return Ok(()) };
     let directory = build.operator.roots.vmm_dir(&build.slot.tap());
-    let reached = Guest::await_open(&directory, vmm, BOOT_LIMIT).and_then(Guest::status);
+    let roots = &build.operator.roots;
+    let reached = Guest::await_booted(roots, &build.slot.tap(), vmm).and_then(Guest::status);
     match reached {
         Ok(status) if status.instance_id.is_none() => Ok(()),
         Ok(_) => {

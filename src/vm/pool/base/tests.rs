@@ -452,12 +452,12 @@ fn the_key_knows_every_device_that_the_vmm_is_told_of() {
     let instance = Instance::load(&world.roots, &path).unwrap();
     let artifacts = Artifacts::of(&world.roots, &world.pool);
     let manifest = artifacts.manifest(&artifacts.current().unwrap().unwrap()).unwrap();
-    let calls = fc_config::requests(&instance, &manifest, &Quotas::default());
+    let calls = fc_config::requests(&fc_config::Boot::of(&instance, &manifest, &Quotas::default()));
     let is_device = |call: &&Call| {
         let elsewhere = matches!(call, Call::MachineConfig(_) | Call::BootSource(_) | Call::Serial(_));
         !elsewhere && !matches!(call, Call::InstanceStart)
     };
-    let devices = fc_config::devices(&instance.resources, &manifest);
+    let devices = fc_config::devices(&instance.resources, &manifest, instance.agent);
     assert_eq!(calls.iter().filter(is_device).count(), devices.len());
     assert_eq!(
         devices,

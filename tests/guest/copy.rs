@@ -1,0 +1,102 @@
+//! Files to guests and from them.
+
+use std::{fs, os::unix::fs::PermissionsExt};
+
+use crate::{
+    support::Sandbox,
+    world::{exec, says, start, world},
+};
+
+fn names(folder: &std::path::Path) -> Vec<String> {
+    let mut names: Vec<String> = fs::read_dir(folder)
+        .expect("a folder")
+        .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    names
+}
+
+fn cp(sandbox: &Sandbox, from: &str, to: &str) {
+    sandbox.ok(&format!("instance cp {from} {to}"));
+}
+
+#[test]
+fn a_tree_goes_there_and_comes_back() {
+    let Some(sandbox) = world() else { return };
+    let path = start(&sandbox);
+    let dir = tempfile::tempdir().expect("a folder");
+    let from = dir.path().join("tree");
+    fs::create_dir_all(from.join("a/b")).expect("folders");
+    fs::write(from.join("a/b/file"), "content").expect("a file");
+    fs::write(from.join("run"), [0, 159, 146, 150]).expect("a file");
+    fs::set_permissions(from.join("run"), fs::Permissions::from_mode(0o4755)).expect("a mode");
+    std::os::unix::fs::symlink("/etc/passwd", from.join("link")).expect("a link");
+    let from = from.display().to_string();
+    cp(&sandbox, &from, &format!("{path}:/root/there"));
+    assert_eq!(says(&sandbox, &path, "cat /root/there/a/b/file"), "content");
+    // Into a folder it goes under its own name.
+    cp(&sandbox, &from, &format!("{path}:/tmp"));
+    assert_eq!(says(&sandbox, &path, "cat /tmp/tree/a/b/file"), "content");
+    let back = dir.path().join("back");
+    cp(&sandbox, &format!("{path}:/root/there"), &back.display().to_string());
+    assert_eq!(names(&back), ["a", "link", "run"]);
+    assert_eq!(fs::read(back.join("run")).expect("a file"), [0, 159, 146, 150]);
+    let mode = fs::metadata(back.join("run")).expect("a file").permissions().mode();
+    assert_eq!(mode & 0o7777, 0o755, "without setuid");
+    assert_eq!(fs::read_link(back.join("link")).expect("a link"), std::path::Path::new("/etc/passwd"));
+    let into = dir.path().join("into");
+    fs::create_dir(&into).expect("a folder");
+    cp(&sandbox, &format!("{path}:/root/there/run"), &into.display().to_string());
+    assert_eq!(names(&into), ["run"]);
+}
+
+#[test]
+fn what_is_there_is_not_written_over_unless_it_is_a_file() {
+    let Some(sandbox) = world() else { return };
+    let path = start(&sandbox);
+    let dir = tempfile::tempdir().expect("a folder");
+    let (file, secret) = (dir.path().join("file"), dir.path().join("secret"));
+    fs::write(&file, "new").expect("a file");
+    fs::write(&secret, "secret").expect("a file");
+    let file = file.display().to_string();
+    for _ in 0..2 {
+        cp(&sandbox, &file, &format!("{path}:/root/file"));
+    }
+    let link = dir.path().join("link");
+    std::os::unix::fs::symlink(&secret, &link).expect("a link");
+    let from = format!("instance cp {path}:/root/file {}", link.display());
+    assert_eq!(sandbox.refused(&from, 4), "exists");
+    assert_eq!(fs::read(&secret).expect("a file"), b"secret");
+    let tree = dir.path().join("tree");
+    fs::create_dir(&tree).expect("a folder");
+    let tree = tree.display().to_string();
+    cp(&sandbox, &tree, &format!("{path}:/root/tree"));
+    cp(&sandbox, &tree, &format!("{path}:/root/tree"));
+    assert_eq!(sandbox.refused(&format!("instance cp {tree} {path}:/root/tree"), 1), "guest_refused");
+    assert_eq!(names(dir.path()), ["file", "link", "secret", "tree"]);
+}
+
+#[test]
+fn what_makes_no_sense_is_refused() {
+    let Some(sandbox) = world() else { return };
+    let path = start(&sandbox);
+    let dir = tempfile::tempdir().expect("a folder");
+    let here = dir.path().display().to_string();
+    for (arguments, exit, word) in [
+        (format!("{here}/none {path}:/root/x"), 3, "not_found"),
+        (format!("/etc/hosts {path}:/none/x"), 3, "not_found"),
+        (format!("{path}:/none {here}/x"), 1, "copy"),
+        (format!("/etc/hosts {here}/x"), 2, "usage"),
+        (format!("{path}:/etc/hostname {path}:/root/x"), 2, "usage"),
+        (format!("/etc/hosts {path}:relative"), 2, "usage"),
+    ] {
+        assert_eq!(sandbox.refused(&format!("instance cp {arguments}"), exit), word, "{arguments}");
+    }
+    // More than the guest has room for: nothing of it is left.
+    fs::write(dir.path().join("big"), vec![1; 2 << 20]).expect("a file");
+    let big = format!("instance cp {here}/big {path}:/root/big");
+    assert_eq!(sandbox.refused(&big, 1), "guest_refused");
+    assert!(!exec(&sandbox, &path, "cat /root/big").status.success());
+    cp(&sandbox, &format!("{here}/big"), &format!("{path}:/dev/null"));
+    assert_eq!(names(dir.path()), ["big"]);
+}

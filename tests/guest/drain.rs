@@ -1,0 +1,165 @@
+//! A guest that is about to sleep finishes what it has begun, and takes nothing new.
+
+use std::{
+    path::PathBuf,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+
+use mvm::{
+    infra::config::{Environment, Roots},
+    vm::instance::{config::Instance, guest::Guest},
+};
+use mvm_proto::{
+    Answer, Code, Kind, Request,
+    message::{Exec, Exited},
+};
+
+use crate::{
+    support::Sandbox,
+    world::{exec, info, says, start, world},
+};
+
+#[test]
+fn a_busy_workload_keeps_its_guest_awake() {
+    let Some(sandbox) = world() else { return };
+    sandbox.ok("pool update acme/web --drain-timeout 0");
+    let path = start(&sandbox);
+    says(&sandbox, &path, "worker busy");
+    assert_eq!(sandbox.refused(&format!("instance sleep {path}"), 4), "guest_busy");
+    assert_eq!(info(&sandbox, &path)["status"], "running");
+    // It takes requests again.
+    assert_eq!(says(&sandbox, &path, "echo on"), "on");
+    says(&sandbox, &path, "worker idle");
+    sandbox.ok(&format!("instance sleep {path}"));
+    sandbox.ok(&format!("instance wake {path}"));
+    says(&sandbox, &path, "worker busy");
+    sandbox.ok(&format!("instance sleep {path} --force"));
+    sandbox.ok(&format!("instance wake {path}"));
+    assert_eq!(says(&sandbox, &path, "echo on"), "on");
+}
+
+#[test]
+fn a_warm_guest_is_asked_too() {
+    let Some(sandbox) = world() else { return };
+    sandbox.ok("pool update acme/web --drain-timeout 0");
+    let path = start(&sandbox);
+    says(&sandbox, &path, "worker busy");
+    sandbox.ok(&format!("instance warm {path}"));
+    assert_eq!(sandbox.refused(&format!("instance sleep {path}"), 4), "guest_busy");
+    assert_eq!(info(&sandbox, &path)["status"], "warm");
+    sandbox.ok(&format!("instance resume {path}"));
+    says(&sandbox, &path, "worker idle");
+    sandbox.ok(&format!("instance warm {path}"));
+    sandbox.ok(&format!("instance sleep {path}"));
+    sandbox.ok(&format!("instance wake {path}"));
+    assert_eq!(says(&sandbox, &path, "echo on"), "on");
+}
+
+#[test]
+fn what_is_under_way_is_finished_first() {
+    let Some(sandbox) = world() else { return };
+    sandbox.ok("pool update acme/web --drain-timeout 0");
+    let path = start(&sandbox);
+    let roots = roots(&sandbox);
+    let mut client = Client::of(&roots, &path);
+    let mut guest = client.ask(&["cat"], true).expect("it is taken");
+    assert_eq!(sandbox.refused(&format!("instance sleep {path}"), 4), "guest_busy");
+    guest.data(Kind::Data, b"later").expect("it listens");
+    guest.data(Kind::Data, b"").expect("it listens");
+    assert_eq!(client.hear(guest), Some(("later".to_owned(), Exited::Code(0))));
+    sandbox.ok(&format!("instance sleep {path}"));
+}
+
+/// Each command that a guest has taken is answered, and one that tries again whenever it is refused loses none.
+#[test]
+fn a_hundred_sleeps_lose_no_request() {
+    const SLEEPS: u32 = 100;
+    let Some(sandbox) = world() else { return };
+    let path = start(&sandbox);
+    let roots = roots(&sandbox);
+    let done = AtomicBool::new(false);
+    let answered = std::thread::scope(|scope| {
+        let client = scope.spawn(|| {
+            let mut client = Client::of(&roots, &path);
+            let mut answered = 0_u32;
+            while !done.load(Ordering::Relaxed) {
+                let text = format!("request {answered}");
+                match client.ask(&["echo", &text], false) {
+                    Some(guest) => {
+                        let heard = client.hear(guest).expect("what was taken is answered");
+                        assert_eq!(heard, (format!("{text}\n"), Exited::Code(0)));
+                        answered += 1;
+                    }
+                    // It sleeps, or is about to: there is nothing to wait on but the next try.
+                    None => std::thread::sleep(Duration::from_millis(1)),
+                }
+            }
+            answered
+        });
+        for _ in 0..SLEEPS {
+            sandbox.ok(&format!("instance sleep {path}"));
+            sandbox.ok(&format!("instance wake {path}"));
+        }
+        done.store(true, Ordering::Relaxed);
+        client.join().expect("the client is well")
+    });
+    assert!(answered > SLEEPS, "{answered} in {SLEEPS} sleeps");
+    assert!(exec(&sandbox, &path, "true").status.success());
+    let leaks = sandbox.leaks();
+    assert!(leaks.is_empty(), "{leaks:#?}");
+}
+
+fn roots(sandbox: &Sandbox) -> Roots {
+    Roots::new(sandbox.root(), &Environment::default()).expect("roots")
+}
+
+type Frames = mvm_proto::Frames<mvm::vmm::vsock::Connection>;
+
+/// Who speaks the protocol itself: it knows what was taken and what was not.
+struct Client<'a> {
+    roots: &'a Roots,
+    record: PathBuf,
+}
+
+impl<'a> Client<'a> {
+    fn of(roots: &'a Roots, path: &str) -> Self {
+        let path = path.parse().expect("a path");
+        Self { roots, record: mvm::vm::instance::config::file(roots, &path) }
+    }
+
+    /// Starts a command; `None` where the guest did not take it.
+    fn ask(&mut self, argv: &[&str], stdin: bool) -> Option<Frames> {
+        let argv = argv.iter().map(|&word| word.to_owned()).collect();
+        let instance: Instance = mvm::store::read(&self.record).ok()?;
+        let mut guest = Guest::of(self.roots, &instance).ok()?;
+        let exec = Exec { argv, stdin, ..Exec::default() };
+        match guest.ask(&Request::Exec(exec), Duration::ZERO) {
+            Ok(Answer::Started { .. }) => Some(guest.into_frames()),
+            Ok(other) => panic!("{other:?}"),
+            Err(mvm::vm::instance::guest::GuestError::Refused { code, .. }) => {
+                assert_eq!(code, Code::Draining);
+                None
+            }
+            // Nobody had taken it.
+            Err(_) => None,
+        }
+    }
+
+    /// What it prints, and how it ends; `None` where that is lost.
+    fn hear(&mut self, mut frames: Frames) -> Option<(String, Exited)> {
+        let mut printed = Vec::new();
+        loop {
+            match frames.advance().ok()?? {
+                Kind::Data => printed.extend_from_slice(frames.content()),
+                Kind::Errors => {}
+                Kind::Message => match frames.parse().ok()? {
+                    Answer::Exited(exited) => {
+                        return Some((String::from_utf8_lossy(&printed).into_owned(), exited));
+                    }
+                    other => panic!("{other:?}"),
+                },
+            }
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! Guests with an agent, and what they say.
+
+use std::{
+    collections::BTreeSet,
+    io::Write,
+    process::{Output, Stdio},
+};
+
+use serde_json::Value;
+
+use crate::support::{Sandbox, faulty};
+
+/// A pool acme/web on the simulated VMM, whose guests have an agent.
+pub fn world() -> Option<Sandbox> {
+    let sandbox = Sandbox::new()?;
+    sandbox.agent_pool("sim");
+    Some(sandbox)
+}
+
+/// The same on a VMM that has the faults which are set once the base snapshot is there.
+pub fn faulty_world() -> Option<Sandbox> {
+    let sandbox = Sandbox::new()?;
+    faulty::install(&sandbox, &serde_json::json!({}));
+    sandbox.agent_pool("firecracker");
+    Some(sandbox)
+}
+
+/// Makes and starts an instance, and returns its path.
+pub fn start(sandbox: &Sandbox) -> String {
+    let path = sandbox.instance("acme/web");
+    sandbox.ok(&format!("instance start {path}"));
+    path
+}
+
+/// Runs a command in a guest without input.
+pub fn exec(sandbox: &Sandbox, path: &str, command: &str) -> Output {
+    sandbox.run(&format!("instance exec -n {path} -- {command}"))
+}
+
+/// What a command in a guest prints, which must succeed.
+#[track_caller]
+pub fn says(sandbox: &Sandbox, path: &str, command: &str) -> String {
+    let output = exec(sandbox, path, command);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{command}: {:?} {said}", output.status.code());
+    String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
+}
+
+/// Runs a command in a guest with this input.
+pub fn exec_with(sandbox: &Sandbox, path: &str, command: &str, input: &[u8]) -> Output {
+    let mut child = sandbox
+        .command(&format!("instance exec {path} -- {command}"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("mvm runs");
+    let mut stdin = child.stdin.take().expect("a pipe");
+    std::thread::scope(|scope| {
+        // Both ways at once: pipes are short.
+        scope.spawn(move || stdin.write_all(input).expect("it is read"));
+        child.wait_with_output().expect("it ends")
+    })
+}
+
+pub fn info(sandbox: &Sandbox, path: &str) -> Value {
+    sandbox.ok(&format!("instance info {path}"))
+}
+
+#[track_caller]
+pub fn all_differ<T: Ord + std::fmt::Debug>(what: &str, values: &[T]) {
+    let distinct: BTreeSet<&T> = values.iter().collect();
+    assert_eq!(distinct.len(), values.len(), "{what}: {values:?}");
+}
+
+#[track_caller]
+pub fn leaves_nothing(sandbox: &Sandbox) {
+    let leaks = sandbox.leaks();
+    assert!(leaks.is_empty(), "{leaks:#?}");
+}
