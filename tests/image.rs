@@ -28,7 +28,7 @@ fn what_is_no_image_is_refused_before_anything_is_made() {
 }
 
 /// An image as mvm makes them, of files that are quickly there.
-fn put_image(sandbox: &Sandbox, name: &str) {
+fn put_image(sandbox: &Sandbox, name: &str, agent: &str) {
     let (kernel, rootfs) = sandbox.artifacts();
     let revision = "c".repeat(64);
     let folder = sandbox.root().join("images").join(name);
@@ -43,7 +43,7 @@ fn put_image(sandbox: &Sandbox, name: &str) {
     };
     let manifest = serde_json::json!({
         "schema_version": 1, "name": name, "revision": revision, "created_at": "2026-01-02T03:04:05Z",
-        "release": "bookworm", "kernel_version": "6.1.0", "arch": std::env::consts::ARCH, "agent": "none",
+        "release": "bookworm", "kernel_version": "6.1.0", "arch": std::env::consts::ARCH, "agent": agent,
         "cmdline": "quiet", "root_drive": { "is_root_device": false, "is_read_only": false },
         "kernel": part("vmlinux"), "initrd": part("initrd"), "rootfs": part("rootfs.ext4"),
         "packages": { "busybox-static": "1" }, "inputs": "sha256:0",
@@ -52,10 +52,52 @@ fn put_image(sandbox: &Sandbox, name: &str) {
     std::os::unix::fs::symlink(&revision, folder.join("current")).expect("a link");
 }
 
+/// One line for who just wants to see it: everything is made, and nothing but what the next run starts from is left.
+#[test]
+fn run_runs_a_command_and_leaves_no_instance() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    put_image(&sandbox, "debian", "required");
+    // Somebody else has the first net id that is tried, and somebody the subnet.
+    sandbox.ok("tenant create acme --net-id 4095 --subnet 10.240.3.0/24");
+    sandbox.ok("tenant create globex --net-id 4 --subnet 10.255.254.0/24");
+    let mut names = Vec::new();
+    for _ in 0..2 {
+        let output = sandbox.run("run debian --vmm sim -n -- hostname");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{said}");
+        names.push(String::from_utf8_lossy(&output.stdout).trim().to_owned());
+        assert_eq!(sandbox.states(), [""; 0]);
+    }
+    assert!(names[0].starts_with("i-") && names[0] != names[1], "{names:?}");
+    assert_eq!(sandbox.run("run debian --vmm sim -n -- exit 9").status.code(), Some(9));
+    assert_eq!(sandbox.run("run debian --vmm sim -n -- nonesuch").status.code(), Some(127));
+    assert_eq!(sandbox.run("run nonesuch --vmm sim -n -- true").status.code(), Some(3));
+    // A run that is killed leaves its instance to the next one; one that is kept stays.
+    let killed = sandbox.run_with("run debian --vmm sim -n -- true", "start.identify");
+    assert!(support::was_killed(&killed));
+    let kept = sandbox.run("run debian --vmm sim -n --keep -- hostname");
+    let kept = String::from_utf8_lossy(&kept.stdout).trim().to_owned();
+    assert!(sandbox.run("run debian --vmm sim -n -- true").status.success());
+    let states = sandbox.states();
+    assert!(states.len() == 1 && states[0].contains(&kept) && states[0].ends_with("running"), "{states:?}");
+    assert!(sandbox.leaks().is_empty(), "{:?}", sandbox.leaks());
+}
+
+#[test]
+fn an_image_without_an_agent_runs_nothing() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    put_image(&sandbox, "plain", "none");
+    let output = sandbox.run("run --json plain --vmm sim -n -- true");
+    assert_eq!(output.status.code(), Some(4));
+    let said: serde_json::Value = serde_json::from_slice(&output.stderr).expect("JSON");
+    assert_eq!(said["error"]["code"], "no_agent");
+    assert_eq!(sandbox.ok("tenant list"), serde_json::json!([]));
+}
+
 #[test]
 fn a_pool_starts_from_an_image_and_keeps_its_own_copy() {
     let Some(sandbox) = Sandbox::new() else { return };
-    put_image(&sandbox, "debian");
+    put_image(&sandbox, "debian", "none");
     sandbox.ok("tenant create acme --net-id 3 --subnet 10.240.3.0/24");
     let pool = sandbox.ok("pool create acme/web --image debian --vmm sim --mem 128 --data-disk 8");
     assert_eq!((&pool["image"], &pool["agent"]), (&"debian".into(), &"none".into()));
@@ -76,8 +118,8 @@ fn a_pool_starts_from_an_image_and_keeps_its_own_copy() {
 #[test]
 fn a_damaged_image_is_said_and_in_the_way_of_no_other() {
     let Some(sandbox) = Sandbox::new() else { return };
-    put_image(&sandbox, "debian");
-    put_image(&sandbox, "other");
+    put_image(&sandbox, "debian", "none");
+    put_image(&sandbox, "other", "none");
     fs::write(sandbox.root().join("images/debian/current/initrd"), "").expect("a file");
     let list = sandbox.run("image list --json");
     assert_eq!(list.status.code(), Some(1));

@@ -190,7 +190,8 @@ fn agent_start_case(reset_base: bool) {
                 assert_is_itself(sandbox, &path);
             }
         },
-        finishes_later: false,
+        // What a base was made in is cleared by who makes the next one.
+        finishes_later: reset_base,
     };
     kill_everywhere(&sandbox, &case);
 }
