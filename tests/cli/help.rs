@@ -20,6 +20,7 @@ fn help_names_every_command() {
 
     Commands:
       demo         Show what mvm does, with real packets, in a throw-away root and network namespace
+      run          Run a command in a microVM of its own, which is gone afterwards
       status       Show what runs on this node
       doctor       Look for settings of this host that hurt
       events       Show what happened, on all tenants
@@ -65,7 +66,10 @@ fn help_names_every_command() {
       wake     Wake an instance: its guest goes on where it was
       archive  Compress what a sleeping instance takes on the disk; its next wake takes longer
       wait     Wait until an instance is in a state
-      logs     Show what an instance's VMM wrote
+      exec     Run a command in a guest; its exit code is this one's
+      cp       Copy files to a guest, or from it
+      ssh      Log in to a guest: this process becomes ssh
+      logs     Show what a guest's workload printed; without an agent, what its VMM wrote
       console  Show what a guest printed, and type on its console
       stats    Show what instances use
       disk     An instance's data disk
@@ -119,12 +123,11 @@ fn help_names_every_command() {
               [default: 1024]
 
           --agent <MODE>
-              Whether guests run mvm's agent
+              Whether guests run mvm's agent [default: the image's, else none]
 
               Possible values:
-              - none: It does not: it learns its address from the kernel's command line and is asked nothing
-              
-              [default: none]
+              - none:     It does not: it learns its address from the kernel's command line and is asked nothing
+              - required: It does: guests start from one base snapshot, and each is told who it is
 
           --vmm <firecracker[@VERSION]|sim>
               The VMM, with a version or without

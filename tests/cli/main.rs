@@ -5,6 +5,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod guest;
 mod help;
 mod instance;
 mod net;
@@ -88,6 +89,8 @@ fn filters() -> Vec<(&'static str, &'static str)> {
         (r"node-[0-9a-f]{16}", "node-ID"),
         (r#""hash": "[0-9a-f]{64}""#, r#""hash": "HASH""#),
         (r#""prev": "[0-9a-f]{64}""#, r#""prev": "HASH""#),
+        (r"ssh-ed25519 [A-Za-z0-9+/=]{68}", "ssh-ed25519 KEY"),
+        (r"\([0-9]+ bytes of memory", "(N bytes of memory"),
         (r"sha256:[0-9a-f]{64}", "sha256:HASH"),
         (r"\b[0-9a-f]{64}\b", "REVISION"),
         (r"it has [0-9a-f]{12}(, [0-9a-f]{12})*", "it has REVISIONS"),
@@ -102,7 +105,7 @@ fn filters() -> Vec<(&'static str, &'static str)> {
         (r#""(pid|start_time)": ?[0-9]+"#, r#""$1": N"#),
         (r#""(ms|total_ms)": [0-9.]+"#, r#""$1": MS"#),
         (
-            r"\b(disks|directory|tap|reserve|spawn|configure|boot|join|check|unpack|announce|load|consume|resume|pause|snapshot|sums|commit|teardown) [0-9]+\.[0-9]",
+            r"\b(disks|directory|tap|reserve|spawn|configure|boot|join|check|unpack|announce|load|consume|resume|pause|snapshot|sums|commit|teardown|identify|greet|prepare|parent|entropy|clock|mac|mtu|address|gateway|dns|hostname|machine-id|host-key|ssh-keys|data|workload|instance) [0-9]+\.[0-9]",
             "$1 MS",
         ),
         (r"[0-9.]+ (KiB|MiB)( of memory written| on disk|, by sim|, archived)", "SIZE$2"),

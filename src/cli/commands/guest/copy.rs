@@ -76,6 +76,7 @@ fn put(
         return Err(usage("the name of what is copied has to be UTF-8, and not .."));
     };
     let failed = |error: GuestError| CliError::from(error).about(&path);
+    operator.audit_access(&instance, "cp", &format!("to {}", printable(to)))?;
     let progress = out.progress(&format!("copying to {path}"));
     let mut guest = Guest::of(&operator.roots, &instance).map_err(failed)?;
     guest.begin(&Request::Put { path: to.to_owned(), name }).map_err(failed)?;
@@ -123,6 +124,7 @@ fn get(
     };
     let free_mib = room::free_mib(&parent)?;
     let limits = Limits { entries: MAX_ENTRIES, bytes: free_mib.saturating_sub(FLOOR_MIB) << 20 };
+    operator.audit_access(&instance, "cp", &format!("from {}", printable(from)))?;
     let progress = out.progress(&format!("copying from {path}"));
     let mut guest = Guest::of(&operator.roots, &instance).map_err(failed)?;
     guest.begin(&Request::Get { path: from.to_owned() }).map_err(failed)?;

@@ -27,7 +27,7 @@ use crate::{
     infra::terminal::{self, RawTerminal, Signals},
     vm::instance::{
         config::Instance,
-        guest::{Guest, GuestError},
+        guest::{Guest, GuestError, printable},
         lifecycle::Operator,
     },
     vmm::vsock::Connection,
@@ -61,6 +61,11 @@ pub fn in_guest(
     argv: Vec<String>,
 ) -> u8 {
     let path = instance.path();
+    let program = argv.first().map_or("", String::as_str);
+    if let Err(error) = operator.audit_access(instance, "exec", &printable(program)) {
+        out.error(&error.into());
+        return FAILED;
+    }
     let said = converse(operator, instance, how, argv);
     said.unwrap_or_else(|error| {
         let code = match &error {

@@ -107,6 +107,14 @@ impl Operator {
         audit::append(&self.roots, instance.tenant_id.as_ref(), &folder, entry)
     }
 
+    /// Writes the line of what somebody did in a guest; of a command its name alone, since arguments may be secrets.
+    ///
+    /// # Errors
+    /// When the log cannot be written: then it is not done either.
+    pub fn audit_access(&self, instance: &Instance, what: &str, detail: &str) -> Result<(), AuditError> {
+        self.audit(instance, what, Phase::Done, |entry| entry.detail = Some(detail.to_owned()))
+    }
+
     /// Writes the line of an operation that failed, and gives the error back: it matters more than one of the log.
     fn failed(&self, instance: &Instance, operation: &str, error: LifecycleError) -> LifecycleError {
         let detail = error.to_string();

@@ -80,15 +80,26 @@ struct Sleeper<'a> {
     pages: Vec<Range<u64>>,
 }
 
-fn steps<'a>() -> [Step<Sleeper<'a>, LifecycleError>; 6] {
+/// The steps up to the commit. Who is not asked, and what has a memory file of its own, needs not all of them.
+fn steps<'a>(sleeper: &Sleeper<'a>) -> Vec<Step<Sleeper<'a>, LifecycleError>> {
+    let prepare =
+        Step { name: "prepare", run: prepare as fn(&mut _) -> _, undo: Some(take_new as fn(&mut _) -> _) };
+    let parent = Step {
+        name: "parent",
+        run: copy_parent as fn(&mut _) -> _,
+        undo: Some(drop_written as fn(&mut _) -> _),
+    };
     [
-        Step { name: "prepare", run: prepare, undo: Some(take_new) },
-        Step { name: "parent", run: copy_parent, undo: Some(drop_written) },
-        Step { name: "pause", run: pause, undo: Some(go_on) },
-        Step { name: "snapshot", run: write, undo: Some(drop_written) },
-        Step { name: "sums", run: sums, undo: None },
-        Step { name: "commit", run: commit, undo: Some(take_back) },
+        sleeper.drain.is_some().then_some(prepare),
+        sleeper.base.is_some().then_some(parent),
+        Some(Step { name: "pause", run: pause, undo: Some(go_on) }),
+        Some(Step { name: "snapshot", run: write, undo: Some(drop_written) }),
+        Some(Step { name: "sums", run: sums, undo: None }),
+        Some(Step { name: "commit", run: commit, undo: Some(take_back) }),
     ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 /// Puts an instance to sleep. A guest without an agent is not asked, nor is any with `force`: what it is doing is cut off then.
@@ -120,7 +131,7 @@ pub fn sleep(operator: &mut Operator, path: &InstancePath, force: bool) -> Resul
     sleeper.drain = asked.then(|| Duration::from_secs(pool.runtime_policy.drain_timeout_seconds.into()));
     let run = failpoint::hit("sleep", "announced")
         .map_err(|error| Failed { step: "intent", error: Box::new(error.into()), left: None })
-        .and_then(|()| runner::run("sleep", &steps(), &mut sleeper));
+        .and_then(|()| runner::run("sleep", &steps(&sleeper), &mut sleeper));
     let parent = sleeper.parent;
     match run {
         Ok(mut steps) => {
