@@ -80,6 +80,15 @@ impl<S: System> Agent<S> {
         self.answer(connection, &mut frames, request)
     }
 
+    /// Says to who has connected that too many others are. Reads nothing, and does not wait.
+    pub fn refuse(&self, connection: &File) {
+        let mut frames = Frames::on(connection);
+        // Who does not take even that has gone.
+        let _ = frames
+            .send(&Hello::of(&self.program))
+            .and_then(|()| frames.send(&refused(Code::Busy, "too many connections are open")));
+    }
+
     fn answer(
         &self,
         connection: &File,

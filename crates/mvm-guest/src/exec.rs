@@ -23,6 +23,13 @@ use crate::system::{Process, System};
 
 /// What is read from a command at once.
 const PIECE: usize = 64 << 10;
+/// So many pieces are in a pipe or terminal at most when a command ends: whoever goes on writing is not waited for.
+const LAST_PIECES: usize = 16;
+/// The host has closed the connection. A vsock tells nothing else of it where no input is asked for.
+#[cfg(target_os = "linux")]
+const GONE: PollFlags = PollFlags::RDHUP;
+#[cfg(not(target_os = "linux"))]
+const GONE: PollFlags = PollFlags::empty();
 
 /// Input on its way to a command.
 struct Stdin {
@@ -78,8 +85,7 @@ fn carry(
         let may_read = stdin.held.len() == stdin.written;
         let mut fds = vec![
             watch(process.exited.as_fd(), PollFlags::IN),
-            // Without any event asked for, the end of the connection is still told.
-            watch(frames.stream().as_fd(), if may_read { PollFlags::IN } else { PollFlags::empty() }),
+            watch(frames.stream().as_fd(), if may_read { PollFlags::IN | GONE } else { GONE }),
         ];
         let input = stdin.file.as_ref().filter(|_| !may_read);
         fds.extend(input.map(|file| watch(file.as_fd(), PollFlags::OUT)));
@@ -106,7 +112,11 @@ fn carry(
             let exited = ended(&process.exited)?;
             // What it wrote is in the pipes: all of it is sent, and what others may still write is not waited for.
             for (file, kind) in outputs.into_iter().flatten() {
-                while forward(frames, file, kind)? && has_more(file) {}
+                for _ in 0..LAST_PIECES {
+                    if !has_more(file) || !forward(frames, file, kind)? {
+                        break;
+                    }
+                }
             }
             return Ok(exited);
         }
@@ -115,7 +125,7 @@ fn carry(
         }
         if ready[1].intersects(PollFlags::IN) && may_read {
             hear(frames, &mut stdin, process)?;
-        } else if ready[1].intersects(PollFlags::HUP | PollFlags::ERR) {
+        } else if ready[1].intersects(PollFlags::HUP | PollFlags::ERR | GONE) {
             return Err(ProtoError::Closed);
         }
     }

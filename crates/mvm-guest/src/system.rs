@@ -122,7 +122,8 @@ impl Process {
         [tag[0], tag[1], tag[2], tag[3], value[0], value[1], value[2], value[3]]
     }
 
-    pub(crate) fn decode(bytes: [u8; 8]) -> Exited {
+    /// What [`Process::encode`] wrote.
+    pub fn decode(bytes: [u8; 8]) -> Exited {
         let [tag, _, _, _, value @ ..] = bytes;
         let value = i32::from_le_bytes(value);
         if tag == 0 { Exited::Code(value) } else { Exited::Signal(value) }

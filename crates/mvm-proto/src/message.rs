@@ -493,6 +493,20 @@ pub enum Restart {
     Always,
 }
 
+/// `/etc/mvm/console.json` in a guest: what root finds on its console once the guest knows who it is. Started again whenever
+/// it has ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Console {
+    /// The version of this file's form: 1.
+    pub schema_version: u32,
+    /// The program and its arguments: `["/bin/bash", "-l"]`.
+    pub argv: Vec<String>,
+    /// `KEY=VALUE`.
+    #[serde(default)]
+    pub env: Vec<String>,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

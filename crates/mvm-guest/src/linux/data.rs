@@ -1,0 +1,100 @@
+//! The data disk: checked against what the host says, and mounted. Before that it is not held open, so that each clone of a
+//! snapshot may have another one in its place.
+
+use std::{
+    fs::{self, File},
+    io,
+    os::unix::fs::{FileExt, MetadataExt},
+    path::{Path, PathBuf},
+};
+
+use mvm_proto::message::DataDisk;
+use rustix::{
+    fs::{major, minor},
+    mount::{MountFlags, mount},
+};
+
+use super::kernel;
+
+/// The second disk.
+const DEVICE: &str = "/dev/vdb";
+
+/// Where ext4 has its superblock, and what is where in it.
+const SUPERBLOCK: u64 = 1024;
+const MAGIC_AT: usize = 0x38;
+const MAGIC: [u8; 2] = [0x53, 0xef];
+const UUID_AT: usize = 0x68;
+
+/// Mounts it. Returns its UUID.
+///
+/// # Errors
+/// Where it is another disk than the host says, or cannot be mounted.
+pub fn attach(wanted: &DataDisk) -> io::Result<String> {
+    let device = Path::new(DEVICE);
+    let disk = File::open(device).map_err(|error| io::Error::other(format!("{DEVICE}: {error}")))?;
+    let place = PathBuf::from(&wanted.mount);
+    if !place.is_absolute() {
+        return Err(io::Error::other(format!("{:?} is no place for it", wanted.mount)));
+    }
+    // One that is mounted has been checked, and its superblock is in use.
+    let mounted = is_mounted(fs::metadata(device)?.rdev(), &place)?;
+    if !mounted {
+        kernel::forget_buffers(&disk)?;
+    }
+    let size = kernel::disk_size(&disk)?;
+    if size != wanted.size_bytes {
+        return Err(io::Error::other(format!("it has {size} bytes in place of {}", wanted.size_bytes)));
+    }
+    let uuid = uuid_of(&disk)?.ok_or_else(|| io::Error::other("there is no ext4 on it"))?;
+    if !uuid.eq_ignore_ascii_case(&wanted.uuid) {
+        return Err(io::Error::other(format!("it is {uuid} in place of {}", wanted.uuid)));
+    }
+    drop(disk);
+    if !mounted {
+        fs::create_dir_all(&place)?;
+        let flags = MountFlags::NOATIME | MountFlags::NOSUID | MountFlags::NODEV;
+        mount(device, &place, "ext4", flags, None).map_err(|errno| {
+            io::Error::other(format!("it cannot be mounted at {}: {errno}", place.display()))
+        })?;
+    }
+    Ok(uuid)
+}
+
+fn is_mounted(device: u64, place: &Path) -> io::Result<bool> {
+    let number = format!("{}:{}", major(device), minor(device));
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    Ok(mounts.lines().any(|line| {
+        let fields: Vec<&str> = line.split(' ').take(5).collect();
+        fields.get(2) == Some(&number.as_str()) && fields.get(4).map(Path::new) == Some(place)
+    }))
+}
+
+/// The UUID of the ext4 on a disk.
+fn uuid_of(disk: &File) -> io::Result<Option<String>> {
+    let mut block = [0; 256];
+    disk.read_exact_at(&mut block, SUPERBLOCK)?;
+    if block[MAGIC_AT..MAGIC_AT + 2] != MAGIC {
+        return Ok(None);
+    }
+    let hex: Vec<String> = block[UUID_AT..UUID_AT + 16].iter().map(|byte| format!("{byte:02x}")).collect();
+    let parts = [&hex[..4], &hex[4..6], &hex[6..8], &hex[8..10], &hex[10..]];
+    Ok(Some(parts.map(|part| part.concat()).join("-")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_uuid_is_that_of_the_superblock() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(8192).unwrap();
+        assert_eq!(uuid_of(&file).unwrap(), None);
+        file.write_all_at(&MAGIC, SUPERBLOCK + MAGIC_AT as u64).unwrap();
+        let bytes: Vec<u8> = (0xf0..=0xff).collect();
+        file.write_all_at(&bytes, SUPERBLOCK + UUID_AT as u64).unwrap();
+        assert_eq!(uuid_of(&file).unwrap().unwrap(), "f0f1f2f3-f4f5-f6f7-f8f9-fafbfcfdfeff");
+        file.set_len(100).unwrap();
+        assert!(uuid_of(&file).is_err());
+    }
+}

@@ -1,0 +1,151 @@
+//! Takes connections: a thread each, so many at most. Nothing that a connection does ends the listener, and no snapshot: those
+//! who were connected are gone after it, and the listener is not.
+
+use std::{
+    fs::{self, File},
+    io,
+    os::{
+        fd::{AsRawFd, FromRawFd, OwnedFd},
+        unix::fs::PermissionsExt,
+    },
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use mvm_guest::Agent;
+use rustix::{io::Errno, net::SocketFlags};
+
+use super::{Linux, spawn};
+
+/// Connections at once at most.
+const MOST: usize = 64;
+const BACKLOG: libc::c_int = 128;
+/// How long nothing is accepted where the machine has no descriptors or memory left.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Where connections come in.
+pub enum Place {
+    /// The agent's vsock port.
+    Vsock,
+    /// A Unix socket.
+    Unix(PathBuf),
+}
+
+impl Place {
+    /// Begins to listen.
+    ///
+    /// # Errors
+    /// Where that is not possible, for want of a driver for example.
+    pub fn listen(&self) -> io::Result<OwnedFd> {
+        match self {
+            Place::Vsock => listen_on_vsock(),
+            Place::Unix(path) => {
+                match fs::remove_file(path) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                    _ => {}
+                }
+                let listener = std::os::unix::net::UnixListener::bind(path)?;
+                fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+                Ok(listener.into())
+            }
+        }
+    }
+
+    /// Takes the next connection; none where it is not the host that has connected.
+    fn accept(&self, listener: &OwnedFd) -> io::Result<Option<OwnedFd>> {
+        match self {
+            Place::Vsock => accept_on_vsock(listener),
+            Place::Unix(_) => Ok(Some(rustix::net::accept_with(listener, SocketFlags::CLOEXEC)?)),
+        }
+    }
+}
+
+/// Serves whoever connects, for ever.
+pub fn run(agent: &Arc<Agent<Linux>>, place: &Place, mut listener: OwnedFd) {
+    let under_way = Arc::new(AtomicUsize::new(0));
+    loop {
+        match place.accept(&listener) {
+            Ok(Some(connection)) => serve(agent, &under_way, File::from(connection)),
+            Ok(None) => {}
+            Err(error) => match Errno::from_io_error(&error) {
+                Some(Errno::INTR | Errno::CONNABORTED) => {}
+                // It listens no more: another one does.
+                Some(Errno::INVAL | Errno::BADF | Errno::NOTSOCK | Errno::NODEV) => {
+                    thread::sleep(PAUSE);
+                    if let Ok(again) = place.listen() {
+                        listener = again;
+                    }
+                }
+                _ => thread::sleep(PAUSE),
+            },
+        }
+    }
+}
+
+/// A connection that is counted until this is dropped.
+struct Counted(Arc<AtomicUsize>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+fn serve(agent: &Arc<Agent<Linux>>, under_way: &Arc<AtomicUsize>, connection: File) {
+    let before = under_way.fetch_add(1, Ordering::AcqRel);
+    let counted = Counted(under_way.clone());
+    if before >= MOST {
+        agent.refuse(&connection);
+        return;
+    }
+    let agent = agent.clone();
+    // Where no thread can be started, the connection is closed, and the host tries again.
+    let _ = spawn("connection", move || {
+        let _counted = counted;
+        // Whatever was wrong with it, it is over; there is nobody here to tell.
+        let _ = agent.serve(&connection);
+    });
+}
+
+fn listen_on_vsock() -> io::Result<OwnedFd> {
+    // SAFETY: plain system calls; the address lives as long as the call, and its size is its own.
+    unsafe {
+        let socket = libc::socket(libc::AF_VSOCK, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0);
+        if socket < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let socket = OwnedFd::from_raw_fd(socket);
+        let mut address: libc::sockaddr_vm = std::mem::zeroed();
+        address.svm_family = libc::AF_VSOCK as libc::sa_family_t;
+        address.svm_port = mvm_proto::PORT;
+        address.svm_cid = libc::VMADDR_CID_ANY;
+        let size = size_of::<libc::sockaddr_vm>() as libc::socklen_t;
+        if libc::bind(socket.as_raw_fd(), (&raw const address).cast(), size) != 0
+            || libc::listen(socket.as_raw_fd(), BACKLOG) != 0
+        {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(socket)
+    }
+}
+
+fn accept_on_vsock(listener: &OwnedFd) -> io::Result<Option<OwnedFd>> {
+    // SAFETY: the address lives as long as the call, and its size is its own; the descriptor belongs to nobody else.
+    let (connection, address) = unsafe {
+        let mut address: libc::sockaddr_vm = std::mem::zeroed();
+        let mut size = size_of::<libc::sockaddr_vm>() as libc::socklen_t;
+        let accepted =
+            libc::accept4(listener.as_raw_fd(), (&raw mut address).cast(), &raw mut size, libc::SOCK_CLOEXEC);
+        if accepted < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        (OwnedFd::from_raw_fd(accepted), address)
+    };
+    // A program in the guest may not ask root of the guest.
+    Ok((address.svm_cid == libc::VMADDR_CID_HOST).then_some(connection))
+}

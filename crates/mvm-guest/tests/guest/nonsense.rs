@@ -1,0 +1,82 @@
+//! What no host of ours would do.
+
+use std::{
+    io::{Read, Write},
+    net::Shutdown,
+};
+
+use mvm_proto::{Answer, Code, Frames, Hello, Request, message::Refused};
+
+use crate::world::{World, command, eventually};
+
+#[test]
+fn garbage_ends_its_own_connection_only() {
+    let Some(world) = World::identified("") else { return };
+    for bytes in [
+        &b"GET / HTTP/1.1\r\n\r\n"[..],
+        &[0xff; 5000],
+        &[0, 0, 0, 0, 0],
+        &[4, 0, 0, 0, 0, b'n', b'u', b'l', b'l'],
+        &[0, 0, 4, 0, 1],
+        b"",
+    ] {
+        let mut stream = world.connect();
+        // It may be closed before all is written.
+        let _ = stream.write_all(bytes);
+        let _ = stream.shutdown(Shutdown::Write);
+        let _ = stream.read_to_end(&mut Vec::new());
+    }
+    for nested in ["[", "{\"request\":"] {
+        let mut frames = Frames::on(world.connect());
+        frames.send(&Hello::of("test")).unwrap();
+        let text = nested.repeat(20_000);
+        let mut frame = (60_000.min(text.len()) as u32).to_le_bytes().to_vec();
+        frame.push(0);
+        frame.extend_from_slice(&text.as_bytes()[..60_000.min(text.len())]);
+        frames.stream_mut().write_all(&frame).unwrap();
+        let _: Hello = frames.message().unwrap();
+        assert!(matches!(
+            frames.message().unwrap(),
+            Answer::Refused(Refused { code: Code::Unsupported, .. })
+        ));
+    }
+    // In the middle of an exec, too.
+    let mut running = world.start(command(&["cat"]));
+    running.frames.stream_mut().write_all(&[9; 100]).unwrap();
+    let _ = running.frames.stream_mut().read_to_end(&mut Vec::new());
+    assert_eq!(world.shell("echo well"), "well");
+    eventually("nothing is under way", || (world.status().under_way == 0).then_some(()));
+}
+
+#[test]
+fn a_flood_of_connections_is_bounded_and_passes() {
+    let Some(world) = World::identified("") else { return };
+    let before = world.shell("ls /proc/1/task | wc -l");
+    let flood: Vec<_> = (0..200).map(|_| world.connect()).collect();
+    // Those that are too many are told so.
+    let mut told = 0;
+    for stream in &flood {
+        stream.set_read_timeout(Some(std::time::Duration::from_millis(1))).unwrap();
+        let mut frames = Frames::on(stream);
+        if frames.message::<Hello>().is_ok() {
+            assert!(matches!(frames.message().unwrap(), Answer::Refused(Refused { code: Code::Busy, .. })));
+            told += 1;
+        }
+    }
+    assert!(told >= 100, "{told}");
+    drop(flood);
+    let status = eventually("it answers again", || {
+        let mut frames = Frames::on(world.connect());
+        frames.send(&Hello::of("test")).ok()?;
+        frames.send(&Request::Status {}).ok()?;
+        let _: Hello = frames.message().ok()?;
+        match frames.message().ok()? {
+            Answer::Status(status) => Some(status),
+            _ => None,
+        }
+    });
+    assert_eq!(status.under_way, 0);
+    eventually("its threads have ended", || (world.shell("ls /proc/1/task | wc -l") == before).then_some(()));
+    let resident = world.shell("grep VmRSS /proc/1/status | tr -dc 0-9");
+    println!("resident after the flood: {resident} KiB");
+}
