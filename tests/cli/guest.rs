@@ -98,7 +98,7 @@ fn a_guest_with_an_agent() {
     2026-01-02 03:04:05Z  uid 0 done      pool.import       acme/web revision SHORT
     2026-01-02 03:04:05Z  uid 0 done      pool.base         acme/web revision SHORT (base snapshot REVISION)
     2026-01-02 03:04:05Z  uid 0 intent    instance.create   acme/web/i-0f3a91c2
-    2026-01-02 03:04:05Z  uid 0 done      instance.create   acme/web/i-0f3a91c2 → created (address MS40.3.3 mac 02:fc:00:03:00:03)
+    2026-01-02 03:04:05Z  uid 0 done      instance.create   acme/web/i-0f3a91c2 → created (address 10.240.3.3 mac 02:fc:00:03:00:03)
     2026-01-02 03:04:05Z  uid 0 intent    instance.start    acme/web/i-0f3a91c2 revision SHORT
     2026-01-02 03:04:05Z  uid 0 done      instance.start    acme/web/i-0f3a91c2 ready → running revision SHORT (sim 1.16.1 pid PID)
     2026-01-02 03:04:05Z  uid 0 done      instance.exec     acme/web/i-0f3a91c2 (hostname)

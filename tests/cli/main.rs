@@ -105,8 +105,12 @@ fn filters() -> Vec<(&'static str, &'static str)> {
         (r#""(pid|start_time)": ?[0-9]+"#, r#""$1": N"#),
         (r#""(ms|total_ms)": [0-9.]+"#, r#""$1": MS"#),
         (
-            r"\b(disks|directory|tap|reserve|spawn|configure|boot|join|check|unpack|announce|load|consume|resume|pause|snapshot|sums|commit|teardown|identify|greet|prepare|parent|entropy|clock|mac|mtu|address|gateway|dns|hostname|machine-id|host-key|ssh-keys|data|workload|instance) [0-9]+\.[0-9]",
+            r"\b(disks|directory|tap|reserve|spawn|configure|boot|join|check|unpack|announce|load|consume|resume|pause|snapshot|sums|commit|teardown|identify|greet|prepare|parent) [0-9]+\.[0-9]",
             "$1 MS",
+        ),
+        (
+            r"(?m)\b(entropy|clock|mac|mtu|address|gateway|dns|hostname|machine-id|host-key|ssh-keys|data|workload|instance) [0-9]+\.[0-9](,|$|  )",
+            "$1 MS$2",
         ),
         (r"[0-9.]+ (KiB|MiB)( of memory written| on disk|, by sim|, archived)", "SIZE$2"),
         (r"\b[0-9]+(\.[0-9]+)? ms\b", "MS ms"),

@@ -48,7 +48,7 @@ fn a_sleeper_is_shown_with_what_it_takes() {
     terminal.sees("pool scale acme/web --warm 1");
     snapshot!(terminal.sees("tenant info acme"), @"
     acme
-      network   net id 3, 10.240.3.0/24, gateway MS40.3.1, bridge br-tenant-3, offsets 3 to 254
+      network   net id 3, 10.240.3.0/24, gateway 10.240.3.1, bridge br-tenant-3, offsets 3 to 254
       running   0 of 100
       warm      1 of 100
       sleeping  2

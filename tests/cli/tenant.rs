@@ -6,7 +6,7 @@ use crate::{Terminal, snapshot};
 fn create_says_what_was_made_and_what_comes_next() {
     let Some(terminal) = Terminal::new() else { return };
     snapshot!(terminal.sees("tenant list"), @"no tenants yet        next: mvm tenant create NAME --net-id N --subnet CIDR");
-    snapshot!(terminal.sees("tenant create acme --net-id 3 --subnet 10.240.3.0/24"), @"acme: bridge br-tenant-3, gateway MS40.3.1        next: mvm pool create acme/NAME");
+    snapshot!(terminal.sees("tenant create acme --net-id 3 --subnet 10.240.3.0/24"), @"acme: bridge br-tenant-3, gateway 10.240.3.1        next: mvm pool create acme/NAME");
     snapshot!(terminal.sees("tenant create acme --net-id 3 --subnet 10.240.3.0/24"), @"acme exists already, just like that");
     snapshot!(terminal.sees_json("tenant create globex --net-id 4 --subnet 10.240.4.0/28 --max-running 2 --offset-range 3-9"), @r#"
     {
@@ -131,7 +131,7 @@ fn create_says_what_was_made_and_what_comes_next() {
     "#);
     snapshot!(terminal.sees("tenant info acme"), @"
     acme
-      network   net id 3, 10.240.3.0/24, gateway MS40.3.1, bridge br-tenant-3, offsets 3 to 254
+      network   net id 3, 10.240.3.0/24, gateway 10.240.3.1, bridge br-tenant-3, offsets 3 to 254
       running   0 of 100
       warm      0 of 100
       sleeping  0
