@@ -7,6 +7,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod agent;
 mod guest;
 mod kill;
 mod memory;

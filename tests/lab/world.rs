@@ -87,12 +87,47 @@ impl World {
         Ok(typist)
     }
 
-    /// A tenant whose pool runs the lab's Debian guest.
-    pub fn pool(&self, pool: &str, net_id: u16, options: &str) -> Result<(), Wrong> {
+    /// The same in an environment with this besides.
+    pub fn ok_with(&self, arguments: &str, variable: (&str, &str)) -> Result<Value, Wrong> {
+        let mut command = self.sandbox.command(&format!("{arguments} --json"));
+        command.env(variable.0, variable.1);
+        let output = within(command, COMMAND_LIMIT).map_err(|wrong| format!("mvm {arguments}: {wrong}"))?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure(output.status.success(), || format!("mvm {arguments}: {}", said.trim()))?;
+        Ok(serde_json::from_slice(&output.stdout).unwrap_or_default())
+    }
+
+    /// Runs a command in a guest through its agent: what it prints, on both ways, and its code.
+    pub fn exec(&self, path: &str, argv: &[&str]) -> Result<(String, String, Option<i32>), Wrong> {
+        let mut command = self.sandbox.command(&format!("instance exec -n {path} --"));
+        command.args(argv);
+        let output = within(command, COMMAND_LIMIT).map_err(|wrong| format!("exec {argv:?}: {wrong}"))?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Ok((text(&output.stdout), text(&output.stderr), output.status.code()))
+    }
+
+    /// The lab's Debian image is there.
+    pub fn images(&self) -> Result<(), Wrong> {
         let images = self.root().join("images");
         if !images.exists() {
             std::os::unix::fs::symlink(IMAGES, &images).map_err(|error| format!("the image: {error}"))?;
         }
+        Ok(())
+    }
+
+    /// A tenant whose pool runs the lab's Debian guest with its agent.
+    pub fn agent_pool(&self, pool: &str, net_id: u16, options: &str) -> Result<(), Wrong> {
+        self.images()?;
+        let tenant = pool.split('/').next().unwrap_or_default();
+        self.ok(&format!("tenant create {tenant} --net-id {net_id} --subnet 10.240.{net_id}.0/24"))?;
+        let create = format!("pool create {pool} --image debian --insecure {options}");
+        let made = self.ok_within(&create, Duration::from_secs(240))?;
+        ensure(made["agent"] == "required", || made.to_string())
+    }
+
+    /// A tenant whose pool runs the lab's Debian guest, without an agent.
+    pub fn pool(&self, pool: &str, net_id: u16, options: &str) -> Result<(), Wrong> {
+        self.images()?;
         let tenant = pool.split('/').next().unwrap_or_default();
         self.ok(&format!("tenant create {tenant} --net-id {net_id} --subnet 10.240.{net_id}.0/24"))?;
         self.ok(&format!("pool create {pool} --image debian --agent none --insecure {options}")).map(drop)

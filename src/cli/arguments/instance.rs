@@ -11,7 +11,7 @@ use crate::{
     net::egress::Port,
     vm::{
         instance::state::State,
-        naming::{InstanceRef, PoolPath, Scope},
+        naming::{InstanceRef, NameError, PoolPath, Scope},
     },
 };
 
@@ -128,11 +128,11 @@ pub enum InstanceCommand {
     /// guest too; then what it prints from then on is shown, until it is quiet for a second. Otherwise (--print, --follow,
     /// or stdin is /dev/null) what was printed is shown.
     Console(ConsoleArguments),
-    /// Show what instances use
+    /// Show what instances use; of one also what its guest says
     Stats {
-        /// TENANT, TENANT/POOL; all, where nothing is named
-        #[arg(value_name = "TENANT[/POOL]")]
-        scope: Option<Scope>,
+        /// TENANT, TENANT/POOL, TENANT/POOL/INSTANCE; all, where nothing is named
+        #[arg(value_name = "TENANT[/POOL[/INSTANCE]]")]
+        of: Option<StatsOf>,
     },
     /// An instance's data disk
     #[command(subcommand)]
@@ -144,6 +144,26 @@ pub enum InstanceCommand {
         #[command(flatten)]
         destroy: DestroyArguments,
     },
+}
+
+/// Whose usage is asked for.
+#[derive(Debug, Clone)]
+pub enum StatsOf {
+    /// Of a tenant or a pool.
+    Scope(Scope),
+    /// Of one.
+    Instance(InstanceRef),
+}
+
+impl std::str::FromStr for StatsOf {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.matches('/').count() {
+            0 | 1 => text.parse().map(Self::Scope).map_err(|error: NameError| error.to_string()),
+            _ => text.parse().map(Self::Instance).map_err(|error: NameError| error.to_string()),
+        }
+    }
 }
 
 #[derive(Debug, Args)]

@@ -8,7 +8,7 @@ pub use self::view::InstanceView;
 use self::view::{describe, simulated, took};
 use super::{console, guest};
 use crate::cli::{
-    arguments::instance::{DiskCommand, InstanceCommand},
+    arguments::instance::{DiskCommand, InstanceCommand, StatsOf},
     error::{CliError, Kind},
     output::{Out, bytes, escape, mib},
 };
@@ -191,7 +191,17 @@ pub fn run(out: &Out, operator: &mut Operator, command: InstanceCommand) -> Resu
             stream(out, operator, &path, &file, follow, print)?;
         }
         InstanceCommand::Console(arguments) => return console::run(out, operator, &arguments),
-        InstanceCommand::Stats { scope } => return usage(out, operator, scope.as_ref()),
+        InstanceCommand::Stats { of: Some(StatsOf::Instance(instance)) } => {
+            let instance = load(operator, &instance)?;
+            guest::stats::run(out, operator, &instance)?;
+        }
+        InstanceCommand::Stats { of } => {
+            let scope = of.and_then(|of| match of {
+                StatsOf::Scope(scope) => Some(scope),
+                StatsOf::Instance(_) => None,
+            });
+            return usage(out, operator, scope.as_ref());
+        }
         InstanceCommand::Disk(DiskCommand::Grow { instance, size }) => {
             let path = resolve(&operator.roots, &instance)?;
             let instance = lifecycle::grow_disk(operator, &path, size)?;

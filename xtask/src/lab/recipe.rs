@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 
 /// What lies in the lab's root, from Debian. Nothing is configured: the packages are only unpacked, our own script is PID 1.
-pub const PACKAGES: [&str; 18] = [
+pub const PACKAGES: [&str; 19] = [
     "bash",
     "btrfs-progs",
     "busybox-static",
@@ -21,6 +21,7 @@ pub const PACKAGES: [&str; 18] = [
     "linux-image-cloud-amd64",
     "mount",
     "nftables",
+    "openssh-client",
     "procps",
     "sed",
     "tar",

@@ -4,6 +4,7 @@ pub mod copy;
 pub mod exec;
 pub mod logs;
 pub mod ssh;
+pub mod stats;
 
 use crate::{
     cli::error::{CliError, Kind},

@@ -1,0 +1,213 @@
+//! What is done to tenants, pools and the node.
+
+use crate::{
+    Case, assert_precious, data_disk, destroy_all_instances, kill_everywhere,
+    support::{self, Sandbox, was_killed},
+    write_precious,
+};
+
+#[test]
+fn tenant_create() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    let case = Case {
+        operation: "tenant create acme --net-id 3 --subnet 10.240.3.0/24",
+        reset: &|sandbox| {
+            if !sandbox.ok("tenant list").as_array().is_none_or(Vec::is_empty) {
+                sandbox.ok("tenant destroy acme --yes");
+            }
+        },
+        check: &|_| (),
+        finishes_later: true,
+    };
+    kill_everywhere(&sandbox, &case);
+}
+
+#[test]
+fn tenant_destroy_with_all_in_it() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    let reset = |sandbox: &Sandbox| {
+        if !sandbox.ok("tenant list").as_array().is_none_or(Vec::is_empty) {
+            sandbox.ok("tenant destroy acme --yes --wipe-volumes");
+        }
+        sandbox.pool("sim");
+        let path = sandbox.instance("acme/web");
+        sandbox.ok(&format!("instance start {path}"));
+    };
+    reset(&sandbox);
+    let case = Case {
+        operation: "tenant destroy acme --yes --wipe-volumes",
+        reset: &reset,
+        check: &|_| (),
+        finishes_later: true,
+    };
+    kill_everywhere(&sandbox, &case);
+}
+
+#[test]
+fn pool_create() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    sandbox.ok("tenant create acme --net-id 3 --subnet 10.240.3.0/24");
+    let case = Case {
+        operation: "pool create acme/web --vmm sim",
+        reset: &|sandbox| {
+            if !sandbox.ok("pool list").as_array().is_none_or(Vec::is_empty) {
+                sandbox.ok("pool destroy acme/web --yes");
+            }
+        },
+        check: &|_| (),
+        finishes_later: true,
+    };
+    kill_everywhere(&sandbox, &case);
+}
+
+#[test]
+fn pool_import_and_rollback() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    sandbox.pool("sim");
+    let first = sandbox.ok("pool info acme/web")["revision"].clone();
+    let (kernel, rootfs) = sandbox.artifacts();
+    let import = format!(
+        "pool import acme/web --kernel {} --rootfs {} --cmdline=other",
+        kernel.display(),
+        rootfs.display()
+    );
+    let whole = |sandbox: &Sandbox| {
+        assert!(sandbox.ok("pool verify acme/web")["ok"] == true);
+        assert!(!sandbox.ok("pool info acme/web")["revision"].is_null());
+    };
+    let back = format!("pool rollback acme/web --revision {}", first.as_str().unwrap_or_default());
+    let reset = |sandbox: &Sandbox| drop(sandbox.ok(&back));
+    let case = Case { operation: &import, reset: &reset, check: &whole, finishes_later: true };
+    kill_everywhere(&sandbox, &case);
+    let forward = |sandbox: &Sandbox| drop(sandbox.ok(&import));
+    forward(&sandbox);
+    let case = Case { operation: &back, reset: &forward, check: &whole, finishes_later: true };
+    kill_everywhere(&sandbox, &case);
+}
+
+#[test]
+fn recovery_itself() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    sandbox.pool("sim");
+    let path = sandbox.instance("acme/web");
+    let reset = |sandbox: &Sandbox| {
+        if sandbox.states()[0].ends_with("running") {
+            sandbox.ok(&format!("instance stop {path} --force"));
+        }
+        let output = sandbox.run_with(&format!("instance start {path}"), "start.boot");
+        assert!(was_killed(&output));
+    };
+    reset(&sandbox);
+    let case = Case { operation: "node recover", reset: &reset, check: &|_| (), finishes_later: true };
+    kill_everywhere(&sandbox, &case);
+}
+
+/// Operations that only change what is there: whatever happens, the same command again must bring it about.
+fn change_case(operation: &str, back: &str, holds: &dyn Fn(&Sandbox) -> bool) {
+    let Some(sandbox) = Sandbox::new() else { return };
+    sandbox.pool("sim");
+    let path = sandbox.instance("acme/web");
+    sandbox.ok(&format!("instance start {path}"));
+    let case = Case {
+        operation,
+        reset: &|sandbox| {
+            sandbox.ok(operation);
+            assert!(holds(sandbox), "{operation} again does not bring it about");
+            if !back.is_empty() {
+                sandbox.ok(back);
+            }
+        },
+        check: &|_| (),
+        finishes_later: true,
+    };
+    kill_everywhere(&sandbox, &case);
+}
+
+#[test]
+fn pool_update_of_the_egress_policy() {
+    let denied = |sandbox: &Sandbox| {
+        let rules = std::process::Command::new("nft").args(["list", "map", "inet", "mvm", "egress"]).output();
+        let rules = String::from_utf8_lossy(&rules.expect("nft runs").stdout).into_owned();
+        sandbox.ok("pool info acme/web")["egress"] == "deny" && rules.contains("egress_deny")
+    };
+    change_case("pool update acme/web --egress deny", "pool update acme/web --egress internet", &denied);
+}
+
+#[test]
+fn tenant_update_of_quotas() {
+    let holds = |sandbox: &Sandbox| sandbox.ok("tenant info acme")["quotas"]["max_conns"] == 77;
+    change_case("tenant update acme --max-conns 77", "tenant update acme --max-conns 88", &holds);
+}
+
+#[test]
+fn disk_grow() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    sandbox.pool("sim");
+    let path = sandbox.instance("acme/web");
+    write_precious(&sandbox, &path);
+    let operation = format!("instance disk grow {path} --size 16");
+    let case = Case {
+        operation: &operation,
+        reset: &|_| (),
+        check: &|sandbox| {
+            assert_precious(&data_disk(sandbox, &path));
+            sandbox.ok(&format!("instance start {path}"));
+            sandbox.ok(&format!("instance stop {path} --force"));
+        },
+        finishes_later: true,
+    };
+    kill_everywhere(&sandbox, &case);
+    assert_eq!(std::fs::metadata(data_disk(&sandbox, &path)).expect("a disk").len(), 16 << 20);
+}
+
+#[test]
+fn pool_scale_up() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    sandbox.pool("sim");
+    let case = Case {
+        operation: "pool scale acme/web --running 1",
+        reset: &destroy_all_instances,
+        check: &|_| (),
+        finishes_later: true,
+    };
+    kill_everywhere(&sandbox, &case);
+}
+
+#[test]
+fn pool_gc() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    sandbox.pool("sim");
+    let mut number = 0..;
+    let number = std::cell::RefCell::new(&mut number);
+    let reset = |sandbox: &Sandbox| {
+        for _ in 0..2 {
+            sandbox.import("acme/web", &number.borrow_mut().next().unwrap_or(0).to_string());
+        }
+    };
+    reset(&sandbox);
+    let whole = |sandbox: &Sandbox| assert!(sandbox.ok("pool verify acme/web")["ok"] == true);
+    let case = Case { operation: "pool gc acme/web", reset: &reset, check: &whole, finishes_later: true };
+    kill_everywhere(&sandbox, &case);
+}
+
+#[test]
+fn vmm_install() {
+    let Some(program) = support::firecracker() else { return };
+    let Some(sandbox) = Sandbox::new() else { return };
+    let operation = format!("vmm install {}", program.display());
+    let case = Case {
+        operation: &operation,
+        reset: &|sandbox| {
+            let _ = std::fs::remove_dir_all(sandbox.root().join("vmm"));
+        },
+        check: &|sandbox| {
+            for one in sandbox.ok("vmm list").as_array().into_iter().flatten() {
+                let program = one["firecracker"].as_str().unwrap_or_default();
+                let said = std::process::Command::new(program).arg("--version").output().expect("it runs");
+                assert!(said.status.success(), "half a program was installed");
+            }
+        },
+        finishes_later: true,
+    };
+    kill_everywhere(&sandbox, &case);
+}
