@@ -19,7 +19,9 @@ use std::{
 
 use sha2::{Digest, Sha256};
 
-use super::{Image, ImageError, Manifest, RootDrive, Tool, cpio::Archive, ext4, kernel, modules, root};
+use super::{
+    Image, ImageError, Manifest, RootDrive, Tool, agent, cpio::Archive, ext4, kernel, modules, root,
+};
 use crate::{
     infra::{
         config::Roots,
@@ -58,8 +60,9 @@ const TOOLS: [Tool; 7] = [
     ("unshare", "util-linux"),
 ];
 
-/// Besides the essential ones: the init and its tools, and what a person expects on a network.
-const PACKAGES: [&str; 3] = ["busybox-static", "iproute2", "iputils-ping"];
+/// Besides the essential ones: the init of a guest without an agent and its tools, what a person expects on a network, and
+/// who a session of `mvm instance ssh` speaks with.
+const PACKAGES: [&str; 4] = ["busybox-static", "iproute2", "iputils-ping", "openssh-server"];
 const KERNEL: &str = "linux-image-cloud-amd64";
 /// What the guest needs to find its disks, its network and its host.
 const MODULES: [&str; 9] = [
@@ -85,7 +88,6 @@ const ROOT_MIB: u64 = 512;
 /// What making it takes at most, in MiB.
 const NEEDED_MIB: u64 = 768;
 
-const INITRD_INIT: &str = include_str!("guest/initrd-init");
 /// With less than that left, a failure is the disk's.
 const NEARLY_FULL_MIB: u64 = 16;
 
@@ -177,7 +179,7 @@ impl Recipe<'_> {
         let new = self.work.join("image");
         store::make_folder(&new)?;
         let kernel_version = self.pack_kernel(&unpacked, &new.join(files::KERNEL))?;
-        self.pack_initrd(&unpacked, &kernel_version, &tree, &new.join(files::INITRD))?;
+        pack_initrd(&unpacked, &kernel_version, &new.join(files::INITRD))?;
         make_file_system(&tree, &new.join(files::ROOT), ROOT_MIB)?;
         failpoint::hit("image", "packed").map_err(StoreError::io("make", self.work))?;
         let part = |name: &str| finish_part(&new, name);
@@ -190,7 +192,7 @@ impl Recipe<'_> {
             release: mirror.release,
             kernel_version,
             arch: std::env::consts::ARCH.to_owned(),
-            agent: AgentMode::None,
+            agent: AgentMode::Required,
             cmdline: CMDLINE.to_owned(),
             root_drive: RootDrive { is_root_device: false, is_read_only: false },
             kernel,
@@ -240,7 +242,8 @@ impl Recipe<'_> {
         hasher.update(format!(
             "{kernel} {version}\n{CMDLINE}\n{TIME} {ROOT_MIB} {UUID} {HASH_SEED}\n{MODULES:?}\n"
         ));
-        hasher.update(format!("{} {INITRD_INIT}", root::recipe()));
+        hasher.update(root::recipe());
+        hasher.update(Sha256::digest(agent::PROGRAM));
         hasher.update(self.packages().collect::<Vec<_>>().join(" "));
         Ok(format!("sha256:{}", hex(&hasher.finalize())))
     }
@@ -313,51 +316,46 @@ impl Recipe<'_> {
         artifacts::check_kernel(to)?;
         Ok(name.trim_start_matches("vmlinuz-").to_owned())
     }
+}
 
-    /// The first root: busybox, the modules in the order in which they are loaded, and a script.
-    fn pack_initrd(&self, unpacked: &Path, version: &str, root: &Path, to: &Path) -> Result<(), ImageError> {
-        // Since usr was merged, packages may ship either.
-        let places = ["lib/modules", "usr/lib/modules"].map(|place| unpacked.join(place).join(version));
-        let folder = places.iter().find(|place| place.is_dir()).unwrap_or(&places[0]);
-        let files = modules_in(folder)?;
-        let mut contents = BTreeMap::new();
-        let mut depends = BTreeMap::new();
-        for (name, path) in &files {
-            // Only those that are asked for and what they need are read; the rest are hundreds.
-            depends.insert(name.clone(), Vec::new());
-            contents.insert(name.clone(), path);
-        }
-        let mut bytes: BTreeMap<String, Vec<u8>> = BTreeMap::new();
-        let mut open: Vec<String> = MODULES.iter().map(|&name| name.to_owned()).collect();
-        while let Some(name) = open.pop() {
-            let Some(path) = contents.get(&name).filter(|_| !bytes.contains_key(&name)) else { continue };
-            let module = read_module(path)?;
-            let needs = modules::depends(&module);
-            open.extend(needs.iter().cloned());
-            depends.insert(name.clone(), needs);
-            bytes.insert(name, module);
-        }
-        let order = modules::order(&MODULES, &depends, &builtin_in(folder)?)?;
-        let busybox = root.join("usr/bin/busybox");
-        let busybox = fs::read(&busybox).map_err(StoreError::io("read", &busybox))?;
-        let mut archive = Archive::default();
-        for folder in ["bin", "dev", "modules", "proc", "root", "sys"] {
-            archive.folder(folder);
-        }
-        archive.device("dev/console", 0o600, (5, 1));
-        archive.file("bin/busybox", 0o755, &busybox);
-        for applet in ["insmod", "mount", "reboot", "sh", "switch_root", "usleep"] {
-            archive.link(&format!("bin/{applet}"), "busybox");
-        }
-        archive.file("init", 0o755, INITRD_INIT.as_bytes());
-        let list: String = order.iter().map(|name| format!("{name}.ko\n")).collect();
-        archive.file("modules/order", 0o644, list.as_bytes());
-        for name in &order {
-            archive.file(&format!("modules/{name}.ko"), 0o644, &bytes[name]);
-        }
-        fs::write(to, archive.finish()).map_err(StoreError::io("write", to))?;
-        Ok(())
+/// The first root: the modules, in which order they are loaded, and the agent. It hands over to the guest's own init where
+/// the guest has no agent.
+fn pack_initrd(unpacked: &Path, version: &str, to: &Path) -> Result<(), ImageError> {
+    // Since usr was merged, packages may ship either.
+    let places = ["lib/modules", "usr/lib/modules"].map(|place| unpacked.join(place).join(version));
+    let folder = places.iter().find(|place| place.is_dir()).unwrap_or(&places[0]);
+    let files = modules_in(folder)?;
+    let mut contents = BTreeMap::new();
+    let mut depends = BTreeMap::new();
+    for (name, path) in &files {
+        // Only those that are asked for and what they need are read; the rest are hundreds.
+        depends.insert(name.clone(), Vec::new());
+        contents.insert(name.clone(), path);
     }
+    let mut bytes: BTreeMap<String, Vec<u8>> = BTreeMap::new();
+    let mut open: Vec<String> = MODULES.iter().map(|&name| name.to_owned()).collect();
+    while let Some(name) = open.pop() {
+        let Some(path) = contents.get(&name).filter(|_| !bytes.contains_key(&name)) else { continue };
+        let module = read_module(path)?;
+        let needs = modules::depends(&module);
+        open.extend(needs.iter().cloned());
+        depends.insert(name.clone(), needs);
+        bytes.insert(name, module);
+    }
+    let order = modules::order(&MODULES, &depends, &builtin_in(folder)?)?;
+    let mut archive = Archive::default();
+    for folder in ["dev", "modules"] {
+        archive.folder(folder);
+    }
+    archive.device("dev/console", 0o600, (5, 1));
+    archive.file("init", 0o755, agent::PROGRAM);
+    let list: String = order.iter().map(|name| format!("{name}.ko\n")).collect();
+    archive.file("modules/order", 0o644, list.as_bytes());
+    for name in &order {
+        archive.file(&format!("modules/{name}.ko"), 0o644, &bytes[name]);
+    }
+    fs::write(to, archive.finish()).map_err(StoreError::io("write", to))?;
+    Ok(())
 }
 
 /// The package that apt says it does not know.

@@ -8,7 +8,6 @@
 //! An image is made beside its place and renamed when it is whole. A pool takes a copy of its own, so an image that was made
 //! anew changes nothing under anybody, and the one before goes.
 
-#[cfg(target_os = "linux")]
 pub mod agent;
 pub mod cpio;
 pub mod debian;

@@ -9,9 +9,10 @@ use std::{
 use crate::store::{self, StoreError};
 
 /// The guest's own files: path, mode, content.
-const GUEST_FILES: [(&str, u32, &str); 11] = [
+const GUEST_FILES: [(&str, u32, &str); 12] = [
     ("etc/inittab", 0o644, include_str!("guest/inittab")),
     ("etc/mvm/start", 0o755, include_str!("guest/start")),
+    ("etc/mvm/console.json", 0o644, include_str!("guest/console.json")),
     ("etc/mvm/stop", 0o755, include_str!("guest/stop")),
     ("etc/profile.d/mvm.sh", 0o644, include_str!("guest/profile")),
     // Escape sequences before each prompt are noise in a log.
