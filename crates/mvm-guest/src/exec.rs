@@ -88,7 +88,10 @@ fn carry(
             watch(frames.stream().as_fd(), if may_read { PollFlags::IN | GONE } else { GONE }),
         ];
         let input = stdin.file.as_ref().filter(|_| !may_read);
-        fds.extend(input.map(|file| watch(file.as_fd(), PollFlags::OUT)));
+        let takes = input.map(|file| {
+            fds.push(watch(file.as_fd(), PollFlags::OUT));
+            fds.len() - 1
+        });
         let first = fds.len();
         fds.extend(outputs.iter().flatten().map(|(file, _)| watch(file.as_fd(), PollFlags::IN)));
         match poll(&mut fds, None) {
@@ -120,7 +123,7 @@ fn carry(
             }
             return Ok(exited);
         }
-        if !may_read && !ready[2.min(ready.len() - 1)].is_empty() && first == 3 {
+        if takes.is_some_and(|takes| !ready[takes].is_empty()) {
             stdin.write();
         }
         if ready[1].intersects(PollFlags::IN) && may_read {

@@ -102,6 +102,11 @@ impl Vmm {
         Ok(Self { child, stream: socket.connect()? })
     }
 
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// One request, which must succeed.
     pub fn call(&mut self, method: &str, path: &str, body: &str) -> Result<()> {
         let request = format!("{method} {path} HTTP/1.1\r\nContent-Length: {}\r\n\r\n{body}", body.len());

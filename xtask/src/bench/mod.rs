@@ -5,6 +5,7 @@ mod bare;
 mod disk;
 mod fleet;
 mod guest;
+mod guests;
 mod root;
 mod sleep;
 mod start;
@@ -18,7 +19,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 #[derive(Debug, Args)]
 pub struct BenchArguments {
@@ -48,6 +49,11 @@ enum What {
     Sleep,
     /// Fifty wakes at once against as many bare restores at once
     Wakes,
+    /// Guests with an agent: exec in a simulated one, the rest with real ones in the lab
+    Guests,
+    /// Not measured: the bare end of a stream, in a guest of the lab
+    #[value(hide = true)]
+    Sink,
     /// Many instances: list, stats, net verify, the thousandth start
     Fleet,
     /// 200 lives, 4 at once
@@ -57,8 +63,8 @@ enum What {
 }
 
 /// One figure.
-#[derive(Debug, Serialize)]
-struct Figure {
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Figure {
     what: String,
     value: String,
     must: String,
@@ -76,7 +82,7 @@ fn figure(what: impl Into<String>, value: impl Into<String>, must: impl Into<Str
 pub fn run(arguments: &BenchArguments) -> Result<()> {
     crate::setup::ensure()?;
     let wanted = |what| match arguments.what.is_empty() {
-        true => what != What::Build,
+        true => !matches!(what, What::Build | What::Sink),
         false => arguments.what.contains(&what),
     };
     let mut figures = Vec::new();
@@ -90,6 +96,10 @@ pub fn run(arguments: &BenchArguments) -> Result<()> {
     }
     if wanted(What::Build) {
         figures.push(cold_build()?);
+    }
+    if wanted(What::Guests) {
+        // Before there is a namespace: the lab is a machine of its own.
+        figures.extend(crate::lab::measure(arguments.pairs)?);
     }
     let program = std::path::absolute("target/release/mvm")?;
     // SAFETY: no other thread runs yet, so nothing else notices that the namespaces change.
@@ -111,6 +121,9 @@ pub fn run(arguments: &BenchArguments) -> Result<()> {
     if wanted(What::Wakes) {
         figures.extend(wakes::measure(&program)?);
     }
+    if wanted(What::Guests) {
+        figures.extend(guests::simulated(&program, arguments.pairs)?);
+    }
     if wanted(What::Churn) {
         figures.push(fleet::churn(&program)?);
     }
@@ -118,6 +131,17 @@ pub fn run(arguments: &BenchArguments) -> Result<()> {
         figures.extend(fleet::measure(&program, arguments.instances)?);
     }
     report(&figures, arguments.json.as_deref())
+}
+
+/// What this program measures where it is carried to: into the lab, or into a guest there. There is no workspace.
+///
+/// # Errors
+/// When something cannot be measured.
+pub fn run_elsewhere(arguments: &BenchArguments) -> Result<()> {
+    match arguments.what.as_slice() {
+        [What::Sink] => guests::sink(),
+        _ => report(&guests::in_lab(arguments.pairs)?, arguments.json.as_deref()),
+    }
 }
 
 fn report(figures: &[Figure], json: Option<&Path>) -> Result<()> {

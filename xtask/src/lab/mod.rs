@@ -16,6 +16,8 @@ use std::{
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 
+use crate::bench::Figure;
+
 use self::{
     job::Job,
     machine::{Console, Machine, Run},
@@ -158,6 +160,39 @@ fn test(host: &Host, arguments: &LabArguments, rest: &[String]) -> Result<u8> {
         file.display()
     );
     Ok(code)
+}
+
+/// Measures guests with an agent in the lab; nothing, said visibly, where there is none.
+///
+/// # Errors
+/// When something cannot be measured.
+pub fn measure(pairs: u32) -> Result<Vec<Figure>> {
+    let host = match host() {
+        Ok(host) => host,
+        Err(why) => {
+            println!("SKIP ({why}): guests in the lab");
+            return Ok(Vec::new());
+        }
+    };
+    let command = LabCommand::Run { command: Vec::new() };
+    // A start takes most of a second there.
+    let pairs = pairs.min(20);
+    let arguments = LabArguments { command, memory: None, limit: LIMIT, with: Vec::new() };
+    let mut programs = programs(&host, &arguments)?;
+    let this = job::build(&["build", "--package", "xtask"])?;
+    programs.extend(this);
+    let script = format!("exec xtask bench guests --pairs {pairs} --json /out/guests.json\n");
+    let guest = Some(guest(&programs)?);
+    let job = Job { programs, guest, script };
+    let transcript = make::home().join("console.txt");
+    let code = play(&job, arguments.memory, arguments.limit, Console::Transcript(transcript))?;
+    if code != 0 {
+        bail!("the lab's measurements ended with exit code {code}");
+    }
+    let file = make::home().join("out/guests.json");
+    let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+    let report: serde_json::Value = serde_json::from_str(&text)?;
+    Ok(serde_json::from_value(report["figures"].clone())?)
 }
 
 /// All tests of tier T4, as `cargo xtask test` calls them.
