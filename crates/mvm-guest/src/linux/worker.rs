@@ -8,11 +8,14 @@ use std::{
         net::UnixDatagram,
     },
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use mvm_proto::message::Worker as Word;
-use rustix::time::{ClockId, clock_gettime};
+use rustix::{
+    fs::{AtFlags, CWD, Timespec, Timestamps, utimensat},
+    time::{ClockId, clock_gettime},
+};
 
 use super::spawn;
 
@@ -70,20 +73,54 @@ impl Worker {
                 // The clock that files are stamped by.
                 let now = clock_gettime(ClockId::RealtimeCoarse);
                 let heard = Some(((now.tv_sec, now.tv_nsec), *word));
-                *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = heard;
+                *self.heard() = heard;
             }
         }
     }
 
     /// The newest word.
     pub fn word(&self) -> Option<Word> {
-        let heard = *self.heard.lock().unwrap_or_else(PoisonError::into_inner);
-        let files = WORDS.iter().filter_map(|(name, word)| {
-            let meta = fs::symlink_metadata(self.folder.join(format!("worker-{name}"))).ok()?;
-            // Links and folders of that name say nothing.
-            meta.is_file().then(|| ((meta.mtime(), meta.mtime_nsec()), *word))
-        });
+        let heard = *self.heard();
+        let files = self.files().into_iter().map(|(_, time, word)| (time, word));
         heard.into_iter().chain(files).max_by_key(|(time, _)| *time).map(|(_, word)| word)
+    }
+
+    fn heard(&self) -> MutexGuard<'_, Option<(Time, Word)>> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The files that are there: links and folders of that name say nothing.
+    fn files(&self) -> Vec<(PathBuf, Time, Word)> {
+        let file = |(name, word): &(&str, Word)| {
+            let path = self.folder.join(format!("worker-{name}"));
+            let meta = fs::symlink_metadata(&path).ok()?;
+            meta.is_file().then(|| (path, (meta.mtime(), meta.mtime_nsec()), *word))
+        };
+        WORDS.iter().filter_map(file).collect()
+    }
+
+    /// The clock was set back: what was said before it counts as older than what is said from now on.
+    pub fn clock_was_set(&self) {
+        let now = clock_gettime(ClockId::Realtime);
+        let mut heard = self.heard();
+        let mut files = self.files();
+        files.sort_by_key(|(_, time, _)| *time);
+        let said: Vec<Time> =
+            heard.iter().map(|(time, _)| *time).chain(files.iter().map(|file| file.1)).collect();
+        if said.iter().all(|time| *time <= (now.tv_sec, now.tv_nsec)) {
+            return;
+        }
+        // In the order in which it was said, in the last seconds.
+        let rank = |time: &Time| said.iter().filter(|other| *other > time).count() as i64 + 1;
+        if let Some((time, _)) = heard.as_mut() {
+            *time = (now.tv_sec - rank(time), 0);
+        }
+        for (path, time, _) in &files {
+            let before = Timespec { tv_sec: now.tv_sec - rank(time), tv_nsec: 0 };
+            let times = Timestamps { last_access: before, last_modification: before };
+            // One that has gone meanwhile says nothing.
+            let _ = utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW);
+        }
     }
 }
 
@@ -92,7 +129,6 @@ mod tests {
     use super::*;
 
     fn touch(folder: &Path, name: &str, seconds: i64) {
-        use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
         let path = folder.join(name);
         if fs::symlink_metadata(&path).is_err() {
             fs::write(&path, "").unwrap();
@@ -118,6 +154,26 @@ mod tests {
         fs::remove_file(dir.path().join("worker-busy")).unwrap();
         fs::create_dir(dir.path().join("worker-busy")).unwrap();
         assert_eq!(worker.word(), Some(Word::Ready));
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_changes_no_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let worker = Worker { folder: dir.path().to_owned(), heard: Mutex::new(None) };
+        let future = i64::from(u32::MAX);
+        touch(dir.path(), "worker-ready", future);
+        touch(dir.path(), "worker-busy", future + 10);
+        *worker.heard() = Some(((future + 5, 0), Word::Idle));
+        worker.clock_was_set();
+        assert_eq!(worker.word(), Some(Word::Busy));
+        fs::remove_file(dir.path().join("worker-busy")).unwrap();
+        assert_eq!(worker.word(), Some(Word::Idle));
+        // What is said now is the newest.
+        fs::write(dir.path().join("worker-ready"), "again").unwrap();
+        assert_eq!(worker.word(), Some(Word::Ready));
+        let before = fs::metadata(dir.path().join("worker-ready")).unwrap().mtime_nsec();
+        worker.clock_was_set();
+        assert_eq!(fs::metadata(dir.path().join("worker-ready")).unwrap().mtime_nsec(), before);
     }
 
     #[test]
