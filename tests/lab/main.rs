@@ -9,6 +9,7 @@ mod support;
 
 mod agent;
 mod guest;
+mod inside;
 mod kill;
 mod memory;
 mod sleep;

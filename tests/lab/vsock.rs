@@ -133,12 +133,17 @@ pub fn ask_soon(world: &World, guest: &Guest<'_>, question: &str) -> Result<Stri
 
 /// A connection to the server, which it has taken, and whose answers may take so long.
 fn connect(world: &World, guest: &Guest<'_>, limit: Duration) -> Result<UnixStream, Wrong> {
+    connect_to(world, guest, PORT, limit)
+}
+
+/// The same to another port.
+pub fn connect_to(world: &World, guest: &Guest<'_>, port: u32, limit: Duration) -> Result<UnixStream, Wrong> {
     let directory = world.root().join("run/firecracker").join(&guest.tap).join("root");
     // The path of a socket is bounded, that of a folder is not.
     let path = std::fs::canonicalize(directory.join("v.sock")).map_err(broken)?;
     let mut stream = UnixStream::connect(path).map_err(broken)?;
     stream.set_read_timeout(Some(limit)).map_err(broken)?;
-    stream.write_all(format!("CONNECT {PORT}\n").as_bytes()).map_err(broken)?;
+    stream.write_all(format!("CONNECT {port}\n").as_bytes()).map_err(broken)?;
     let mut greeting = [0];
     let mut line = String::new();
     while !line.ends_with('\n') {

@@ -106,6 +106,13 @@ impl World {
         Ok((text(&output.stdout), text(&output.stderr), output.status.code()))
     }
 
+    /// Begins a command in a guest through its agent; it is cut off where this goes.
+    pub fn begins(&self, path: &str, argv: &[&str]) -> Result<Typist, Wrong> {
+        let mut command = self.sandbox.command(&format!("instance exec -n {path} --"));
+        command.args(argv).stdout(Stdio::null()).stderr(Stdio::null());
+        command.spawn().map(Typist).map_err(|error| format!("mvm instance exec: {error}"))
+    }
+
     /// The lab's Debian image is there.
     pub fn images(&self) -> Result<(), Wrong> {
         let images = self.root().join("images");
@@ -186,7 +193,7 @@ impl World {
     }
 }
 
-/// A command that types.
+/// A command that goes on until this goes.
 pub struct Typist(std::process::Child);
 
 impl Drop for Typist {

@@ -12,7 +12,10 @@ use mvm_proto::{
     Answer, Code, Frames, Hello, ProtoError, Request,
     message::{Confirmed, Identity, Receipt, Refused, Status, Wake, facts},
 };
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    net::sockopt,
+};
 use serde::Serialize;
 
 use crate::{
@@ -60,6 +63,8 @@ impl<S: System> Agent<S> {
     pub fn serve(&self, connection: &File) -> Result<(), ProtoError> {
         let mut frames = Frames::on(connection);
         let ours = Hello::of(&self.program);
+        // A frame that is begun has to come, too.
+        limit_reading(connection, Some(HELLO_LIMIT));
         wait_readable(connection, HELLO_LIMIT)?;
         let theirs: Hello = frames.message()?;
         if let Err(incompatible) = ours.agree(&theirs) {
@@ -76,6 +81,7 @@ impl<S: System> Agent<S> {
             }
             Err(error) => return Err(error),
         };
+        limit_reading(connection, None);
         self.send(&mut frames, &ours)?;
         self.answer(connection, &mut frames, request)
     }
@@ -261,6 +267,11 @@ fn with_instance(mut receipt: Receipt, id: &str) -> Receipt {
 
 fn refused(code: Code, why: &str) -> Answer {
     Answer::Refused(Refused { code, why: why.to_owned() })
+}
+
+/// Where it is no socket there is no limit, and no host that could be slow.
+fn limit_reading(connection: &File, limit: Option<Duration>) {
+    let _ = sockopt::set_socket_timeout(connection, sockopt::Timeout::Recv, limit);
 }
 
 fn wait_readable(connection: &File, limit: Duration) -> io::Result<()> {

@@ -12,7 +12,7 @@ use std::{
     os::{
         fd::AsFd,
         unix::{
-            fs::{FileExt, FileTypeExt, MetadataExt, symlink},
+            fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt, symlink},
             process::CommandExt,
         },
     },
@@ -27,7 +27,7 @@ use rustix::{
     mount::{MountFlags, mount, mount_move},
 };
 
-use super::{kernel, net, screen::Screen};
+use super::{kernel, net, screen::Screen, worker};
 
 /// The first disk.
 const ROOT_DISK: &str = "/dev/vda";
@@ -122,11 +122,11 @@ fn wait_for_disk() -> Result<(), BootError> {
     loop {
         match fs::metadata(ROOT_DISK) {
             Ok(meta) if meta.file_type().is_block_device() => return Ok(()),
-            Ok(_) => {}
-            Err(error) if Instant::now() >= deadline => {
+            other if Instant::now() >= deadline => {
+                let error = other.err().unwrap_or_else(|| io::Error::other("it is no disk"));
                 return Err(failed(format!("there is no root disk {ROOT_DISK}"))(error));
             }
-            Err(_) => {}
+            _ => {}
         }
         thread::sleep(LOOK);
     }
@@ -219,6 +219,8 @@ fn furnish() {
     let private = MountFlags::NOSUID | MountFlags::NODEV;
     let mounts = [
         ("tmpfs", "/run", private, "size=25%,mode=0755"),
+        // Everybody may write there, and nobody much.
+        ("tmpfs", worker::FOLDER, private | MountFlags::NOEXEC, "size=64k,nr_inodes=64,mode=1777"),
         ("devpts", "/dev/pts", MountFlags::NOSUID | MountFlags::NOEXEC, "gid=5,mode=0620,ptmxmode=0666"),
         ("tmpfs", "/dev/shm", private, "size=50%,mode=1777"),
         ("cgroup2", "/sys/fs/cgroup", private | MountFlags::NOEXEC, ""),
@@ -238,9 +240,11 @@ fn furnish() {
     for (target, place) in links {
         let _ = symlink(target, place);
     }
-    // Programs of Debian expect them there: lock files, and where sshd confines itself.
-    for folder in ["/run/lock", "/run/sshd"] {
-        let _ = fs::create_dir(folder);
+    // Programs of Debian expect them there: lock files, and where sshd confines itself. A small root may have no /tmp.
+    for (folder, mode) in [("/run/lock", 0o1777), ("/run/sshd", 0o755), ("/tmp", 0o1777)] {
+        if fs::create_dir(folder).is_ok() {
+            let _ = fs::set_permissions(folder, fs::Permissions::from_mode(mode));
+        }
     }
     if let Err(error) = net::prepare() {
         screen.line(&format!("mvm-guest: lo does not come up: {error}"));

@@ -17,6 +17,10 @@ use rustix::rand::{GetRandomFlags, getrandom};
 /// Where it cannot be written; what was there is still there then.
 pub fn replace(path: &Path, content: &str, mode: u32) -> io::Result<()> {
     let at = |error: io::Error| io::Error::other(format!("{}: {error}", path.display()));
+    // A small root may have nothing of what a Linux has.
+    if let Some(parent) = path.parent().filter(|parent| !parent.is_dir()) {
+        folder(parent, 0o755)?;
+    }
     let mut name = path.as_os_str().to_owned();
     name.push(".mvm-new");
     let new = PathBuf::from(name);
@@ -127,6 +131,7 @@ mod tests {
         assert_eq!(fs::read_to_string(&other).unwrap(), "other");
         assert_eq!(fs::symlink_metadata(&file).unwrap().permissions().mode() & 0o7777, 0o600);
         assert!(!dir.path().join("file.mvm-new").exists());
-        assert!(replace(&dir.path().join("none/file"), "x", 0o600).is_err());
+        replace(&dir.path().join("none/file"), "x", 0o600).unwrap();
+        assert!(replace(&dir.path().join("other/file"), "x", 0o600).is_err());
     }
 }

@@ -22,8 +22,8 @@ pub fn uptime() -> Duration {
 pub fn read(data: Option<&Path>) -> Stats {
     let text = |file: &str| fs::read_to_string(file).unwrap_or_default();
     let memory = text("/proc/meminfo");
-    let page = rustix::param::page_size() as u64;
-    let pages = text("/proc/self/statm");
+    // The kernel's quick count is off by many pages for each thread.
+    let own_memory = text("/proc/self/smaps_rollup");
     let (received_bytes, sent_bytes) = traffic(&text("/proc/net/dev"));
     let (data_bytes, data_used_bytes) =
         data.and_then(|place| rustix::fs::statvfs(place).ok()).map_or((0, 0), |stat| {
@@ -36,7 +36,7 @@ pub fn read(data: Option<&Path>) -> Stats {
         load: text("/proc/loadavg").split(' ').next().and_then(|load| load.parse().ok()).unwrap_or(0.0),
         memory_bytes: kib(&memory, "MemTotal:") << 10,
         memory_available_bytes: kib(&memory, "MemAvailable:") << 10,
-        agent_bytes: pages.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0) * page,
+        agent_bytes: kib(&own_memory, "Rss:") << 10,
         processes: u32::try_from(own).unwrap_or(u32::MAX),
         data_bytes,
         data_used_bytes,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use mvm_proto::{Answer, Request};
 
-use crate::world::{World, eventually, shell};
+use crate::world::{World, eventually, shell, workload};
 
 #[test]
 fn orphans_are_reaped() {
@@ -39,10 +39,9 @@ fn many_commands_at_once_all_get_their_own_status() {
 
 #[test]
 fn shutdown_asks_the_workload_and_ends_the_machine() {
-    let setup = r#"mkdir -p /etc/mvm; cat >/etc/mvm/workload.json <<'EOF'
-{"schema_version":1,"argv":["sh","-c","trap 'echo asked; sleep 0.2; echo well ended; exit 0' USR1; echo up; while :; do sleep 0.02; done"],"stop_signal":10,"restart":"always"}
-EOF
-"#;
+    let script =
+        "trap 'echo asked; sleep 0.2; echo well ended; exit 0' USR1; echo up; while :; do sleep 0.02; done";
+    let setup = &workload(script, serde_json::json!({ "stop_signal": 10, "restart": "always" }));
     let Some(mut world) = World::identified(setup) else { return };
     world.reads_until("up");
     assert_eq!(world.answer(&Request::Shutdown { grace_ms: 20_000 }), Answer::Done {});
@@ -53,10 +52,8 @@ EOF
 
 #[test]
 fn who_does_not_end_when_asked_is_made_to() {
-    let setup = r#"mkdir -p /etc/mvm; cat >/etc/mvm/workload.json <<'EOF'
-{"schema_version":1,"argv":["sh","-c","trap '' TERM HUP INT; echo up; while :; do sleep 1; done"]}
-EOF
-"#;
+    let script = "trap '' TERM HUP INT; echo up; while :; do sleep 1; done";
+    let setup = &workload(script, serde_json::json!({}));
     let Some(mut world) = World::identified(setup) else { return };
     world.reads_until("up");
     let mut stubborn = world.start(shell("trap '' TERM HUP INT; echo here; while :; do sleep 1; done"));

@@ -26,7 +26,8 @@ fn nobody_does_anything_before_it_is_somebody() {
 #[test]
 fn every_fact_is_true_and_read_back() {
     let Some(world) = World::new(
-        "mkdir /etc/ssh; echo everybodys >/etc/ssh/ssh_host_rsa_key; ip link set eth0 up; ip addr add 192.0.2.9/24 dev eth0; ip route add default via 192.0.2.1",
+        "mkdir /etc/ssh; echo everybodys >/etc/ssh/ssh_host_rsa_key; ip link set eth0 up
+        ip addr add 192.0.2.9/24 dev eth0; ip route add default via 192.0.2.1",
     ) else {
         return;
     };

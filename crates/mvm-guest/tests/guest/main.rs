@@ -13,6 +13,7 @@ mod end;
 mod exec;
 mod identity;
 mod nonsense;
+mod service;
 mod terminal;
 mod workload;
 mod world;

@@ -48,6 +48,33 @@ fn garbage_ends_its_own_connection_only() {
     eventually("nothing is under way", || (world.status().under_way == 0).then_some(()));
 }
 
+/// As after a snapshot: whoever was connected is gone, at whatever it was.
+#[test]
+fn a_thousand_hosts_that_vanish_leave_nothing() {
+    let Some(world) = World::identified("") else { return };
+    let count = "ls /proc/1/fd | wc -l; ls /proc/1/task | wc -l";
+    let before = world.shell(count);
+    for round in 0..1000 {
+        let stream = world.connect();
+        let mut frames = Frames::on(&stream);
+        match round % 5 {
+            0 => {}
+            1 => drop((&stream).write_all(&[9, 0, 0])),
+            2 => drop(frames.send(&Hello::of("test"))),
+            3 => {
+                let _ = frames.send(&Hello::of("test"));
+                let _ = frames.send(&Request::Logs { since_unix_ms: 0, follow: true });
+            }
+            _ => {
+                let _ = frames.send(&Hello::of("test"));
+                let _ = frames.send(&Request::Exec(command(&["sleep", "6000"])));
+            }
+        }
+    }
+    eventually("all of it is gone", || (world.shell(count) == before).then_some(()));
+    assert_eq!(world.count("sleep 6000"), 0);
+}
+
 #[test]
 fn a_flood_of_connections_is_bounded_and_passes() {
     let Some(world) = World::identified("") else { return };

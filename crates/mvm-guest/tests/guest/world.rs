@@ -32,9 +32,10 @@ printf 'root:x:0:0:root:/root:/bin/sh\nann:x:1000:1000::/tmp:/bin/sh\n' >/etc/pa
 printf 'root:x:0:\nann:x:1000:\ntape:x:26:bob,ann\n' >/etc/group
 ip tuntap add eth0 mode tap
 hostname nobody
+limits='--bounding-set=-sys_time,-sys_module --inh-caps=-sys_time,-sys_module'
+agent="setpriv $limits /run/agent serve --listen-unix $socket --keep-clock"
 eval "$3"
-exec setpriv --bounding-set=-sys_time,-sys_module --inh-caps=-sys_time,-sys_module \
-    /run/agent serve --listen-unix "$socket" --keep-clock
+exec $agent
 "#;
 
 /// A machine.
@@ -161,6 +162,12 @@ impl World {
         output.trim().to_owned()
     }
 
+    /// How many processes have a command line that begins like that.
+    pub fn count(&self, command: &str) -> usize {
+        let lines = self.shell("for p in /proc/[0-9]*; do tr '\\0' ' ' <$p/cmdline 2>/dev/null; echo; done");
+        lines.lines().filter(|line| line.starts_with(command)).count()
+    }
+
     /// Waits for the machine to be switched off.
     pub fn ends(mut self) {
         eventually("the machine ends", || self.outer.try_wait().unwrap());
@@ -236,6 +243,13 @@ impl Running {
             }
         }
     }
+}
+
+/// What a shell does to give the guest a program of its own: a script, and what else is said of it.
+pub fn workload(script: &str, more: serde_json::Value) -> String {
+    let mut file = serde_json::json!({ "schema_version": 1, "argv": ["sh", "-c", script] });
+    file.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    format!("mkdir -p /etc/mvm; cat >/etc/mvm/workload.json <<'EOF'\n{file}\nEOF\n")
 }
 
 pub fn command(argv: &[&str]) -> Exec {
