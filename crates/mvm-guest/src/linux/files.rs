@@ -32,7 +32,6 @@ pub fn replace(path: &Path, content: &str, mode: u32) -> io::Result<()> {
     let written = file
         .write_all(content.as_bytes())
         .and_then(|()| file.set_permissions(Permissions::from_mode(mode)))
-        .and_then(|()| file.sync_all())
         .and_then(|()| fs::rename(&new, path));
     written.map_err(|error| {
         let _ = fs::remove_file(&new);
