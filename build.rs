@@ -56,8 +56,8 @@ fn build() -> Result<PathBuf, String> {
     let variable = |name: &str| env::var(name).map_err(|_| format!("cargo does not say {name}"));
     let (cargo, target, root) =
         (variable("CARGO")?, variable("TARGET")?, PathBuf::from(variable("CARGO_MANIFEST_DIR")?));
-    let folder =
-        folder(Path::new(&variable("OUT_DIR")?), &target).ok_or("cargo's folders are others than usual")?;
+    let out = PathBuf::from(variable("OUT_DIR")?);
+    let folder = folder(&out, &target).ok_or("cargo's folders are others than usual")?;
     let mut command = Command::new(cargo);
     command
         .current_dir(&root)
@@ -91,9 +91,13 @@ fn build() -> Result<PathBuf, String> {
     command.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
     let status = command.status().map_err(|error| format!("cargo cannot be run: {error}"))?;
     match status.success() {
-        true => Ok(folder.join(target).join("guest").join("mvm-guest")),
-        false => Err(format!("cargo ended with {status}")),
+        true => {}
+        false => return Err(format!("cargo ended with {status}")),
     }
+    // A copy: it is there as long as what was built from it is.
+    let (program, copy) = (folder.join(&target).join("guest").join("mvm-guest"), out.join("mvm-guest"));
+    std::fs::copy(&program, &copy).map_err(|error| format!("{}: {error}", program.display()))?;
+    Ok(copy)
 }
 
 /// One for debug and release builds, for clippy and the tests: beside their folders.

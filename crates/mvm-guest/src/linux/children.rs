@@ -69,6 +69,11 @@ impl Children {
         self.table().closed = true;
     }
 
+    /// Is nobody started any more?
+    pub fn is_closed(&self) -> bool {
+        self.table().closed
+    }
+
     /// Sends a signal to a child and its process group, unless it has ended.
     pub fn signal(&self, pid: i32, number: i32) {
         let table = self.table();

@@ -60,6 +60,9 @@ impl Console {
         loop {
             let begun = Instant::now();
             if let Err(why) = self.run(settings) {
+                if self.launcher.children.is_closed() {
+                    return;
+                }
                 return self.screen.line(&format!("mvm-guest: nothing runs on the console: {why}"));
             }
             pause = if begun.elapsed() >= USUAL { SHORTEST } else { (pause * 2).min(LONGEST) };

@@ -134,6 +134,7 @@ impl Workload {
             launched = match self.launch(settings, restarts) {
                 Ok(launched) => launched,
                 Err(why) => {
+                    self.line(format!("mvm-guest: the workload: {why}"), true);
                     self.state().status = Some(WorkloadStatus::Failed { why });
                     return;
                 }
@@ -143,12 +144,16 @@ impl Workload {
 
     /// Says how it ended, and waits for the time to start it again. False where it is not.
     fn ended(&self, exited: Exited, again: bool, pause: Duration) -> bool {
+        let then = match again {
+            true => format!(", and is started again in {:.1} s", pause.as_secs_f64()),
+            false => String::new(),
+        };
+        let what = format!("it {}{then}", words(exited));
+        self.line(format!("mvm-guest: the workload: {what}"), true);
         let mut state = self.state();
         state.session = None;
         state.status = Some(match again && !state.ending {
-            true => {
-                WorkloadStatus::Failed { why: format!("it {}, and is started again soon", words(exited)) }
-            }
+            true => WorkloadStatus::Failed { why: what },
             false => WorkloadStatus::Ended(exited),
         });
         self.changed.notify_all();
