@@ -5,7 +5,10 @@ use std::{
     net::Shutdown,
 };
 
-use mvm_proto::{Answer, Code, Frames, Hello, Request, message::Refused};
+use mvm_proto::{
+    Answer, Code, Frames, Hello, Request,
+    message::{Exec, Refused},
+};
 
 use crate::world::{World, command, eventually};
 
@@ -41,7 +44,7 @@ fn garbage_ends_its_own_connection_only() {
         ));
     }
     // In the middle of an exec, too.
-    let mut running = world.start(command(&["cat"]));
+    let mut running = world.start(Exec { stdin: true, ..command(&["cat"]) });
     running.frames.stream_mut().write_all(&[9; 100]).unwrap();
     let _ = running.frames.stream_mut().read_to_end(&mut Vec::new());
     assert_eq!(world.shell("echo well"), "well");
