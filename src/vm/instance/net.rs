@@ -10,7 +10,10 @@ use crate::{
     net::{self, Desired, Net, NetError},
     store::{self, Durability, Lock, Sharing, StoreError},
     vm::{
-        instance::config::{self, Instance},
+        instance::{
+            config::{self, Instance},
+            lifecycle,
+        },
         naming::{InstancePath, Offset, Slot},
         pool::{self, config::Pool},
         tenant::{self, config::Tenant},
@@ -73,6 +76,9 @@ pub fn desired(roots: &Roots) -> Result<Desired, StoreError> {
     let boot_id = process::boot_id();
     for tenant in tenant::config::all(roots)? {
         desired.tenants.push(tenant_net(&tenant));
+        if lifecycle::base::is_being_made(roots, &tenant.tenant_id)? {
+            desired.busy.insert(lifecycle::base::slot(&tenant));
+        }
         for pool_path in pool::config::paths(roots, &tenant.tenant_id)? {
             let pool = Pool::load(roots, &pool_path)?;
             for path in config::paths(roots, &pool_path)? {

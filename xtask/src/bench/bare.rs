@@ -99,7 +99,10 @@ impl Vmm {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()?;
-        Ok(Self { child, stream: socket.connect()? })
+        let stream = socket.connect()?;
+        // In emulated nesting a call hangs now and then.
+        stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+        Ok(Self { child, stream })
     }
 
     /// Its process.

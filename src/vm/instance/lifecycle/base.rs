@@ -56,6 +56,14 @@ pub fn try_lock(roots: &Roots, tenant: &TenantId) -> Result<Option<Lock>, StoreE
     Lock::try_take(&lock_file(roots, tenant))
 }
 
+/// Does somebody make a base of this tenant at this moment?
+///
+/// # Errors
+/// When the lock cannot be opened.
+pub fn is_being_made(roots: &Roots, tenant: &TenantId) -> Result<bool, StoreError> {
+    Ok(lock_file(roots, tenant).exists() && try_lock(roots, tenant)?.is_none())
+}
+
 /// The slot in which a tenant's bases are made.
 pub fn slot(tenant: &Tenant) -> Slot {
     tenant.slot(Offset::BUILDER)
