@@ -27,35 +27,10 @@ fn what_is_no_image_is_refused_before_anything_is_made() {
     assert_eq!(sandbox.ok("pool list"), serde_json::json!([]));
 }
 
-/// An image as mvm makes them, of files that are quickly there.
-fn put_image(sandbox: &Sandbox, name: &str) {
-    let (kernel, rootfs) = sandbox.artifacts();
-    let revision = "c".repeat(64);
-    let folder = sandbox.root().join("images").join(name);
-    let place = folder.join(&revision);
-    fs::create_dir_all(&place).expect("a folder");
-    fs::copy(kernel, place.join("vmlinux")).expect("a kernel");
-    fs::copy(rootfs, place.join("rootfs.ext4")).expect("a root");
-    fs::write(place.join("initrd"), b"070701").expect("an initrd");
-    let part = |file: &str| {
-        let size = fs::metadata(place.join(file)).expect("a file").len();
-        serde_json::json!({ "file": file, "size_bytes": size, "sha256": "" })
-    };
-    let manifest = serde_json::json!({
-        "schema_version": 1, "name": name, "revision": revision, "created_at": "2026-01-02T03:04:05Z",
-        "release": "bookworm", "kernel_version": "6.1.0", "arch": std::env::consts::ARCH, "agent": "none",
-        "cmdline": "quiet", "root_drive": { "is_root_device": false, "is_read_only": false },
-        "kernel": part("vmlinux"), "initrd": part("initrd"), "rootfs": part("rootfs.ext4"),
-        "packages": { "busybox-static": "1" }, "inputs": "sha256:0",
-    });
-    fs::write(place.join("manifest.json"), manifest.to_string()).expect("a manifest");
-    std::os::unix::fs::symlink(&revision, folder.join("current")).expect("a link");
-}
-
 #[test]
 fn a_pool_starts_from_an_image_and_keeps_its_own_copy() {
     let Some(sandbox) = Sandbox::new() else { return };
-    put_image(&sandbox, "debian");
+    sandbox.put_image("debian");
     sandbox.ok("tenant create acme --net-id 3 --subnet 10.240.3.0/24");
     let pool = sandbox.ok("pool create acme/web --image debian --vmm sim --mem 128 --data-disk 8");
     assert_eq!((&pool["image"], &pool["agent"]), (&"debian".into(), &"none".into()));
@@ -76,8 +51,8 @@ fn a_pool_starts_from_an_image_and_keeps_its_own_copy() {
 #[test]
 fn a_damaged_image_is_said_and_in_the_way_of_no_other() {
     let Some(sandbox) = Sandbox::new() else { return };
-    put_image(&sandbox, "debian");
-    put_image(&sandbox, "other");
+    sandbox.put_image("debian");
+    sandbox.put_image("other");
     fs::write(sandbox.root().join("images/debian/current/initrd"), "").expect("a file");
     let list = sandbox.run("image list --json");
     assert_eq!(list.status.code(), Some(1));
