@@ -23,6 +23,8 @@ pub const MAX_PATH: usize = 4095;
 pub const MAX_NAME: usize = 255;
 /// Folders in one another: also one descriptor each while a folder is removed or measured.
 pub const MAX_DEPTH: usize = 256;
+/// Names in one folder: mke2fs looks through all of them for each one more, two minutes for that many.
+pub const MAX_FOLDER: u64 = 65_536;
 /// Symbolic links on the way to one file, as in the kernel.
 pub const MAX_HOPS: usize = 40;
 /// One extended header: its long name, times and attributes are read into memory.

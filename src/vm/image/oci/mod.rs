@@ -41,7 +41,7 @@ use self::{
     entries::{Entries, TarError},
     layers::{Counts, LayerError, Left, Refusal},
     layout::{Blob, Found},
-    limits::Limits,
+    limits::{Limits, MAX_FOLDER},
     names::{Name, shown},
     stream::{Metered, Packing, Section, Unpacking},
     tree::{Meta, Size, Tree, TreeError},
@@ -112,7 +112,7 @@ pub fn make(
     point("unpacked")?;
     step("making the root file system");
     let image = work.join("rootfs.ext4");
-    make_file_system(roots, &tree, &image, &unpacked)?;
+    make_file_system(roots, archive, &tree, &image, &unpacked)?;
     point("made")?;
     // It is as large as the file system, and that will be copied nowhere before this is gone.
     store::remove_folder(tree.path())?;
@@ -162,7 +162,13 @@ fn unpack(archive: &Archive, place: &Path, limits: &Limits) -> Result<(Tree, Unp
         compare(blob.digest, digests.of_blob)?;
         compare(Some(unpacks_to), digests.of_content)?;
     }
-    write_workload(&tree, &config.workload).map_err(in_tree)?;
+    write_workload(&tree, &config.workload).map_err(|error| match error {
+        TreeError::Io { .. } => in_tree(error),
+        error => no_image(path, format!("/{WORKLOAD} cannot be in it: {error}")),
+    })?;
+    if !can_be_ext4(&tree).map_err(in_tree)? {
+        return Err(no_image(path, "its /lost+found is no folder, as every ext4 has it".into()));
+    }
     let unpacked = Unpacked { image: id, layers: layers.len(), counts, workload: config.workload };
     Ok((tree, unpacked))
 }
@@ -241,9 +247,12 @@ fn is_the_disk_s(error: &TreeError) -> bool {
 fn of_tree(tree: &Path, error: TreeError) -> OciError {
     match error {
         TreeError::Io { action, source } => StoreError::io(action, tree)(source).into(),
-        // Nothing but the image's own names leads there.
-        error => StoreError::io("write", tree)(io::Error::other(error.to_string())).into(),
+        error => no_image(tree, error.to_string()),
     }
+}
+
+fn no_image(path: &Path, why: String) -> OciError {
+    OciError::NotAnImage { path: path.to_path_buf(), why }
 }
 
 /// Writes what the guest runs. `/etc/mvm` is mvm's: what an image has there goes.
@@ -270,15 +279,35 @@ fn write_workload(tree: &Tree, workload: &Workload) -> Result<(), TreeError> {
     }
 }
 
-fn make_file_system(roots: &Roots, tree: &Tree, image: &Path, unpacked: &Unpacked) -> Result<(), OciError> {
-    let Size { inodes, mut blocks } = tree.measure().map_err(|error| of_tree(tree.path(), error))?;
+/// Every ext4 has a folder of its own: nothing else of an image can have its name.
+fn can_be_ext4(tree: &Tree) -> Result<bool, TreeError> {
+    let place = Name::parse(b"lost+found").ok().map(|name| tree.place(&name)).transpose()?.flatten();
+    match place {
+        Some(place) => Ok(place.look()?.is_none() || place.is_folder()?),
+        None => Ok(true),
+    }
+}
+
+fn make_file_system(
+    roots: &Roots,
+    archive: &Path,
+    tree: &Tree,
+    image: &Path,
+    unpacked: &Unpacked,
+) -> Result<(), OciError> {
+    let Size { inodes, mut blocks } = tree.measure(MAX_FOLDER).map_err(|error| match error {
+        TreeError::Io { .. } => of_tree(tree.path(), error),
+        error => no_image(archive, error.to_string()),
+    })?;
     // What does not fit into an inode has a block of its own.
     blocks += unpacked.counts.with_attributes;
     room::check_disk(roots, &NodeConfig::load(roots)?, blocks >> 8)?;
     let form = form(inodes, blocks);
     ext4::make(tree.path(), image, &form).map_err(|error| match error {
         // Programs do not always say in so many words that they ran out of space.
-        ImageError::Step { step, .. } if room::free_mib(image).is_ok_and(|free| free < NEARLY_FULL_MIB) => {
+        ImageError::Step { step, .. }
+            if room::free_mib(tree.path()).is_ok_and(|free| free < NEARLY_FULL_MIB) =>
+        {
             ImageError::DiskFull { step }
         }
         error => error,

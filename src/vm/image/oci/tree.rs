@@ -47,6 +47,9 @@ pub enum TreeError {
     /// Links that lead into each other's depths.
     #[error("what is on the way to it leads deeper than {MAX_DEPTH} folders or {MAX_PATH} bytes")]
     Deep,
+    /// More names than mke2fs takes in any time.
+    #[error("a folder of it has more than {0} names")]
+    Wide(u64),
     /// The operating system refused.
     #[error("cannot {action} it")]
     Io {
@@ -239,12 +242,11 @@ impl Tree {
     /// What a file system needs that holds all of it.
     ///
     /// # Errors
-    /// When it cannot be looked at.
-    pub fn measure(&self) -> Result<Size, TreeError> {
-        let mut size = Size::default();
-        let root = self.open(&[]).map_err(io("open"))?;
-        measure(root, &mut size, &mut HashSet::new())?;
-        Ok(size)
+    /// When it cannot be looked at, or a folder has more names than `widest`.
+    pub fn measure(&self, widest: u64) -> Result<Size, TreeError> {
+        let mut measured = Measured { size: Size::default(), linked: HashSet::new(), widest };
+        measure(self.open(&[]).map_err(io("open"))?, &mut measured)?;
+        Ok(measured.size)
     }
 }
 
@@ -373,6 +375,10 @@ impl Place {
     /// # Errors
     /// When the operating system refuses.
     pub fn remove(&self) -> Result<(), TreeError> {
+        // Most of what is laid down is new.
+        if self.look()?.is_none() {
+            return Ok(());
+        }
         keeping_time(self.folder.as_fd(), || remove(self.folder.as_fd(), &self.name))
     }
 
@@ -494,36 +500,47 @@ pub struct Size {
 
 const BLOCK: u64 = 4096;
 
-fn measure(folder: OwnedFd, size: &mut Size, linked: &mut HashSet<u64>) -> Result<(), TreeError> {
+struct Measured {
+    size: Size,
+    /// Files with several names, of which one was met.
+    linked: HashSet<u64>,
+    widest: u64,
+}
+
+fn measure(folder: OwnedFd, measured: &mut Measured) -> Result<(), TreeError> {
     let mut dir = Dir::new(folder).map_err(io("list"))?;
-    let mut names = 0;
-    size.inodes += 1;
+    let (mut names, mut bytes) = (0, 0);
+    measured.size.inodes += 1;
     while let Some(entry) = dir.read() {
         let entry = entry.map_err(io("list"))?;
         let name = entry.file_name();
         if matches!(name.to_bytes(), b"." | b"..") {
             continue;
         }
-        names += 8 + (name.to_bytes().len() as u64).next_multiple_of(4);
+        names += 1;
+        bytes += 8 + (name.to_bytes().len() as u64).next_multiple_of(4);
+        if names > measured.widest {
+            return Err(TreeError::Wide(measured.widest));
+        }
         let at = dir.fd().map_err(io("list"))?;
         let stat = statat(at, name, AtFlags::SYMLINK_NOFOLLOW).map_err(io("look at"))?;
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory => {
                 let inner = openat2(at, name, FOLDER, Mode::empty(), BENEATH).map_err(io("open"))?;
-                measure(inner, size, linked)?;
+                measure(inner, measured)?;
                 continue;
             }
             // Counted where its first name is found.
-            _ if stat.st_nlink > 1 && !linked.insert(stat.st_ino) => continue,
-            FileType::RegularFile => size.blocks += blocks_of(at, name, &stat)?,
+            _ if stat.st_nlink > 1 && !measured.linked.insert(stat.st_ino) => continue,
+            FileType::RegularFile => measured.size.blocks += blocks_of(at, name, &stat)?,
             // A short one lies in its inode.
-            FileType::Symlink if stat.st_size >= 60 => size.blocks += 1,
+            FileType::Symlink if stat.st_size >= 60 => measured.size.blocks += 1,
             _ => {}
         }
-        size.inodes += 1;
+        measured.size.inodes += 1;
     }
     // A folder's blocks are not filled to the last byte.
-    size.blocks += 1 + names.div_ceil(BLOCK * 3 / 4);
+    measured.size.blocks += 1 + bytes.div_ceil(BLOCK * 3 / 4);
     Ok(())
 }
 

@@ -216,6 +216,11 @@ fn what_is_no_image_is_refused() {
     let negative = json!({ "mediaType": MANIFEST, "digest": Digest::of(b"").to_string(), "size": -1 });
     let chart =
         json!({ "mediaType": "application/x\u{1b}[31m", "digest": Digest::of(b"").to_string(), "size": 0 });
+    let mut lost = Files::new();
+    let layer_of_it = layer(&["lost+found=1"]);
+    let manifest =
+        image(&mut lost, &[("", layer_of_it.clone())], &config(std::slice::from_ref(&layer_of_it)));
+    lost.push(("index.json".into(), index(&[manifest])));
     for (files, words) in [
         (vec![("a".to_owned(), b"x".to_vec())], "neither index.json nor manifest.json"),
         (vec![], "neither index.json nor manifest.json"),
@@ -244,6 +249,7 @@ fn what_is_no_image_is_refused() {
             "a layer of it",
         ),
         (manifest_of(&|m| m["layers"] = json!([])), "no layers"),
+        (lost, "lost+found"),
     ] {
         let refused = bench.unpack(&archive(&files), &Limits::default()).unwrap_err();
         assert!(whole(&refused).contains(words), "{words}: {}", whole(&refused));

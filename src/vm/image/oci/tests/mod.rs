@@ -1,6 +1,7 @@
 //! Archives made in memory, unpacked into a folder beside which something lies that must stay as it is.
 
 mod chaos;
+mod fits;
 mod hostile;
 mod layers;
 mod layouts;
