@@ -27,36 +27,11 @@ fn what_is_no_image_is_refused_before_anything_is_made() {
     assert_eq!(sandbox.ok("pool list"), serde_json::json!([]));
 }
 
-/// An image as mvm makes them, of files that are quickly there.
-fn put_image(sandbox: &Sandbox, name: &str, agent: &str) {
-    let (kernel, rootfs) = sandbox.artifacts();
-    let revision = "c".repeat(64);
-    let folder = sandbox.root().join("images").join(name);
-    let place = folder.join(&revision);
-    fs::create_dir_all(&place).expect("a folder");
-    fs::copy(kernel, place.join("vmlinux")).expect("a kernel");
-    fs::copy(rootfs, place.join("rootfs.ext4")).expect("a root");
-    fs::write(place.join("initrd"), b"070701").expect("an initrd");
-    let part = |file: &str| {
-        let size = fs::metadata(place.join(file)).expect("a file").len();
-        serde_json::json!({ "file": file, "size_bytes": size, "sha256": "" })
-    };
-    let manifest = serde_json::json!({
-        "schema_version": 1, "name": name, "revision": revision, "created_at": "2026-01-02T03:04:05Z",
-        "release": "bookworm", "kernel_version": "6.1.0", "arch": std::env::consts::ARCH, "agent": agent,
-        "cmdline": "quiet", "root_drive": { "is_root_device": false, "is_read_only": false },
-        "kernel": part("vmlinux"), "initrd": part("initrd"), "rootfs": part("rootfs.ext4"),
-        "packages": { "busybox-static": "1" }, "inputs": "sha256:0",
-    });
-    fs::write(place.join("manifest.json"), manifest.to_string()).expect("a manifest");
-    std::os::unix::fs::symlink(&revision, folder.join("current")).expect("a link");
-}
-
 /// One line for who just wants to see it: everything is made, and nothing but what the next run starts from is left.
 #[test]
 fn run_runs_a_command_and_leaves_no_instance() {
     let Some(sandbox) = Sandbox::new() else { return };
-    put_image(&sandbox, "debian", "required");
+    sandbox.put_image_with("debian", "required");
     // Somebody else has the first net id that is tried, and somebody the subnet.
     sandbox.ok("tenant create acme --net-id 4095 --subnet 10.240.3.0/24");
     sandbox.ok("tenant create globex --net-id 4 --subnet 10.255.254.0/24");
@@ -86,7 +61,7 @@ fn run_runs_a_command_and_leaves_no_instance() {
 #[test]
 fn an_image_without_an_agent_runs_nothing() {
     let Some(sandbox) = Sandbox::new() else { return };
-    put_image(&sandbox, "plain", "none");
+    sandbox.put_image_with("plain", "none");
     let output = sandbox.run("run --json plain --vmm sim -n -- true");
     assert_eq!(output.status.code(), Some(4));
     let said: serde_json::Value = serde_json::from_slice(&output.stderr).expect("JSON");
@@ -97,7 +72,7 @@ fn an_image_without_an_agent_runs_nothing() {
 #[test]
 fn a_pool_starts_from_an_image_and_keeps_its_own_copy() {
     let Some(sandbox) = Sandbox::new() else { return };
-    put_image(&sandbox, "debian", "none");
+    sandbox.put_image("debian");
     sandbox.ok("tenant create acme --net-id 3 --subnet 10.240.3.0/24");
     let pool = sandbox.ok("pool create acme/web --image debian --vmm sim --mem 128 --data-disk 8");
     assert_eq!((&pool["image"], &pool["agent"]), (&"debian".into(), &"none".into()));
@@ -118,8 +93,8 @@ fn a_pool_starts_from_an_image_and_keeps_its_own_copy() {
 #[test]
 fn a_damaged_image_is_said_and_in_the_way_of_no_other() {
     let Some(sandbox) = Sandbox::new() else { return };
-    put_image(&sandbox, "debian", "none");
-    put_image(&sandbox, "other", "none");
+    sandbox.put_image("debian");
+    sandbox.put_image("other");
     fs::write(sandbox.root().join("images/debian/current/initrd"), "").expect("a file");
     let list = sandbox.run("image list --json");
     assert_eq!(list.status.code(), Some(1));

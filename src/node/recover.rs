@@ -189,7 +189,7 @@ fn remove_stale_locks(operator: &mut Operator, recovered: &mut Recovered) -> Res
     for name in store::names(&roots.lock_file(""), |_| true)? {
         let there = match name.split('.').collect::<Vec<_>>()[..] {
             ["tenant" | "audit" | "base", tenant] => roots.tenants().join(tenant).exists(),
-            ["pool" | "scale", tenant, pool] => {
+            ["pool" | "scale" | "import", tenant, pool] => {
                 roots.tenants().join(tenant).join("pools").join(pool).exists()
             }
             ["instance" | "wake", tenant, pool, instance] => roots

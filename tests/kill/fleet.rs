@@ -86,6 +86,38 @@ fn pool_import_and_rollback() {
 }
 
 #[test]
+fn pool_import_of_an_image_from_elsewhere() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    sandbox.agent_pool("sim");
+    let first = sandbox.ok("pool info acme/web")["revision"].clone();
+    sandbox.put_image("debian");
+    let archive = sandbox.root().join("image.in");
+    std::fs::write(&archive, support::oci::archive(&["bin/", "bin/app=x"])).expect("an archive");
+    let import = format!("pool import acme/web --oci-archive {}", archive.display());
+    let back = format!("pool rollback acme/web --revision {}", first.as_str().unwrap_or_default());
+    let case = Case {
+        operation: &import,
+        reset: &|sandbox| {
+            sandbox.ok(&back);
+            sandbox.ok("pool gc acme/web");
+            // The one before is kept to roll back to: without it the next import has everything to do.
+            let revisions = sandbox.root().join("tenants/acme/pools/web/artifacts/revisions");
+            for one in std::fs::read_dir(revisions).expect("revisions").flatten() {
+                if one.file_name().to_str() != first.as_str() {
+                    std::fs::remove_dir_all(one.path()).expect("a revision");
+                }
+            }
+        },
+        check: &|sandbox| {
+            assert!(sandbox.ok("pool verify acme/web")["ok"] == true);
+            assert!(!sandbox.ok("pool info acme/web")["revision"].is_null());
+        },
+        finishes_later: true,
+    };
+    kill_everywhere(&sandbox, &case);
+}
+
+#[test]
 fn recovery_itself() {
     let Some(sandbox) = Sandbox::new() else { return };
     sandbox.pool("sim");

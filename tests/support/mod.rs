@@ -3,6 +3,7 @@
 #![allow(dead_code, clippy::allow_attributes, reason = "each test binary uses a part of it")]
 
 pub mod faulty;
+pub mod oci;
 
 use std::{
     ffi::OsStr,
@@ -143,6 +144,36 @@ impl Sandbox {
             assert!(output.expect("mke2fs runs").status.success());
         }
         (kernel, rootfs)
+    }
+
+    /// An image as mvm makes them, of files that are quickly there.
+    pub fn put_image(&self, name: &str) {
+        self.put_image_with(name, "none");
+    }
+
+    /// The same, whose guests have an agent or not.
+    pub fn put_image_with(&self, name: &str, agent: &str) {
+        let (kernel, rootfs) = self.artifacts();
+        let revision = "c".repeat(64);
+        let folder = self.root().join("images").join(name);
+        let place = folder.join(&revision);
+        fs::create_dir_all(&place).expect("a folder");
+        fs::copy(kernel, place.join("vmlinux")).expect("a kernel");
+        fs::copy(rootfs, place.join("rootfs.ext4")).expect("a root");
+        fs::write(place.join("initrd"), b"070701").expect("an initrd");
+        let part = |file: &str| {
+            let size = fs::metadata(place.join(file)).expect("a file").len();
+            serde_json::json!({ "file": file, "size_bytes": size, "sha256": "" })
+        };
+        let manifest = serde_json::json!({
+            "schema_version": 1, "name": name, "revision": revision, "created_at": "2026-01-02T03:04:05Z",
+            "release": "bookworm", "kernel_version": "6.1.0", "arch": std::env::consts::ARCH, "agent": agent,
+            "cmdline": "quiet", "root_drive": { "is_root_device": false, "is_read_only": false },
+            "kernel": part("vmlinux"), "initrd": part("initrd"), "rootfs": part("rootfs.ext4"),
+            "packages": { "busybox-static": "1" }, "inputs": "sha256:0",
+        });
+        fs::write(place.join("manifest.json"), manifest.to_string()).expect("a manifest");
+        std::os::unix::fs::symlink(&revision, folder.join("current")).expect("a link");
     }
 
     /// A tenant acme with a pool acme/web that has a revision.

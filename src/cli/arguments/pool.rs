@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
+use clap::{ArgGroup, Args, Subcommand};
 
 use super::DestroyArguments;
 use crate::{
@@ -22,22 +22,12 @@ pub enum PoolCommand {
         #[command(flatten)]
         settings: CreateArguments,
     },
-    /// Bring a kernel and a root file system in as the pool's new revision
+    /// Bring a kernel and a root file system, or an image from elsewhere, in as the pool's new revision
     Import {
         /// TENANT/POOL
         pool: PoolPath,
-        /// The kernel: an uncompressed ELF (x86_64) or Image (aarch64)
-        #[arg(long, value_name = "FILE")]
-        kernel: PathBuf,
-        /// The root file system: ext4, xfs, squashfs or erofs
-        #[arg(long, value_name = "FILE")]
-        rootfs: PathBuf,
-        /// The initial RAM disk
-        #[arg(long, value_name = "FILE")]
-        initrd: Option<PathBuf>,
-        /// The kernel's command line; mvm adds who the guest is
-        #[arg(long, value_name = "TEXT", default_value = "console=ttyS0 reboot=k panic=-1 quiet loglevel=1")]
-        cmdline: String,
+        #[command(flatten)]
+        sources: ImportArguments,
     },
     /// List pools, of one tenant or of all
     List {
@@ -136,6 +126,31 @@ pub struct CreateArguments {
     /// A label; may be given again
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = super::parse_label)]
     pub labels: Vec<(String, String)>,
+}
+
+#[derive(Debug, Args)]
+#[command(group(ArgGroup::new("guest_root").required(true).args(["rootfs", "oci_archive"])))]
+pub struct ImportArguments {
+    /// The kernel: an uncompressed ELF (x86_64) or Image (aarch64)
+    #[arg(long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+    /// The root file system: ext4, xfs, squashfs or erofs
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    pub rootfs: Option<PathBuf>,
+    /// An image that becomes the root file system: an OCI layout as a tar archive (skopeo copy … oci-archive:FILE), or what
+    /// docker save writes; plain, or packed by gzip or zstd
+    #[arg(long, value_name = "FILE")]
+    pub oci_archive: Option<PathBuf>,
+    /// The guest image of mvm's own whose kernel and initial RAM disk --oci-archive gets, where none are given [default: debian]
+    #[arg(long, value_name = "NAME", requires = "oci_archive", conflicts_with = "kernel")]
+    pub kernel_image: Option<ImageName>,
+    /// The initial RAM disk
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    pub initrd: Option<PathBuf>,
+    /// The kernel's command line; mvm adds who the guest is [default: that of the guest image, where the kernel is from one;
+    /// else console=ttyS0 reboot=k panic=-1 quiet loglevel=1]
+    #[arg(long, value_name = "TEXT")]
+    pub cmdline: Option<String>,
 }
 
 #[derive(Debug, Args)]

@@ -6,14 +6,14 @@ use serde::Serialize;
 
 use super::instance::{InstanceView, complain};
 use crate::cli::{
-    arguments::pool::{Counts, CreateArguments, PoolCommand, UpdateArguments},
+    arguments::pool::{Counts, CreateArguments, ImportArguments, PoolCommand, UpdateArguments},
     error::{CliError, Kind},
     output::{Out, Tone, bytes, count, data_disk, mib, time},
 };
 use crate::{
     store::{Schema, Sharing},
     vm::{
-        image::Image,
+        image::{Image, oci::Unpacked},
         instance::{
             self,
             lifecycle::{Operator, base, load_pool, load_tenant},
@@ -23,6 +23,7 @@ use crate::{
         pool::{
             artifacts::{Artifacts, HistoryEntry, Sources},
             config::{self, AgentMode, DesiredCounts, Pool, Resources, RuntimePolicy, VmmKind},
+            import::{self, DEFAULT_CMDLINE, Kernel, OciSource},
             lifecycle,
             scale::{self, Goal},
         },
@@ -58,18 +59,7 @@ fn view(operator: &Operator, pool: Pool) -> Result<PoolView, CliError> {
 pub fn run(out: &Out, operator: &mut Operator, command: PoolCommand) -> Result<u8, CliError> {
     match command {
         PoolCommand::Create { pool, settings } => create(out, operator, &pool, settings)?,
-        PoolCommand::Import { pool, kernel, rootfs, initrd, cmdline } => {
-            let progress = out.progress("copying and checking");
-            let sources = Sources { kernel, rootfs, initrd, cmdline };
-            let manifest = lifecycle::import(operator, &pool, &sources)?;
-            drop(progress);
-            let prepared = prepare_base(out, operator, &pool)?;
-            let view = view(operator, load_pool(&operator.roots, &pool)?.1)?;
-            out.done(&view, || {
-                let (revision, size) = (manifest.revision.short(), bytes(manifest.size_bytes()));
-                format!("{pool}: revision {revision} verified and current, {size}{prepared}        next: mvm instance create {pool}")
-            });
-        }
+        PoolCommand::Import { pool, sources } => import_revision(out, operator, &pool, sources)?,
         PoolCommand::List { tenant } => list(out, operator, tenant)?,
         PoolCommand::Info { pool } => {
             let view = view(operator, load_pool(&operator.roots, &pool)?.1)?;
@@ -225,7 +215,7 @@ pub fn make(
         && Artifacts::of(&operator.roots, path).current()?.is_none()
     {
         let progress = out.progress("copying and checking the image");
-        lifecycle::import(operator, path, &sources)?;
+        import::files(operator, path, &sources)?;
         drop(progress);
         imported = true;
         // The first revision fixes the VMM's version.
@@ -264,6 +254,86 @@ fn create(
         false => format!("{path} exists already, just like that"),
     });
     Ok(())
+}
+
+fn import_revision(
+    out: &Out,
+    operator: &mut Operator,
+    pool: &PoolPath,
+    arguments: ImportArguments,
+) -> Result<(), CliError> {
+    let ImportArguments { kernel, rootfs, oci_archive, kernel_image, initrd, cmdline } = arguments;
+    let (manifest, unpacked) = match (oci_archive, rootfs, kernel) {
+        (None, Some(rootfs), Some(kernel)) => {
+            let progress = out.progress("copying and checking");
+            let cmdline = cmdline.unwrap_or_else(|| DEFAULT_CMDLINE.to_owned());
+            let manifest = import::files(operator, pool, &Sources { kernel, rootfs, initrd, cmdline })?;
+            drop(progress);
+            (manifest, None)
+        }
+        (Some(archive), None, kernel) => {
+            let kernel = match (kernel, initrd) {
+                (Some(kernel), Some(initrd)) => Kernel::Files { kernel, initrd },
+                (None, None) => Kernel::Image(kernel_image.map_or_else(|| "debian".parse(), Ok)?),
+                _ => return Err(usage("with --oci-archive, --kernel and --initrd go together")),
+            };
+            let mut progress = None;
+            let mut step = |what: &'static str| {
+                // The line of the step before goes first.
+                drop(progress.take());
+                progress = Some(out.progress(what));
+                if out.verbose {
+                    out.note(what);
+                }
+            };
+            let source = OciSource { archive, kernel, cmdline };
+            let made = import::oci(operator, pool, &source, &mut step);
+            drop(progress);
+            let (manifest, unpacked) = made?;
+            (manifest, Some(unpacked))
+        }
+        // The parser of the command line lets nothing else through.
+        _ => return Err(usage("it takes --kernel and --rootfs, or --oci-archive")),
+    };
+    let prepared = prepare_base(out, operator, pool)?;
+    let imported = Imported { pool: view(operator, load_pool(&operator.roots, pool)?.1)?, oci: unpacked };
+    for left_out in imported.oci.iter().flat_map(left_out) {
+        out.note(left_out);
+    }
+    out.done(&imported, || {
+        let (revision, size) = (manifest.revision.short(), bytes(manifest.size_bytes()));
+        let runs = imported.oci.as_ref().map_or(String::new(), |unpacked| {
+            let layers = count(unpacked.layers as u64, "layer");
+            format!(", {layers}, runs {}", unpacked.workload.argv.join(" ").escape_debug())
+        });
+        format!("{pool}: revision {revision} verified and current, {size}{runs}{prepared}        next: mvm instance create {pool}")
+    });
+    Ok(())
+}
+
+fn usage(what: &str) -> CliError {
+    CliError::new(Kind::Usage, "usage", what).fix("mvm pool import --help")
+}
+
+/// A pool after an import, and of what its revision was made.
+#[derive(Debug, Serialize)]
+struct Imported {
+    #[serde(flatten)]
+    pool: PoolView,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    oci: Option<Unpacked>,
+}
+
+/// What of an image is not in the guest, a line each.
+fn left_out(unpacked: &Unpacked) -> Vec<String> {
+    let counts = &unpacked.counts;
+    let lines = [
+        (counts.devices_left_out, "device", "the guest makes its own"),
+        (counts.sockets_left_out, "socket", "a socket is of a process"),
+        (counts.attributes_left_out, "extended attribute", "it would mean nothing in the guest"),
+    ];
+    let lines = lines.into_iter().filter(|(number, _, _)| *number > 0);
+    lines.map(|(number, what, why)| format!("{} left out: {why}", count(number, what))).collect()
 }
 
 fn list(out: &Out, operator: &Operator, tenant: Option<TenantId>) -> Result<(), CliError> {

@@ -34,7 +34,7 @@ use crate::{
         pool::{
             artifacts::Artifacts,
             config::{AgentMode, VmmKind},
-            lifecycle::import,
+            import,
         },
         tenant::{
             config::Tenant,
@@ -173,7 +173,7 @@ fn refresh(out: &Out, operator: &mut Operator, pool: &PoolPath, name: &ImageName
     let (sources, manifest) = image.sources(&operator.roots)?;
     if Artifacts::of(&operator.roots, pool).current()?.as_ref() != Some(&manifest.revision) {
         let _progress = out.progress("copying and checking the image");
-        import(operator, pool, &sources)?;
+        import::files(operator, pool, &sources)?;
     }
     Ok(())
 }

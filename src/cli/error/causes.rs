@@ -12,7 +12,10 @@ use crate::{
     security::audit::AuditError,
     store::StoreError,
     vm::{
-        image::ImageError,
+        image::{
+            ImageError,
+            oci::{OciError, limits::Reason},
+        },
         instance::{
             config::owner_of,
             disk::DiskError,
@@ -356,6 +359,42 @@ impl From<&GuestError> for CliError {
     }
 }
 
+impl From<&OciError> for CliError {
+    fn from(error: &OciError) -> Self {
+        match error {
+            OciError::Store(error) => error.into(),
+            OciError::Room(error) => error.into(),
+            OciError::Image(ImageError::DiskFull { .. }) => {
+                Self::of(Kind::Failed, "disk_full", error).fix("free space where MVM_ROOT lies")
+            }
+            OciError::Image(ImageError::Step { .. }) => Self::of(Kind::Failed, "image", error),
+            OciError::Image(error) => error.into(),
+            OciError::NotAnImage { .. } => Self::of(Kind::Failed, "not_an_image", error)
+                .fix("skopeo copy docker://NAME oci-archive:FILE, or docker save -o FILE NAME"),
+            OciError::Several { .. } => {
+                Self::of(Kind::Failed, "several_images", error).fix("save the one that is meant by itself")
+            }
+            OciError::Platform { .. } => Self::of(Kind::Failed, "other_platform", error)
+                .fix("docker save --platform, or skopeo copy --override-arch: the image for this machine"),
+            OciError::Damaged { .. } => {
+                Self::of(Kind::Failed, "image_damaged", error).fix("save or copy it again")
+            }
+            OciError::Config { .. } => Self::of(Kind::Failed, "image_config", error),
+            OciError::Entry { .. } => {
+                Self::of(Kind::Failed, "image_file", error).fix("docs/oci.md says what is taken")
+            }
+            OciError::TooMany { .. } => Self::of(Kind::Failed, "image_too_large", error),
+            OciError::TooLarge { reason, .. } => match reason {
+                Reason::Format => Self::of(Kind::Failed, "image_too_large", error),
+                Reason::Quota(tenant) => Self::of(Kind::Refused, "quota", error)
+                    .fix(format!("mvm pool gc, or mvm tenant update {tenant} --max-disk-gib N")),
+                Reason::Room => Self::of(Kind::Refused, "disk_floor", error)
+                    .fix("mvm node gc, or mvm node set disk-floor-mib N"),
+            },
+        }
+    }
+}
+
 impl From<&LifecycleError> for CliError {
     fn from(error: &LifecycleError) -> Self {
         match error {
@@ -457,6 +496,7 @@ by_value!(
     SnapshotError,
     ImageError,
     GuestError,
+    OciError,
     LifecycleError,
     TenantError,
     PoolError,
@@ -497,6 +537,8 @@ impl From<&PoolError> for CliError {
     fn from(error: &PoolError) -> Self {
         match error {
             PoolError::Artifact(error) => error.into(),
+            PoolError::Image(error) => error.into(),
+            PoolError::Oci(error) => error.into(),
             PoolError::Room(error) => error.into(),
             PoolError::Install(error) => error.into(),
             PoolError::Store(error) => error.into(),
@@ -514,6 +556,8 @@ impl From<&PoolError> for CliError {
             PoolError::AmbiguousRevision { .. } => {
                 Self::of(Kind::Usage, "ambiguous", error).fix("give more of its digits")
             }
+            PoolError::NoAgent { .. } => Self::of(Kind::Refused, "no_agent", error)
+                .fix("mvm pool create TENANT/POOL --agent required, and import it there"),
             PoolError::NoEarlierRevision { .. } => Self::of(Kind::Refused, "no_earlier_revision", error),
             PoolError::Resources { .. } => Self::of(Kind::Usage, "resources", error),
             PoolError::Production { .. } => Self::of(Kind::Refused, "production", error),

@@ -20,7 +20,10 @@ use std::{
 use sha2::{Digest, Sha256};
 
 use super::{
-    Image, ImageError, Manifest, RootDrive, Tool, agent, cpio::Archive, ext4, kernel, modules, root,
+    Image, ImageError, Manifest, RootDrive, Tool, agent,
+    cpio::Archive,
+    ext4::{self, HASH_SEED, TIME, UUID},
+    kernel, modules, root,
 };
 use crate::{
     infra::{
@@ -35,6 +38,7 @@ use crate::{
         naming::ImageName,
         pool::{
             artifacts::{self, Artifact},
+            checks,
             config::AgentMode,
         },
         room::{self, NodeConfig},
@@ -79,10 +83,6 @@ const MODULES: [&str; 9] = [
 /// reboot=k ends the VMM; the i8042 options save the guest from looking for a mouse.
 const CMDLINE: &str =
     "console=ttyS0 reboot=k panic=-1 quiet loglevel=1 i8042.noaux i8042.nomux i8042.dumbkbd";
-/// Everything in the image is as old as that: a time has to be the same for the same content.
-const TIME: u32 = 1_700_000_000;
-const UUID: &str = "6d766d00-6465-4269-a16e-000000000001";
-const HASH_SEED: &str = "6d766d00-6465-4269-a16e-000000000002";
 /// The root disk's virtual size; what is not used is a hole.
 const ROOT_MIB: u64 = 512;
 /// What making it takes at most, in MiB.
@@ -180,7 +180,8 @@ impl Recipe<'_> {
         store::make_folder(&new)?;
         let kernel_version = self.pack_kernel(&unpacked, &new.join(files::KERNEL))?;
         pack_initrd(&unpacked, &kernel_version, &new.join(files::INITRD))?;
-        make_file_system(&tree, &new.join(files::ROOT), ROOT_MIB)?;
+        let form = ext4::Form { size_mib: ROOT_MIB, content: ext4::Content::Made };
+        ext4::make(&tree, &new.join(files::ROOT), &form)?;
         failpoint::hit("image", "packed").map_err(StoreError::io("make", self.work))?;
         let part = |name: &str| finish_part(&new, name);
         let (kernel, initrd, rootfs) = (part(files::KERNEL)?, part(files::INITRD)?, part(files::ROOT)?);
@@ -313,7 +314,7 @@ impl Recipe<'_> {
         let bytes = fs::read(&path).map_err(StoreError::io("read", &path))?;
         let elf = kernel::vmlinux(&bytes).map_err(|source| ImageError::Kernel { path, source })?;
         fs::write(to, elf).map_err(StoreError::io("write", to))?;
-        artifacts::check_kernel(to)?;
+        checks::check_kernel(to)?;
         Ok(name.trim_start_matches("vmlinuz-").to_owned())
     }
 }
@@ -472,25 +473,6 @@ fn read_module(path: &Path) -> Result<Vec<u8>, ImageError> {
     }
     shell::run(tool.0, [OsStr::new("-dc"), path.as_os_str()], b"", A_MINUTE)
         .map_err(ImageError::step("unpacking a module"))
-}
-
-/// Makes an ext4 image of a folder, the same for the same content.
-pub(super) fn make_file_system(tree: &Path, image: &Path, size_mib: u64) -> Result<(), ImageError> {
-    let time = TIME.to_string();
-    let surroundings = Surroundings {
-        // mke2fs before 1.47.1 knows the second one only.
-        environment: &[("SOURCE_DATE_EPOCH", OsStr::new(&time)), ("E2FSPROGS_FAKE_TIME", OsStr::new(&time))],
-        dies_with_us: true,
-        ..Surroundings::default()
-    };
-    let seed = format!("hash_seed={HASH_SEED},root_owner=0:0");
-    let size = format!("{size_mib}M");
-    let arguments = ["-q", "-F", "-t", "ext4", "-U", UUID, "-E", &seed, "-L", "root", "-d"].map(OsStr::new);
-    let arguments = arguments.into_iter().chain([tree.as_os_str(), image.as_os_str(), OsStr::new(&size)]);
-    shell::run_in(&surroundings, "mke2fs", arguments, b"", LONG)
-        .map_err(ImageError::step("making the root disk"))?;
-    ext4::fix_times(image, TIME).map_err(StoreError::io("write", image))?;
-    Ok(())
 }
 
 /// A file that is whole: read-only, on disk, with its hash.

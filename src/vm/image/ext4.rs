@@ -1,9 +1,79 @@
-//! Gives every time in an ext4 image the same value: `mke2fs -d` takes over when each file was last changed on the machine
-//! that made it, and no system call sets that.
+//! Makes ext4 images that are the same for the same content. `mke2fs -d` takes over when each file was last changed on the
+//! machine that made it, and no system call sets that: so every time in the image is given the same value afterwards.
 //!
 //! Only what mke2fs has just written is read here, and it is not mounted by anybody. Checksums are made anew.
 
-use std::{fs::File, io, os::unix::fs::FileExt, path::Path};
+use std::{ffi::OsStr, fs::File, io, os::unix::fs::FileExt, path::Path, time::Duration};
+
+use super::ImageError;
+use crate::{
+    infra::shell::{self, Surroundings},
+    store::StoreError,
+};
+
+/// Everything in an image is as old as that: a time has to be the same for the same content.
+pub const TIME: u32 = 1_700_000_000;
+/// The file system's own id.
+pub const UUID: &str = "6d766d00-6465-4269-a16e-000000000001";
+/// What the order of names in large folders depends on.
+pub const HASH_SEED: &str = "6d766d00-6465-4269-a16e-000000000002";
+/// The journal, where its size is not left to mke2fs.
+pub const JOURNAL_MIB: u64 = 16;
+
+const LIMIT: Duration = Duration::from_secs(15 * 60);
+
+/// What an image is made like.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Form {
+    /// Its virtual size; what is not used is a hole.
+    pub size_mib: u64,
+    /// What is known of what goes into it.
+    pub content: Content,
+}
+
+/// What is known of the tree that an image is made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Content {
+    /// Made on this machine: what is younger than [`TIME`] was written just now.
+    Made,
+    /// Unpacked and measured: its times are those that its maker gave it.
+    Measured {
+        /// How many files it may hold.
+        inodes: u64,
+    },
+}
+
+/// Makes an ext4 image of a folder, the same for the same content.
+///
+/// # Errors
+/// When mke2fs fails, or the image cannot be written.
+pub fn make(tree: &Path, image: &Path, form: &Form) -> Result<(), ImageError> {
+    let time = TIME.to_string();
+    let surroundings = Surroundings {
+        // mke2fs before 1.47.1 knows the second one only.
+        environment: &[("SOURCE_DATE_EPOCH", OsStr::new(&time)), ("E2FSPROGS_FAKE_TIME", OsStr::new(&time))],
+        dies_with_us: true,
+        ..Surroundings::default()
+    };
+    let seed = format!("hash_seed={HASH_SEED},root_owner=0:0");
+    let size = format!("{}M", form.size_mib);
+    let arguments = ["-q", "-F", "-t", "ext4", "-U", UUID, "-E", &seed, "-L", "root"];
+    let measured = match form.content {
+        Content::Made => None,
+        Content::Measured { inodes } => Some((inodes.to_string(), format!("size={JOURNAL_MIB}"))),
+    };
+    let measured = measured.iter().flat_map(|(inodes, journal)| {
+        // Nothing is kept back for root: the room for more was counted in.
+        ["-b", "4096", "-I", "256", "-m", "0", "-N", inodes, "-J", journal]
+    });
+    let arguments = arguments.into_iter().chain(measured).chain(["-d"]).map(OsStr::new);
+    let arguments = arguments.chain([tree.as_os_str(), image.as_os_str(), OsStr::new(&size)]);
+    shell::run_in(&surroundings, "mke2fs", arguments, b"", LIMIT)
+        .map_err(ImageError::step("making the root disk"))?;
+    let latest_change = if form.content == Content::Made { TIME } else { u32::MAX };
+    fix_times(image, TIME, latest_change).map_err(StoreError::io("write", image))?;
+    Ok(())
+}
 
 /// Where fields lie in the superblock, which is at byte 1,024.
 mod superblock {
@@ -44,11 +114,12 @@ const BITS_64: u32 = 0x80;
 const SEED_STORED: u32 = 0x2000;
 const METADATA_CHECKSUMS: u32 = 0x400;
 
-/// Sets the times of all inodes to `time`; when a file's content was last changed stays where that was before.
+/// Sets the times of all inodes to `time`; when a file's content was last changed stays, but for what is later than
+/// `latest_change`.
 ///
 /// # Errors
 /// When the image cannot be read or written, or has no inodes of the size that mke2fs gives them.
-pub fn fix_times(path: &Path, time: u32) -> io::Result<()> {
+fn fix_times(path: &Path, time: u32, latest_change: u32) -> io::Result<()> {
     let file = File::options().read(true).write(true).open(path)?;
     let mut head = vec![0; superblock::SIZE];
     file.read_exact_at(&mut head, superblock::AT)?;
@@ -91,7 +162,7 @@ pub fn fix_times(path: &Path, time: u32) -> io::Result<()> {
             if inode[inode::MODE..inode::MODE + 2] == [0, 0] {
                 continue;
             }
-            set_times(inode, time);
+            set_times(inode, time, latest_change);
             if checksums {
                 set_checksum(inode, seed, group * inodes + index as u32 + 1);
             }
@@ -118,8 +189,8 @@ fn put(bytes: &mut [u8], at: usize, value: u32) {
     bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
 }
 
-fn set_times(inode: &mut [u8], time: u32) {
-    let changed = long(inode, inode::MTIME).min(time);
+fn set_times(inode: &mut [u8], time: u32, latest_change: u32) {
+    let changed = long(inode, inode::MTIME).min(latest_change);
     put(inode, inode::MTIME, changed);
     for field in [inode::ATIME, inode::CTIME, inode::CRTIME] {
         put(inode, field, time);
@@ -166,7 +237,6 @@ mod tests {
     use std::{fs, time::Duration};
 
     use super::*;
-    use crate::{infra::shell, vm::image::debian::make_file_system};
 
     #[test]
     fn crc32c_is_the_known_one() {
@@ -187,7 +257,7 @@ mod tests {
             // Times of files count in seconds there.
             std::thread::sleep(Duration::from_millis(1100));
             let image = dir.path().join(format!("image{turn}"));
-            make_file_system(&tree, &image, 16).unwrap();
+            make(&tree, &image, &Form { size_mib: 16, content: Content::Made }).unwrap();
             let checked =
                 shell::run("e2fsck", ["-fn".as_ref(), image.as_os_str()], b"", Duration::from_secs(30));
             assert!(checked.is_ok(), "{checked:?}");
@@ -201,6 +271,6 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x");
         fs::write(&path, [0; 4096]).unwrap();
-        assert!(fix_times(&path, 0).is_err());
+        assert!(fix_times(&path, 0, 0).is_err());
     }
 }

@@ -15,6 +15,7 @@ mod error;
 pub mod ext4;
 pub mod kernel;
 pub mod modules;
+pub mod oci;
 mod root;
 
 use std::{

@@ -5,7 +5,7 @@
 use std::{
     fs::{self, File},
     io::{self, Read},
-    os::unix::fs::{FileExt, PermissionsExt, symlink},
+    os::unix::fs::{PermissionsExt, symlink},
     path::{Path, PathBuf},
 };
 
@@ -20,7 +20,7 @@ use crate::{
     vm::{
         instance::{disk, fc_config::files},
         naming::{PoolPath, RevisionHash},
-        pool,
+        pool::{self, checks},
     },
 };
 
@@ -34,7 +34,7 @@ pub struct Manifest {
     pub revision: RevisionHash,
     /// When it was made.
     pub created_at: Timestamp,
-    /// How: `import`.
+    /// How: `import`, of files; `oci`, of an image that was unpacked.
     pub source: String,
     /// The architecture that it runs on.
     pub arch: String,
@@ -99,7 +99,47 @@ pub struct Sources {
     pub cmdline: String,
 }
 
+/// Where a revision's root file system comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// A file of somebody's, which is copied.
+    Import,
+    /// Made of an OCI image in a [work folder](Artifacts::work_folder), out of which it is moved.
+    Oci,
+}
+
+impl Origin {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Import => "import",
+            Self::Oci => "oci",
+        }
+    }
+}
+
+/// A revision that is whole, and not in its place yet.
+#[derive(Debug)]
+pub struct Draft {
+    folder: PathBuf,
+    /// What it consists of.
+    pub manifest: Manifest,
+}
+
+impl Draft {
+    /// Removes it.
+    ///
+    /// # Errors
+    /// When the operating system refuses.
+    pub fn discard(self) -> Result<(), StoreError> {
+        store::remove_folder(&self.folder)
+    }
+}
+
 impl Sources {
+    fn parts(&self) -> (&Path, Option<&Path>) {
+        (&self.kernel, self.initrd.as_deref())
+    }
+
     /// What they take together, in bytes.
     ///
     /// # Errors
@@ -226,79 +266,53 @@ impl Artifacts {
         Ok(store::read_if_there(&self.history)?.unwrap_or_default())
     }
 
-    /// Copies files in as a revision and verifies them. The same content gives the same revision. The caller holds the
-    /// pool's lock.
+    /// Copies files in beside the revisions, as one that is whole and not in its place yet. Nobody's lock is needed.
     ///
     /// # Errors
-    /// [`ArtifactError::Wrong`] before anything is copied.
-    pub fn import(&self, roots: &Roots, sources: &Sources) -> Result<Manifest, ArtifactError> {
-        check_kernel(&sources.kernel)?;
-        check_file_system(&sources.rootfs)?;
-        if let Some(initrd) = &sources.initrd {
-            check_initrd(initrd)?;
-        }
-        // Firecracker's limit on x86_64 is 2,048 bytes; each instance's identity takes some 120 of them.
-        let length = sources.cmdline.len();
-        if length > 1900 {
-            return Err(ArtifactError::CommandLine { length });
-        }
-        if sources.cmdline.contains(char::is_control) {
-            return Err(ArtifactError::ControlCharacters);
-        }
+    /// [`ArtifactError::Wrong`] before anything is copied. Nothing is left of what was copied.
+    pub fn draft(&self, roots: &Roots, sources: &Sources, origin: Origin) -> Result<Draft, ArtifactError> {
+        checks::check(sources.parts(), &sources.cmdline)?;
+        checks::check_file_system(&sources.rootfs)?;
         let revisions = self.revisions();
         store::make_folder(&revisions)?;
         store::sweep(&revisions)?;
-        let new = store::unfinished(&revisions.join("import"));
-        store::remove_folder(&new)?;
-        store::make_folder(&new)?;
-        let imported = self.fill(roots, sources, &new);
-        if imported.is_err() {
-            let _ = store::remove_folder(&new);
+        let folder = store::unfinished(&revisions.join("import"));
+        store::remove_folder(&folder)?;
+        store::make_folder(&folder)?;
+        match fill(roots, sources, origin, &folder) {
+            Ok(manifest) => Ok(Draft { folder, manifest }),
+            Err(error) => {
+                let _ = store::remove_folder(&folder);
+                Err(error)
+            }
         }
-        imported
     }
 
-    fn fill(&self, roots: &Roots, sources: &Sources, new: &Path) -> Result<Manifest, ArtifactError> {
-        let take = |from: &Path, name: &str| -> Result<Artifact, ArtifactError> {
-            let to = new.join(name);
-            disk::copy(from, &to)?;
-            fs::set_permissions(&to, fs::Permissions::from_mode(0o444))
-                .map_err(StoreError::io("write", &to))?;
-            Ok(Artifact {
-                file: name.to_owned(),
-                size_bytes: fs::metadata(&to).map_err(StoreError::io("look at", &to))?.len(),
-                sha256: hash_file(&to)?,
-            })
-        };
-        let kernel = take(&sources.kernel, files::KERNEL)?;
-        let rootfs = take(&sources.rootfs, files::ROOT)?;
-        let initrd = sources.initrd.as_deref().map(|path| take(path, files::INITRD)).transpose()?;
-        failpoint::hit("import", "copied").map_err(StoreError::io("import", new))?;
-        let parts = [Some(&kernel), Some(&rootfs), initrd.as_ref()];
-        let revision = revision_of(new, parts.into_iter().flatten(), &sources.cmdline)?;
-        let manifest = Manifest {
-            schema_version: Schema,
-            revision: revision.clone(),
-            created_at: roots.now(),
-            source: "import".into(),
-            arch: std::env::consts::ARCH.into(),
-            cmdline: sources.cmdline.clone(),
-            kernel,
-            rootfs,
-            initrd,
-        };
-        if let Ok(there) = self.manifest(&revision) {
-            store::remove_folder(new)?;
+    /// Gives a draft its place. The same content is there already: then that is the one. The caller holds the pool's lock.
+    ///
+    /// # Errors
+    /// Nothing is left of the draft.
+    pub fn place(&self, draft: Draft) -> Result<Manifest, ArtifactError> {
+        let placed = self.put(&draft);
+        if placed.is_err() {
+            let _ = store::remove_folder(&draft.folder);
+        }
+        placed
+    }
+
+    fn put(&self, Draft { folder, manifest }: &Draft) -> Result<Manifest, ArtifactError> {
+        if let Ok(there) = self.manifest(&manifest.revision) {
+            store::remove_folder(folder)?;
             return Ok(there);
         }
-        store::write(&new.join("manifest.json"), &manifest)?;
-        let place = self.revision(&revision);
+        store::write(&folder.join("manifest.json"), manifest)?;
+        let place = self.revision(&manifest.revision);
         // A folder without a manifest is what a power cut left: the new one takes its place.
         store::remove_folder(&place)?;
-        fs::rename(new, &place).map_err(StoreError::io("rename", new))?;
+        fs::rename(folder, &place).map_err(StoreError::io("rename", folder))?;
         store::sync_folder(&self.revisions())?;
         failpoint::hit("import", "in-place").map_err(StoreError::io("import", &place))?;
-        Ok(manifest)
+        Ok(manifest.clone())
     }
 
     /// Makes a revision the current one, and writes the history. The caller holds the pool's lock.
@@ -368,10 +382,61 @@ impl Artifacts {
         store::vanish(&self.revision(revision))
     }
 
+    /// Where something of that name is made for a revision to be, and what was left of earlier ones is removed.
+    ///
+    /// # Errors
+    /// When the operating system refuses.
+    pub fn work_folder(&self, name: &str) -> Result<PathBuf, StoreError> {
+        store::make_folder(&self.folder)?;
+        store::sweep(&self.folder)?;
+        let work = store::unfinished(&self.folder.join(name));
+        store::remove_folder(&work)?;
+        store::make_folder(&work)?;
+        Ok(work)
+    }
+
     /// The folders in which something may be left unfinished.
     pub fn folders(&self) -> [PathBuf; 2] {
         [self.revisions(), self.folder.clone()]
     }
+}
+
+/// Fills the folder of a draft.
+fn fill(roots: &Roots, sources: &Sources, origin: Origin, new: &Path) -> Result<Manifest, ArtifactError> {
+    let finish = |to: &Path, name: &str| -> Result<Artifact, StoreError> {
+        fs::set_permissions(to, fs::Permissions::from_mode(0o444)).map_err(StoreError::io("write", to))?;
+        let size_bytes = fs::metadata(to).map_err(StoreError::io("look at", to))?.len();
+        Ok(Artifact { file: name.to_owned(), size_bytes, sha256: hash_file(to)? })
+    };
+    let take = |from: &Path, name: &str| {
+        let to = new.join(name);
+        disk::copy(from, &to)?;
+        finish(&to, name)
+    };
+    let kernel = take(&sources.kernel, files::KERNEL)?;
+    let rootfs = match origin {
+        Origin::Import => take(&sources.rootfs, files::ROOT)?,
+        Origin::Oci => {
+            let to = new.join(files::ROOT);
+            fs::rename(&sources.rootfs, &to).map_err(StoreError::io("rename", &sources.rootfs))?;
+            File::open(&to).and_then(|file| file.sync_all()).map_err(StoreError::io("sync", &to))?;
+            finish(&to, files::ROOT)?
+        }
+    };
+    let initrd = sources.initrd.as_deref().map(|path| take(path, files::INITRD)).transpose()?;
+    failpoint::hit("import", "copied").map_err(StoreError::io("import", new))?;
+    let parts = [Some(&kernel), Some(&rootfs), initrd.as_ref()];
+    Ok(Manifest {
+        schema_version: Schema,
+        revision: revision_of(new, parts.into_iter().flatten(), &sources.cmdline)?,
+        created_at: roots.now(),
+        source: origin.as_str().into(),
+        arch: std::env::consts::ARCH.into(),
+        cmdline: sources.cmdline.clone(),
+        kernel,
+        rootfs,
+        initrd,
+    })
 }
 
 /// The name of the revision that consists of these files and this command line.
@@ -407,108 +472,4 @@ pub fn hash_file(path: &Path) -> Result<String, StoreError> {
             read => hasher.update(&buffer[..read]),
         }
     }
-}
-
-fn head_of(path: &Path, what: &'static str) -> Result<Vec<u8>, ArtifactError> {
-    let wrong = |why| ArtifactError::Wrong { path: path.to_path_buf(), what, why };
-    let meta = fs::metadata(path).map_err(StoreError::io("read", path))?;
-    if !meta.is_file() {
-        return Err(wrong("it is no regular file".into()));
-    }
-    let file = File::open(path).map_err(StoreError::io("read", path))?;
-    let mut head = vec![0; usize::try_from(meta.len()).unwrap_or(usize::MAX).min(4096)];
-    file.read_exact_at(&mut head, 0).map_err(StoreError::io("read", path))?;
-    Ok(head)
-}
-
-/// Are the ELF's segments within the file, and does it begin inside one of them? A download that was cut off has the head
-/// of a kernel too.
-fn check_segments(path: &Path, head: &[u8]) -> Result<(), &'static str> {
-    const LOAD: u64 = 1;
-    // Firecracker loads a kernel at 1 MiB or above.
-    const LOWEST_ENTRY: u64 = 1 << 20;
-    let length = fs::metadata(path).map_or(0, |meta| meta.len());
-    let number = |offset: u64, size: usize| -> Option<u64> {
-        let offset = usize::try_from(offset).ok()?;
-        let bytes = head.get(offset..offset.checked_add(size)?)?;
-        Some(bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte)))
-    };
-    let cut = "its head is not whole";
-    let (entry, table) = (number(24, 8).ok_or(cut)?, number(32, 8).ok_or(cut)?);
-    let (size, count) = (number(54, 2).ok_or(cut)?, number(56, 2).ok_or(cut)?);
-    let mut begins = false;
-    for index in 0..count {
-        let at = table.saturating_add(index * size);
-        let field =
-            |offset: u64, size| number(at.saturating_add(offset), size).ok_or("its segments are not in it");
-        if field(0, 4)? != LOAD {
-            continue;
-        }
-        let (offset, physical) = (field(8, 8)?, field(24, 8)?);
-        let (in_file, in_memory) = (field(32, 8)?, field(40, 8)?);
-        if offset.saturating_add(in_file) > length {
-            return Err("it was cut off: a segment reaches beyond its end");
-        }
-        begins |= (physical..physical.saturating_add(in_memory)).contains(&entry);
-    }
-    match begins && entry >= LOWEST_ENTRY {
-        true => Ok(()),
-        false => Err("it does not begin where a kernel does: it is some other program"),
-    }
-}
-
-/// Is this a kernel that Firecracker boots on this machine's architecture?
-///
-/// # Errors
-/// [`ArtifactError::Wrong`] says what it is instead.
-pub fn check_kernel(path: &Path) -> Result<(), ArtifactError> {
-    let (what, arch) = ("a kernel that Firecracker boots", std::env::consts::ARCH);
-    let head = head_of(path, what)?;
-    let wrong = |why: &str| Err(ArtifactError::Wrong { path: path.to_path_buf(), what, why: why.into() });
-    let at = |offset: usize, bytes: &[u8]| head.get(offset..offset + bytes.len()) == Some(bytes);
-    if at(0x202, b"HdrS") {
-        return wrong("it is a bzImage; Firecracker takes the uncompressed ELF inside (vmlinux)");
-    }
-    if arch == "x86_64" && at(0, b"\x7fELF\x02\x01") && at(18, &[62, 0]) {
-        return check_segments(path, &head).or_else(wrong);
-    }
-    match arch {
-        // e_machine: 62 is x86-64
-        "x86_64" if !at(0, b"\x7fELF") => wrong("it is no ELF file"),
-        "x86_64" if !at(4, &[2, 1]) || !at(18, &[62, 0]) => wrong("it is an ELF file, but none for x86_64"),
-        "aarch64" if !at(56, b"ARM\x64") => wrong("it is no arm64 Image"),
-        _ => Ok(()),
-    }
-}
-
-fn check_file_system(path: &Path) -> Result<(), ArtifactError> {
-    let what = "a root file system";
-    let head = head_of(path, what)?;
-    let at = |offset: usize, bytes: &[u8]| head.get(offset..offset + bytes.len()) == Some(bytes);
-    let known =
-        at(1080, &[0x53, 0xef]) || at(0, b"hsqs") || at(0, b"XFSB") || at(1024, &[0xe2, 0xe1, 0xf5, 0xe0]);
-    if known {
-        return Ok(());
-    }
-    let why = "it holds no ext4, xfs, squashfs or erofs".to_owned();
-    Err(ArtifactError::Wrong { path: path.to_path_buf(), what, why })
-}
-
-fn check_initrd(path: &Path) -> Result<(), ArtifactError> {
-    let what = "an initial RAM disk";
-    let head = head_of(path, what)?;
-    let magics: [&[u8]; 7] = [
-        b"070701",
-        b"070702",
-        b"\x1f\x8b",
-        b"\x28\xb5\x2f\xfd",
-        b"\xfd7zXZ",
-        b"\x02\x21\x4c\x18",
-        b"\x04\x22\x4d\x18",
-    ];
-    if magics.iter().any(|magic| head.starts_with(magic)) {
-        return Ok(());
-    }
-    let why = "it is no cpio archive, plain or compressed by gzip, zstd, xz or lz4".to_owned();
-    Err(ArtifactError::Wrong { path: path.to_path_buf(), what, why })
 }

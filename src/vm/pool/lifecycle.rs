@@ -1,19 +1,21 @@
-//! Making, filling, changing and destroying pools.
+//! Making, changing and destroying pools. What they run comes in by `import`.
 
 use std::fs;
 
 use serde::Serialize;
 
 use super::{
-    artifacts::{ArtifactError, Artifacts, Manifest, Sources},
+    artifacts::{ArtifactError, Artifacts, Manifest},
     base,
     config::{self, DesiredCounts, Pool, VmmKind},
+    import,
 };
 use crate::{
     infra::{config::Roots, failpoint},
     security::audit::{self, AuditError, Entry, Phase},
     store::{self, Lock, Sharing, StoreError},
     vm::{
+        image::{ImageError, oci::OciError},
         instance::{
             self,
             config::Instance,
@@ -30,7 +32,7 @@ use crate::{
             quota::{Exceeded, within},
         },
     },
-    vmm::install::{self, InstallError},
+    vmm::install::InstallError,
 };
 
 /// Why an operation on a pool did not do what it should.
@@ -84,6 +86,12 @@ pub enum PoolError {
         /// How many begin like that.
         number: usize,
     },
+    /// What an image from elsewhere runs is started by the agent.
+    #[error("the guests of pool {path} have no agent, and an image from elsewhere needs one as its init")]
+    NoAgent {
+        /// The pool.
+        path: PoolPath,
+    },
     /// There is nothing to go back to.
     #[error("pool {path} has no earlier revision")]
     NoEarlierRevision {
@@ -105,6 +113,12 @@ pub enum PoolError {
     /// The artifacts are not what they should be.
     #[error(transparent)]
     Artifact(#[from] ArtifactError),
+    /// The image that the kernel was to come from.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// The image that was to be unpacked.
+    #[error(transparent)]
+    Oci(#[from] OciError),
     /// No room.
     #[error(transparent)]
     Room(#[from] RoomError),
@@ -134,7 +148,7 @@ pub fn lock(roots: &Roots, path: &PoolPath, sharing: Sharing) -> Result<Lock, St
     Lock::take(&roots.lock_file(&name), &format!("pool {path}"), sharing, roots.lock_timeout)
 }
 
-fn record(roots: &Roots, path: &PoolPath, entry: Entry) -> Result<(), AuditError> {
+pub(super) fn record(roots: &Roots, path: &PoolPath, entry: Entry) -> Result<(), AuditError> {
     audit::append(roots, path.tenant.as_ref(), &tenant::config::folder(roots, &path.tenant), entry)
 }
 
@@ -261,39 +275,6 @@ fn apply_egress(operator: &mut Operator, tenant: &Tenant, pool: &Pool) -> Result
     Ok(operator.net()?.update_egress(&leases).map_err(LifecycleError::from)?)
 }
 
-/// Brings files in as the pool's new current revision.
-///
-/// # Errors
-/// The old revision stays current where it fails.
-pub fn import(operator: &Operator, path: &PoolPath, sources: &Sources) -> Result<Manifest, PoolError> {
-    let roots = &operator.roots;
-    lifecycle::load_pool(roots, path)?;
-    let _lock = lock(roots, path, Sharing::Exclusive)?;
-    let (tenant, pool) = lifecycle::load_pool(roots, path)?;
-    let needed_mib = sources.size_bytes()?.div_ceil(1 << 20);
-    room::check_disk(roots, &NodeConfig::load(roots)?, needed_mib)?;
-    let (used, limit) = (room::stored(roots, &tenant)?, tenant.quotas.max_disk_gib.saturating_mul(1024));
-    within("max_disk_gib, in MiB", used.disk_mib, needed_mib, limit)
-        .map_err(|exceeded| PoolError::TooMany { tenant: path.tenant.to_string(), exceeded })?;
-    let artifacts = Artifacts::of(roots, path);
-    let manifest = artifacts.import(roots, sources)?;
-    // The first revision fixes the VMM's version. Where none is installed yet, the first start does.
-    if pool.vmm_version.is_none() && pool.vmm == VmmKind::Firecracker {
-        match install::firecracker(roots, None) {
-            Ok(program) => lifecycle::fix_version(operator, path, &program.version)?,
-            Err(InstallError::None) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    let mut entry = Entry::new("pool.import", path, Phase::Intent);
-    entry.revision = Some(manifest.revision.to_string());
-    record(roots, path, entry.clone())?;
-    artifacts.switch(roots, &manifest.revision, "import")?;
-    entry.phase = Phase::Done;
-    record(roots, path, entry)?;
-    Ok(manifest)
-}
-
 /// Makes an earlier revision current: the one named, or the one before.
 ///
 /// # Errors
@@ -415,6 +396,8 @@ pub fn destroy(operator: &mut Operator, path: &PoolPath, wipe_volumes: bool) -> 
     let roots = operator.roots.clone();
     lifecycle::load_pool(&roots, path)?;
     refuse_to_lose(&roots, path, wipe_volumes)?;
+    // Who unpacks an image there at this moment would go on in a folder that is being removed.
+    let import_lock = import::lock(&roots, path, Sharing::Exclusive)?;
     record(&roots, path, Entry::new("pool.destroy", path, Phase::Intent))?;
     for instance in instance::config::paths(&roots, path)? {
         match lifecycle::destroy(operator, &instance, wipe_volumes) {
@@ -435,6 +418,7 @@ pub fn destroy(operator: &mut Operator, path: &PoolPath, wipe_volumes: bool) -> 
     failpoint::hit("pool-destroy", "audited")?;
     store::vanish(&config::folder(&roots, path))?;
     lock.remove();
+    import_lock.remove();
     Ok(())
 }
 

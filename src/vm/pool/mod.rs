@@ -2,6 +2,8 @@
 
 pub mod artifacts;
 pub mod base;
+pub mod checks;
 pub mod config;
+pub mod import;
 pub mod lifecycle;
 pub mod scale;
