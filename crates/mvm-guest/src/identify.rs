@@ -88,8 +88,29 @@ pub(crate) fn of_wake(wake: &Wake) -> Vec<Fact<'_>> {
     vec![Fact::Entropy(&wake.entropy), Fact::Clock(wake.clock_unix_ns)]
 }
 
-/// Makes all of it true, one after the other, up to the first that fails.
+/// Makes all of it true, in order, up to the first that fails. The data disk, whose mount waits for the host most of the
+/// time, is made ready beside what does not need it.
 pub(crate) fn apply(system: &impl System, facts: &[Fact<'_>]) -> Receipt {
+    let is_data = |fact: &Fact<'_>| matches!(fact, Fact::Data(_));
+    let Some(at) = facts.iter().position(is_data) else { return in_order(system, facts) };
+    let (before, data, after) = (&facts[..at], &facts[at..=at], &facts[at + 1..]);
+    let first = before.iter().take_while(|fact| matches!(fact, Fact::Entropy(_) | Fact::Clock(_))).count();
+    let mut receipt = in_order(system, &before[..first]);
+    if receipt.failed.is_none() {
+        let (beside, mounted) = std::thread::scope(|scope| {
+            let mounting = scope.spawn(|| in_order(system, data));
+            (in_order(system, &before[first..]), mounting.join())
+        });
+        receipt.append(beside);
+        receipt.append(mounted.unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+    }
+    if receipt.failed.is_none() {
+        receipt.append(in_order(system, after));
+    }
+    receipt
+}
+
+fn in_order(system: &impl System, facts: &[Fact<'_>]) -> Receipt {
     let mut receipt = Receipt::default();
     for fact in facts {
         let begun = Instant::now();

@@ -197,6 +197,14 @@ pub struct Receipt {
     pub failed: Option<Failure>,
 }
 
+impl Receipt {
+    /// What was done beside or after it; what failed first counts.
+    pub fn append(&mut self, other: Receipt) {
+        self.confirmed.extend(other.confirmed);
+        self.failed = self.failed.take().or(other.failed);
+    }
+}
+
 /// One thing that a guest has done.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Confirmed {

@@ -223,9 +223,13 @@ fn furnish() {
         ("tmpfs", worker::FOLDER, private | MountFlags::NOEXEC, "size=64k,nr_inodes=64,mode=1777"),
         ("devpts", "/dev/pts", MountFlags::NOSUID | MountFlags::NOEXEC, "gid=5,mode=0620,ptmxmode=0666"),
         ("tmpfs", "/dev/shm", private, "size=50%,mode=1777"),
-        ("cgroup2", "/sys/fs/cgroup", private | MountFlags::NOEXEC, ""),
     ];
     let screen = Screen::console();
+    let cgroup = |options| put("cgroup2", "/sys/fs/cgroup", private | MountFlags::NOEXEC, options);
+    // Each command joins a cgroup of its own: without this that waits for a grace period of the kernel.
+    if let Err(error) = cgroup("favordynmods").or_else(|_| cgroup("")) {
+        screen.line(&format!("mvm-guest: {error}"));
+    }
     for (kind, place, flags, options) in mounts {
         if let Err(error) = put(kind, place, flags, options) {
             screen.line(&format!("mvm-guest: {error}"));

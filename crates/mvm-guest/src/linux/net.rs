@@ -205,7 +205,12 @@ pub fn prepare() -> io::Result<()> {
     for setting in ["all", "default"] {
         let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{setting}/disable_ipv6"), "1");
     }
-    Socket::open()?.tell(link_message(LOOPBACK_INDEX, UP, UP))
+    Socket::open()?.tell(link_message(LOOPBACK_INDEX, UP, UP))?;
+    // Opening the device takes its time; without an address it says nothing.
+    if let Ok(Interface { socket, index }) = Interface::find() {
+        let _ = socket.tell(link_message(index, UP, UP));
+    }
+    Ok(())
 }
 
 fn links(socket: &Socket) -> io::Result<Vec<Link>> {
