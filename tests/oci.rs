@@ -214,9 +214,13 @@ fn what_is_refused_leaves_nothing() {
     };
     let whole = oci::archive_of(&layer, &oci::config(&layer));
     let hostile = oci::layer(&["a=1", "../../x=1"]);
-    let zeros = oci::layer(&[&format!("a={}", "\0".repeat(3 << 20))]);
+    // A file of holes is as large as it says.
+    let mut holes = oci::header(EntryType::GNUSparse, "a", "", 0);
+    holes.as_gnu_mut().expect("it is one").set_real_size(1 << 30);
+    holes.set_cksum();
+    let holes = [&holes.as_bytes()[..], &[0; 1024]].concat();
     let other = oci::architectures().1;
-    let (fine, _) = (file(&sandbox, "fine.in", &whole), ());
+    let fine = file(&sandbox, "fine.in", &whole);
     let files: Vec<(String, i32, &str)> = [
         (config(&|c| c["architecture"] = other.into()), 1, "other_platform"),
         (config(&|c| c["os"] = "windows".into()), 1, "other_platform"),
@@ -236,7 +240,7 @@ fn what_is_refused_leaves_nothing() {
     .enumerate()
     .map(|(n, (bytes, exit, code))| (file(&sandbox, &format!("{n}.in"), &bytes), exit, code))
     .collect();
-    let large = file(&sandbox, "large.in", &oci::archive_of(&zeros, &oci::config(&zeros)));
+    let large = file(&sandbox, "large.in", &oci::archive_of(&holes, &oci::config(&holes)));
     let before = everything(sandbox.root());
     let import = |archive: &str| format!("pool import acme/web --oci-archive {archive} {kernel}");
     for (archive, exit, code) in &files {
@@ -269,9 +273,13 @@ fn what_is_refused_leaves_nothing() {
     ] {
         assert_eq!(sandbox.refused(&command, exit), code, "mvm {command}");
     }
-    // The quota has room for one that takes next to nothing, and for no larger one.
-    sandbox.ok("tenant update acme --max-disk-gib 0");
+    // The quota has no room for so large a one, and then for none.
+    sandbox.ok("tenant update acme --max-disk-gib 1");
     assert_eq!(sandbox.refused(&import(&large), 4), "quota");
+    let said = sandbox.run(&import(&large));
+    assert!(String::from_utf8_lossy(&said.stderr).contains("max_disk_gib of tenant acme has no more left"));
+    sandbox.ok("tenant update acme --max-disk-gib 0");
+    assert_eq!(sandbox.refused(&import(&fine), 4), "quota");
     assert_eq!(everything(sandbox.root()), before, "something was left");
     assert!(sandbox.leaks().is_empty(), "{:?}", sandbox.leaks());
 }

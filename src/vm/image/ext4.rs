@@ -49,12 +49,14 @@ pub enum Content {
 /// When mke2fs fails, or the image cannot be written.
 pub fn make(tree: &Path, image: &Path, form: &Form) -> Result<(), ImageError> {
     let time = TIME.to_string();
-    let surroundings = Surroundings {
-        // mke2fs before 1.47.1 knows the second one only.
-        environment: &[("SOURCE_DATE_EPOCH", OsStr::new(&time)), ("E2FSPROGS_FAKE_TIME", OsStr::new(&time))],
-        dies_with_us: true,
-        ..Surroundings::default()
+    // mke2fs before 1.47.1 knows the first one only. By the convention of the other one, files are no younger than that, and
+    // the times of what was unpacked are not to be touched.
+    let both = [("E2FSPROGS_FAKE_TIME", OsStr::new(&time)), ("SOURCE_DATE_EPOCH", OsStr::new(&time))];
+    let environment = match form.content {
+        Content::Made => &both[..],
+        Content::Measured { .. } => &both[..1],
     };
+    let surroundings = Surroundings { environment, dies_with_us: true, ..Surroundings::default() };
     let seed = format!("hash_seed={HASH_SEED},root_owner=0:0");
     let size = format!("{}M", form.size_mib);
     let arguments = ["-q", "-F", "-t", "ext4", "-U", UUID, "-E", &seed, "-L", "root"];
