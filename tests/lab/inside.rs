@@ -69,11 +69,14 @@ fn pid_1_keeps_house() {
             wait_for_count(world, &guest, "sleep 9000", 0)
         })?;
         step("a flood of connections passes", || {
-            let flood: Vec<_> = (0..FLOOD)
-                .map_while(|_| connect_to(world, &guest, PORT, Duration::from_secs(5)).ok())
-                .collect();
-            println!("    {} connections", flood.len());
-            ensure(flood.len() > 60, || format!("only {} were taken", flood.len()))?;
+            let begun = Instant::now();
+            // Those that are too many are closed at once, and may not even hear that they were taken.
+            let (flood, closed): (Vec<_>, Vec<_>) = (0..FLOOD)
+                .map(|_| connect_to(world, &guest, PORT, Duration::from_secs(5)))
+                .partition(Result::is_ok);
+            let last = closed.into_iter().filter_map(Result::err).next_back();
+            println!("    {} connections in {:.1} s; {last:?}", flood.len(), begun.elapsed().as_secs_f64());
+            ensure(flood.len() > FLOOD / 3, || format!("only {} were taken", flood.len()))?;
             drop(flood);
             wait_for("an answer", LIMIT, || says(world, &guest, "true").ok())?;
             wait_for("its threads end", LIMIT, || {

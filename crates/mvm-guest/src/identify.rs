@@ -9,6 +9,9 @@ use mvm_proto::message::{Confirmed, DataDisk, Entropy, Failure, Identity, Receip
 
 use crate::system::System;
 
+/// What the thread that mounts the data disk needs.
+const STACK: usize = 128 << 10;
+
 /// One thing to be made true.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fact<'a> {
@@ -98,11 +101,18 @@ pub(crate) fn apply(system: &impl System, facts: &[Fact<'_>]) -> Receipt {
     let mut receipt = in_order(system, &before[..first]);
     if receipt.failed.is_none() {
         let (beside, mounted) = std::thread::scope(|scope| {
-            let mounting = scope.spawn(|| in_order(system, data));
-            (in_order(system, &before[first..]), mounting.join())
+            let builder = std::thread::Builder::new().name("data".into()).stack_size(STACK);
+            let mounting = builder.spawn_scoped(scope, || in_order(system, data));
+            let beside = in_order(system, &before[first..]);
+            let mounted = match mounting {
+                Ok(mounting) => mounting.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+                // Where there is no memory for a thread, it comes after the rest.
+                Err(_) => in_order(system, data),
+            };
+            (beside, mounted)
         });
         receipt.append(beside);
-        receipt.append(mounted.unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        receipt.append(mounted);
     }
     if receipt.failed.is_none() {
         receipt.append(in_order(system, after));

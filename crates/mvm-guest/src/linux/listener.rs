@@ -2,6 +2,7 @@
 //! who were connected are gone after it, and the listener is not.
 
 use std::{
+    collections::VecDeque,
     fs::{self, File},
     io,
     os::{
@@ -24,6 +25,8 @@ use super::{Linux, spawn};
 
 /// Connections at once at most.
 const MOST: usize = 64;
+/// Connections at most that were refused and are still open.
+const REFUSED: usize = 16;
 const BACKLOG: libc::c_int = 128;
 /// How long nothing is accepted where the machine has no descriptors or memory left.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -68,9 +71,19 @@ impl Place {
 /// Serves whoever connects, for ever.
 pub fn run(agent: &Arc<Agent<Linux>>, place: &Place, mut listener: OwnedFd) {
     let under_way = Arc::new(AtomicUsize::new(0));
+    let mut refused = VecDeque::new();
     loop {
         match place.accept(&listener) {
-            Ok(Some(connection)) => serve(agent, &under_way, File::from(connection)),
+            Ok(Some(connection)) => match serve(agent, &under_way, File::from(connection)) {
+                // It is closed a little later: who is still asking would not hear the answer.
+                Some(connection) => {
+                    refused.push_back(connection);
+                    if refused.len() > REFUSED {
+                        refused.pop_front();
+                    }
+                }
+                None => refused.clear(),
+            },
             Ok(None) => {}
             Err(error) => match Errno::from_io_error(&error) {
                 Some(Errno::INTR | Errno::CONNABORTED) => {}
@@ -96,12 +109,13 @@ impl Drop for Counted {
     }
 }
 
-fn serve(agent: &Arc<Agent<Linux>>, under_way: &Arc<AtomicUsize>, connection: File) {
+/// Serves a connection in a thread of its own, and gives it back where there are too many.
+fn serve(agent: &Arc<Agent<Linux>>, under_way: &Arc<AtomicUsize>, connection: File) -> Option<File> {
     let before = under_way.fetch_add(1, Ordering::AcqRel);
     let counted = Counted(under_way.clone());
     if before >= MOST {
         agent.refuse(&connection);
-        return;
+        return Some(connection);
     }
     let agent = agent.clone();
     // Where no thread can be started, the connection is closed, and the host tries again.
@@ -110,6 +124,7 @@ fn serve(agent: &Arc<Agent<Linux>>, under_way: &Arc<AtomicUsize>, connection: Fi
         // Whatever was wrong with it, it is over; there is nobody here to tell.
         let _ = agent.serve(&connection);
     });
+    None
 }
 
 fn listen_on_vsock() -> io::Result<OwnedFd> {

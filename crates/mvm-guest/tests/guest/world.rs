@@ -162,6 +162,15 @@ impl World {
         output.trim().to_owned()
     }
 
+    /// The same, once the agent takes connections again: those of before may be too many still.
+    pub fn shell_soon(&self, line: &str) -> String {
+        eventually("it takes a connection", || {
+            let mut frames = self.ask(&Request::Exec(shell("true")));
+            matches!(frames.message().ok()?, Answer::Started { .. }).then_some(())
+        });
+        self.shell(line)
+    }
+
     /// How many processes have a command line that begins like that.
     pub fn count(&self, command: &str) -> usize {
         let lines = self.shell("for p in /proc/[0-9]*; do tr '\\0' ' ' <$p/cmdline 2>/dev/null; echo; done");
