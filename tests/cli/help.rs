@@ -71,7 +71,7 @@ fn help_names_every_command() {
       ssh      Log in to a guest: this process becomes ssh
       logs     Show what a guest's workload printed; without an agent, what its VMM wrote
       console  Show what a guest printed, and type on its console
-      stats    Show what instances use
+      stats    Show what instances use; of one also what its guest says
       disk     An instance's data disk
       destroy  Destroy an instance, in any state
       help     Print this message or the help of the given subcommand(s)
