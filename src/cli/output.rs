@@ -12,7 +12,7 @@ use super::{
     arguments::Global,
     error::{CliError, Kind},
 };
-use crate::infra::config::Environment;
+use crate::infra::{config::Environment, text::is_dangerous};
 
 /// Where and how this command prints.
 #[derive(Debug, Clone)]
@@ -251,7 +251,7 @@ pub fn escape(bytes: &[u8]) -> String {
             match c {
                 '\n' | '\t' => text.push(c),
                 '\r' => {}
-                c if c.is_control() || is_invisible(c) => text.extend(c.escape_unicode()),
+                c if is_dangerous(c) => text.extend(c.escape_unicode()),
                 c => text.push(c),
             }
         }
@@ -287,11 +287,6 @@ fn whole_up_to(bytes: &[u8]) -> usize {
         Err(error) if error.error_len().is_none() => bytes.len() - rest.len(),
         _ => bytes.len(),
     }
-}
-
-/// Characters that reorder or hide others on a terminal.
-fn is_invisible(c: char) -> bool {
-    matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
 }
 
 /// A number of things, for people: `1 tenant`, `2 tenants`.
@@ -340,7 +335,7 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn nothing_that_is_escaped_controls_a_terminal(bytes: Vec<u8>) {
-            let controls = |c: char| c.is_control() && !matches!(c, '\n' | '\t') || is_invisible(c);
+            let controls = |c: char| is_dangerous(c) && !matches!(c, '\n' | '\t');
             assert!(!escape(&bytes).contains(controls));
         }
     }

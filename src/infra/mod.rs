@@ -6,4 +6,5 @@ pub mod failpoint;
 pub mod shell;
 pub mod sparse;
 pub mod terminal;
+pub mod text;
 pub mod watch;

@@ -16,6 +16,7 @@ use rustix::{
 };
 
 use super::wire::{Call, Fault, InstanceInfo};
+use crate::infra::text::printable;
 
 /// The API socket's name in the VMM's directory.
 pub const API_SOCKET: &str = "api.sock";
@@ -242,7 +243,7 @@ impl Client {
             Ok(fault) => fault.fault_message,
             Err(_) => String::from_utf8_lossy(&answer).trim().to_owned(),
         };
-        Err(VmmError::Refused { request, status, message: printable(&message) })
+        Err(VmmError::Refused { request, status, message: printable(&message, MAX_ANSWER) })
     }
 
     fn explain(&self, request: &str, error: io::Error) -> VmmError {
@@ -274,15 +275,6 @@ pub fn connect_in(directory: &Path, name: &str) -> io::Result<UnixStream> {
 pub fn has_ended(pidfd: impl AsFd) -> bool {
     let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
     matches!(poll(&mut fds, Some(&Timespec::default())), Ok(ready) if ready > 0)
-}
-
-/// A VMM's text without what could talk to a terminal: it ends up in records and errors that people read.
-fn printable(text: &str) -> String {
-    let escape = |c: char| match c.is_control() {
-        true => c.escape_unicode().to_string(),
-        false => c.to_string(),
-    };
-    text.chars().map(escape).collect()
 }
 
 /// A stream whose reads have one limit together: a VMM that sends a byte now and then is as silent as one that sends none.

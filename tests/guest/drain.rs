@@ -83,13 +83,17 @@ fn a_hundred_sleeps_lose_no_request() {
         let client = scope.spawn(|| {
             let mut client = Client::of(&roots, &path);
             let mut answered = 0_u32;
-            while !done.load(Ordering::Relaxed) {
-                let text = format!("request {answered}");
-                match client.ask(&["echo", &text], false) {
+            for number in 0.. {
+                if done.load(Ordering::Relaxed) {
+                    break;
+                }
+                let text = format!("request {number}");
+                match client.ask(&["sh", "-c", &format!("log {text}; echo {text}")], false) {
                     Some(guest) => {
                         let heard = client.hear(guest).expect("what was taken is answered");
                         assert_eq!(heard, (format!("{text}\n"), Exited::Code(0)));
                         answered += 1;
+                        client.has_not_done_what_it_did_not_take();
                     }
                     // It sleeps, or is about to: there is nothing to wait on but the next try.
                     None => std::thread::sleep(Duration::from_millis(1)),
@@ -120,17 +124,20 @@ type Frames = mvm_proto::Frames<mvm::vmm::vsock::Connection>;
 struct Client<'a> {
     roots: &'a Roots,
     record: PathBuf,
+    /// What was asked for when the connection was lost: it was not taken, or else it was lost.
+    doubtful: Vec<String>,
 }
 
 impl<'a> Client<'a> {
     fn of(roots: &'a Roots, path: &str) -> Self {
         let path = path.parse().expect("a path");
-        Self { roots, record: mvm::vm::instance::config::file(roots, &path) }
+        Self { roots, record: mvm::vm::instance::config::file(roots, &path), doubtful: Vec::new() }
     }
 
     /// Starts a command; `None` where the guest did not take it.
     fn ask(&mut self, argv: &[&str], stdin: bool) -> Option<Frames> {
-        let argv = argv.iter().map(|&word| word.to_owned()).collect();
+        let argv: Vec<String> = argv.iter().map(|&word| word.to_owned()).collect();
+        let last = argv.last().cloned().unwrap_or_default();
         let instance: Instance = mvm::store::read(&self.record).ok()?;
         let mut guest = Guest::of(self.roots, &instance).ok()?;
         let exec = Exec { argv, stdin, ..Exec::default() };
@@ -141,8 +148,33 @@ impl<'a> Client<'a> {
                 assert_eq!(code, Code::Draining);
                 None
             }
-            // Nobody had taken it.
-            Err(_) => None,
+            Err(_) => {
+                self.doubtful.push(last);
+                None
+            }
+        }
+    }
+
+    /// The guest's log says which commands ran.
+    fn has_not_done_what_it_did_not_take(&mut self) {
+        if self.doubtful.is_empty() {
+            return;
+        }
+        let Ok(instance) = mvm::store::read::<Instance>(&self.record) else { return };
+        let Ok(mut guest) = Guest::of(self.roots, &instance) else { return };
+        let request = Request::Logs { since_unix_ms: 0, follow: false };
+        let mut lines = Vec::new();
+        let mut next = guest.ask(&request, Duration::ZERO);
+        while let Ok(Answer::Line(line)) = next {
+            lines.push(line.text);
+            next = guest.answer();
+        }
+        if !matches!(next, Ok(Answer::End {})) {
+            return;
+        }
+        for lost in self.doubtful.drain(..) {
+            let logged = lost.split("; ").next().unwrap_or_default().trim_start_matches("log ").to_owned();
+            assert!(!lines.contains(&logged), "{logged} was done, and nobody heard of it");
         }
     }
 

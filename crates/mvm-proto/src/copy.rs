@@ -38,6 +38,10 @@ const MAX_DEPTH: usize = 64;
 const MAX_PATH: usize = 4095;
 /// Files, folders and links of one copy at most.
 pub const MAX_ENTRIES: u64 = 1_000_000;
+/// What an entry takes of a file system besides its content, and counts.
+const ENTRY_BYTES: u64 = 4096;
+/// Bytes of the paths of folders that are kept until their end, at most.
+const MAX_FOLDER_PATHS: usize = 64 << 20;
 
 /// What a sender says, between the data.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,7 +93,7 @@ pub enum Node {
 pub struct Limits {
     /// Entries.
     pub entries: u64,
-    /// Bytes of content.
+    /// Bytes that it takes: content, and a block for each entry.
     pub bytes: u64,
 }
 
@@ -345,14 +349,26 @@ fn receive_into<S: Read>(
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let work = openat(folder, work, flags, Mode::empty())
         .map_err(|errno| CopyError::Io { path: target.to_path_buf(), source: errno.into() })?;
-    let mut receiver =
-        Receiver { work, target, limits, owner, copied: Copied::default(), folders: Vec::new() };
+    let mut receiver = Receiver {
+        work,
+        target,
+        limits,
+        owner,
+        copied: Copied::default(),
+        taken: 0,
+        paths: 0,
+        folders: Vec::new(),
+    };
     let mut is_file = None;
     loop {
         match frames.message()? {
             Item::Entry(entry) => {
                 let first = is_file.is_none();
-                is_file.get_or_insert(entry.node != Node::Folder);
+                // A sender resolves its top: one that is a link is a trick, and would take a file's place.
+                if first && matches!(entry.node, Node::Link(_)) {
+                    return Err(CopyError::Path { path: entry.path, why: "the top is a link" });
+                }
+                is_file.get_or_insert(entry.node == Node::File);
                 receiver.entry(frames, entry, first)?;
             }
             Item::End { skipped } => {
@@ -374,6 +390,10 @@ struct Receiver<'a> {
     limits: Limits,
     owner: Owner,
     copied: Copied,
+    /// What it takes.
+    taken: u64,
+    /// Bytes of the paths below.
+    paths: usize,
     /// Folders, whose modes and times come last: they are written into before.
     folders: Vec<(PathBuf, Mode, i64)>,
 }
@@ -392,6 +412,7 @@ impl Receiver<'_> {
         if self.copied.entries > self.limits.entries {
             return Err(CopyError::TooMuch { most: self.limits.entries, what: "files" });
         }
+        self.take(ENTRY_BYTES)?;
         let place = Path::new(TOP).join(check(&path, first)?);
         let failed = self.io_error(&place);
         let (parent, name) = (place.parent().unwrap_or(Path::new("")), place.file_name().unwrap_or_default());
@@ -402,6 +423,10 @@ impl Receiver<'_> {
             Node::Folder => {
                 mkdirat(&parent, name, Mode::RWXU).map_err(&failed)?;
                 self.own(&parent, name).map_err(&failed)?;
+                self.paths += place.as_os_str().len();
+                if self.paths > MAX_FOLDER_PATHS {
+                    return Err(CopyError::TooMuch { most: MAX_FOLDER_PATHS as u64, what: "bytes of paths" });
+                }
                 self.folders.push((place, mode, modified));
             }
             Node::Link(target) => {
@@ -446,11 +471,17 @@ impl Receiver<'_> {
                 None => return Err(ProtoError::Closed.into()),
             }
             self.copied.bytes += frames.content().len() as u64;
-            if self.copied.bytes > self.limits.bytes {
-                return Err(CopyError::TooMuch { most: self.limits.bytes, what: "bytes" });
-            }
+            self.take(frames.content().len() as u64)?;
             file.write_all(frames.content())
                 .map_err(|error| failed(Errno::from_io_error(&error).unwrap_or(Errno::IO)))?;
+        }
+    }
+
+    fn take(&mut self, bytes: u64) -> Result<(), CopyError> {
+        self.taken = self.taken.saturating_add(bytes);
+        match self.taken <= self.limits.bytes {
+            true => Ok(()),
+            false => Err(CopyError::TooMuch { most: self.limits.bytes, what: "bytes" }),
         }
     }
 

@@ -20,14 +20,14 @@ use crate::cli::{
 use crate::{
     infra::config::Roots,
     net::egress::Egress,
-    store::{Lock, Sharing},
+    store::{self, Durability, Lock, Sharing},
     vm::{
         image::{
             Image, ImageError,
             debian::{self, Options},
         },
         instance::{
-            config::{Instance, paths},
+            config::{self, Instance},
             lifecycle::{self, CreateOptions, Operator},
         },
         naming::{ImageName, InstancePath, PoolPath, TenantId},
@@ -45,6 +45,8 @@ use crate::{
 
 /// The image that mvm can make.
 const RECIPE: &str = "debian";
+/// In the folder of an instance that is kept.
+const KEPT: &str = "kept";
 /// The tenant of runs.
 const TENANT: &str = "run";
 /// Where its net id is looked for, from the highest down, and how often: coordinators begin at the other end.
@@ -86,9 +88,17 @@ pub fn run(out: &Out, operator: &mut Operator, arguments: RunArguments) -> Resul
     pool::make(out, operator, &path, settings)?;
     refresh(out, operator, &path, &image)?;
     sweep(operator, &path)?;
+    // Nobody sweeps while an instance has no lock of its own yet.
+    let beginning = Lock::take(
+        &begin_file(&operator.roots, &path),
+        &path.to_string(),
+        Sharing::Shared,
+        operator.roots.lock_timeout,
+    )?;
     let instance = lifecycle::create(operator, &path, CreateOptions::default())?;
     let place = instance.path();
     let lock = lock(&operator.roots, &place)?;
+    drop(beginning);
     let started = start(out, operator, &place);
     let code = match started {
         Ok(instance) => {
@@ -100,11 +110,15 @@ pub fn run(out: &Out, operator: &mut Operator, arguments: RunArguments) -> Resul
             exec::FAILED
         }
     };
-    lock.remove();
     match keep {
-        true => out.note(format!("{place} runs on        next: mvm instance exec {place} -- …")),
+        true => {
+            let kept = config::folder(&operator.roots, &place).join(KEPT);
+            store::replace(&kept, b"", Durability::Durable)?;
+            out.note(format!("{place} runs on        next: mvm instance exec {place} -- …"));
+        }
         false => lifecycle::destroy(operator, &place, true)?,
     }
+    lock.remove();
     Ok(code)
 }
 
@@ -183,14 +197,20 @@ fn lock(roots: &Roots, path: &InstancePath) -> Result<Lock, CliError> {
     Ok(Lock::take(&file, &path.to_string(), Sharing::Exclusive, roots.lock_timeout)?)
 }
 
-/// Destroys what runs left that were killed. One whose lock is gone was kept.
+fn begin_file(roots: &Roots, pool: &PoolPath) -> std::path::PathBuf {
+    roots.lock_file(&format!("run.{}.{}", pool.tenant, pool.pool))
+}
+
+/// Destroys what runs left that were killed: what nobody works on, and nobody wants to keep.
 fn sweep(operator: &mut Operator, pool: &PoolPath) -> Result<(), CliError> {
     let roots = operator.roots.clone();
-    for path in paths(&roots, pool)? {
+    let Some(_nobody_begins) = Lock::try_take(&begin_file(&roots, pool))? else { return Ok(()) };
+    for path in config::paths(&roots, pool)? {
         let file = roots.lock_file(&format!("run.{}.{}.{}", path.tenant, path.pool, path.instance));
-        if file.exists()
-            && let Some(lock) = Lock::try_take(&file)?
-        {
+        if config::folder(&roots, &path).join(KEPT).exists() {
+            continue;
+        }
+        if let Some(lock) = Lock::try_take(&file)? {
             lifecycle::destroy(operator, &path, true)?;
             lock.remove();
         }

@@ -111,8 +111,11 @@ impl Launcher {
         }
         let [stdin, stdout, stderr] = ends.program;
         command.stdin(stdin).stdout(stdout).stderr(stderr);
-        let cgroup = self.cgroups.make();
-        let entrance = cgroup.as_ref().and_then(super::cgroup::Cgroup::entrance);
+        // One that cannot be entered would be looked into in vain.
+        let (cgroup, entrance) = match self.cgroups.make().map(|cgroup| (cgroup.entrance(), cgroup)) {
+            Some((Some(entrance), cgroup)) => (Some(cgroup), Some(entrance)),
+            _ => (None, None),
+        };
         become_in_child(&mut command, Setup { user: &user, cwd, entrance, terminal: ends.terminal });
         let started = self.children.start(&mut command);
         // The program's ends are closed here: its output ends with it.

@@ -131,6 +131,7 @@ fn what_leads_elsewhere_is_refused_and_leaves_nothing() {
             "a top that is a link, and more",
             vec![entry("", Node::Link("/".into())), entry("x", Node::File), end()],
         ),
+        ("a top that is a link", vec![entry("", Node::Link("/etc/passwd".into())), end()]),
         ("a link to nowhere", vec![top(), entry("a", Node::Link(String::new())), end()]),
         ("failed", vec![top(), Item::Failed { why: "no".into() }]),
         ("cut off", vec![top()]),

@@ -19,6 +19,9 @@ use crate::{
     },
 };
 
+/// More lines than a guest's ring holds.
+const MOST: u32 = 10_000;
+
 /// Prints the workload's lines, and goes on as more come until the guest ends, or nobody reads them any more.
 pub fn run(
     out: &Out,
@@ -32,12 +35,24 @@ pub fn run(
     let mut guest = Guest::of(&operator.roots, instance).map_err(failed)?;
     guest.begin(&Request::Logs { since_unix_ms, follow }).map_err(failed)?;
     let mut frames = guest.into_frames();
+    if !follow {
+        // What there is comes at once, and there is an end to it.
+        frames.stream_mut().set_silence(operator.roots.guest_timeout);
+    }
+    let mut lines = 0;
     loop {
         if out.is_unheard() {
             return Ok(());
         }
         match frames.message() {
-            Ok(Answer::Line(line)) => print(out, &line, with_times),
+            Ok(Answer::Line(line)) if follow || lines < MOST => {
+                lines += 1;
+                print(out, &line, with_times);
+            }
+            Ok(Answer::Line(_)) => {
+                let why = format!("more than {MOST} lines");
+                return Err(failed(GuestError::Nonsense { request: "Logs", why }));
+            }
             Ok(Answer::End {}) => return Ok(()),
             Ok(Answer::Refused(Refused { code, why })) => {
                 return Err(failed(GuestError::Refused { request: "Logs", code, why: printable(&why) }));

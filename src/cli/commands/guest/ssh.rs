@@ -76,11 +76,9 @@ pub fn run(operator: &mut Operator, arguments: SshArguments) -> Result<u8, CliEr
         OsString::from("-l"),
         OsString::from(&arguments.login),
     ];
-    // ssh's own options come before the name, a command after it.
-    let options = arguments.arguments.iter().take_while(|argument| argument.starts_with('-')).count();
-    list.extend(arguments.arguments[..options].iter().map(OsString::from));
+    // ssh takes its own options after the name as well, up to the command.
     list.push(path.instance.to_string().into());
-    list.extend(arguments.arguments[options..].iter().map(OsString::from));
+    list.extend(arguments.arguments.iter().map(OsString::from));
     let error = shell::replace(&ssh, list);
     Err(CliError::new(
         Kind::Environment,

@@ -15,7 +15,7 @@ use mvm_proto::{
 
 use super::{config::Instance, fc_config::files};
 use crate::{
-    infra::config::Roots,
+    infra::{config::Roots, text},
     vmm::{process::Vmm, vsock::Connection},
 };
 
@@ -294,16 +294,8 @@ fn name_of(request: &Request) -> &'static str {
     }
 }
 
-/// A guest's text as it may stand in records and on terminals: bounded, and without what could talk to one.
+/// A guest's text as it may stand in records and on terminals.
 pub fn printable(text: &str) -> String {
     const MOST: usize = 400;
-    let escape = |c: char| match c.is_control() {
-        true => c.escape_unicode().to_string(),
-        false => c.to_string(),
-    };
-    let mut escaped: String = text.chars().take(MOST).map(escape).collect();
-    if text.chars().nth(MOST).is_some() {
-        escaped.push('…');
-    }
-    escaped
+    text::printable(text, MOST)
 }

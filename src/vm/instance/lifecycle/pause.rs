@@ -62,7 +62,9 @@ fn switch(
         .map_err(LifecycleError::from)
         .and_then(|()| {
             failpoint::hit(operation.name(), "reserved")?;
-            set(operator, &instance, to)
+            set(operator, &instance, to)?;
+            failpoint::hit(operation.name(), "switched")?;
+            greet(operator, &instance, to)
         });
     match done {
         Ok(()) => {
@@ -101,6 +103,7 @@ pub(super) fn settle(operator: &Operator, instance: &mut Instance) -> Result<(),
     let roots = &operator.roots;
     let info = Client::connect_now(&roots.vmm_dir(&instance.net.tap_dev))?.info()?;
     let state = if info.is_paused() { State::Warm } else { State::Running };
+    greet_if_it_hears(operator, instance, state)?;
     let takes = launch::takes_of(roots, instance)?;
     room::note(roots, instance.slot(roots)?, takes_in(state, takes))?;
     finish(operator, instance, state, Phase::Recovered)
@@ -115,10 +118,27 @@ pub(super) fn set(operator: &Operator, instance: &Instance, to: State) -> Result
         (_, Some(vmm)) => quirks::resume(&mut client, &vmm.version)?,
         (_, None) => client.call(&Call::Resume)?,
     }
+    Ok(())
+}
+
+/// Tells a guest that goes on what time it is: its clock may have stood still, and it may have been told to get ready for a
+/// sleep that did not come.
+pub(super) fn greet(operator: &Operator, instance: &Instance, to: State) -> Result<(), LifecycleError> {
     match instance.find_vmm() {
-        // Its clock stood still, and it may have been told to get ready for a sleep that did not come.
         Some(vmm) if to != State::Warm => launch::greet_guest(&operator.roots, instance, &vmm).map(drop),
         _ => Ok(()),
+    }
+}
+
+/// The same where the guest goes on whatever it answers: one that is silent keeps nobody from stopping it.
+pub(super) fn greet_if_it_hears(
+    operator: &Operator,
+    instance: &Instance,
+    to: State,
+) -> Result<(), LifecycleError> {
+    match greet(operator, instance, to) {
+        Err(LifecycleError::Guest(_)) => Ok(()),
+        greeted => greeted,
     }
 }
 

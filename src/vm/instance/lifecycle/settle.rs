@@ -102,6 +102,7 @@ fn settle_locked(
         }
         Some(Operation::Sleep) if vmm.is_some() => {
             pause::set(operator, &instance, instance.status)?;
+            pause::greet_if_it_hears(operator, &instance, instance.status)?;
             operator.audit(&instance, "sleep", Phase::Recovered, |entry| {
                 entry.to = Some(instance.status.to_string());
                 entry.detail = Some("a sleep was cut off before its commit: the guest goes on".into());
@@ -186,9 +187,10 @@ fn settle_wake(operator: &mut Operator, instance: &mut Instance) -> Result<(), L
         let origin = &delta.origin;
         let parent = Parent::File(delta.image.mem.file.clone());
         instance.vmm = Some(launch::record_of(&vmm, origin.vmm, &origin.vmm_version, parent));
-        match pause::set(operator, instance, State::Running) {
+        pause::set(operator, instance, State::Running)?;
+        match pause::greet(operator, instance, State::Running) {
             Err(LifecycleError::Guest(error)) => return silent(operator, instance, slot, &error),
-            set => set?,
+            greeted => greeted?,
         }
         operator.net()?.join(slot)?;
         return wake::finish(operator, instance, Phase::Recovered);

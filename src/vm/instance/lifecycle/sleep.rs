@@ -228,8 +228,12 @@ impl<'a> Sleeper<'a> {
                 && stamp.is_none_or(|stamp| stamp.inode == meta.ino())
         };
         let place = |key| Bases::of(&operator.roots, &instance.path().pool_path()).place(key);
+        // Without it a Full snapshot saves the guest: its VMM has the memory mapped.
+        let has_memory = |base: &PathBuf| {
+            fs::metadata(base.join(base::MEM)).is_ok_and(|mem| mem.len() == instance.resources.mem_mib << 20)
+        };
         let base = match record.parent {
-            Parent::Base => instance.base_key.as_ref().map(place),
+            Parent::Base => instance.base_key.as_ref().map(place).filter(has_memory),
             _ => None,
         };
         let (mem, kind) = match &record.parent {

@@ -25,6 +25,9 @@ use crate::{
     vmm::{client::Client, process::Vmm, wire::Call},
 };
 
+/// How long an agent may take for the end of a machine beyond the time that its workload has.
+const AFTER_GRACE: Duration = Duration::from_secs(10);
+
 /// Ends an instance's VMM: asks the guest to shut down, waits as long as the pool says, then kills. `force` kills at once.
 ///
 /// # Errors
@@ -89,7 +92,9 @@ fn shut_down(operator: &Operator, instance: &Instance, vmm: &Vmm, seconds: u32) 
     // An agent that does not answer may yet hear the keys.
     let asked = agent.is_some_and(|asked| asked.is_ok())
         || Client::connect_now(&directory).and_then(|mut client| client.call(&Call::SendCtrlAltDel)).is_ok();
-    asked && vmm.ended_within(grace)
+    // What is left of the guest's programs is ended after that, and the disks are written out.
+    let after = if instance.agent == AgentMode::Required { AFTER_GRACE } else { Duration::ZERO };
+    asked && vmm.ended_within(grace + after)
 }
 
 /// The new state, once everything of the VMM is gone. Its line comes first, as a start's does.
