@@ -114,6 +114,33 @@ fn a_hundred_sleeps_lose_no_request() {
     assert!(leaks.is_empty(), "{leaks:#?}");
 }
 
+/// Those who follow the log, however many, keep no guest from sleeping and waking.
+#[test]
+fn many_followers_are_in_nobodys_way() {
+    let Some(sandbox) = world() else { return };
+    let path = start(&sandbox);
+    let roots = roots(&sandbox);
+    let record = mvm::vm::instance::config::file(&roots, &path.parse().expect("a path"));
+    let instance: Instance = mvm::store::read(&record).expect("a record");
+    let mut refused = 0;
+    let followers: Vec<Guest> = (0..60)
+        .map(|_| {
+            let mut guest = Guest::of(&roots, &instance).expect("it listens");
+            match guest.ask(&Request::Logs { since_unix_ms: 0, follow: true }, Duration::ZERO) {
+                Ok(Answer::Line(_)) => {}
+                Err(mvm::vm::instance::guest::GuestError::Refused { code: Code::Busy, .. }) => refused += 1,
+                other => panic!("{other:?}"),
+            }
+            guest
+        })
+        .collect();
+    assert_eq!((followers.len(), refused), (60, 12));
+    sandbox.ok(&format!("instance sleep {path}"));
+    sandbox.ok(&format!("instance wake {path}"));
+    drop(followers);
+    assert!(exec(&sandbox, &path, "true").status.success());
+}
+
 fn roots(sandbox: &Sandbox) -> Roots {
     Roots::new(sandbox.root(), &Environment::default()).expect("roots")
 }

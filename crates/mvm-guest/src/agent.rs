@@ -4,7 +4,10 @@ use std::{
     fs::File,
     io::{self, Read},
     os::fd::AsFd,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -26,6 +29,9 @@ use crate::{
 
 /// How long the host may take to say what it wants.
 const HELLO_LIMIT: Duration = Duration::from_secs(10);
+/// Commands, copies and readers of the log at once at most: fewer than there may be connections, so that a sleep and a wake
+/// are heard however many there are.
+const USERS: usize = 48;
 /// How often a follower of the log is looked after.
 const FOLLOW: Duration = Duration::from_secs(1);
 /// How long a host that is refused may go on sending before the connection is closed on it.
@@ -36,6 +42,8 @@ pub struct Agent<S> {
     system: S,
     program: String,
     drain: Drain,
+    /// Requests of users that are being served.
+    users: AtomicUsize,
     instance_id: Mutex<Option<String>>,
 }
 
@@ -47,6 +55,7 @@ impl<S: System> Agent<S> {
             system,
             program: program.to_owned(),
             drain: Drain::new(draining),
+            users: AtomicUsize::new(0),
             instance_id: Mutex::new(instance_id),
         }
     }
@@ -107,7 +116,10 @@ impl<S: System> Agent<S> {
             Request::Identify(identity) => self.identify(&identity),
             Request::Wake(wake) => self.wake(&wake),
             Request::SleepPrep { drain_ms } => self.prepare(Duration::from_millis(drain_ms)),
-            Request::Logs { since_unix_ms, follow } => return self.log(connection, since_unix_ms, follow),
+            Request::Logs { since_unix_ms, follow } => match self.seat() {
+                Some(_seat) => return self.log(connection, since_unix_ms, follow),
+                None => full(),
+            },
             Request::Shutdown { grace_ms } => {
                 self.send(frames, &Answer::Done {})?;
                 self.system.shut_down(Duration::from_millis(grace_ms));
@@ -131,6 +143,7 @@ impl<S: System> Agent<S> {
         if self.instance_id().is_none() {
             return self.send(frames, &refused(Code::Unidentified, "the guest does not know yet who it is"));
         }
+        let Some(_seat) = self.seat() else { return self.send(frames, &full()) };
         let Some(_ticket) = self.drain.enter() else {
             return self.send(frames, &refused(Code::Draining, "the guest is about to sleep"));
         };
@@ -151,6 +164,12 @@ impl<S: System> Agent<S> {
             }
             _ => Ok(()),
         }
+    }
+
+    /// A place for a user; some are left for what keeps the guest itself going.
+    fn seat(&self) -> Option<Seat<'_>> {
+        let seat = (self.users.fetch_add(1, Ordering::AcqRel), Seat(&self.users));
+        (seat.0 < USERS).then_some(seat.1)
     }
 
     /// The CPU is not held meanwhile: the host may take its time.
@@ -255,6 +274,19 @@ impl<S: System> Agent<S> {
             }
         }
     }
+}
+
+/// A user who is served until this is dropped.
+struct Seat<'a>(&'a AtomicUsize);
+
+impl Drop for Seat<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+fn full() -> Answer {
+    refused(Code::Busy, &format!("{USERS} requests are under way already"))
 }
 
 fn with_instance(mut receipt: Receipt, id: &str) -> Receipt {

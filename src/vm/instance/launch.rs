@@ -7,15 +7,20 @@
 //! vmm, tap ← directory ← reservation                                         (teardown: kill before unlink)
 //! ```
 
-use std::{fs, os::unix::fs::symlink, path::Path, time::Duration};
+use std::{
+    fs,
+    os::unix::fs::symlink,
+    path::Path,
+    time::{Duration, Instant},
+};
 
-use mvm_proto::message::Confirmed;
+use mvm_proto::{Code, message::Confirmed};
 
 use super::{
     config::{self, Instance, Parent, VmmRecord},
     disk,
     fc_config::{self, Boot, files},
-    guest::{Guest, identity},
+    guest::{Guest, GuestError, identity},
     lifecycle::{LifecycleError, Operator},
     logs,
     runner::Step,
@@ -43,6 +48,9 @@ use crate::{
 
 /// How long a VMM may take until its API is up; it takes milliseconds.
 pub const API_LIMIT: Duration = Duration::from_secs(10);
+
+/// Between two greetings of a guest that has no place for one.
+const AGAIN: Duration = Duration::from_millis(20);
 
 /// What a launch works on; each step fills in what it made.
 pub struct Launch<'a> {
@@ -361,8 +369,19 @@ pub fn greet_guest(roots: &Roots, instance: &Instance, vmm: &Vmm) -> Result<Vec<
     if instance.agent == AgentMode::None {
         return Ok(Vec::new());
     }
-    let guest = Guest::await_loaded(roots, &instance.net.tap_dev, vmm)?;
-    Ok(identity::wake(roots, guest, instance)?)
+    let deadline = Instant::now() + roots.guest_timeout;
+    loop {
+        let guest = Guest::await_loaded(roots, &instance.net.tap_dev, vmm)?;
+        match identity::wake(roots, guest, instance) {
+            // Those who were connected before a sleep are a moment in finding out that they are no more.
+            Err(GuestError::Refused { code: Code::Busy, .. } | GuestError::Closed { .. })
+                if Instant::now() < deadline && !vmm.has_ended() =>
+            {
+                std::thread::sleep(AGAIN);
+            }
+            greeted => return Ok(greeted?),
+        }
+    }
 }
 
 /// The guest joins the network: one without an agent as soon as its VMM runs, since there is nobody to ask whether it is ready,
