@@ -88,6 +88,34 @@ fn signals_reach_the_command() {
     }
 }
 
+/// Input that the command does not take is in the way of no signal.
+#[test]
+fn a_signal_ends_a_command_whose_input_is_stuck() {
+    let Some(sandbox) = world() else { return };
+    let path = start(&sandbox);
+    let mut child = sandbox
+        .command(&format!("instance exec {path} -- sleep 9999"))
+        .stdin(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("mvm runs");
+    let mut stdin = child.stdin.take().expect("a pipe");
+    // More than all buffers on the way hold: when it is not taken any more, it is stuck.
+    rustix::fs::fcntl_setfl(&stdin, rustix::fs::OFlags::NONBLOCK).expect("a pipe");
+    let (mut sent, deadline) = (0, std::time::Instant::now() + std::time::Duration::from_secs(30));
+    while sent < 4 << 20 && std::time::Instant::now() < deadline {
+        match std::io::Write::write(&mut stdin, &[0; 4096]) {
+            Ok(count) => sent += count,
+            Err(_) if sent > 300 << 10 => break,
+            Err(_) => std::thread::yield_now(),
+        }
+    }
+    kill_process(Pid::from_child(&child), Signal::INT).expect("it is there");
+    let code = child.wait().expect("it ends").code();
+    assert!(matches!(code, Some(125 | 130)), "{code:?}");
+    sandbox.ok(&format!("instance sleep {path}"));
+}
+
 /// A command whose caller is gone ends: a sleep has nothing to wait for.
 #[test]
 fn a_caller_that_vanishes_takes_its_command_along() {

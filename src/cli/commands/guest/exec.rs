@@ -117,7 +117,8 @@ fn converse(
         thread::spawn(|| send_input(writer));
     }
     let has_terminal = how.terminal;
-    thread::spawn(move || send_signals(writer, &signals, has_terminal));
+    let closer = frames.stream().try_clone().map_err(io_error)?;
+    thread::spawn(move || send_signals(writer, &closer, &signals, has_terminal));
     let escape = !how.terminal && !how.raw;
     let ended = receive(&mut frames, escape);
     drop(raw);
@@ -188,14 +189,22 @@ fn send_input(writer: &Writer) {
     }
 }
 
-fn send_signals(writer: &Writer, signals: &Signals, has_terminal: bool) {
+/// Passes signals on. Where input is stuck, since the command takes none, a signal ends the connection, and with it the command.
+fn send_signals(writer: &Writer, closer: &Connection, signals: &Signals, has_terminal: bool) {
     while let Ok(number) = signals.wait() {
         let input = match number {
             libc::SIGWINCH if has_terminal => terminal::size().map(Input::Resize),
             libc::SIGWINCH => None,
             number => Some(Input::Signal { number }),
         };
-        if input.is_some_and(|input| locked(writer).send(&input).is_err()) {
+        let Some(input) = input else { continue };
+        let sent = match writer.try_lock() {
+            Ok(mut writer) => writer.send(&input).is_ok(),
+            Err(_) if number == libc::SIGWINCH => true,
+            Err(_) => false,
+        };
+        if !sent {
+            closer.close();
             return;
         }
     }
