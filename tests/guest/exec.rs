@@ -3,16 +3,31 @@
 use std::{
     io::{BufRead, BufReader, Read},
     os::unix::process::ExitStatusExt,
-    process::Stdio,
+    process::{Child, ChildStdout, Stdio},
 };
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::world::{exec, exec_with, says, start, world};
+use crate::{
+    support::Sandbox,
+    world::{exec, exec_with, says, start, world},
+};
 
 fn stderr(output: &std::process::Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// A command that never ends by itself, once it has written something.
+fn writes_for_ever(sandbox: &Sandbox, path: &str) -> (Child, ChildStdout) {
+    let mut child = sandbox
+        .command(&format!("instance exec -n {path} -- yes"))
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("mvm runs");
+    let mut stdout = child.stdout.take().expect("a pipe");
+    stdout.read_exact(&mut [0; 2]).expect("it writes");
+    (child, stdout)
 }
 
 #[test]
@@ -88,45 +103,12 @@ fn signals_reach_the_command() {
     }
 }
 
-/// Input that the command does not take is in the way of no signal.
-#[test]
-fn a_signal_ends_a_command_whose_input_is_stuck() {
-    let Some(sandbox) = world() else { return };
-    let path = start(&sandbox);
-    let mut child = sandbox
-        .command(&format!("instance exec {path} -- sleep 9999"))
-        .stdin(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("mvm runs");
-    let mut stdin = child.stdin.take().expect("a pipe");
-    // More than all buffers on the way hold: when it is not taken any more, it is stuck.
-    rustix::fs::fcntl_setfl(&stdin, rustix::fs::OFlags::NONBLOCK).expect("a pipe");
-    let (mut sent, deadline) = (0, std::time::Instant::now() + std::time::Duration::from_secs(30));
-    while sent < 4 << 20 && std::time::Instant::now() < deadline {
-        match std::io::Write::write(&mut stdin, &[0; 4096]) {
-            Ok(count) => sent += count,
-            Err(_) if sent > 300 << 10 => break,
-            Err(_) => std::thread::yield_now(),
-        }
-    }
-    kill_process(Pid::from_child(&child), Signal::INT).expect("it is there");
-    let code = child.wait().expect("it ends").code();
-    assert!(matches!(code, Some(125 | 130)), "{code:?}");
-    sandbox.ok(&format!("instance sleep {path}"));
-}
-
 /// A command whose caller is gone ends: a sleep has nothing to wait for.
 #[test]
 fn a_caller_that_vanishes_takes_its_command_along() {
     let Some(sandbox) = world() else { return };
     let path = start(&sandbox);
-    let mut child = sandbox
-        .command(&format!("instance exec -n {path} -- yes"))
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("mvm runs");
-    child.stdout.as_mut().expect("a pipe").read_exact(&mut [0; 2]).expect("it writes");
+    let (mut child, _stdout) = writes_for_ever(&sandbox, &path);
     child.kill().expect("it is there");
     assert_eq!(child.wait().expect("it ends").signal(), Some(9));
     sandbox.ok(&format!("instance sleep {path}"));
@@ -139,13 +121,7 @@ fn a_caller_that_vanishes_takes_its_command_along() {
 fn a_reader_that_stops_ends_the_command() {
     let Some(sandbox) = world() else { return };
     let path = start(&sandbox);
-    let mut child = sandbox
-        .command(&format!("instance exec -n {path} -- yes"))
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("mvm runs");
-    let mut stdout = child.stdout.take().expect("a pipe");
-    stdout.read_exact(&mut [0; 2]).expect("it writes");
+    let (mut child, stdout) = writes_for_ever(&sandbox, &path);
     drop(stdout);
     assert_eq!(child.wait().expect("it ends").code(), Some(141));
 }

@@ -1,4 +1,4 @@
-//! Booting an instance.
+//! Starting an instance: a guest without an agent boots, one with an agent is loaded from its base and told who it is.
 
 use super::{
     LifecycleError, Operator, Outcome, base, denied, effective_state, intent, load_pool, lock_tenant,
@@ -29,7 +29,7 @@ use crate::{
     },
 };
 
-/// Boots an instance afresh.
+/// Starts an instance afresh.
 ///
 /// # Errors
 /// The instance is as before where it fails.
