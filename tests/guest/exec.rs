@@ -1,7 +1,7 @@
 //! Commands in guests.
 
 use std::{
-    io::{BufRead, BufReader, Read},
+    io::{BufRead, BufReader, Read, Write},
     os::unix::process::ExitStatusExt,
     process::{Child, ChildStdout, Stdio},
 };
@@ -101,6 +101,25 @@ fn signals_reach_the_command() {
         std::io::copy(&mut stdout, &mut std::io::sink()).expect("it ends");
         assert_eq!(child.wait().expect("it ends").code(), Some(code));
     }
+}
+
+/// Input that the command does not take is in the way of no signal.
+#[test]
+fn a_signal_ends_a_command_whose_input_is_stuck() {
+    let Some(sandbox) = world() else { return };
+    let path = start(&sandbox);
+    let mut child = sandbox
+        .command(&format!("instance exec {path} -- sleep 9999"))
+        .stdin(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("mvm runs");
+    let mut stdin = child.stdin.take().expect("a pipe");
+    // What the guest holds, and the pipes on the way: when all of it is written, nothing more is taken.
+    stdin.write_all(&vec![0; (128 << 10) + (64 << 10)]).expect("it is taken");
+    kill_process(Pid::from_child(&child), Signal::INT).expect("it is there");
+    assert_eq!(child.wait().expect("it ends").code(), Some(130));
+    sandbox.ok(&format!("instance sleep {path}"));
 }
 
 /// A command whose caller is gone ends: a sleep has nothing to wait for.

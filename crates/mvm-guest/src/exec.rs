@@ -1,9 +1,11 @@
 //! Carries a command's input and output between it and the connection, in one thread.
 //!
-//! Input that the command does not take yet is held, one frame of it, and nothing more is read meanwhile. Where the
-//! connection ends before the command, the command is hung up on: nobody would ever hear of it.
+//! Input that the command does not take yet is held. The host sends no more than a window of it, so that what comes behind, a
+//! signal, is heard; of a host that sends more nothing is read until the command has taken some. Where the connection ends
+//! before the command, the command is hung up on: nobody would ever hear of it.
 
 use std::{
+    collections::VecDeque,
     fs::File,
     io::{self, Read},
     os::fd::{AsFd, BorrowedFd},
@@ -25,6 +27,10 @@ use crate::system::{Process, System};
 const PIECE: usize = 64 << 10;
 /// So many pieces are in a pipe or terminal at most when a command ends: whoever goes on writing is not waited for.
 const LAST_PIECES: usize = 16;
+/// Bytes of input that are held at most, for a host that keeps to it.
+const WINDOW: usize = 128 << 10;
+/// The host hears of so many bytes at once that they are taken.
+const TAKEN_AT_ONCE: u64 = WINDOW as u64 / 4;
 /// The host has closed the connection. A vsock tells nothing else of it where no input is asked for.
 #[cfg(target_os = "linux")]
 const GONE: PollFlags = PollFlags::RDHUP;
@@ -34,10 +40,11 @@ const GONE: PollFlags = PollFlags::empty();
 /// Input on its way to a command.
 struct Stdin {
     file: Option<File>,
-    held: Vec<u8>,
-    written: usize,
+    held: VecDeque<u8>,
     /// There is no more after what is held.
     ended: bool,
+    /// What the command took, or never will, since the host last heard of it.
+    taken: u64,
 }
 
 /// Runs a command for whoever is connected.
@@ -74,20 +81,23 @@ fn carry(
     frames: &mut Frames<&File>,
     process: &mut Process,
 ) -> Result<Exited, ProtoError> {
-    frames.send(&Answer::Started { pid: process.pid })?;
-    let mut stdin = Stdin { file: process.stdin.take(), held: Vec::new(), written: 0, ended: false };
+    frames.send(&Answer::Started { pid: process.pid, window: WINDOW as u64 })?;
+    let mut stdin = Stdin { file: process.stdin.take(), held: VecDeque::new(), ended: false, taken: 0 };
     for file in [stdin.file.as_ref(), Some(&process.stdout), process.stderr.as_ref()].into_iter().flatten() {
         set_nonblocking(file)?;
     }
     let mut outputs =
         [Some((&process.stdout, Kind::Data)), process.stderr.as_ref().map(|stderr| (stderr, Kind::Errors))];
     loop {
-        let may_read = stdin.held.len() == stdin.written;
+        if stdin.taken >= TAKEN_AT_ONCE {
+            frames.send(&Answer::Took { bytes: std::mem::take(&mut stdin.taken) })?;
+        }
+        let may_read = stdin.held.len() <= WINDOW;
         let mut fds = vec![
             watch(process.exited.as_fd(), PollFlags::IN),
             watch(frames.stream().as_fd(), if may_read { PollFlags::IN | GONE } else { GONE }),
         ];
-        let input = stdin.file.as_ref().filter(|_| !may_read);
+        let input = stdin.file.as_ref().filter(|_| !stdin.held.is_empty());
         let takes = input.map(|file| {
             fds.push(watch(file.as_fd(), PollFlags::OUT));
             fds.len() - 1
@@ -141,11 +151,7 @@ fn hear(frames: &mut Frames<&File>, stdin: &mut Stdin, process: &Process) -> Res
         Some(Kind::Data) => {
             match frames.content() {
                 [] => stdin.ended = true,
-                bytes if stdin.file.is_some() => {
-                    (stdin.held, stdin.written) = (bytes.to_vec(), 0);
-                }
-                // It takes no input any more.
-                _ => {}
+                bytes => stdin.held.extend(bytes),
             }
             stdin.write();
             Ok(())
@@ -165,16 +171,20 @@ fn hear(frames: &mut Frames<&File>, stdin: &mut Stdin, process: &Process) -> Res
 impl Stdin {
     /// Writes what the command takes.
     fn write(&mut self) {
-        while let (Some(file), true) = (&self.file, self.written < self.held.len()) {
-            match rustix::io::write(file, &self.held[self.written..]) {
-                Ok(count) => self.written += count,
+        while let (Some(file), false) = (&self.file, self.held.is_empty()) {
+            match rustix::io::write(file, self.held.as_slices().0) {
+                Ok(count) => {
+                    self.held.drain(..count);
+                    self.taken += count as u64;
+                }
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => return,
                 // It does not listen any more: what is on its way is nobody's.
                 Err(_) => self.file = None,
             }
         }
-        (self.held, self.written) = (Vec::new(), 0);
+        self.taken += self.held.len() as u64;
+        self.held.clear();
         if self.ended {
             self.file = None;
         }

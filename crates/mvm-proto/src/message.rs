@@ -3,7 +3,7 @@
 //! | request | then |
 //! | --- | --- |
 //! | Status, Stats, Identify, Wake, SleepPrep, Shutdown | one answer |
-//! | Exec | Started; data and errors from the guest, data and [`Input`] from the host; Exited |
+//! | Exec | Started; data, errors and Took from the guest, data and [`Input`] from the host; Exited |
 //! | Put | the host: entries as in [`super::copy`], End; the guest: Copied |
 //! | Get | the guest: entries, End |
 //! | Logs | a Line each, End; none where it follows, until the host closes the connection |
@@ -76,6 +76,15 @@ pub enum Answer {
     Started {
         /// The process's id in the guest.
         pid: u32,
+        /// So many bytes of input may be on their way that the command has not taken: so much the agent holds, and reads on,
+        /// so that a signal is heard behind them. 0 from an agent that says nothing of what was taken.
+        #[serde(default)]
+        window: u64,
+    },
+    /// To Exec: so many more bytes of input are taken.
+    Took {
+        /// How many.
+        bytes: u64,
     },
     /// To Exec: it has ended, and all that it wrote was sent.
     Exited(Exited),

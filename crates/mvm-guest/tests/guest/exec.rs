@@ -38,16 +38,49 @@ fn much_goes_both_ways_at_once() {
         }
         writer.data(mvm_proto::Kind::Data, b"").unwrap();
     });
-    let mut received = 0;
-    while let mvm_proto::Kind::Data = cat.frames.advance().unwrap().unwrap() {
-        for byte in cat.frames.content() {
-            assert_eq!(*byte, piece[received % piece.len()], "byte {received}");
-            received += 1;
+    let (mut received, mut taken) = (0, 0);
+    let exited = loop {
+        match cat.frames.advance().unwrap().unwrap() {
+            mvm_proto::Kind::Message => match cat.frames.parse().unwrap() {
+                Answer::Took { bytes } => taken += bytes,
+                other => break other,
+            },
+            _ => {
+                for byte in cat.frames.content() {
+                    assert_eq!(*byte, piece[received % piece.len()], "byte {received}");
+                    received += 1;
+                }
+            }
         }
-    }
-    assert_eq!(cat.frames.parse::<Answer>().unwrap(), Answer::Exited(Exited::Code(0)));
+    };
+    assert_eq!(exited, Answer::Exited(Exited::Code(0)));
     assert_eq!(received, PIECES * piece.len());
+    // What is little is not told at once.
+    assert!((received - (64 << 10)..=received).contains(&(taken as usize)), "{taken} of {received}");
     thread.join().unwrap();
+}
+
+/// The host sends a window of input at most, and the agent reads behind it.
+#[test]
+fn a_signal_is_heard_behind_input_that_is_not_taken() {
+    let Some(world) = World::identified("") else { return };
+    let mut frames = world.ask(&Request::Exec(Exec { stdin: true, ..command(&["sleep", "4000"]) }));
+    let Answer::Started { window, .. } = frames.message().unwrap() else { panic!("it does not run") };
+    // What a pipe takes is taken, and gives room for as much again.
+    let mut room = window;
+    while room > 0 {
+        let piece = room.min(50_000) as usize;
+        frames.data(mvm_proto::Kind::Data, &vec![b'x'; piece]).unwrap();
+        room -= piece as u64;
+    }
+    frames.send(&Input::Signal { number: 15 }).unwrap();
+    let exited = loop {
+        match frames.message().unwrap() {
+            Answer::Took { bytes } => assert!(bytes <= window),
+            other => break other,
+        }
+    };
+    assert_eq!(exited, Answer::Exited(Exited::Signal(15)));
 }
 
 #[test]

@@ -145,7 +145,7 @@ impl World {
     pub fn start(&self, exec: Exec) -> Running {
         let mut frames = self.ask(&Request::Exec(exec));
         match frames.message().unwrap() {
-            Answer::Started { pid } => Running { frames, pid, output: Vec::new(), errors: Vec::new() },
+            Answer::Started { pid, .. } => Running { frames, pid, output: Vec::new(), errors: Vec::new() },
             other => panic!("{other:?}"),
         }
     }
@@ -237,6 +237,7 @@ impl Running {
             Some(Kind::Errors) => self.errors.extend_from_slice(self.frames.content()),
             Some(Kind::Message) => match self.frames.parse().unwrap() {
                 Answer::Exited(exited) => return Some(exited),
+                Answer::Took { .. } => {}
                 other => panic!("{other:?}"),
             },
             None => panic!("it was closed"),

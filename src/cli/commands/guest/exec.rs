@@ -7,9 +7,12 @@ use std::{
     fs::File,
     io::{self, IsTerminal, Read, Write},
     os::fd::AsFd,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicI32, Ordering},
+    },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use mvm_proto::{
@@ -39,6 +42,8 @@ pub const FAILED: u8 = 125;
 const CANNOT: u8 = 126;
 /// There is no such program.
 const NO_PROGRAM: u8 = 127;
+/// A guest that reads takes a signal at once.
+const SIGNAL_LIMIT: Duration = Duration::from_secs(1);
 
 /// Runs the command.
 pub fn run(out: &Out, operator: &mut Operator, arguments: ExecArguments) -> u8 {
@@ -78,11 +83,60 @@ pub fn in_guest(
     })
 }
 
-/// The half of a connection on which is written, by several.
-type Writer = Mutex<Frames<Connection>>;
+/// The half of a connection on which is written, by several, and how much input the guest still holds.
+struct Speaker {
+    state: Mutex<State>,
+    changed: Condvar,
+    /// Ends the connection, with whatever is stuck in it.
+    closer: Connection,
+    /// The signal that nobody could pass on; 0: none.
+    cut_by: AtomicI32,
+}
 
-fn locked(writer: &Writer) -> MutexGuard<'_, Frames<Connection>> {
-    writer.lock().unwrap_or_else(PoisonError::into_inner)
+struct State {
+    /// Not there while somebody writes.
+    frames: Option<Frames<Connection>>,
+    /// Bytes of input that may be sent before the guest has taken some.
+    room: u64,
+}
+
+impl Speaker {
+    fn new(stream: &Connection, window: u64) -> io::Result<Self> {
+        let state = State {
+            frames: Some(Frames::on(stream.try_clone()?)),
+            // An agent that has no window never says what it has taken.
+            room: if window == 0 { u64::MAX } else { window },
+        };
+        let (state, closer) = (Mutex::new(state), stream.try_clone()?);
+        Ok(Self { state, changed: Condvar::new(), closer, cut_by: AtomicI32::new(0) })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes, once nobody else does; `None` where that takes too long.
+    fn say<T>(&self, limit: Duration, write: impl FnOnce(&mut Frames<Connection>) -> T) -> Option<T> {
+        let state = self.state();
+        let waited = self.changed.wait_timeout_while(state, limit, |state| state.frames.is_none());
+        let mut frames = waited.unwrap_or_else(PoisonError::into_inner).0.frames.take()?;
+        let said = write(&mut frames);
+        self.state().frames = Some(frames);
+        self.changed.notify_all();
+        Some(said)
+    }
+
+    /// How much input may be sent: waits until there is room for some.
+    fn room(&self) -> u64 {
+        let waited = self.changed.wait_while(self.state(), |state| state.room == 0);
+        waited.unwrap_or_else(PoisonError::into_inner).room
+    }
+
+    fn took(&self, bytes: u64) {
+        let mut state = self.state();
+        state.room = state.room.saturating_add(bytes);
+        self.changed.notify_all();
+    }
 }
 
 fn converse(
@@ -102,27 +156,27 @@ fn converse(
     // Before any thread is there that would take them.
     let signals = Signals::catch().map_err(|source| GuestError::Unreachable { source })?;
     let mut guest = Guest::of(&operator.roots, instance)?;
-    match guest.ask(&Request::Exec(command), Duration::ZERO)? {
-        Answer::Started { .. } => {}
-        _ => return Err(guest.unexpected()),
-    }
+    let Answer::Started { window, .. } = guest.ask(&Request::Exec(command), Duration::ZERO)? else {
+        return Err(guest.unexpected());
+    };
     let mut frames = guest.into_frames();
     let io_error = |source| GuestError::Unreachable { source };
-    let writer: &'static Writer =
-        Box::leak(Box::new(Mutex::new(Frames::on(frames.stream().try_clone().map_err(io_error)?))));
+    let speaker: &'static Speaker =
+        Box::leak(Box::new(Speaker::new(frames.stream(), window).map_err(io_error)?));
     let raw =
         (how.terminal && io::stdin().is_terminal()).then(RawTerminal::enter).transpose().map_err(io_error)?;
     // They live as long as the process, which ends with the command: reading stdin cannot be ended.
     if stdin {
-        thread::spawn(|| send_input(writer));
+        thread::spawn(|| send_input(speaker));
     }
     let has_terminal = how.terminal;
-    let closer = frames.stream().try_clone().map_err(io_error)?;
-    thread::spawn(move || send_signals(writer, &closer, &signals, has_terminal));
+    thread::spawn(move || send_signals(speaker, &signals, has_terminal));
     let escape = !how.terminal && !how.raw;
-    let ended = receive(&mut frames, escape);
+    let ended = receive(&mut frames, speaker, escape);
     drop(raw);
+    let cut_by = speaker.cut_by.load(Ordering::Acquire);
     match ended {
+        Err(_) if cut_by != 0 => Ok(u8::try_from(128 + cut_by).unwrap_or(u8::MAX)),
         Ok(Exited::Code(code)) => Ok(u8::try_from(code & 0xff).unwrap_or(FAILED)),
         Ok(Exited::Signal(signal)) => Ok(u8::try_from(128 + signal).unwrap_or(u8::MAX)),
         Err(error) => Err(crate::vm::instance::guest::explain("Exec", operator.roots.guest_timeout, error)),
@@ -130,7 +184,7 @@ fn converse(
 }
 
 /// What the command writes, until it has ended.
-fn receive(frames: &mut Frames<Connection>, escape: bool) -> Result<Exited, ProtoError> {
+fn receive(frames: &mut Frames<Connection>, speaker: &Speaker, escape: bool) -> Result<Exited, ProtoError> {
     let mut stdout = Sink::new(io::stdout(), escape);
     let mut stderr = Sink::new(io::stderr(), escape);
     loop {
@@ -139,6 +193,7 @@ fn receive(frames: &mut Frames<Connection>, escape: bool) -> Result<Exited, Prot
             Some(Frame::Errors) => stderr.take(frames.content()),
             Some(Frame::Message) => match frames.parse()? {
                 Answer::Exited(exited) => return Ok(exited),
+                Answer::Took { bytes } => speaker.took(bytes),
                 Answer::Unknown => {}
                 _ => return Err(ProtoError::Unexpected),
             },
@@ -175,22 +230,25 @@ impl<W: Write + IsTerminal> Sink<W> {
     }
 }
 
-fn send_input(writer: &Writer) {
+fn send_input(speaker: &Speaker) {
     // Not std's, whose buffer would hold what was typed.
     let Ok(stdin) = io::stdin().as_fd().try_clone_to_owned() else { return };
     let mut stdin = File::from(stdin);
     let mut buffer = vec![0; 64 << 10];
     loop {
-        let count = stdin.read(&mut buffer).unwrap_or(0);
+        let room = usize::try_from(speaker.room()).unwrap_or(usize::MAX).min(buffer.len());
+        let count = stdin.read(&mut buffer[..room]).unwrap_or(0);
+        speaker.state().room -= count as u64;
         // None at all are the end.
-        if locked(writer).data(Frame::Data, &buffer[..count]).is_err() || count == 0 {
+        let sent = speaker.say(Duration::MAX, |frames| frames.data(Frame::Data, &buffer[..count]));
+        if !matches!(sent, Some(Ok(()))) || count == 0 {
             return;
         }
     }
 }
 
-/// Passes signals on. Where input is stuck, since the command takes none, a signal ends the connection, and with it the command.
-fn send_signals(writer: &Writer, closer: &Connection, signals: &Signals, has_terminal: bool) {
+/// Passes signals on. One that cannot be, since a guest does not read, ends the connection, and with it the command.
+fn send_signals(speaker: &Speaker, signals: &Signals, has_terminal: bool) {
     while let Ok(number) = signals.wait() {
         let input = match number {
             libc::SIGWINCH if has_terminal => terminal::size().map(Input::Resize),
@@ -198,13 +256,15 @@ fn send_signals(writer: &Writer, closer: &Connection, signals: &Signals, has_ter
             number => Some(Input::Signal { number }),
         };
         let Some(input) = input else { continue };
-        let sent = match writer.try_lock() {
-            Ok(mut writer) => writer.send(&input).is_ok(),
-            Err(_) if number == libc::SIGWINCH => true,
-            Err(_) => false,
-        };
-        if !sent {
-            closer.close();
+        let sent = speaker.say(SIGNAL_LIMIT, |frames| {
+            frames.stream_mut().set_deadline(Some(Instant::now() + SIGNAL_LIMIT));
+            let sent = frames.send(&input);
+            frames.stream_mut().set_deadline(None);
+            sent
+        });
+        if !matches!(sent, Some(Ok(()))) && number != libc::SIGWINCH {
+            speaker.cut_by.store(number, Ordering::Release);
+            speaker.closer.close();
             return;
         }
     }
