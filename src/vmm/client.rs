@@ -13,6 +13,10 @@ use std::{
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     fs::{Mode, OFlags, inotify},
+    net::{
+        AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with,
+        sockopt::{Timeout, set_socket_timeout},
+    },
 };
 
 use super::wire::{Call, Fault, InstanceInfo};
@@ -268,7 +272,11 @@ impl Client {
 pub fn connect_in(directory: &Path, name: &str) -> io::Result<UnixStream> {
     let folder =
         rustix::fs::open(directory, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    UnixStream::connect(format!("/proc/self/fd/{}/{name}", folder.as_raw_fd()))
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    // Where nobody takes connections any more, and as many as may wait do, this one waits too: unix(7), so long at most.
+    set_socket_timeout(&socket, Timeout::Send, Some(CALL_LIMIT))?;
+    connect(&socket, &SocketAddrUnix::new(format!("/proc/self/fd/{}/{name}", folder.as_raw_fd()))?)?;
+    Ok(socket.into())
 }
 
 /// Has the process behind a pidfd ended?

@@ -10,6 +10,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
 use super::client::connect_in;
 
 /// How long one attempt may take where more are to come: a guest whose driver was not up when it was asked never answers.
@@ -98,6 +100,21 @@ impl Connection {
     /// How long the other side may be silent, or not listen, each time.
     pub fn set_silence(&mut self, limit: Duration) {
         self.limit = Limit::Silence(limit);
+    }
+
+    /// Whether there is something to read, waited for so long.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::TimedOut`] at the connection's own limit.
+    pub fn is_readable(&self, limit: Duration) -> io::Result<bool> {
+        let limit = self.left()?.map_or(limit, |left| left.min(limit));
+        let limit = Timespec::try_from(limit).map_err(io::Error::other)?;
+        let mut fds = [PollFd::new(&self.stream, PollFlags::IN)];
+        match poll(&mut fds, Some(&limit)) {
+            Ok(ready) => Ok(ready > 0),
+            Err(rustix::io::Errno::INTR) => Ok(false),
+            Err(errno) => Err(errno.into()),
+        }
     }
 
     /// Another handle on the same connection, with a limit of its own.

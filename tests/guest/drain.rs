@@ -2,6 +2,7 @@
 
 use std::{
     path::PathBuf,
+    process::{Child, Stdio},
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
@@ -16,8 +17,8 @@ use mvm_proto::{
 };
 
 use crate::{
-    support::Sandbox,
-    world::{exec, info, says, start, world},
+    support::{Sandbox, wait_until},
+    world::{exec, info, leaves_nothing, says, start, world},
 };
 
 #[test]
@@ -37,6 +38,42 @@ fn a_busy_workload_keeps_its_guest_awake() {
     sandbox.ok(&format!("instance sleep {path} --force"));
     sandbox.ok(&format!("instance wake {path}"));
     assert_eq!(says(&sandbox, &path, "echo on"), "on");
+}
+
+/// A sleep that waits for its guest is in nobody's way.
+#[test]
+fn a_sleep_that_waits_is_cancelled() {
+    let Some(sandbox) = world() else { return };
+    sandbox.ok("pool update acme/web --drain-timeout 3600");
+    let path = start(&sandbox);
+    let falls_asleep = || {
+        says(&sandbox, &path, "worker busy");
+        let mut sleep = sandbox.command(&format!("instance sleep {path} --json"));
+        let sleep = sleep.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("mvm runs");
+        wait_until("it takes nothing new", || !exec(&sandbox, &path, "true").status.success());
+        sleep
+    };
+    let is_cancelled = |sleep: Child| {
+        let output = sleep.wait_with_output().expect("it ends");
+        let said: serde_json::Value = serde_json::from_slice(&output.stderr).expect("JSON");
+        assert_eq!((output.status.code(), &said["error"]["code"]), (Some(4), &"cancelled".into()), "{said}");
+    };
+    let sleep = falls_asleep();
+    sandbox.ok(&format!("instance wake {path}"));
+    is_cancelled(sleep);
+    assert_eq!(says(&sandbox, &path, "echo on"), "on");
+    let sleep = falls_asleep();
+    sandbox.ok(&format!("instance sleep {path} --force"));
+    is_cancelled(sleep);
+    assert_eq!(info(&sandbox, &path)["status"], "sleeping");
+    for verb in ["stop", "stop --force", "destroy --yes --wipe-volumes"] {
+        sandbox.ok(&format!("instance {} {path}", if verb == "stop" { "wake" } else { "start" }));
+        let sleep = falls_asleep();
+        let (verb, options) = verb.split_once(' ').unwrap_or((verb, ""));
+        sandbox.ok(&format!("instance {verb} {path} {options}"));
+        is_cancelled(sleep);
+    }
+    leaves_nothing(&sandbox);
 }
 
 #[test]

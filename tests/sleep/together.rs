@@ -43,7 +43,7 @@ pub fn wait_for_intent(guest: &Guest) {
 /// A wake that waits for the instance's lock.
 fn waiting_wake(guest: &Guest) -> Child {
     let wake = guest.begin("wake");
-    let wish = guest.sandbox.root().join("locks").join(format!("wake.{}", guest.path.replace('/', ".")));
+    let wish = guest.sandbox.root().join("locks").join(format!("wish.{}", guest.path.replace('/', ".")));
     let is_held = || std::fs::File::open(&wish).is_ok_and(|file| file.try_lock().is_err());
     wait_until("the wake waits", is_held);
     wake
@@ -62,7 +62,7 @@ pub fn cancelled_sleep(guest: &Guest) {
     wait_for_intent(guest);
     let wake = waiting_wake(guest);
     drop(frozen);
-    assert_eq!(as_text(&end(sleep)), (Some(4), "woken"));
+    assert_eq!(as_text(&end(sleep)), (Some(4), "cancelled"));
     assert_eq!(as_text(&end(wake)), DONE);
 }
 
@@ -90,7 +90,7 @@ fn a_warm_one_stays_warm_where_its_sleep_is_cancelled() {
     wait_for_intent(&guest);
     let wake = waiting_wake(&guest);
     drop(frozen);
-    assert_eq!(as_text(&end(sleep)), (Some(4), "woken"));
+    assert_eq!(as_text(&end(sleep)), (Some(4), "cancelled"));
     assert_eq!(as_text(&end(wake)), (Some(4), "state"), "a warm one is resumed");
     assert_eq!(guest.status(), "warm");
     guest.ok("resume");

@@ -442,7 +442,7 @@ impl From<&LifecycleError> for CliError {
             }
             LifecycleError::NoSnapshot { path } => Self::of(Kind::Failed, "no_snapshot", error)
                 .fix(format!("mvm instance stop {path}: its memory is lost, its disks are there")),
-            LifecycleError::Woken { .. } => Self::of(Kind::Refused, "woken", error),
+            LifecycleError::Cancelled { .. } => Self::of(Kind::Refused, "cancelled", error),
             LifecycleError::DiskInMemory { path, .. } => Self::of(Kind::Refused, "disk_in_memory", error)
                 .fix(format!("mvm instance wake {path}, then mvm instance stop {path}, and grow it then")),
             LifecycleError::NoRevision { pool } => Self::of(Kind::Refused, "no_revision", error)

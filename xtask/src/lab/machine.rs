@@ -7,14 +7,15 @@ use std::{
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    time::Duration,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
 use mvm::infra::shell::ended_within;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use super::{make, recipe};
+use super::{hang::Watch, make, recipe};
 
 /// The serial port on which the lab says that it is up, and how its job ended, goes into this file of a run's folder.
 const STATUS: &str = "status";
@@ -27,6 +28,18 @@ const OUT_SIZE: u64 = 256 << 20;
 
 /// From power on to the job; ten times what it takes.
 const BOOT_LIMIT: Duration = Duration::from_secs(90);
+
+/// How often somebody looks whether the lab hangs.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// How a run of the lab ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ended {
+    /// Its job ended with this exit code.
+    Code(u8),
+    /// It hung, as its emulation does now and then, and was ended; why we think so.
+    Hung(&'static str),
+}
 
 /// Where the lab's console goes.
 pub enum Console {
@@ -44,6 +57,8 @@ pub struct Machine<'a> {
     pub job: PathBuf,
     pub console: Console,
     pub limit: Duration,
+    /// How long a job may print nothing.
+    pub silence: Duration,
 }
 
 /// A folder of one run; gone with it.
@@ -72,11 +87,11 @@ impl Drop for Run {
     }
 }
 
-/// Runs the machine's one job and returns its exit code. What the job left in /out lies in `out` afterwards.
+/// Runs the machine's one job. What the job left in /out lies in `out` afterwards.
 ///
 /// # Errors
 /// When the machine does not come up, does not end in time, or ends without saying how.
-pub fn run(machine: &Machine<'_>, run: &Run, out: &Path) -> Result<u8> {
+pub fn run(machine: &Machine<'_>, run: &Run, out: &Path) -> Result<Ended> {
     let (scratch, out_disk, status) = (run.file("scratch.ext4"), run.file("out.tar"), run.file(STATUS));
     make::file_system(&scratch, SCRATCH_SIZE, None)?;
     File::create(&out_disk)?.set_len(OUT_SIZE)?;
@@ -87,17 +102,19 @@ pub fn run(machine: &Machine<'_>, run: &Run, out: &Path) -> Result<u8> {
     let pidfd = Pid::from_raw(child.id().cast_signed())
         .context("no pid")
         .and_then(|pid| Ok(pidfd_open(pid, PidfdFlags::empty())?))?;
+    let watch = Arc::new(Mutex::new(Watch::new(Instant::now())));
     let pump = match &machine.console {
         Console::Terminal => None,
         Console::Transcript(file) => {
             let transcript =
                 File::create(file).with_context(|| format!("cannot write {}", file.display()))?;
             let console = child.stdout.take().context("QEMU has no console")?;
-            Some(std::thread::spawn(move || pass_on(console, transcript)))
+            let watch = Arc::clone(&watch);
+            Some(std::thread::spawn(move || pass_on(console, transcript, &watch)))
         }
     };
-    let ended = wait(machine, &pidfd, &status);
-    if ended.is_err() {
+    let ended = wait(machine, &pidfd, &status, &watch);
+    if !matches!(ended, Ok(None)) {
         let _ = pidfd_send_signal(&pidfd, Signal::KILL);
     }
     child.wait().context("cannot wait for QEMU")?;
@@ -105,7 +122,9 @@ pub fn run(machine: &Machine<'_>, run: &Run, out: &Path) -> Result<u8> {
     if let Some(pump) = pump {
         let _ = pump.join();
     }
-    ended?;
+    if let Some(why) = ended? {
+        return Ok(Ended::Hung(why));
+    }
     let said = fs::read_to_string(&status)?;
     let code =
         said.lines().find_map(|line| line.strip_prefix("exit ")).and_then(|code| code.trim().parse().ok());
@@ -114,7 +133,7 @@ pub fn run(machine: &Machine<'_>, run: &Run, out: &Path) -> Result<u8> {
         eprintln!("lab: booted in {} s, exit code {code}", uptime.trim());
     }
     unpack(&out_disk, out)?;
-    Ok(code)
+    Ok(Ended::Code(code))
 }
 
 fn command(machine: &Machine<'_>, run: &Run, disks: &[&Path]) -> Command {
@@ -163,28 +182,43 @@ fn command(machine: &Machine<'_>, run: &Run, disks: &[&Path]) -> Command {
     command
 }
 
-/// Waits until the machine ends, within the limits.
-fn wait(machine: &Machine<'_>, pidfd: &impl std::os::fd::AsFd, status: &Path) -> Result<()> {
+/// Waits until the machine ends, within the limits; or until it hangs, and then why.
+fn wait(
+    machine: &Machine<'_>,
+    pidfd: &impl std::os::fd::AsFd,
+    status: &Path,
+    watch: &Mutex<Watch>,
+) -> Result<Option<&'static str>> {
+    let begun = Instant::now();
     if ended_within(pidfd, machine.limit.min(BOOT_LIMIT)) {
-        return Ok(());
+        return Ok(None);
     }
     if fs::metadata(status).map_or(0, |status| status.len()) == 0 {
         bail!("the lab did not come up within {} s", BOOT_LIMIT.as_secs());
     }
-    if ended_within(pidfd, machine.limit.saturating_sub(BOOT_LIMIT)) {
-        return Ok(());
+    while begun.elapsed() < machine.limit {
+        if ended_within(pidfd, LOOK) {
+            return Ok(None);
+        }
+        let watch = watch.lock().unwrap_or_else(PoisonError::into_inner);
+        // Nothing is seen of a console that is a terminal: whoever sits there sees it.
+        let is_seen = matches!(machine.console, Console::Transcript(_));
+        if let Some(why) = watch.hangs(Instant::now(), machine.silence).filter(|_| is_seen) {
+            return Ok(Some(why));
+        }
     }
     bail!("the lab was ended: its job took longer than {} s", machine.limit.as_secs())
 }
 
 /// Passes the console on as it comes, and keeps it without what only a terminal understands.
-fn pass_on(mut console: impl Read, mut transcript: File) {
+fn pass_on(mut console: impl Read, mut transcript: File, watch: &Mutex<Watch>) {
     let mut bytes = [0; 4096];
     while let Ok(count @ 1..) = console.read(&mut bytes) {
         // Who reads along may be gone; the transcript goes on.
         let mut stdout = io::stdout().lock();
         let _ = stdout.write_all(&bytes[..count]).and_then(|()| stdout.flush());
         let _ = transcript.write_all(&bytes[..count]);
+        watch.lock().unwrap_or_else(PoisonError::into_inner).heard(&bytes[..count], Instant::now());
     }
 }
 

@@ -1,6 +1,7 @@
 //! `cargo xtask lab`: a QEMU virtual machine made of Debian's packages, in which real Firecracker runs real Linux guests on
 //! nested KVM. Where a machine has no usable /dev/kvm of its own, it shows what fcsim and tiny guests cannot.
 
+mod hang;
 mod initrd;
 mod job;
 mod machine;
@@ -19,12 +20,15 @@ use clap::{Args, Subcommand};
 use crate::bench::Figure;
 
 use self::{
+    hang::Progress,
     job::Job,
-    machine::{Console, Machine, Run},
+    machine::{Console, Ended, Machine, Run},
 };
 
 /// Seconds that a job may take unless more are given.
 const LIMIT: u64 = 1500;
+/// A test prints what it does; no step of one takes as long.
+const TEST_SILENCE: Duration = Duration::from_secs(300);
 
 #[derive(Debug, Args)]
 pub struct LabArguments {
@@ -104,12 +108,8 @@ pub fn run(arguments: &LabArguments) -> Result<u8> {
             let words: Vec<String> = command.iter().map(|word| job::quoted(word)).collect();
             let script = format!("exec {}\n", words.join(" "));
             let job = Job { programs: programs(&host, arguments)?, guest: None, script };
-            play(
-                &job,
-                arguments.memory,
-                arguments.limit,
-                Console::Transcript(make::home().join("console.txt")),
-            )
+            let limit = Duration::from_secs(arguments.limit);
+            whole(play(&job, arguments.memory, limit, limit, Console::Transcript(console()))?)
         }
         LabCommand::Shell => shell(&host, arguments),
         LabCommand::Test { rest } => test(&host, arguments, rest),
@@ -128,7 +128,8 @@ fn shell(host: &Host, arguments: &LabArguments) -> Result<u8> {
     let guest = Some(guest(&programs)?);
     let job = Job { programs, guest, script };
     // Somebody sits in front of it: it ends when they are done.
-    play(&job, arguments.memory, arguments.limit.max(24 * 60 * 60), Console::Terminal)
+    let limit = Duration::from_secs(arguments.limit.max(24 * 60 * 60));
+    whole(play(&job, arguments.memory, limit, limit, Console::Terminal)?)
 }
 
 /// Runs the tests, and keeps their transcript.
@@ -141,17 +142,41 @@ fn test(host: &Host, arguments: &LabArguments, rest: &[String]) -> Result<u8> {
     let tests = job::build(&["test", "--package", "mvm", "--test", "lab", "--no-run"])?;
     let tests = tests.into_iter().find(|(name, _)| name == "lab").context("there are no tests of the lab")?;
     programs.push(("lab-tests".to_owned(), tests.1));
-    let words: Vec<String> = rest.iter().map(|word| job::quoted(word)).collect();
-    // One after another: the machine is slow, and what the tests measure of each other would be nothing but waiting.
-    let script = format!("exec lab-tests --nocapture --test-threads=1 {}\n", words.join(" "));
     let guest = Some(guest(&programs)?);
-    let job = Job { programs, guest, script };
-    let raw = make::home().join("console.txt");
-    let code = play(&job, arguments.memory, arguments.limit, Console::Transcript(raw.clone()))?;
-    let console = fs::read(&raw).context("there is no console")?;
-    let transcript = readable(&String::from_utf8_lossy(&console));
     let file = make::home().join("transcript.txt");
-    fs::write(&file, &transcript).with_context(|| format!("cannot write {}", file.display()))?;
+    let deadline = start + Duration::from_secs(arguments.limit);
+    let (mut transcript, mut done) = (String::new(), Vec::<String>::new());
+    let (mut hung_in, mut failed): (Option<String>, usize) = (None, 0);
+    let code = loop {
+        let mut words: Vec<String> = rest.iter().map(|word| job::quoted(word)).collect();
+        // A filter picks by a part of the name; without one names are whole, and none hides another.
+        words.extend(rest.is_empty().then(|| "--exact".to_owned()));
+        words.extend(done.iter().map(|name| format!("--skip={}", job::quoted(name))));
+        // One after another: the machine is slow, and what the tests measure of each other would be nothing but waiting.
+        let script = format!("exec lab-tests --nocapture --test-threads=1 {}\n", words.join(" "));
+        let job = Job { programs: programs.clone(), guest: guest.clone(), script };
+        let left = deadline.saturating_duration_since(Instant::now());
+        let ended = play(&job, arguments.memory, left, TEST_SILENCE, Console::Transcript(console()));
+        let heard = fs::read(console()).context("there is no console")?;
+        let part = readable(&String::from_utf8_lossy(&heard));
+        transcript.push_str(&part);
+        fs::write(&file, &transcript).with_context(|| format!("cannot write {}", file.display()))?;
+        let why = match ended? {
+            Ended::Code(code) if failed == 0 => break code,
+            Ended::Code(_) => break 101,
+            Ended::Hung(why) => why,
+        };
+        let progress = Progress::read(&part);
+        failed += progress.failed;
+        done.extend(progress.done);
+        let name = progress.under_way.unwrap_or_default();
+        if hung_in.replace(name.clone()).is_some_and(|before| before == name) {
+            bail!("the lab hung twice in {name:?}: {why}");
+        }
+        let said = format!("REPEAT ({name}): the lab hung, {why}; a fresh one goes on\n");
+        print!("{said}");
+        transcript.push_str(&said);
+    };
     let repeats = transcript.lines().filter(|line| line.contains("REPEAT (")).count();
     let skips = transcript.lines().filter(|line| line.starts_with("SKIP (")).count();
     println!(
@@ -184,8 +209,8 @@ pub fn measure(pairs: u32) -> Result<Vec<Figure>> {
     let script = format!("exec xtask bench guests --pairs {pairs} --json /out/guests.json\n");
     let guest = Some(guest(&programs)?);
     let job = Job { programs, guest, script };
-    let transcript = make::home().join("console.txt");
-    let code = play(&job, arguments.memory, arguments.limit, Console::Transcript(transcript))?;
+    let limit = Duration::from_secs(arguments.limit);
+    let code = whole(play(&job, arguments.memory, limit, limit, Console::Transcript(console()))?)?;
     if code != 0 {
         bail!("the lab's measurements ended with exit code {code}");
     }
@@ -247,16 +272,30 @@ fn guest(programs: &[(String, PathBuf)]) -> Result<PathBuf> {
     Ok(root)
 }
 
-fn play(job: &Job, memory: Option<u64>, limit: u64, console: Console) -> Result<u8> {
+/// The exit code of a job that cannot go on in another lab.
+fn whole(ended: Ended) -> Result<u8> {
+    match ended {
+        Ended::Code(code) => Ok(code),
+        Ended::Hung(why) => bail!("the lab hung: {why}"),
+    }
+}
+
+/// What the lab's console said last.
+fn console() -> PathBuf {
+    make::home().join("console.txt")
+}
+
+fn play(
+    job: &Job,
+    memory: Option<u64>,
+    limit: Duration,
+    silence: Duration,
+    console: Console,
+) -> Result<Ended> {
     let lab = make::ensure()?;
     let run = Run::new()?;
-    let machine = Machine {
-        lab: &lab,
-        memory_mib: memory.unwrap_or_else(memory_mib),
-        job: job.write(&run)?,
-        console,
-        limit: Duration::from_secs(limit),
-    };
+    let memory_mib = memory.unwrap_or_else(memory_mib);
+    let machine = Machine { lab: &lab, memory_mib, job: job.write(&run)?, console, limit, silence };
     machine::run(&machine, &run, &make::home().join("out"))
 }
 

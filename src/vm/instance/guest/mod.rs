@@ -23,6 +23,9 @@ use crate::{
 const IDENTIFY: u32 = 3;
 /// The same for a boot, until the agent listens.
 const BOOT: u32 = 12;
+/// How long a guest may take to write out what its disks have not yet, before a sleep: what it holds in memory, through
+/// limits of the disk.
+const SYNC: Duration = Duration::from_secs(120);
 /// What mvm calls itself.
 const PROGRAM: &str = concat!("mvm ", env!("CARGO_PKG_VERSION"));
 
@@ -229,13 +232,30 @@ impl Guest {
         }
     }
 
-    /// Asks it to get ready for sleep, and waits so long.
+    /// Asks it to get ready for sleep within this time; [`Guest::is_ready`] is the answer.
+    ///
+    /// # Errors
+    /// Where it does not listen.
+    pub fn prepare_sleep(&mut self, drain: Duration) -> Result<(), GuestError> {
+        let drain_ms = u64::try_from(drain.as_millis()).unwrap_or(u64::MAX);
+        self.limit = self.answer_limit + drain + SYNC;
+        self.begin(&Request::SleepPrep { drain_ms })
+    }
+
+    /// Whether its answer has begun to come, waited for so long.
+    ///
+    /// # Errors
+    /// [`GuestError::Silent`] where it should be there by now.
+    pub fn has_answered(&self, limit: Duration) -> Result<bool, GuestError> {
+        self.frames.stream().is_readable(limit).map_err(|error| self.explain(error.into()))
+    }
+
+    /// Is it ready for sleep?
     ///
     /// # Errors
     /// [`GuestError::Refused`] with [`Code::Busy`] where it does not get ready in time; it goes on then.
-    pub fn prepare_sleep(mut self, drain: Duration) -> Result<(), GuestError> {
-        let drain_ms = u64::try_from(drain.as_millis()).unwrap_or(u64::MAX);
-        match self.ask(&Request::SleepPrep { drain_ms }, drain)? {
+    pub fn is_ready(&mut self) -> Result<(), GuestError> {
+        match self.answer()? {
             Answer::Ready {} => Ok(()),
             _ => Err(self.unexpected()),
         }

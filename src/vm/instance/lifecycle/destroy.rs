@@ -4,7 +4,7 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use super::{
     LifecycleError, Operator, intent, load_pool, lock_tenant,
-    lookup::{gone, lock_instance},
+    lookup::{gone, lock_cancelling_sleep},
 };
 use crate::{
     infra::{config::Roots, failpoint},
@@ -44,7 +44,7 @@ pub fn destroy(
 ) -> Result<(), LifecycleError> {
     operator.net()?;
     let roots = operator.roots.clone();
-    let lock = lock_instance(&roots, path)?;
+    let lock = lock_cancelling_sleep(&roots, path)?;
     let mut instance = match Instance::load_if_there(&roots, path) {
         Ok(Some(instance)) => instance,
         Ok(None) => {

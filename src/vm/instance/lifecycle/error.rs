@@ -51,9 +51,9 @@ pub enum LifecycleError {
         /// The instance.
         path: InstancePath,
     },
-    /// Somebody woke it before it slept.
-    #[error("{path} was woken before it slept, and runs on")]
-    Woken {
+    /// Somebody wants it before it sleeps: to wake, stop or destroy it.
+    #[error("the sleep of {path} was cancelled by another command")]
+    Cancelled {
         /// The instance.
         path: InstancePath,
     },

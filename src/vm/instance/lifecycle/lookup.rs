@@ -46,13 +46,13 @@ fn lock_within(roots: &Roots, path: &InstancePath, limit: Duration) -> Result<Lo
     Lock::take(&lock_path(roots, path), &path.to_string(), Sharing::Exclusive, limit)
 }
 
-/// Held, shared, by those who wait to wake an instance; it dies with them.
+/// Held, shared, by those who want an instance that is falling asleep for something else; it dies with them.
 fn wish_path(roots: &Roots, path: &InstancePath) -> std::path::PathBuf {
-    roots.lock_file(&format!("wake.{}.{}.{}", path.tenant, path.pool, path.instance))
+    roots.lock_file(&format!("wish.{}.{}.{}", path.tenant, path.pool, path.instance))
 }
 
-/// Does somebody wait to wake this instance?
-pub(super) fn is_wake_wanted(roots: &Roots, path: &InstancePath) -> Result<bool, StoreError> {
+/// Does somebody wait to wake, stop or destroy this instance?
+pub(super) fn is_wanted(roots: &Roots, path: &InstancePath) -> Result<bool, StoreError> {
     let wish = wish_path(roots, path);
     Ok(wish.exists() && Lock::try_take(&wish)?.map(Lock::remove).is_none())
 }
@@ -66,13 +66,13 @@ pub(super) fn locked(
     settled_under(operator, path, lock)
 }
 
-/// Like [`locked`]; where what was cut off cannot be settled, since its VMM does not answer for example, the instance as
-/// it is: for who takes everything away.
+/// Like [`locked_cancelling_sleep`]; where what was cut off cannot be settled, since its VMM does not answer for example, the
+/// instance as it is: for who takes everything away.
 pub(super) fn locked_as_it_is(
     operator: &mut Operator,
     path: &InstancePath,
 ) -> Result<(Lock, Instance), LifecycleError> {
-    let lock = lock_instance(&operator.roots, path)?;
+    let lock = lock_cancelling_sleep(&operator.roots, path)?;
     match settled(operator, path) {
         Ok(Some(instance)) => Ok((lock, instance)),
         Ok(None) => {
@@ -87,28 +87,28 @@ pub(super) fn locked_as_it_is(
 }
 
 /// Like [`locked`]; a sleep that holds the lock and is not at its commit yet lets go at the next opportunity.
-pub(super) fn locked_to_wake(
+pub(super) fn locked_cancelling_sleep(
     operator: &mut Operator,
     path: &InstancePath,
 ) -> Result<(Lock, Instance), LifecycleError> {
-    let roots = &operator.roots;
-    let lock = match try_lock(roots, path)? {
-        Some(lock) => lock,
-        None => {
-            let wish = wish_path(roots, path);
-            let what = format!("the wake of {path}");
-            let _wish = Lock::take(&wish, &what, Sharing::Shared, roots.lock_timeout)?;
-            // A sleep looks whether it is wanted when its VMM has answered, which takes its time.
-            let record = Instance::load_if_there(roots, path)?;
-            let falls_asleep =
-                |one: &Instance| one.pending.as_ref().is_some_and(|it| it.operation == Operation::Sleep);
-            let longer = record
-                .filter(falls_asleep)
-                .map_or(Duration::ZERO, |one| sleep::longest(one.resources.mem_mib));
-            lock_within(roots, path, roots.lock_timeout + longer)?
-        }
-    };
+    let lock = lock_cancelling_sleep(&operator.roots, path)?;
     settled_under(operator, path, lock)
+}
+
+/// The lock of an instance, taken from a sleep that is not at its commit yet.
+pub(super) fn lock_cancelling_sleep(roots: &Roots, path: &InstancePath) -> Result<Lock, StoreError> {
+    if let Some(lock) = try_lock(roots, path)? {
+        return Ok(lock);
+    }
+    let what = format!("the wish for {path}");
+    let _wish = Lock::take(&wish_path(roots, path), &what, Sharing::Shared, roots.lock_timeout)?;
+    // A sleep looks whether it is wanted when its VMM has answered, which takes its time.
+    let falls_asleep =
+        |one: &Instance| one.pending.as_ref().is_some_and(|it| it.operation == Operation::Sleep);
+    let longer = Instance::load_if_there(roots, path)?
+        .filter(falls_asleep)
+        .map_or(Duration::ZERO, |one| sleep::longest(one.resources.mem_mib));
+    lock_within(roots, path, roots.lock_timeout + longer)
 }
 
 fn settled_under(

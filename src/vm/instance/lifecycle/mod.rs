@@ -134,7 +134,7 @@ impl LifecycleError {
             .collect();
         match *failed.error {
             // A refusal is not a failure: nothing was begun.
-            refused @ (Self::Room(_) | Self::Woken { .. }) if left.is_empty() => refused,
+            refused @ (Self::Room(_) | Self::Cancelled { .. }) if left.is_empty() => refused,
             error => Self::Step { operation, step: failed.step, error: error.into(), left },
         }
     }

@@ -19,7 +19,7 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 
 use super::{
     LifecycleError, Operator, Outcome, denied, intent,
-    lookup::{Decided, decide, is_wake_wanted, locked},
+    lookup::{Decided, decide, is_wanted, locked, locked_cancelling_sleep},
     receipt, unchanged,
 };
 use crate::{
@@ -53,6 +53,9 @@ use crate::{
 
 /// How long a VMM may take to write memory, at this many MiB a second at least, besides what any call may take.
 const SLOWEST_MIB_PER_SECOND: u64 = 20;
+
+/// How often a sleep that waits for its guest looks whether somebody wants the instance.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// How long a snapshot of so much memory may take.
 pub(super) fn longest(mem_mib: u64) -> Duration {
@@ -105,11 +108,15 @@ fn steps<'a>(sleeper: &Sleeper<'a>) -> Vec<Step<Sleeper<'a>, LifecycleError>> {
 /// Puts an instance to sleep. A guest without an agent is not asked, nor is any with `force`: what it is doing is cut off then.
 ///
 /// # Errors
-/// [`LifecycleError::Woken`] where a wake came before the commit, [`GuestError::Refused`](crate::vm::instance::guest::GuestError)
+/// [`LifecycleError::Cancelled`] where a wake, a stop or the like came before the commit, [`GuestError::Refused`](crate::vm::instance::guest::GuestError)
 /// where the guest does not get ready in time. Where it fails before its commit, the instance runs on.
 pub fn sleep(operator: &mut Operator, path: &InstancePath, force: bool) -> Result<Outcome, LifecycleError> {
     let roots = operator.roots.clone();
-    let (_lock, mut instance) = locked(operator, path)?;
+    let (_lock, mut instance) = match force {
+        // One that waits for its guest is waited for no longer.
+        true => locked_cancelling_sleep(operator, path)?,
+        false => locked(operator, path)?,
+    };
     let Some(Decided { from: state, pool, .. }) = decide(&roots, &instance, Event::Sleep)? else {
         return Ok(unchanged(instance));
     };
@@ -256,11 +263,11 @@ impl<'a> Sleeper<'a> {
         &self.operator.roots
     }
 
-    /// A wake that waits for the lock wants the instance as it is.
+    /// Who waits for the lock to wake or to stop it wants the instance as it is.
     fn check_wanted(&self) -> Result<(), LifecycleError> {
         let path = self.instance.path();
-        match is_wake_wanted(self.roots(), &path)? {
-            true => Err(LifecycleError::Woken { path }),
+        match is_wanted(self.roots(), &path)? {
+            true => Err(LifecycleError::Cancelled { path }),
             false => Ok(()),
         }
     }
@@ -297,7 +304,12 @@ fn prepare(sleeper: &mut Sleeper) -> Result<(), LifecycleError> {
     if sleeper.instance.status == State::Warm {
         quirks::resume(&mut Client::connect_now(&directory)?, &sleeper.record.version)?;
     }
-    Ok(Guest::of(sleeper.roots(), sleeper.instance)?.prepare_sleep(drain)?)
+    let mut guest = Guest::of(sleeper.roots(), sleeper.instance)?;
+    guest.prepare_sleep(drain)?;
+    while !guest.has_answered(LOOK)? {
+        sleeper.check_wanted()?;
+    }
+    Ok(guest.is_ready()?)
 }
 
 /// The guest takes new requests again. One that is warm hears that when it goes on.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{
     LifecycleError, Operator, Outcome, intent,
-    lookup::{Decided, decide, locked, locked_as_it_is},
+    lookup::{Decided, decide, locked_as_it_is, locked_cancelling_sleep},
     pause, unchanged,
 };
 use crate::{
@@ -34,8 +34,10 @@ const AFTER_GRACE: Duration = Duration::from_secs(10);
 /// Where it fails half-way, the next operation goes on with it.
 pub fn stop(operator: &mut Operator, path: &InstancePath, force: bool) -> Result<Outcome, LifecycleError> {
     let roots = operator.roots.clone();
-    let (_lock, mut instance) =
-        if force { locked_as_it_is(operator, path)? } else { locked(operator, path)? };
+    let (_lock, mut instance) = match force {
+        true => locked_as_it_is(operator, path)?,
+        false => locked_cancelling_sleep(operator, path)?,
+    };
     let Some(Decided { pool, from: state, .. }) = decide(&roots, &instance, Event::Stop)? else {
         return Ok(unchanged(instance));
     };

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use super::{
     LifecycleError, Operator, Outcome, intent,
-    lookup::{Decided, decide, locked_to_wake},
+    lookup::{Decided, decide, locked_cancelling_sleep},
     receipt,
     settle::settled,
     unchanged,
@@ -46,7 +46,7 @@ use crate::{
 /// Where it fails before its snapshot is used up, the instance sleeps on. After that it runs, or it is stopped and says why.
 pub fn wake(operator: &mut Operator, path: &InstancePath, force: bool) -> Result<Outcome, LifecycleError> {
     let roots = operator.roots.clone();
-    let (_lock, before) = locked_to_wake(operator, path)?;
+    let (_lock, before) = locked_cancelling_sleep(operator, path)?;
     let Some(Decided { tenant, pool, .. }) = decide(&roots, &before, Event::Wake)? else {
         return Ok(unchanged(before));
     };
@@ -84,7 +84,13 @@ pub fn wake(operator: &mut Operator, path: &InstancePath, force: bool) -> Result
     });
     match awake {
         Ok(()) => Ok(Outcome { instance, changed: true }),
-        Err(failed) => Err(LifecycleError::step("wake", failed, settled(operator, path).map(drop))),
+        Err(failed) => match settled(operator, path) {
+            // What failed at first went well when it was done again.
+            Ok(Some(instance)) if instance.status == State::Running => {
+                Ok(Outcome { instance, changed: true })
+            }
+            settled => Err(LifecycleError::step("wake", failed, settled.map(drop))),
+        },
     }
 }
 
