@@ -13,6 +13,7 @@ use std::{
         unix::fs::symlink,
     },
     path::{Path, PathBuf},
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -205,6 +206,24 @@ fn again<T>(mut work: impl FnMut() -> Result<T>) -> Result<T> {
     work()
 }
 
+/// Where KVM counts what it does for each VM.
+const KVM: &str = "/sys/kernel/debug/kvm";
+
+/// Pages that KVM mapped for a VMM's guest since it was there: each is an exit of the guest, at its first touch.
+fn pages_mapped(pid: u32) -> Result<f64> {
+    if !Path::new(KVM).exists() {
+        let mounted =
+            Command::new("mount").args(["-t", "debugfs", "debugfs", "/sys/kernel/debug"]).status()?;
+        ensure!(mounted.success(), "no debugfs");
+    }
+    let of_it = format!("{pid}-");
+    let vm = fs::read_dir(KVM)?
+        .flatten()
+        .find(|entry| entry.file_name().to_string_lossy().starts_with(&of_it))
+        .with_context(|| format!("KVM knows no VM of process {pid}"))?;
+    Ok(fs::read_to_string(vm.path().join("pf_fixed"))?.trim().parse()?)
+}
+
 /// The memory of a process that nobody else has, in MiB.
 fn private_mib(pid: u32) -> Result<f64> {
     let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
@@ -221,8 +240,13 @@ impl Lab {
         let path = self.mvm.create("acme/web")?;
         let (mut bare, mut commands, mut receipts, mut boots) =
             (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut bare_pages, mut pages) = (Vec::new(), Vec::new());
         for pair in 0..pairs {
-            bare.push(again(|| Ok(ms(self.bare.restore()?.1)))?);
+            bare.push(again(|| {
+                let (vmm, took) = self.bare.restore()?;
+                bare_pages.push(pages_mapped(vmm.pid())?);
+                Ok(ms(took))
+            })?);
             commands.push(again(|| {
                 let start = Instant::now();
                 self.mvm.ok(&format!("instance start {path}"))?;
@@ -230,12 +254,16 @@ impl Lab {
             })?);
             self.mvm.ok(&format!("instance stop {path} --force"))?;
             receipts.push(again(|| self.receipt(&path))?);
+            let vmm = Instance::load(&self.roots, &path)?.vmm.context("a VMM")?;
+            pages.push(pages_mapped(vmm.pid.cast_unsigned())?);
             self.mvm.ok(&format!("instance stop {path} --force"))?;
             println!(
-                "{pair}: bare {:.0}, command {:.0}, receipt {:.0} ms",
+                "{pair}: bare {:.0}, command {:.0}, receipt {:.0} ms; pages {} and {}",
                 bare[bare.len() - 1],
                 commands[commands.len() - 1],
-                receipts[receipts.len() - 1]
+                receipts[receipts.len() - 1],
+                bare_pages[bare_pages.len() - 1],
+                pages[pages.len() - 1],
             );
         }
         let cmdline = self.cmdline()?;
@@ -261,6 +289,13 @@ impl Lab {
                 true,
             ));
         }
+        let (theirs, mine) = (percentile(&bare_pages, 0.5), percentile(&pages, 0.5));
+        figures.push(figure(
+            "pages that the guest touched by then, p50, against restore and ping",
+            format!("{mine:.0} against {theirs:.0}: {:.2}×", mine / theirs),
+            "given",
+            true,
+        ));
         let (start, boot) = (percentile(&receipts, 0.5), percentile(&boots, 0.5));
         figures.push(figure(
             "start from the base against a boot up to the agent, p50",
