@@ -113,7 +113,15 @@ impl<S: System> Agent<S> {
         let answer = match request {
             Request::Status {} => Answer::Status(self.status()),
             Request::Stats {} => Answer::Stats(self.system.stats()),
-            Request::Identify(identity) => self.identify(&identity),
+            Request::Identify(identity) => {
+                let answer = self.identify(&identity);
+                let is_somebody = matches!(&answer, Answer::Receipt(receipt) if receipt.failed.is_none());
+                self.send(frames, &answer)?;
+                if is_somebody {
+                    self.system.identified();
+                }
+                return Ok(());
+            }
             Request::Wake(wake) => self.wake(&wake),
             Request::SleepPrep { drain_ms } => self.prepare(Duration::from_millis(drain_ms)),
             Request::Logs { since_unix_ms, follow } => match self.seat() {

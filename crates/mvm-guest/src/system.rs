@@ -21,6 +21,9 @@ pub trait System: Send + Sync + 'static {
     /// Where it is not true afterwards.
     fn apply(&self, fact: &Fact<'_>) -> io::Result<String>;
 
+    /// The guest is somebody, and the host has heard it: what need not be waited for may begin.
+    fn identified(&self) {}
+
     /// Keeps what the agent has to know after a snapshot, where the agent's own memory is not the guest's.
     fn remember(&self, state: &State);
 

@@ -259,13 +259,13 @@ impl System for Linux {
                 *self.0.data() = Some(PathBuf::from(&disk.mount));
                 Ok(uuid)
             }
-            Fact::Workload => {
-                let pid = self.0.workload.start()?;
-                if self.0.owns_root {
-                    self.0.console.start();
-                }
-                Ok(pid)
-            }
+            Fact::Workload => self.0.workload.start(),
+        }
+    }
+
+    fn identified(&self) {
+        if self.0.owns_root {
+            self.0.console.start();
         }
     }
 

@@ -76,7 +76,8 @@ impl Socket {
         let length = message.len() as u32;
         message[..4].copy_from_slice(&length.to_ne_bytes());
         sendto(&self.0, &message, SendFlags::empty(), &SocketAddrNetlink::new(0, 0))?;
-        let mut buffer = vec![0_u8; 32 << 10];
+        // What the kernel puts into one piece at most: netlink(7).
+        let mut buffer = vec![0_u8; 8 << 10];
         loop {
             let (count, _) = recv(&self.0, &mut buffer[..], RecvFlags::empty())?;
             let mut rest = &buffer[..count];
