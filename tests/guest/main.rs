@@ -11,4 +11,5 @@ mod exec;
 mod identity;
 mod liars;
 mod logs;
+mod signals;
 mod world;

@@ -282,11 +282,11 @@ impl System for Linux {
         stats::uptime()
     }
 
-    fn worker(&self) -> Option<Word> {
-        self.0.worker.word()
+    fn worker(&self) -> Option<(Word, Duration)> {
+        self.0.worker.said()
     }
 
-    fn workload(&self) -> WorkloadStatus {
+    fn workload(&self) -> (WorkloadStatus, u32) {
         self.0.workload.status()
     }
 

@@ -95,6 +95,8 @@ pub enum GuestError {
 #[derive(Debug)]
 pub struct Guest {
     frames: Frames<Connection>,
+    /// Since when an answer is waited for.
+    since: Instant,
     /// How long an answer may take that needs no work.
     answer_limit: Duration,
     /// How long the answer may take.
@@ -108,10 +110,11 @@ impl Guest {
     /// # Errors
     /// [`GuestError::Unreachable`] where there is nobody.
     pub fn of(roots: &Roots, instance: &Instance) -> Result<Self, GuestError> {
-        let limit = roots.guest_timeout;
+        let (limit, since) = (roots.guest_timeout, Instant::now());
         let directory = roots.vmm_dir(&instance.net.tap_dev);
-        Connection::open(&directory, files::VSOCK, mvm_proto::PORT, Instant::now() + limit)
-            .map(|connection| Self::on(connection, limit))
+        // Who takes its time with the connection has the less for the answer.
+        Connection::open(&directory, files::VSOCK, mvm_proto::PORT, since + limit)
+            .map(|connection| Self::on(connection, since, limit))
             .map_err(|source| unreachable(source, limit))
     }
 
@@ -135,12 +138,12 @@ impl Guest {
         let deadline = Instant::now() + limit;
         let is_there = || !vmm.has_ended();
         Connection::await_open(&roots.vmm_dir(tap), files::VSOCK, mvm_proto::PORT, deadline, is_there)
-            .map(|connection| Self::on(connection, roots.guest_timeout))
+            .map(|connection| Self::on(connection, Instant::now(), roots.guest_timeout))
             .map_err(|source| unreachable(source, limit))
     }
 
-    fn on(connection: Connection, limit: Duration) -> Self {
-        Self { frames: Frames::on(connection), answer_limit: limit, limit, request: "a connection" }
+    fn on(connection: Connection, since: Instant, limit: Duration) -> Self {
+        Self { frames: Frames::on(connection), since, answer_limit: limit, limit, request: "a connection" }
     }
 
     /// Makes the request, which takes so much longer than one that needs no work, and returns the first answer.
@@ -159,7 +162,7 @@ impl Guest {
     /// Where it does not.
     pub fn begin(&mut self, request: &Request) -> Result<(), GuestError> {
         self.request = name_of(request);
-        self.frames.stream_mut().set_deadline(Some(Instant::now() + self.limit));
+        self.frames.stream_mut().set_deadline(Some(self.since + self.limit));
         let ours = Hello::of(PROGRAM);
         let sent = self.frames.send(&ours).and_then(|()| self.frames.send(request));
         // An agent that refuses before it has heard all of it says why.

@@ -4,10 +4,12 @@
 //! vsock 52 ─> mvm_guest::Agent ─> Sim: System ─┬─ machine    what it knows, in guest memory
 //!                                              ├─ programs   what can be executed
 //!                                              └─ files      what can be copied
+//!              hostile   what an agent says that means harm
 //! ```
 //! A guest has one where its kernel command line says `mvm.agent=1`.
 
 mod files;
+mod hostile;
 mod machine;
 mod programs;
 
@@ -35,7 +37,7 @@ use super::{Shared, gate::Gate, lock, nic::Nic};
 use crate::{fault::AgentFault, wire::devices::MacAddr};
 
 /// The pid of the simulated workload.
-const WORKLOAD: u32 = 2;
+pub(super) const WORKLOAD: u32 = 2;
 
 /// The clocks of a guest, which stand still while it is no more than files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -118,6 +120,9 @@ pub(super) fn serve(shared: &Shared, agent: &Agent<Sim>, stream: &UnixStream) ->
                 let why = "it speaks other versions".to_owned();
                 frames.send(&Answer::Refused(Refused { code: Code::Incompatible, why }))
             }),
+        Some(AgentFault::Hostile { request, says, again }) => {
+            hostile::serve(agent, &connection, request, says, again)
+        }
         _ => agent.serve(&connection),
     };
     served.map_err(io::Error::other)
@@ -203,7 +208,7 @@ impl Sim {
 
     fn start_workload(&self) -> io::Result<String> {
         let hostname = self.change(|machine| {
-            machine.workload = Some(WORKLOAD);
+            machine.workload = Some(WorkloadStatus::Running { pid: WORKLOAD, restarts: 0 });
             machine.hostname.clone()
         })?;
         self.print(false, &format!("workload of {hostname} is up"))?;
@@ -315,15 +320,14 @@ impl System for Sim {
         Duration::from_nanos(self.clocks().uptime)
     }
 
-    fn worker(&self) -> Option<Worker> {
-        self.machine().worker
+    fn worker(&self) -> Option<(Worker, Duration)> {
+        let (word, said) = self.machine().worker?;
+        Some((word, Duration::from_nanos(self.clocks().real.saturating_sub(said))))
     }
 
-    fn workload(&self) -> WorkloadStatus {
-        match self.machine().workload {
-            Some(pid) => WorkloadStatus::Running { pid, restarts: 0 },
-            None => WorkloadStatus::Waiting,
-        }
+    fn workload(&self) -> (WorkloadStatus, u32) {
+        let machine = self.machine();
+        (machine.workload.clone().unwrap_or(WorkloadStatus::Waiting), machine.restarts)
     }
 
     fn log(&self) -> &Log {
