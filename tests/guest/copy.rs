@@ -1,9 +1,11 @@
 //! Files to guests and from them.
 
-use std::{fs, os::unix::fs::PermissionsExt};
+use std::{fs, os::unix::fs::PermissionsExt, process::Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{
-    support::Sandbox,
+    support::{Sandbox, wait_until},
     world::{exec, says, start, world},
 };
 
@@ -74,6 +76,30 @@ fn what_is_there_is_not_written_over_unless_it_is_a_file() {
     cp(&sandbox, &tree, &format!("{path}:/root/tree"));
     assert_eq!(sandbox.refused(&format!("instance cp {tree} {path}:/root/tree"), 1), "guest_refused");
     assert_eq!(names(dir.path()), ["file", "link", "secret", "tree"]);
+}
+
+/// A host that does not read keeps a guest from nothing, and least of all from being paused.
+#[test]
+fn a_guest_whose_copy_is_stuck_can_be_paused() {
+    const SIZE: u64 = 64 << 20;
+    let Some(sandbox) = world() else { return };
+    let path = start(&sandbox);
+    let dir = tempfile::tempdir().expect("a folder");
+    let to = dir.path().join("zeros");
+    let command = format!("instance cp {path}:/dev/zero/{SIZE} {}", to.display());
+    let mut child = sandbox.command(&command).stderr(Stdio::null()).spawn().expect("mvm runs");
+    wait_until("it comes", || !names(dir.path()).is_empty());
+    let pid = Pid::from_child(&child);
+    kill_process(pid, Signal::STOP).expect("it stops");
+    assert!(!to.exists(), "it was stopped too late");
+    let warm = sandbox.run(&format!("instance warm {path}"));
+    kill_process(pid, Signal::CONT).expect("it goes on");
+    assert!(warm.status.success(), "{}", String::from_utf8_lossy(&warm.stderr));
+    sandbox.ok(&format!("instance resume {path}"));
+    // Connections do not outlast that: it is refused, and nothing of it is left.
+    assert!(!child.wait().expect("it ends").success());
+    assert_eq!(names(dir.path()), [""; 0]);
+    cp(&sandbox, &format!("{path}:/etc/hostname"), &to.display().to_string());
 }
 
 #[test]

@@ -1,10 +1,11 @@
 //! Clones of one base, each of which is somebody else.
 
+use mvm::vm::instance::guest::{Guest, identity};
 use serde_json::{Value, json};
 
 use crate::{
     support::{Sandbox, faulty::set_faults},
-    world::{all_differ, exec, faulty_world, info, leaves_nothing, says, start, world},
+    world::{all_differ, exec, faulty_world, info, leaves_nothing, record, roots, says, start, world},
 };
 
 /// What a guest knows that no other one may know, a line each.
@@ -85,6 +86,27 @@ fn a_restart_is_somebody_new_with_the_same_name() {
     assert_eq!((&before[0], &before[1], &before[4]), (&after[0], &after[1], &after[4]));
     assert_ne!((&before[2], &before[3]), (&after[2], &after[3]));
     assert_eq!(info(&sandbox, &path)["base_key"], revision);
+}
+
+/// Who is told once more who it is keeps its key, and its workload runs on.
+#[test]
+fn the_same_identity_said_twice_changes_nothing() {
+    let Some(sandbox) = world() else { return };
+    let path = start(&sandbox);
+    says(&sandbox, &path, "workload restart");
+    let before = own(&sandbox, &path);
+    let roots = roots(&sandbox);
+    let instance = record(&roots, &path);
+    for _ in 0..2 {
+        let identity = identity::of(&roots, &instance, 1500).expect("it can be said");
+        let guest = Guest::of(&roots, &instance).expect("it listens");
+        let confirmed = identity::identify(guest, identity).expect("it is confirmed");
+        assert_eq!(identity::host_key(&confirmed), instance.host_key);
+    }
+    let after = own(&sandbox, &path);
+    assert_eq!((&before[..2], &before[3..]), (&after[..2], &after[3..]));
+    let guest = &info(&sandbox, &path)["guest"];
+    assert_eq!(guest["workload"], json!({ "state": "running", "pid": 3, "restarts": 1 }));
 }
 
 #[test]

@@ -206,7 +206,13 @@ impl Sim {
         Ok(uuid)
     }
 
+    /// Starts it, where it has not been started.
     fn start_workload(&self) -> io::Result<String> {
+        match self.machine().workload.clone() {
+            Some(WorkloadStatus::Running { pid, .. }) => return Ok(pid.to_string()),
+            None | Some(WorkloadStatus::Failed { .. }) => {}
+            Some(_) => return Ok(String::new()),
+        }
         let hostname = self.change(|machine| {
             machine.workload = Some(WorkloadStatus::Running { pid: WORKLOAD, restarts: 0 });
             machine.hostname.clone()
@@ -293,10 +299,14 @@ impl System for Sim {
                 machine.machine_id = (*id).to_owned();
                 machine.machine_id.clone()
             })?,
-            Fact::HostKey => self.change(|machine| {
-                let key = ssh_key::make(machine.bytes());
-                machine.host_key = Some((key.private, key.public.clone()));
-                key.public
+            // The same identity said twice keeps it.
+            Fact::HostKey => self.change(|machine| match &machine.host_key {
+                Some((_, public)) => public.clone(),
+                None => {
+                    let key = ssh_key::make(machine.bytes());
+                    machine.host_key = Some((key.private, key.public.clone()));
+                    key.public
+                }
             })?,
             Fact::SshKeys(keys) => self.change(|machine| {
                 machine.ssh_keys = keys.to_vec();
