@@ -8,6 +8,7 @@ mod clock;
 mod copy;
 mod drain;
 mod exec;
+mod hostile;
 mod identity;
 mod liars;
 mod logs;

@@ -6,8 +6,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use crate::{
-    support::{Sandbox, faulty::set_faults},
-    world::{faulty_world, info, says, start, world},
+    support::Sandbox,
+    world::{faulty_world, info, says, start, start_hostile, world},
 };
 
 /// Shows an instance for people.
@@ -109,10 +109,7 @@ fn what_a_hostile_guest_says_of_itself_is_bounded_or_unknown() {
         json!({ "message": status })
     };
     let restart_with = |says: Value, again: Value| {
-        let hostile = json!({ "request": "status", "says": says, "again": again });
-        set_faults(&sandbox, &json!({ "agent": { "hostile": hostile } }));
-        sandbox.ok(&format!("instance stop --force {path}"));
-        sandbox.ok(&format!("instance start {path}"));
+        start_hostile(&sandbox, &path, "status", &says, &again);
         info_within(&sandbox, &path, 300)["guest"].take()
     };
     sandbox.ok(&format!("instance start {path}"));

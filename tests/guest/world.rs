@@ -36,6 +36,14 @@ pub fn start(sandbox: &Sandbox) -> String {
     path
 }
 
+/// Starts an instance anew, whose agent answers a request of this name with these frames, and then with those again and again.
+pub fn start_hostile(sandbox: &Sandbox, path: &str, request: &str, says: &Value, again: &Value) {
+    let hostile = serde_json::json!({ "request": request, "says": says, "again": again });
+    faulty::set_faults(sandbox, &serde_json::json!({ "agent": { "hostile": hostile } }));
+    sandbox.ok(&format!("instance stop --force {path}"));
+    sandbox.ok(&format!("instance start {path}"));
+}
+
 /// Runs a command in a guest without input.
 pub fn exec(sandbox: &Sandbox, path: &str, command: &str) -> Output {
     sandbox.run(&format!("instance exec -n {path} -- {command}"))

@@ -36,6 +36,8 @@ pub(crate) struct Faults {
     pub vsock_dies_after_pause: bool,
     /// Seed of the guest's memory.
     pub seed: Option<u64>,
+    /// The guest finds this in place of its data disk.
+    pub data_disk: Option<PathBuf>,
     /// What is wrong with the guest's agent.
     pub agent: Option<AgentFault>,
 }

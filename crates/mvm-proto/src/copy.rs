@@ -29,7 +29,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     frame::{Frames, Kind, MAX_DATA, ProtoError},
-    message::Copied,
+    message::{Answer, Copied, Refused},
 };
 
 /// Folders within folders at most.
@@ -106,6 +106,9 @@ pub enum CopyError {
     /// The other side cannot send it.
     #[error("{0}")]
     Sender(String),
+    /// The other side will not: the agent's answer in place of the first entry.
+    #[error("{}", .0.why)]
+    Refused(Refused),
     /// A path that leads elsewhere, or nowhere.
     #[error("the sender names {path:?}: {why}")]
     Path {
@@ -361,9 +364,9 @@ fn receive_into<S: Read>(
     };
     let mut is_file = None;
     loop {
-        match frames.message()? {
+        let first = is_file.is_none();
+        match next(frames, first)? {
             Item::Entry(entry) => {
-                let first = is_file.is_none();
                 // A sender resolves its top: one that is a link is a trick, and would take a file's place.
                 if first && matches!(entry.node, Node::Link(_)) {
                     return Err(CopyError::Path { path: entry.path, why: "the top is a link" });
@@ -382,6 +385,19 @@ fn receive_into<S: Read>(
             Item::Failed { why } => return Err(CopyError::Sender(why)),
         }
     }
+}
+
+/// What the sender says next; an agent that serves nobody at this moment says so in place of the first.
+fn next<S: Read>(frames: &mut Frames<S>, first: bool) -> Result<Item, CopyError> {
+    match frames.advance()? {
+        Some(Kind::Message) => {}
+        Some(_) => return Err(ProtoError::Unexpected.into()),
+        None => return Err(ProtoError::Closed.into()),
+    }
+    frames.parse().map_err(|error| match frames.parse() {
+        Ok(Answer::Refused(refused)) if first => CopyError::Refused(refused),
+        _ => error.into(),
+    })
 }
 
 struct Receiver<'a> {

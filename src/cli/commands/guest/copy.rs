@@ -138,6 +138,9 @@ fn get(
             CliError::new(Kind::Failed, "copy", format!("the guest cannot send {from}: {}", printable(&why)))
                 .about(&path)
         }
+        CopyError::Refused(Refused { code, why }) => {
+            failed(GuestError::Refused { request: "Get", code, why: printable(&why) })
+        }
         CopyError::Exists { .. } => {
             CliError::new(Kind::Refused, "exists", error.to_string()).fix("name another place")
         }

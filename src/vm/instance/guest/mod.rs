@@ -194,6 +194,11 @@ impl Guest {
         self.answer_limit * (IDENTIFY - 1)
     }
 
+    /// From now on the guest may take as long as it likes.
+    pub fn set_patient(&mut self) {
+        self.frames.stream_mut().set_deadline(None);
+    }
+
     /// The connection, for requests after whose answer more is said. What is said takes as long as it takes.
     pub fn into_frames(mut self) -> Frames<Connection> {
         self.frames.stream_mut().set_deadline(None);

@@ -184,7 +184,9 @@ impl Sim {
         let shared = self.shared()?;
         let disk = lock(&shared.disks).iter().find(|disk| disk.id == "data").cloned();
         let disk = disk.ok_or_else(|| io::Error::other("there is no data disk"))?;
-        let size = disk.file.metadata()?.len();
+        let other = shared.faults.data_disk.as_ref().map(File::open).transpose()?;
+        let file = other.as_ref().unwrap_or(&disk.file);
+        let size = file.metadata()?.len();
         if size != data.size_bytes {
             return Err(io::Error::other(format!(
                 "the data disk has {size} bytes in place of {}",
@@ -192,7 +194,7 @@ impl Sim {
             )));
         }
         let mut superblock = [0; 1024];
-        disk.file.read_exact_at(&mut superblock, 1024)?;
+        file.read_exact_at(&mut superblock, 1024)?;
         if superblock[0x38..0x3a] != [0x53, 0xef] {
             return Err(io::Error::other("the data disk holds no ext4"));
         }
