@@ -70,7 +70,8 @@ fn a_copy_without_end_is_cut_off() {
     let Some(sandbox) = faulty_world() else { return };
     // 16 MiB may be taken.
     sandbox.ok("node set disk-floor-mib 64");
-    let small = Small::new(80);
+    let small = Small::new(16);
+    sandbox.ok("node set disk-floor-mib 8");
     let path = start(&sandbox);
     let empty = json!({ "data": 0 });
     for (says, again) in [
@@ -81,6 +82,7 @@ fn a_copy_without_end_is_cut_off() {
     ] {
         let (code, what) = copied(&sandbox, &path, &small.path().join("to"), &says, &again);
         assert_eq!(code, "too_much", "{says}: {what}");
+        assert!(what.ends_with(&format!("it is more than {} bytes", 8 << 20)), "{what}");
         assert_eq!(small.names(), [""; 0], "{says}");
     }
     // The guest is as well as before.
@@ -90,7 +92,8 @@ fn a_copy_without_end_is_cut_off() {
 #[test]
 fn no_name_leads_out_of_a_copy() {
     let Some(sandbox) = faulty_world() else { return };
-    let small = Small::new(80);
+    let small = Small::new(16);
+    sandbox.ok("node set disk-floor-mib 8");
     let path = start(&sandbox);
     fs::create_dir(small.path().join("outside")).expect("a folder");
     fs::write(small.path().join("outside/own"), "own").expect("a file");
@@ -139,7 +142,8 @@ fn no_name_leads_out_of_a_copy() {
 #[test]
 fn a_copy_that_makes_no_sense_is_none() {
     let Some(sandbox) = faulty_world() else { return };
-    let small = Small::new(80);
+    let small = Small::new(16);
+    sandbox.ok("node set disk-floor-mib 8");
     let path = start(&sandbox);
     let to = small.path().join("to");
     let refusal =

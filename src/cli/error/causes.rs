@@ -338,6 +338,7 @@ impl From<&GuestError> for CliError {
         let (kind, code) = match error {
             GuestError::Unreachable { .. } => (Kind::Failed, "guest_unreachable"),
             GuestError::Silent { .. } => (Kind::Failed, "guest_silent"),
+            GuestError::Request { .. } => (Kind::Usage, "too_long"),
             GuestError::Closed { .. } => (Kind::Failed, "guest_closed"),
             GuestError::Nonsense { .. } => (Kind::Failed, "guest_nonsense"),
             GuestError::Incompatible(_) => (Kind::Refused, "guest_incompatible"),
@@ -350,6 +351,7 @@ impl From<&GuestError> for CliError {
         };
         let made = Self::of(kind, code, error);
         match error {
+            GuestError::Request { .. } => made.fix("mvm instance cp takes files of any length"),
             GuestError::Incompatible(_) => made.fix("make the image again with this mvm, and import it"),
             GuestError::Refused { code: Code::Busy, .. } => {
                 made.fix("wait until it is done, or say --force: what is under way is cut off then")

@@ -44,6 +44,14 @@ pub enum GuestError {
         /// The limit.
         limit: Duration,
     },
+    /// It cannot be asked like that: no agent would take it.
+    #[error("{request} cannot be asked like that: {why}")]
+    Request {
+        /// What was to be asked.
+        request: &'static str,
+        /// Why not.
+        why: String,
+    },
     /// It closed the connection.
     #[error("the agent in the guest ended the connection in place of an answer to {request}")]
     Closed {
@@ -168,7 +176,8 @@ impl Guest {
         // An agent that refuses before it has heard all of it says why.
         match sent {
             Ok(()) | Err(ProtoError::Io(_)) => {}
-            Err(error) => return Err(self.explain(error)),
+            // It was not sent, and is nothing that the guest did.
+            Err(error) => return Err(GuestError::Request { request: self.request, why: error.to_string() }),
         }
         let theirs: Hello = self.frames.message().map_err(|error| self.explain(error))?;
         ours.agree(&theirs)?;

@@ -83,7 +83,17 @@ pub(super) fn put(sim: &Sim, connection: &File, path: &str, name: &str) -> Resul
             copy::Node::Link(target) => Node::Link(target),
             copy::Node::File => {
                 let mut content = Vec::new();
-                while frames.advance().map_err(broken)? == Some(Kind::Data) && !frames.content().is_empty() {
+                loop {
+                    match frames.advance().map_err(broken)? {
+                        Some(Kind::Data) if frames.content().is_empty() => break,
+                        Some(Kind::Data) => {}
+                        _ => {
+                            return Err(match frames.parse() {
+                                Ok(Item::Failed { why }) => refused(Code::Failed, why),
+                                _ => broken(ProtoError::Unexpected),
+                            });
+                        }
+                    }
                     copied.bytes += frames.content().len() as u64;
                     if target == NULL {
                         continue;
