@@ -131,7 +131,7 @@ fn what_a_hostile_guest_says_of_itself_is_bounded_or_unknown() {
         (json!([{ "message": { "answer": "end" } }]), json!([]), "guest_nonsense"),
         (json!([]), json!([{ "data": 1000 }]), "guest_nonsense"),
         (json!([status(json!({ "worker": "asleep" }))]), json!([]), "guest_nonsense"),
-        (json!([status(json!({ "instance_id": "i-00000000" }))]), json!([]), "guest_identity"),
+        (json!([status(json!({ "instance_id": "i-00000000" }))]), json!([]), "guest_other"),
         (json!([{ "message": { "answer": "status" } }]), json!([]), "guest_identity"),
         (
             json!([{ "message": { "answer": "refused", "code": "denied", "why": "\u{1b}" } }]),

@@ -92,7 +92,18 @@ impl<S: System> Agent<S> {
         };
         limit_reading(connection, None);
         self.send(&mut frames, &ours)?;
-        self.answer(connection, &mut frames, request)
+        let other =
+            self.instance_id().clone().filter(|own| theirs.instance_id.as_ref().is_some_and(|it| it != own));
+        match other {
+            None => self.answer(connection, &mut frames, request),
+            Some(own) => {
+                self.send(&mut frames, &refused(Code::OtherIdentity, &format!("the guest is {own}")))?;
+                if matches!(request, Request::Put { .. }) {
+                    linger(connection);
+                }
+                Ok(())
+            }
+        }
     }
 
     /// Says to who has connected that too many others are. Reads nothing, and does not wait.

@@ -344,6 +344,7 @@ impl From<&GuestError> for CliError {
             GuestError::Incompatible(_) => (Kind::Refused, "guest_incompatible"),
             GuestError::Refused { code: Code::Busy, .. } => (Kind::Refused, "guest_busy"),
             GuestError::Refused { code: Code::Draining, .. } => (Kind::Refused, "guest_draining"),
+            GuestError::Refused { code: Code::OtherIdentity, .. } => (Kind::Refused, "guest_other"),
             GuestError::Refused { code: Code::NotFound, .. } => (Kind::NotFound, "not_found"),
             GuestError::Refused { code: Code::Unsupported, .. } => (Kind::Refused, "guest_unsupported"),
             GuestError::Refused { .. } => (Kind::Failed, "guest_refused"),
@@ -353,6 +354,9 @@ impl From<&GuestError> for CliError {
         match error {
             GuestError::Request { .. } => made.fix("mvm instance cp takes files of any length"),
             GuestError::Incompatible(_) => made.fix("make the image again with this mvm, and import it"),
+            GuestError::Refused { code: Code::OtherIdentity, .. } => {
+                made.fix("mvm instance list: another instance has its place now")
+            }
             GuestError::Refused { code: Code::Busy, .. } => {
                 made.fix("wait until it is done, or say --force: what is under way is cut off then")
             }

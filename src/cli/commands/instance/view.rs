@@ -21,7 +21,7 @@ use crate::{
         naming::InstancePath,
         pool::config::{AgentMode, VmmKind},
     },
-    worker::hooks::{self, Said, Signals},
+    worker::hooks::{self, HookError, Said, Signals},
 };
 
 /// An instance as it is shown: the record, its path, and the state as it is.
@@ -137,11 +137,13 @@ impl InstanceView {
                     let now = Timestamp::max(roots.now(), instance.created_at);
                     match hooks::understand(status, &id, now, instance.created_at) {
                         Ok(signals) => GuestView::Heard(signals),
-                        Err(error) => GuestView::unknown(&CliError::new(
-                            Kind::Failed,
-                            "guest_identity",
-                            error.to_string(),
-                        )),
+                        Err(error) => {
+                            let (kind, code) = match error {
+                                HookError::Other { .. } => (Kind::Refused, "guest_other"),
+                                HookError::Nobody => (Kind::Failed, "guest_identity"),
+                            };
+                            GuestView::unknown(&CliError::new(kind, code, error.to_string()))
+                        }
                     }
                 }
                 Err(error) => GuestView::unknown(&error.into()),

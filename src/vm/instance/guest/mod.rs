@@ -103,6 +103,8 @@ pub enum GuestError {
 #[derive(Debug)]
 pub struct Guest {
     frames: Frames<Connection>,
+    /// The instance whose guest is meant; none where it cannot know yet.
+    instance_id: Option<String>,
     /// Since when an answer is waited for.
     since: Instant,
     /// How long an answer may take that needs no work.
@@ -122,7 +124,7 @@ impl Guest {
         let directory = roots.vmm_dir(&instance.net.tap_dev);
         // Who takes its time with the connection has the less for the answer.
         Connection::open(&directory, files::VSOCK, mvm_proto::PORT, since + limit)
-            .map(|connection| Self::on(connection, since, limit))
+            .map(|connection| Self::on(connection, since, limit).meaning(instance))
             .map_err(|source| unreachable(source, limit))
     }
 
@@ -130,8 +132,9 @@ impl Guest {
     ///
     /// # Errors
     /// [`GuestError::Unreachable`] at the limit, or where the VMM has ended.
-    pub fn await_loaded(roots: &Roots, tap: &str, vmm: &Vmm) -> Result<Self, GuestError> {
-        Self::await_open(roots, tap, vmm, roots.guest_timeout * IDENTIFY)
+    pub fn await_loaded(roots: &Roots, instance: &Instance, vmm: &Vmm) -> Result<Self, GuestError> {
+        let guest = Self::await_open(roots, &instance.net.tap_dev, vmm, roots.guest_timeout * IDENTIFY)?;
+        Ok(guest.meaning(instance))
     }
 
     /// Connects to a guest that boots, as soon as its agent listens.
@@ -151,7 +154,12 @@ impl Guest {
     }
 
     fn on(connection: Connection, since: Instant, limit: Duration) -> Self {
-        Self { frames: Frames::on(connection), since, answer_limit: limit, limit, request: "a connection" }
+        let (frames, request) = (Frames::on(connection), "a connection");
+        Self { frames, instance_id: None, since, answer_limit: limit, limit, request }
+    }
+
+    fn meaning(self, instance: &Instance) -> Self {
+        Self { instance_id: Some(instance.instance_id.to_string()), ..self }
     }
 
     /// Makes the request, which takes so much longer than one that needs no work, and returns the first answer.
@@ -171,7 +179,7 @@ impl Guest {
     pub fn begin(&mut self, request: &Request) -> Result<(), GuestError> {
         self.request = name_of(request);
         self.frames.stream_mut().set_deadline(Some(self.since + self.limit));
-        let ours = Hello::of(PROGRAM);
+        let ours = Hello::of(PROGRAM).to(self.instance_id.clone());
         let sent = self.frames.send(&ours).and_then(|()| self.frames.send(request));
         // An agent that refuses before it has heard all of it says why.
         match sent {

@@ -115,7 +115,7 @@ pub(super) fn serve(shared: &Shared, agent: &Agent<Sim>, stream: &UnixStream) ->
             }
         }
         Some(AgentFault::Versions(oldest, newest)) => frames
-            .send(&Hello { oldest: *oldest, newest: *newest, program: "another agent".to_owned() })
+            .send(&Hello { oldest: *oldest, newest: *newest, ..Hello::of("another agent") })
             .and_then(|()| {
                 let why = "it speaks other versions".to_owned();
                 frames.send(&Answer::Refused(Refused { code: Code::Incompatible, why }))
