@@ -1,6 +1,6 @@
 //! mvm runs fleets of Firecracker microVMs for many tenants: Tenant → WorkerPool → Instance.
 //!
-//! Layers, each using only those below it: `cli` → `node` → `vm` → `security` → `vmm`, `net` → `store`, `infra`.
+//! Layers, each using only those below it: `cli` → `node` → `vm` → `security`, `worker` → `vmm`, `net` → `store`, `infra`.
 //! The files under `MVM_ROOT` are the truth; every command works from them, and no daemon is needed.
 //!
 //! Away from Linux only the half that speaks with a person is compiled: names, arguments, texts.
@@ -18,6 +18,8 @@ pub mod store;
 pub mod vm;
 #[cfg(target_os = "linux")]
 pub mod vmm;
+#[cfg(target_os = "linux")]
+pub mod worker;
 
 #[cfg(not(target_os = "linux"))]
 pub mod infra {

@@ -41,6 +41,8 @@ fn a_guest_with_an_agent() {
       revision  REVISION
       base      REVISION
       vmm       sim 1.16.1, pid PID, no jail
+      worker    has said nothing
+      workload  running as pid PID
       made      2026-01-02 03:04:05Z
       started   2026-01-02 03:04:05Z
       receipt   start MS ms: reserve MS, disks MS, directory MS, tap MS, spawn MS, load MS, resume MS, identify MS, join MS

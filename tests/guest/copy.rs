@@ -1,9 +1,11 @@
 //! Files to guests and from them.
 
-use std::{fs, os::unix::fs::PermissionsExt};
+use std::{fs, os::unix::fs::PermissionsExt, process::Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{
-    support::Sandbox,
+    support::{Sandbox, wait_until},
     world::{exec, says, start, world},
 };
 
@@ -74,6 +76,105 @@ fn what_is_there_is_not_written_over_unless_it_is_a_file() {
     cp(&sandbox, &tree, &format!("{path}:/root/tree"));
     assert_eq!(sandbox.refused(&format!("instance cp {tree} {path}:/root/tree"), 1), "guest_refused");
     assert_eq!(names(dir.path()), ["file", "link", "secret", "tree"]);
+}
+
+/// What a copy left that was killed goes with the next one to the same place, and nothing of anybody else's does.
+#[test]
+fn a_killed_copy_is_swept_by_the_next_one() {
+    let Some(sandbox) = world() else { return };
+    let path = start(&sandbox);
+    let dir = tempfile::tempdir().expect("a folder");
+    let to = dir.path().join("to");
+    let command = |size: u64| format!("instance cp {path}:/dev/zero/{size} {}", to.display());
+    let mut child = sandbox.command(&command(256 << 20)).spawn().expect("mvm runs");
+    wait_until("it comes", || {
+        names(dir.path()).first().is_some_and(|work| {
+            fs::metadata(dir.path().join(work).join("top")).is_ok_and(|file| file.len() > 0)
+        })
+    });
+    child.kill().expect("it is killed");
+    child.wait().expect("it ends");
+    let left = names(dir.path());
+    assert!(left.len() == 1 && left[0].starts_with(".to.mvm-cp-"), "{left:?}");
+    // That of one that still runs, that of a copy to another place, and what only looks like one.
+    let own = std::process::id();
+    let stat = fs::read_to_string("/proc/self/stat").expect("it is there");
+    let began = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(19)).expect("a time");
+    let others =
+        [format!(".to.mvm-cp-{own}-{began}-0"), ".other.mvm-cp-0-1-0".into(), ".to.mvm-cp-notes".into()];
+    for other in &others {
+        fs::create_dir(dir.path().join(other)).expect("a folder");
+        fs::write(dir.path().join(other).join("top"), "own").expect("a file");
+    }
+    // Neither is a link followed.
+    let away = tempfile::tempdir().expect("a folder");
+    fs::write(away.path().join("own"), "own").expect("a file");
+    std::os::unix::fs::symlink(away.path(), dir.path().join(".to.mvm-cp-0-1-7")).expect("a link");
+    sandbox.ok(&command(9));
+    let mut wanted = others.to_vec();
+    wanted.extend([".to.mvm-cp-0-1-7".to_owned(), "to".to_owned()]);
+    wanted.sort();
+    assert_eq!(names(dir.path()), wanted);
+    assert_eq!(names(away.path()), ["own"]);
+    assert_eq!(fs::metadata(&to).expect("a file").len(), 9);
+}
+
+/// What goes wrong on this side is not the guest's fault.
+#[test]
+fn what_cannot_be_read_here_is_said_so() {
+    let Some(sandbox) = world() else { return };
+    let path = start(&sandbox);
+    let dir = tempfile::tempdir().expect("a folder");
+    let tree = dir.path().join("tree");
+    fs::create_dir_all(tree.join(vec!["d"; 70].join("/"))).expect("folders");
+    let pipe = dir.path().join("pipe");
+    let kind = rustix::fs::FileType::Fifo;
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, kind, 0o600.into(), 0).expect("a pipe");
+    for (from, what) in [
+        // Its first page is nobody's.
+        ("/proc/self/mem".to_owned(), "/proc/self/mem: Input/output error"),
+        (pipe.display().to_string(), "pipe: neither a file, a folder nor a link"),
+        (tree.display().to_string(), "/d: it is too deep"),
+    ] {
+        let output = sandbox.run(&format!("instance cp {from} {path}:/root/x --json"));
+        assert_eq!(output.status.code(), Some(1));
+        let said: serde_json::Value = serde_json::from_slice(&output.stderr).expect("JSON");
+        assert_eq!(said["error"]["code"], "unreadable", "{said}");
+        let text = said["error"]["what"].as_str().expect("a text");
+        assert!(text.starts_with("cannot read ") && text.contains(what), "{text}");
+        assert!(!exec(&sandbox, &path, "cat /root/x").status.success());
+    }
+    // A command that is longer than any can be.
+    let long = "x".repeat(70_000);
+    let output = sandbox.run(&format!("instance exec -n {path} --json -- echo {long}"));
+    assert_eq!(output.status.code(), Some(125));
+    let said: serde_json::Value = serde_json::from_slice(&output.stderr).expect("JSON");
+    assert_eq!(said["error"]["code"], "too_long", "{said}");
+    assert_eq!(says(&sandbox, &path, &format!("echo {}", &long[..60_000])), long[..60_000]);
+}
+
+/// A host that does not read keeps a guest from nothing, and least of all from being paused.
+#[test]
+fn a_guest_whose_copy_is_stuck_can_be_paused() {
+    const SIZE: u64 = 64 << 20;
+    let Some(sandbox) = world() else { return };
+    let path = start(&sandbox);
+    let dir = tempfile::tempdir().expect("a folder");
+    let to = dir.path().join("zeros");
+    let command = format!("instance cp {path}:/dev/zero/{SIZE} {}", to.display());
+    let mut child = sandbox.command(&command).stderr(Stdio::null()).spawn().expect("mvm runs");
+    wait_until("it comes", || !names(dir.path()).is_empty());
+    let pid = Pid::from_child(&child);
+    kill_process(pid, Signal::STOP).expect("it stops");
+    assert!(!to.exists(), "it was stopped too late");
+    let warm = sandbox.run(&format!("instance warm {path}"));
+    kill_process(pid, Signal::CONT).expect("it goes on");
+    assert!(warm.status.success(), "{}", String::from_utf8_lossy(&warm.stderr));
+    sandbox.ok(&format!("instance resume {path}"));
+    // Connections do not outlast that: it is refused, and nothing of it is left.
+    assert!(!child.wait().expect("it ends").success());
+    assert_eq!(names(dir.path()), [""; 0]);
+    cp(&sandbox, &format!("{path}:/etc/hostname"), &to.display().to_string());
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::{
 };
 
 use mvm::{
-    infra::config::{Environment, Roots},
+    infra::config::Roots,
     vm::instance::{config::Instance, guest::Guest},
 };
 use mvm_proto::{
@@ -18,7 +18,7 @@ use mvm_proto::{
 
 use crate::{
     support::{Sandbox, wait_until},
-    world::{exec, info, leaves_nothing, says, start, world},
+    world::{exec, info, leaves_nothing, record, roots, says, start, world},
 };
 
 #[test]
@@ -157,8 +157,7 @@ fn many_followers_are_in_nobodys_way() {
     let Some(sandbox) = world() else { return };
     let path = start(&sandbox);
     let roots = roots(&sandbox);
-    let record = mvm::vm::instance::config::file(&roots, &path.parse().expect("a path"));
-    let instance: Instance = mvm::store::read(&record).expect("a record");
+    let instance = record(&roots, &path);
     let mut refused = 0;
     let followers: Vec<Guest> = (0..60)
         .map(|_| {
@@ -176,10 +175,6 @@ fn many_followers_are_in_nobodys_way() {
     sandbox.ok(&format!("instance wake {path}"));
     drop(followers);
     assert!(exec(&sandbox, &path, "true").status.success());
-}
-
-fn roots(sandbox: &Sandbox) -> Roots {
-    Roots::new(sandbox.root(), &Environment::default()).expect("roots")
 }
 
 type Frames = mvm_proto::Frames<mvm::vmm::vsock::Connection>;

@@ -1,10 +1,17 @@
 //! Clones of one base, each of which is somebody else.
 
+use std::time::Duration;
+
+use mvm::vm::instance::{
+    config::Instance,
+    guest::{Guest, GuestError, identity},
+};
+use mvm_proto::{Code, Request, message::Exec};
 use serde_json::{Value, json};
 
 use crate::{
     support::{Sandbox, faulty::set_faults},
-    world::{all_differ, exec, faulty_world, info, leaves_nothing, says, start, world},
+    world::{all_differ, exec, faulty_world, info, leaves_nothing, record, roots, says, start, world},
 };
 
 /// What a guest knows that no other one may know, a line each.
@@ -85,6 +92,71 @@ fn a_restart_is_somebody_new_with_the_same_name() {
     assert_eq!((&before[0], &before[1], &before[4]), (&after[0], &after[1], &after[4]));
     assert_ne!((&before[2], &before[3]), (&after[2], &after[3]));
     assert_eq!(info(&sandbox, &path)["base_key"], revision);
+}
+
+/// Who is told once more who it is keeps its key, and its workload runs on.
+#[test]
+fn the_same_identity_said_twice_changes_nothing() {
+    let Some(sandbox) = world() else { return };
+    let path = start(&sandbox);
+    says(&sandbox, &path, "workload restart");
+    let before = own(&sandbox, &path);
+    let roots = roots(&sandbox);
+    let instance = record(&roots, &path);
+    for _ in 0..2 {
+        let identity = identity::of(&roots, &instance, 1500).expect("it can be said");
+        let guest = Guest::of(&roots, &instance).expect("it listens");
+        let confirmed = identity::identify(guest, identity).expect("it is confirmed");
+        assert_eq!(identity::host_key(&confirmed), instance.host_key);
+    }
+    let after = own(&sandbox, &path);
+    assert_eq!((&before[..2], &before[3..]), (&after[..2], &after[3..]));
+    let guest = &info(&sandbox, &path)["guest"];
+    assert_eq!(guest["workload"], json!({ "state": "running", "pid": 3, "restarts": 1 }));
+}
+
+/// A slot that changed hands while somebody held its old record: the guest that is there now does nothing for him.
+#[test]
+fn another_instances_guest_does_nothing() {
+    let Some(sandbox) = world() else { return };
+    let path = start(&sandbox);
+    let roots = roots(&sandbox);
+    let own = record(&roots, &path);
+    let stale = Instance { instance_id: "i-00000000".parse().expect("an id"), ..own.clone() };
+    for request in [
+        Request::Status {},
+        Request::Stats {},
+        Request::Exec(Exec { argv: vec!["log".into(), "stolen".into()], ..Exec::default() }),
+        Request::Put { path: "/root/stolen".into(), name: "stolen".into() },
+        Request::Get { path: "/etc/hostname".into() },
+        Request::Logs { since_unix_ms: 0, follow: false },
+        Request::SleepPrep { drain_ms: 0 },
+        Request::Shutdown { grace_ms: 0 },
+    ] {
+        let asked = Guest::of(&roots, &stale).and_then(|mut guest| guest.ask(&request, Duration::ZERO));
+        let Err(GuestError::Refused { code: Code::OtherIdentity, why, .. }) = asked else {
+            panic!("{request:?}: {asked:?}")
+        };
+        assert_eq!(why, format!("the guest is {}", own.instance_id));
+    }
+    let files = mvm::vm::instance::config::file(&roots, &path.parse().expect("a path"));
+    let mut other = serde_json::to_value(&stale).expect("JSON");
+    other["instance_id"] = json!("i-00000000");
+    // As a command sees it: the record of an instance that was here before.
+    let folder = files.parent().expect("a folder").with_file_name("i-00000000");
+    std::fs::create_dir(&folder).expect("a folder");
+    std::fs::write(folder.join("instance.json"), other.to_string()).expect("a record");
+    let stale = "acme/web/i-00000000";
+    assert_eq!(sandbox.refused(&format!("instance exec -n --json {stale} -- true"), 125), "guest_other");
+    assert_eq!(sandbox.refused(&format!("instance logs {stale}"), 4), "guest_other");
+    assert_eq!(sandbox.refused(&format!("instance cp {stale}:/etc/hostname /tmp"), 4), "guest_other");
+    assert_eq!(sandbox.refused(&format!("instance cp /etc/hostname {stale}:/root/stolen"), 4), "guest_other");
+    assert_eq!(info(&sandbox, stale)["guest"]["unknown"]["code"], "guest_other");
+    std::fs::remove_dir_all(&folder).expect("it is there");
+    assert!(!says(&sandbox, &path, "sh -c 'cat /root/stolen; true'").contains("stolen"));
+    let logs = sandbox.run(&format!("instance logs {path}"));
+    assert!(!String::from_utf8_lossy(&logs.stdout).contains("stolen"));
+    leaves_nothing(&sandbox);
 }
 
 #[test]

@@ -72,6 +72,51 @@ fn what_makes_no_sense_ends_in_time() {
     }
 }
 
+/// Another disk than the one that mvm made is not written to.
+#[test]
+fn another_data_disk_is_refused() {
+    let Some(sandbox) = faulty_world() else { return };
+    let path = sandbox.instance("acme/web");
+    let parts: Vec<&str> = path.split('/').collect();
+    let own = sandbox.root().join(format!("tenants/acme/pools/web/instances/{}/volumes/data.ext4", parts[2]));
+    let uuid = |file: &std::path::Path| mvm::vm::instance::disk::ext4_identity(file).expect("an ext4").0;
+    let other = sandbox.root().join("other.ext4");
+    let start_with = |what: &str, prepare: &dyn Fn(&std::path::Path)| {
+        std::fs::copy(&own, &other).expect("a copy");
+        prepare(&other);
+        set_faults(&sandbox, &json!({ "data_disk": other }));
+        let output = sandbox.run(&format!("instance start {path} --json"));
+        let said: Value = serde_json::from_slice(&output.stderr).expect("JSON");
+        assert_eq!(said["error"]["code"], "guest_identity", "{what}: {said}");
+        let text = said["error"]["what"].as_str().expect("a text").to_owned();
+        assert!(text.contains("could not set its data") && text.contains(what), "{text}");
+        assert_eq!(info(&sandbox, &path)["status"], "ready");
+        leaves_nothing(&sandbox);
+    };
+    start_with("the data disk is 6c1e9b0e-7c0a-4b7e-9a52-0d7d0c5b6f11", &|disk| {
+        let uuid = "6c1e9b0e-7c0a-4b7e-9a52-0d7d0c5b6f11";
+        let output = std::process::Command::new("tune2fs").args(["-U", uuid]).arg(disk).output();
+        assert!(output.expect("tune2fs runs").status.success());
+    });
+    start_with("bytes in place of", &|disk| {
+        let file = std::fs::File::options().write(true).open(disk).expect("it is there");
+        file.set_len(file.metadata().expect("a file").len() * 2).expect("it grows");
+        assert_eq!(uuid(disk), uuid(&own));
+    });
+    start_with("holds no ext4", &|disk| {
+        let size = std::fs::metadata(disk).expect("a file").len();
+        std::fs::write(disk, "").expect("it is empty");
+        std::fs::File::options()
+            .write(true)
+            .open(disk)
+            .and_then(|file| file.set_len(size))
+            .expect("it grows");
+    });
+    // It is the disk that was refused.
+    std::fs::copy(&own, &other).expect("a copy");
+    sandbox.ok(&format!("instance start {path}"));
+}
+
 /// A base is made of a guest that comes up, or not at all; what it said last is shown.
 #[test]
 fn a_guest_that_does_not_come_up_is_no_base() {

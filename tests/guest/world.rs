@@ -6,6 +6,10 @@ use std::{
     process::{Output, Stdio},
 };
 
+use mvm::{
+    infra::config::{Environment, Roots},
+    vm::instance::config::Instance,
+};
 use serde_json::Value;
 
 use crate::support::{Sandbox, faulty};
@@ -30,6 +34,14 @@ pub fn start(sandbox: &Sandbox) -> String {
     let path = sandbox.instance("acme/web");
     sandbox.ok(&format!("instance start {path}"));
     path
+}
+
+/// Starts an instance anew, whose agent answers a request of this name with these frames, and then with those again and again.
+pub fn start_hostile(sandbox: &Sandbox, path: &str, request: &str, says: &Value, again: &Value) {
+    let hostile = serde_json::json!({ "request": request, "says": says, "again": again });
+    faulty::set_faults(sandbox, &serde_json::json!({ "agent": { "hostile": hostile } }));
+    sandbox.ok(&format!("instance stop --force {path}"));
+    sandbox.ok(&format!("instance start {path}"));
 }
 
 /// Runs a command in a guest without input.
@@ -61,6 +73,17 @@ pub fn exec_with(sandbox: &Sandbox, path: &str, command: &str, input: &[u8]) -> 
         scope.spawn(move || stdin.write_all(input).expect("it is read"));
         child.wait_with_output().expect("it ends")
     })
+}
+
+/// The roots, for who speaks with a guest without a command.
+pub fn roots(sandbox: &Sandbox) -> Roots {
+    Roots::new(sandbox.root(), &Environment::default()).expect("roots")
+}
+
+/// An instance's record.
+pub fn record(roots: &Roots, path: &str) -> Instance {
+    let file = mvm::vm::instance::config::file(roots, &path.parse().expect("a path"));
+    mvm::store::read(&file).expect("a record")
 }
 
 pub fn info(sandbox: &Sandbox, path: &str) -> Value {

@@ -103,21 +103,33 @@ fn instance_start_on_real_firecracker() {
     }
 }
 
-#[test]
-fn instance_stop() {
+fn stop_case(make_pool: &dyn Fn(&Sandbox), verb: &str, look: &dyn Fn(&Sandbox, &str)) {
     let Some(sandbox) = Sandbox::new() else { return };
-    sandbox.pool("sim");
+    make_pool(&sandbox);
     let path = sandbox.instance("acme/web");
     sandbox.ok(&format!("instance start {path}"));
     write_precious(&sandbox, &path);
-    let operation = format!("instance stop {path}");
+    let operation = format!("instance {verb} {path}");
     let case = Case {
         operation: &operation,
-        reset: &|sandbox| drop(sandbox.ok(&format!("instance start {path}"))),
+        reset: &|sandbox| {
+            sandbox.ok(&format!("instance start {path}"));
+            look(sandbox, &path);
+        },
         check: &|sandbox| assert_precious(&data_disk(sandbox, &path)),
         finishes_later: true,
     };
     kill_everywhere(&sandbox, &case);
+}
+
+#[test]
+fn instance_stop() {
+    stop_case(&|sandbox| sandbox.pool("sim"), "stop", &|_, _| ());
+}
+
+#[test]
+fn instance_stop_with_an_agent() {
+    stop_case(&|sandbox| sandbox.agent_pool("sim"), "stop", &assert_is_itself);
 }
 
 /// Has the guest's memory stayed what it was, through everything that happened to it? It knows how often it wrote.
@@ -192,6 +204,12 @@ fn memory_case_in(
 #[test]
 fn instance_sleep_with_an_agent() {
     agent_memory_case("sleep", &[], &[]);
+}
+
+/// A guest that is asked nothing is found as well as one that was.
+#[test]
+fn instance_sleep_by_force_with_an_agent() {
+    agent_memory_case("sleep --force", &[], &[]);
 }
 
 #[test]

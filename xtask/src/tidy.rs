@@ -9,7 +9,7 @@ const MAX_LINES: usize = 600;
 
 /// Layers of the library from top to bottom: a file may use its own and those below.
 const LAYERS: [&[&str]; 6] =
-    [&["cli"], &["node"], &["vm"], &["security"], &["vmm", "net"], &["store", "infra"]];
+    [&["cli"], &["node"], &["vm"], &["security", "worker"], &["vmm", "net"], &["store", "infra"]];
 
 /// What every layer may speak of: names are data.
 const EVERYBODYS: &str = "vm::naming";

@@ -36,6 +36,8 @@ pub(crate) struct Faults {
     pub vsock_dies_after_pause: bool,
     /// Seed of the guest's memory.
     pub seed: Option<u64>,
+    /// The guest finds this in place of its data disk.
+    pub data_disk: Option<PathBuf>,
     /// What is wrong with the guest's agent.
     pub agent: Option<AgentFault>,
 }
@@ -58,6 +60,27 @@ pub(crate) enum AgentFault {
     Fail(String),
     /// It confirms this with another value.
     Lie(String, String),
+    /// It answers this request, by its name on the wire, with what is said here.
+    Hostile {
+        request: String,
+        #[serde(default)]
+        says: Vec<Said>,
+        /// Afterwards, again and again. Where there is nothing, it is silent.
+        #[serde(default)]
+        again: Vec<Said>,
+    },
+}
+
+/// What a hostile agent says.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Said {
+    /// A message; in its text, `{n}` is how often it said something.
+    Message(serde_json::Value),
+    /// A frame of data: so many zeros.
+    Data(usize),
+    /// Bytes as they are.
+    Raw(String),
 }
 
 /// A fault of one request.

@@ -13,7 +13,7 @@ use std::{
 
 use mvm_proto::{
     Answer, Code, Frames, Hello, ProtoError, Request,
-    message::{Confirmed, Identity, Receipt, Refused, Status, Wake, facts},
+    message::{Confirmed, Identity, Receipt, Refused, Status, Wake, Worker, facts},
 };
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -92,7 +92,18 @@ impl<S: System> Agent<S> {
         };
         limit_reading(connection, None);
         self.send(&mut frames, &ours)?;
-        self.answer(connection, &mut frames, request)
+        let other =
+            self.instance_id().clone().filter(|own| theirs.instance_id.as_ref().is_some_and(|it| it != own));
+        match other {
+            None => self.answer(connection, &mut frames, request),
+            Some(own) => {
+                self.send(&mut frames, &refused(Code::OtherIdentity, &format!("the guest is {own}")))?;
+                if matches!(request, Request::Put { .. }) {
+                    linger(connection);
+                }
+                Ok(())
+            }
+        }
     }
 
     /// Says to who has connected that too many others are. Reads nothing, and does not wait.
@@ -104,7 +115,11 @@ impl<S: System> Agent<S> {
             .and_then(|()| frames.send(&refused(Code::Busy, "too many connections are open")));
     }
 
-    fn answer(
+    /// Answers a request, and does what belongs to it.
+    ///
+    /// # Errors
+    /// Where the connection fails: that is the end of it, and of nothing else.
+    pub fn answer(
         &self,
         connection: &File,
         frames: &mut Frames<&File>,
@@ -197,14 +212,19 @@ impl<S: System> Agent<S> {
     }
 
     fn status(&self) -> Status {
+        let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        let worker = self.system.worker();
+        let (workload, restarts) = self.system.workload();
         Status {
             instance_id: self.instance_id().clone(),
             draining: self.drain.is_draining(),
             under_way: self.drain.under_way(),
             boot_id: self.system.boot_id(),
-            uptime_ms: u64::try_from(self.system.uptime().as_millis()).unwrap_or(u64::MAX),
-            worker: self.system.worker(),
-            workload: self.system.workload(),
+            uptime_ms: ms(self.system.uptime()),
+            worker: worker.map(|(word, _)| word),
+            worker_for_ms: worker.map(|(_, since)| ms(since)),
+            workload,
+            workload_restarts: Some(restarts),
         }
     }
 
@@ -242,7 +262,7 @@ impl<S: System> Agent<S> {
     }
 
     fn prepare(&self, limit: Duration) -> Answer {
-        let is_busy = || self.system.worker() == Some(mvm_proto::message::Worker::Busy);
+        let is_busy = || self.system.worker().is_some_and(|(word, _)| word == Worker::Busy);
         if let Err(under_way) = self.drain.close(limit, is_busy) {
             let what = match (under_way, is_busy()) {
                 (0, _) => "the workload is busy".to_owned(),

@@ -33,11 +33,11 @@ pub trait System: Send + Sync + 'static {
     /// How long the guest has run, without the time it slept.
     fn uptime(&self) -> Duration;
 
-    /// What the workload says of itself.
-    fn worker(&self) -> Option<Worker>;
+    /// What the workload says of itself, and how long ago it said so.
+    fn worker(&self) -> Option<(Worker, Duration)>;
 
-    /// The workload's process.
-    fn workload(&self) -> WorkloadStatus;
+    /// The workload's process, and how often it was started again.
+    fn workload(&self) -> (WorkloadStatus, u32);
 
     /// What the workload printed.
     fn log(&self) -> &Log;

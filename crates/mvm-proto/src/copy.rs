@@ -10,26 +10,31 @@
 //! when it is whole: nothing that is there is followed or written into, links that came are never followed, and setuid and
 //! setgid bits are dropped. Devices, sockets and pipes are not sent, and there is no way to say them.
 
+mod send;
+mod work;
+
 use std::{
     ffi::OsStr,
     fs::File,
     io::{self, Read, Write},
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{BorrowedFd, OwnedFd},
     path::{Component, Path, PathBuf},
 };
 
 use rustix::{
     fs::{
-        AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, RenameFlags, ResolveFlags, Timespec, Timestamps, Uid,
-        mkdirat, openat, openat2, readlinkat, renameat_with, statat, symlinkat, unlinkat, utimensat,
+        AtFlags, CWD, FileType, Gid, Mode, OFlags, RenameFlags, ResolveFlags, Timespec, Timestamps, Uid,
+        mkdirat, openat, openat2, renameat_with, statat, symlinkat, utimensat,
     },
     io::Errno,
 };
 use serde::{Deserialize, Serialize};
 
+pub use self::send::{SendError, send};
+use self::work::Work;
 use crate::{
-    frame::{Frames, Kind, MAX_DATA, ProtoError},
-    message::Copied,
+    frame::{Frames, Kind, ProtoError},
+    message::{Answer, Copied, Refused},
 };
 
 /// Folders within folders at most.
@@ -106,6 +111,9 @@ pub enum CopyError {
     /// The other side cannot send it.
     #[error("{0}")]
     Sender(String),
+    /// The other side will not: the agent's answer in place of the first entry.
+    #[error("{}", .0.why)]
+    Refused(Refused),
     /// A path that leads elsewhere, or nowhere.
     #[error("the sender names {path:?}: {why}")]
     Path {
@@ -142,147 +150,6 @@ pub enum CopyError {
 /// Who gets what is received, where it shall belong to somebody.
 pub type Owner = Option<(Uid, Gid)>;
 
-/// Sends a file, a folder with all that is in it, or a link.
-///
-/// # Errors
-/// Where the connection fails. What cannot be read is said to the receiver.
-pub fn send<S: Write>(frames: &mut Frames<S>, path: &Path) -> Result<Copied, ProtoError> {
-    let mut sender = Sender { frames, copied: Copied::default() };
-    let sent = match sender.node(CWD, path.as_os_str(), "", 0) {
-        Err(Stopped::Proto(error)) => return Err(error),
-        Err(Stopped::Io(error)) => Item::Failed { why: format!("{}: {error}", path.display()) },
-        Ok(()) if sender.copied.entries == 0 => {
-            Item::Failed { why: format!("{}: neither a file, a folder nor a link", path.display()) }
-        }
-        Ok(()) => Item::End { skipped: sender.copied.skipped },
-    };
-    sender.frames.send(&sent)?;
-    Ok(sender.copied)
-}
-
-struct Sender<'a, S> {
-    frames: &'a mut Frames<S>,
-    copied: Copied,
-}
-
-enum Stopped {
-    Proto(ProtoError),
-    Io(io::Error),
-}
-
-impl From<ProtoError> for Stopped {
-    fn from(error: ProtoError) -> Self {
-        Self::Proto(error)
-    }
-}
-
-impl From<Errno> for Stopped {
-    fn from(errno: Errno) -> Self {
-        Self::Io(errno.into())
-    }
-}
-
-impl<S: Write> Sender<'_, S> {
-    fn node(&mut self, at: BorrowedFd<'_>, name: &OsStr, path: &str, depth: usize) -> Result<(), Stopped> {
-        // The top may be named by a link, as everywhere; what is below is sent as it is.
-        let flags = if depth == 0 { AtFlags::empty() } else { AtFlags::SYMLINK_NOFOLLOW };
-        let stat = match statat(at, name, flags) {
-            Ok(stat) => stat,
-            // It went while it was looked for: that is no failure of those that are there.
-            Err(Errno::NOENT) if depth > 0 => return Ok(()),
-            Err(errno) => return Err(errno.into()),
-        };
-        let kind = FileType::from_raw_mode(stat.st_mode);
-        let mut entry = Entry {
-            path: path.to_owned(),
-            node: Node::File,
-            mode: stat.st_mode & 0o7777,
-            modified: stat.st_mtime,
-        };
-        let no_follow = if depth == 0 { OFlags::empty() } else { OFlags::NOFOLLOW };
-        let open =
-            |more| openat(at, name, OFlags::RDONLY | OFlags::CLOEXEC | no_follow | more, Mode::empty());
-        match kind {
-            FileType::RegularFile => {
-                // Something else may have taken its place: a pipe would block.
-                let file = match open(OFlags::NONBLOCK) {
-                    Ok(file) => File::from(file),
-                    Err(Errno::ACCESS | Errno::PERM) if depth > 0 => return self.skip(),
-                    Err(errno) => return Err(errno.into()),
-                };
-                self.entry(&entry)?;
-                self.content(&file)
-            }
-            FileType::Directory => {
-                let folder = match open(OFlags::DIRECTORY) {
-                    Ok(folder) => folder,
-                    Err(Errno::ACCESS | Errno::PERM) if depth > 0 => return self.skip(),
-                    Err(errno) => return Err(errno.into()),
-                };
-                entry.node = Node::Folder;
-                self.entry(&entry)?;
-                if depth >= MAX_DEPTH {
-                    return Err(Stopped::Io(io::Error::other(format!("{path:?} is too deep"))));
-                }
-                self.folder(&folder, path, depth)
-            }
-            FileType::Symlink => match readlinkat(at, name, Vec::new())?.into_string() {
-                Ok(target) => {
-                    entry.node = Node::Link(target);
-                    self.entry(&entry)
-                }
-                Err(_) => self.skip(),
-            },
-            _ => self.skip(),
-        }
-    }
-
-    fn folder(&mut self, folder: &OwnedFd, path: &str, depth: usize) -> Result<(), Stopped> {
-        for member in Dir::read_from(folder)? {
-            let name = member?.file_name().to_owned();
-            let Ok(text) = name.to_str() else {
-                self.skip()?;
-                continue;
-            };
-            if matches!(text, "." | "..") {
-                continue;
-            }
-            let path = if path.is_empty() { text.to_owned() } else { format!("{path}/{text}") };
-            self.node(folder.as_fd(), OsStr::new(text), &path, depth + 1)?;
-        }
-        Ok(())
-    }
-
-    fn entry(&mut self, entry: &Entry) -> Result<(), Stopped> {
-        self.copied.entries += 1;
-        Ok(self.frames.send(&Item::Entry(entry.clone()))?)
-    }
-
-    fn skip(&mut self) -> Result<(), Stopped> {
-        self.copied.skipped += 1;
-        Ok(())
-    }
-
-    fn content(&mut self, mut file: &File) -> Result<(), Stopped> {
-        loop {
-            let mut failed = None;
-            let count = self.frames.data_from(Kind::Data, MAX_DATA, |space| {
-                file.read(space).or_else(|error| {
-                    failed = Some(error);
-                    Ok(0)
-                })
-            })?;
-            if let Some(error) = failed {
-                return Err(Stopped::Io(error));
-            }
-            if count == 0 {
-                return Ok(self.frames.data(Kind::Data, b"")?);
-            }
-            self.copied.bytes += count as u64;
-        }
-    }
-}
-
 /// Receives what [`send`] sends, to `target`, in whose folder nothing of that name may be but a file that is replaced by
 /// a file. Nothing is left where it fails.
 ///
@@ -307,48 +174,31 @@ pub fn receive<S: Read>(
         Err(Errno::NOENT) => None,
         Err(errno) => return Err(io_error(errno)),
     };
+    work::sweep(&folder, name);
     // One folder of our own holds it until it is whole; nobody else writes there.
-    let work = work_name(name);
-    mkdirat(&folder, &work, Mode::RWXU).map_err(io_error)?;
-    let received =
-        receive_into(frames, &folder, &work, target, limits, owner).and_then(|(copied, is_file)| {
-            if there.is_some_and(|there| !is_file || there != FileType::RegularFile) {
-                return Err(CopyError::Exists { path: target.to_path_buf() });
-            }
-            let from = format!("{work}/{TOP}");
-            match is_file && there.is_some() {
-                true => rustix::fs::renameat(&folder, &from, &folder, name),
-                false => renameat_with(&folder, &from, &folder, name, RenameFlags::NOREPLACE),
-            }
-            .map_err(io_error)?;
-            Ok(copied)
-        });
-    remove(&folder, OsStr::new(&work), 0);
-    received
+    let work = Work::make(&folder, name).map_err(io_error)?;
+    let (copied, is_file) = receive_into(frames, work.descriptor(), target, limits, owner)?;
+    if there.is_some_and(|there| !is_file || there != FileType::RegularFile) {
+        return Err(CopyError::Exists { path: target.to_path_buf() });
+    }
+    match is_file && there.is_some() {
+        true => rustix::fs::renameat(work.descriptor(), TOP, &folder, name),
+        false => renameat_with(work.descriptor(), TOP, &folder, name, RenameFlags::NOREPLACE),
+    }
+    .map_err(io_error)?;
+    Ok(copied)
 }
 
 /// What the top is called until it gets its name.
 const TOP: &str = "top";
 
-/// A name that nothing else has, beside the target: it tells whose it is, and what died with its maker can be seen.
-fn work_name(name: &OsStr) -> String {
-    static NUMBER: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
-    let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-    let short: String = name.to_string_lossy().chars().take(32).collect();
-    format!(".{short}.mvm-cp-{}-{number}", std::process::id())
-}
-
 fn receive_into<S: Read>(
     frames: &mut Frames<S>,
-    folder: &OwnedFd,
-    work: &str,
+    work: BorrowedFd<'_>,
     target: &Path,
     limits: Limits,
     owner: Owner,
 ) -> Result<(Copied, bool), CopyError> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let work = openat(folder, work, flags, Mode::empty())
-        .map_err(|errno| CopyError::Io { path: target.to_path_buf(), source: errno.into() })?;
     let mut receiver = Receiver {
         work,
         target,
@@ -361,9 +211,9 @@ fn receive_into<S: Read>(
     };
     let mut is_file = None;
     loop {
-        match frames.message()? {
+        let first = is_file.is_none();
+        match next(frames, first)? {
             Item::Entry(entry) => {
-                let first = is_file.is_none();
                 // A sender resolves its top: one that is a link is a trick, and would take a file's place.
                 if first && matches!(entry.node, Node::Link(_)) {
                     return Err(CopyError::Path { path: entry.path, why: "the top is a link" });
@@ -384,8 +234,21 @@ fn receive_into<S: Read>(
     }
 }
 
+/// What the sender says next; an agent that serves nobody at this moment says so in place of the first.
+fn next<S: Read>(frames: &mut Frames<S>, first: bool) -> Result<Item, CopyError> {
+    match frames.advance()? {
+        Some(Kind::Message) => {}
+        Some(_) => return Err(ProtoError::Unexpected.into()),
+        None => return Err(ProtoError::Closed.into()),
+    }
+    frames.parse().map_err(|error| match frames.parse() {
+        Ok(Answer::Refused(refused)) if first => CopyError::Refused(refused),
+        _ => error.into(),
+    })
+}
+
 struct Receiver<'a> {
-    work: OwnedFd,
+    work: BorrowedFd<'a>,
     target: &'a Path,
     limits: Limits,
     owner: Owner,
@@ -490,7 +353,7 @@ impl Receiver<'_> {
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
         let place = if place.as_os_str().is_empty() { Path::new(".") } else { place };
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        openat2(&self.work, place, flags, Mode::empty(), resolve)
+        openat2(self.work, place, flags, Mode::empty(), resolve)
     }
 
     fn own(&self, parent: &OwnedFd, name: &OsStr) -> Result<(), Errno> {
@@ -546,26 +409,6 @@ fn check(path: &str, first: bool) -> Result<&Path, CopyError> {
         true => Ok(Path::new(path)),
         false => refuse("it is too deep"),
     }
-}
-
-/// Removes what came, as far as it can be removed.
-fn remove(at: &OwnedFd, name: &OsStr, depth: usize) {
-    if depth > MAX_DEPTH + 2 || unlinkat(at, name, AtFlags::empty()).is_ok() {
-        return;
-    }
-    // A folder without permissions has got them at the end, from its sender.
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    if let Ok(folder) = openat(at, name, flags, Mode::empty()) {
-        let members: Vec<_> = Dir::read_from(&folder).into_iter().flatten().flatten().collect();
-        for member in members {
-            let name = member.file_name();
-            if !matches!(name.to_bytes(), b"." | b"..") {
-                use std::os::unix::ffi::OsStrExt;
-                remove(&folder, OsStr::from_bytes(name.to_bytes()), depth + 1);
-            }
-        }
-    }
-    let _ = unlinkat(at, name, AtFlags::REMOVEDIR);
 }
 
 #[cfg(test)]

@@ -17,6 +17,9 @@ pub struct Hello {
     /// The program, for people: `mvm 0.1.0`.
     #[serde(default)]
     pub program: String,
+    /// A host: the instance that it means. A guest that is another one refuses it: its slot has changed hands.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance_id: Option<String>,
 }
 
 /// There is no version that both sides speak.
@@ -32,7 +35,12 @@ pub struct Incompatible {
 impl Hello {
     /// This side's.
     pub fn of(program: &str) -> Self {
-        Self { oldest: OLDEST, newest: VERSION, program: program.to_owned() }
+        Self { oldest: OLDEST, newest: VERSION, program: program.to_owned(), instance_id: None }
+    }
+
+    /// To the guest of this instance, and no other.
+    pub fn to(self, instance_id: Option<String>) -> Self {
+        Self { instance_id, ..self }
     }
 
     /// The newest version that both speak.
@@ -55,7 +63,7 @@ mod tests {
     use super::*;
 
     fn speaks(oldest: u32, newest: u32) -> Hello {
-        Hello { oldest, newest, program: String::new() }
+        Hello { oldest, newest, ..Hello::of("") }
     }
 
     #[test]
@@ -71,6 +79,16 @@ mod tests {
             assert_eq!(one.agree(&other).ok(), agreed, "{one:?} {other:?}");
             assert_eq!(other.agree(&one).ok(), agreed, "{other:?} {one:?}");
         }
+    }
+
+    #[test]
+    fn who_is_meant_is_said_only_where_somebody_is() {
+        let anybody = Hello::of("mvm");
+        assert_eq!(serde_json::to_string(&anybody).unwrap(), r#"{"oldest":1,"newest":1,"program":"mvm"}"#);
+        let one = anybody.to(Some("i-0f3a91c2".into()));
+        let text = serde_json::to_string(&one).unwrap();
+        assert!(text.ends_with(r#","instance_id":"i-0f3a91c2"}"#), "{text}");
+        assert_eq!(serde_json::from_str::<Hello>(&text).unwrap(), one);
     }
 
     #[test]

@@ -11,7 +11,8 @@
 //! ```
 //! A connection carries one request. Each side says in its [`Hello`] which versions it speaks; the newest that both know
 //! holds, and where there is none both say so ([`Hello::agree`]). Within a version, messages only ever get new fields: who
-//! does not know one ignores it, and a request that a guest does not know is refused as [`Code::Unsupported`].
+//! does not know one ignores it, and a request that a guest does not know is refused as [`Code::Unsupported`]. The host says which
+//! instance it means; a guest that knows that it is another one refuses all, as [`Code::OtherIdentity`].
 //!
 //! Neither side trusts the other: a frame has a greatest length, what a path may be is said in [`copy`], and how long the
 //! other may be silent is for each side to say.

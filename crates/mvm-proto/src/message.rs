@@ -340,9 +340,15 @@ pub struct Status {
     /// What the workload says of itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub worker: Option<Worker>,
+    /// How long ago it said so, in ms.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worker_for_ms: Option<u64>,
     /// The workload's process.
     #[serde(default)]
     pub workload: WorkloadStatus,
+    /// How often it was started again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workload_restarts: Option<u32>,
 }
 
 /// What a workload says of itself, through `/run/mvm/worker-{ready,idle,busy}` or `/run/mvm/worker.sock`.

@@ -107,6 +107,9 @@ pub fn run(out: &Out, operator: &mut Operator, command: InstanceCommand) -> Resu
         InstanceCommand::Info { instance } => {
             let instance = load(operator, &instance)?;
             let view = show(operator, instance)?;
+            let progress = out.progress(&format!("asking the guest of {}", view.path));
+            let view = view.with_guest(&operator.roots);
+            drop(progress);
             out.show(&view, || describe(out, &view));
         }
         InstanceCommand::Why { instance } => why(out, operator, &instance)?,

@@ -338,11 +338,13 @@ impl From<&GuestError> for CliError {
         let (kind, code) = match error {
             GuestError::Unreachable { .. } => (Kind::Failed, "guest_unreachable"),
             GuestError::Silent { .. } => (Kind::Failed, "guest_silent"),
+            GuestError::Request { .. } => (Kind::Usage, "too_long"),
             GuestError::Closed { .. } => (Kind::Failed, "guest_closed"),
             GuestError::Nonsense { .. } => (Kind::Failed, "guest_nonsense"),
             GuestError::Incompatible(_) => (Kind::Refused, "guest_incompatible"),
             GuestError::Refused { code: Code::Busy, .. } => (Kind::Refused, "guest_busy"),
             GuestError::Refused { code: Code::Draining, .. } => (Kind::Refused, "guest_draining"),
+            GuestError::Refused { code: Code::OtherIdentity, .. } => (Kind::Refused, "guest_other"),
             GuestError::Refused { code: Code::NotFound, .. } => (Kind::NotFound, "not_found"),
             GuestError::Refused { code: Code::Unsupported, .. } => (Kind::Refused, "guest_unsupported"),
             GuestError::Refused { .. } => (Kind::Failed, "guest_refused"),
@@ -350,7 +352,11 @@ impl From<&GuestError> for CliError {
         };
         let made = Self::of(kind, code, error);
         match error {
+            GuestError::Request { .. } => made.fix("mvm instance cp takes files of any length"),
             GuestError::Incompatible(_) => made.fix("make the image again with this mvm, and import it"),
+            GuestError::Refused { code: Code::OtherIdentity, .. } => {
+                made.fix("mvm instance list: another instance has its place now")
+            }
             GuestError::Refused { code: Code::Busy, .. } => {
                 made.fix("wait until it is done, or say --force: what is under way is cut off then")
             }

@@ -345,7 +345,7 @@ pub fn resume(launch: &mut Launch) -> Result<(), LifecycleError> {
 fn identify(launch: &mut Launch) -> Result<(), LifecycleError> {
     let Some(vmm) = &launch.vmm else { return Ok(()) };
     let mtu = launch.operator.net()?.mtu(launch.slot)?;
-    let guest = Guest::await_loaded(&launch.operator.roots, &launch.slot.tap(), vmm)?;
+    let guest = Guest::await_loaded(&launch.operator.roots, &launch.instance, vmm)?;
     let identity = identity::of(&launch.operator.roots, &launch.instance, mtu)?;
     launch.confirmed = identity::identify(guest, identity)?;
     Ok(())
@@ -371,7 +371,7 @@ pub fn greet_guest(roots: &Roots, instance: &Instance, vmm: &Vmm) -> Result<Vec<
     }
     let deadline = Instant::now() + roots.guest_timeout;
     loop {
-        let guest = Guest::await_loaded(roots, &instance.net.tap_dev, vmm)?;
+        let guest = Guest::await_loaded(roots, instance, vmm)?;
         match identity::wake(roots, guest, instance) {
             // Those who were connected before a sleep are a moment in finding out that they are no more.
             Err(GuestError::Refused { code: Code::Busy, .. } | GuestError::Closed { .. })

@@ -46,7 +46,7 @@ impl Place {
     /// Where that is not possible, for want of a driver for example.
     pub fn listen(&self) -> io::Result<OwnedFd> {
         match self {
-            Place::Vsock => listen_on_vsock(),
+            Place::Vsock => listen_on_vsock(mvm_proto::PORT),
             Place::Unix(path) => {
                 match fs::remove_file(path) {
                     Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -127,7 +127,7 @@ fn serve(agent: &Arc<Agent<Linux>>, under_way: &Arc<AtomicUsize>, connection: Fi
     None
 }
 
-fn listen_on_vsock() -> io::Result<OwnedFd> {
+fn listen_on_vsock(port: u32) -> io::Result<OwnedFd> {
     // SAFETY: plain system calls; the address lives as long as the call, and its size is its own.
     unsafe {
         let socket = libc::socket(libc::AF_VSOCK, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0);
@@ -137,7 +137,7 @@ fn listen_on_vsock() -> io::Result<OwnedFd> {
         let socket = OwnedFd::from_raw_fd(socket);
         let mut address: libc::sockaddr_vm = std::mem::zeroed();
         address.svm_family = libc::AF_VSOCK as libc::sa_family_t;
-        address.svm_port = mvm_proto::PORT;
+        address.svm_port = port;
         address.svm_cid = libc::VMADDR_CID_ANY;
         let size = size_of::<libc::sockaddr_vm>() as libc::socklen_t;
         if libc::bind(socket.as_raw_fd(), (&raw const address).cast(), size) != 0
@@ -161,6 +161,51 @@ fn accept_on_vsock(listener: &OwnedFd) -> io::Result<Option<OwnedFd>> {
         }
         (OwnedFd::from_raw_fd(accepted), address)
     };
-    // A program in the guest may not ask root of the guest.
-    Ok((address.svm_cid == libc::VMADDR_CID_HOST).then_some(connection))
+    Ok(is_host(address.svm_cid).then_some(connection))
+}
+
+/// A program in the guest may not ask root of the guest.
+fn is_host(cid: u32) -> bool {
+    cid == libc::VMADDR_CID_HOST
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_but_the_host_is_the_host() {
+        // The guest itself has a number of its own, and reaches itself by that of the local one as well.
+        for cid in [libc::VMADDR_CID_HYPERVISOR, libc::VMADDR_CID_LOCAL, 3, 4096, libc::VMADDR_CID_ANY] {
+            assert!(!is_host(cid), "{cid}");
+        }
+        assert!(is_host(libc::VMADDR_CID_HOST));
+    }
+
+    /// A connection from this machine to itself is what a program in a guest would make.
+    #[test]
+    fn a_program_on_the_same_machine_is_not_taken() {
+        const PORT: u32 = 52_052;
+        let listener = match listen_on_vsock(PORT) {
+            Ok(listener) => listener,
+            Err(error) => return println!("SKIP (no vsock here: {error})"),
+        };
+        // SAFETY: plain system calls; the address lives as long as the call, and its size is its own.
+        let (_stream, connected) = unsafe {
+            let stream = libc::socket(libc::AF_VSOCK, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0);
+            assert!(stream >= 0);
+            let stream = OwnedFd::from_raw_fd(stream);
+            let mut address: libc::sockaddr_vm = std::mem::zeroed();
+            address.svm_family = libc::AF_VSOCK as libc::sa_family_t;
+            (address.svm_port, address.svm_cid) = (PORT, libc::VMADDR_CID_LOCAL);
+            let size = size_of::<libc::sockaddr_vm>() as libc::socklen_t;
+            let connected = libc::connect(stream.as_raw_fd(), (&raw const address).cast(), size);
+            let connected = if connected == 0 { Ok(()) } else { Err(io::Error::last_os_error()) };
+            (stream, connected)
+        };
+        if let Err(error) = connected {
+            return println!("SKIP (no vsock to this machine itself: {error})");
+        }
+        assert!(accept_on_vsock(&listener).unwrap().is_none());
+    }
 }

@@ -42,7 +42,7 @@ use std::{
 use mvm_guest::{Agent, Fact, Process, Running, State, System, log::Log};
 use mvm_proto::{
     Code, Frames, ProtoError,
-    copy::{self, CopyError, Limits},
+    copy::{self, CopyError, Limits, SendError},
     message::{Copied, Exec, Refused, Stats, Worker as Word, WorkloadStatus},
 };
 
@@ -282,11 +282,11 @@ impl System for Linux {
         stats::uptime()
     }
 
-    fn worker(&self) -> Option<Word> {
-        self.0.worker.word()
+    fn worker(&self) -> Option<(Word, Duration)> {
+        self.0.worker.said()
     }
 
-    fn workload(&self) -> WorkloadStatus {
+    fn workload(&self) -> (WorkloadStatus, u32) {
         self.0.workload.status()
     }
 
@@ -353,7 +353,11 @@ impl System for Linux {
     fn get(&self, connection: &File, path: &str) -> Result<(), ProtoError> {
         let mut frames = Frames::on(connection);
         match absolute(path) {
-            Ok(path) => copy::send(&mut frames, path).map(drop),
+            Ok(path) => match copy::send(&mut frames, path) {
+                // The host has heard what cannot be read.
+                Ok(_) | Err(SendError::Unreadable { .. }) => Ok(()),
+                Err(SendError::Proto(error)) => Err(error),
+            },
             Err(refused) => frames.send(&copy::Item::Failed { why: refused.why }),
         }
     }

@@ -9,6 +9,7 @@ use std::{
     },
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use mvm_proto::message::Worker as Word;
@@ -78,11 +79,15 @@ impl Worker {
         }
     }
 
-    /// The newest word.
-    pub fn word(&self) -> Option<Word> {
+    /// The newest word, and how long ago it was said: no time at all where that lies ahead.
+    pub fn said(&self) -> Option<(Word, Duration)> {
         let heard = *self.heard();
         let files = self.files().into_iter().map(|(_, time, word)| (time, word));
-        heard.into_iter().chain(files).max_by_key(|(time, _)| *time).map(|(_, word)| word)
+        let ((seconds, nanos), word) = heard.into_iter().chain(files).max_by_key(|(time, _)| *time)?;
+        let now = clock_gettime(ClockId::Realtime);
+        let since = |time: i64, part: i64| i128::from(time) * 1_000_000_000 + i128::from(part);
+        let ago = since(now.tv_sec, now.tv_nsec) - since(seconds, nanos);
+        Some((word, Duration::from_nanos(u64::try_from(ago.max(0)).unwrap_or(u64::MAX))))
     }
 
     fn heard(&self) -> MutexGuard<'_, Option<(Time, Word)>> {
@@ -126,7 +131,15 @@ impl Worker {
 
 #[cfg(test)]
 mod tests {
+    use std::time::SystemTime;
+
     use super::*;
+
+    impl Worker {
+        fn word(&self) -> Option<Word> {
+            self.said().map(|(word, _)| word)
+        }
+    }
 
     fn touch(folder: &Path, name: &str, seconds: i64) {
         let path = folder.join(name);
@@ -148,6 +161,12 @@ mod tests {
         assert_eq!(worker.word(), Some(Word::Idle));
         touch(dir.path(), "worker-ready", 30);
         assert_eq!(worker.word(), Some(Word::Ready));
+        let since = SystemTime::UNIX_EPOCH.elapsed().unwrap() - Duration::from_secs(30);
+        let (_, ago) = worker.said().unwrap();
+        assert!(ago >= since && ago < since + Duration::from_secs(60), "{ago:?} {since:?}");
+        touch(dir.path(), "worker-idle", i64::from(u32::MAX));
+        assert_eq!(worker.said(), Some((Word::Idle, Duration::ZERO)));
+        fs::remove_file(dir.path().join("worker-idle")).unwrap();
         std::os::unix::fs::symlink("/nowhere", dir.path().join("worker-busy")).unwrap();
         touch(dir.path(), "worker-busy", 40);
         assert_eq!(worker.word(), Some(Word::Ready));

@@ -40,6 +40,8 @@ pub struct Workload {
 #[derive(Default)]
 struct State {
     status: Option<WorkloadStatus>,
+    /// How often it was started again.
+    restarts: u32,
     /// What runs, and the signal that asks it to end.
     session: Option<(Arc<Session>, i32)>,
     /// It is not started again.
@@ -55,13 +57,15 @@ impl Workload {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How it is.
-    pub fn status(&self) -> WorkloadStatus {
-        match self.state().status.clone() {
+    /// How it is, and how often it was started again.
+    pub fn status(&self) -> (WorkloadStatus, u32) {
+        let state = self.state();
+        let status = match state.status.clone() {
             Some(status) => status,
             None if fs::exists(FILE).unwrap_or(true) => WorkloadStatus::Waiting,
             None => WorkloadStatus::None,
-        }
+        };
+        (status, state.restarts)
     }
 
     /// Starts it, where there is one and it has not been started. Returns its pid, or nothing.
@@ -108,6 +112,7 @@ impl Workload {
         let launched = self.launcher.launch(plan).map_err(|refused| refused.why)?;
         state.session = Some((launched.session.clone(), settings.stop_signal));
         let pid = launched.pid.unsigned_abs();
+        state.restarts = restarts;
         state.status = Some(WorkloadStatus::Running { pid, restarts });
         Ok(launched)
     }

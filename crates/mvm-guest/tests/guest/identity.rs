@@ -1,11 +1,44 @@
 //! Who a guest is: each fact is true in the kernel and in the files, and none is before it is said.
 
 use mvm_proto::{
-    Answer, Code, Request,
+    Answer, Code, Frames, Hello, Request,
     message::{Entropy, Wake, facts},
 };
 
 use crate::world::{World, command, disk, identity};
+
+/// A host that means another instance is told so; one that means nobody, as older ones do, is served.
+#[test]
+fn who_means_another_instance_is_refused() {
+    let Some(world) = World::new("") else { return };
+    let asked = |meant: Option<&str>, request: &Request| -> Answer {
+        let mut frames = Frames::on(world.connect());
+        frames.send(&Hello::of("test").to(meant.map(str::to_owned))).unwrap();
+        frames.send(request).unwrap();
+        let _: Hello = frames.message().unwrap();
+        frames.message().unwrap()
+    };
+    let status = Request::Status {};
+    // Nobody is nobody else.
+    assert!(matches!(asked(Some("i-0f3a91c2"), &status), Answer::Status(_)));
+    assert!(matches!(asked(Some("i-0f3a91c3"), &status), Answer::Status(_)));
+    assert_eq!(world.identify(&identity()).failed, None);
+    for meant in [None, Some("i-0f3a91c2")] {
+        assert!(matches!(asked(meant, &status), Answer::Status(_)), "{meant:?}");
+    }
+    let put = Request::Put { path: "/run/x".into(), name: "x".into() };
+    let requests =
+        [status, put, Request::Exec(command(&["touch", "/run/x"])), Request::Shutdown { grace_ms: 0 }];
+    for (meant, request) in
+        ["i-0f3a91c3", "", "I-0F3A91C2"].iter().flat_map(|id| requests.iter().map(move |it| (id, it)))
+    {
+        match asked(Some(meant), request) {
+            Answer::Refused(refused) => assert_eq!(refused.code, Code::OtherIdentity, "{meant} {request:?}"),
+            other => panic!("{meant} {request:?}: {other:?}"),
+        }
+    }
+    assert_eq!(world.shell("ls /run/x 2>/dev/null || echo none"), "none");
+}
 
 #[test]
 fn nobody_does_anything_before_it_is_somebody() {

@@ -74,6 +74,7 @@ fn one_that_fails_is_started_again_and_its_leftovers_are_not_there() {
         _ => None,
     });
     assert!(running > 1);
+    assert_eq!(world.status().workload_restarts, Some(3));
     eventually("one of them is left", || (world.count("sleep 5000") == 1).then_some(()));
 }
 
@@ -108,7 +109,11 @@ fn one_that_cannot_be_started_fails_the_identity_and_says_why() {
 fn its_word_is_heard_and_a_busy_one_is_not_put_to_sleep() {
     let Some(world) = World::identified("") else { return };
     assert_eq!(world.status().worker, None);
+    assert_eq!(world.status().worker_for_ms, None);
+    world.shell("touch -d @1000 /run/mvm/worker-ready");
+    assert!(world.status().worker_for_ms > Some(1 << 40), "it was said half a century ago");
     world.shell("touch /run/mvm/worker-ready");
+    assert!(world.status().worker_for_ms < Some(60_000), "it was said just now");
     assert_eq!(world.status().worker, Some(Worker::Ready));
     let by_ann = mvm_proto::message::Exec {
         user: Some("ann".into()),

@@ -8,6 +8,7 @@ use std::{
 use proptest::prelude::*;
 
 use super::*;
+use crate::frame::MAX_DATA;
 
 const ENOUGH: Limits = Limits { entries: 100, bytes: 1 << 20 };
 
@@ -166,7 +167,8 @@ fn what_cannot_be_sent_is_said() {
             rustix::fs::mknodat(CWD, &from, FileType::Fifo, Mode::RWXU, 0).unwrap();
         }
         let mut frames = Frames::on(Vec::new());
-        send(&mut frames, &from).unwrap();
+        let sent = send(&mut frames, &from);
+        assert!(matches!(sent, Err(SendError::Unreadable { path, .. }) if path == from));
         let taken = take(frames.stream(), &dir.path().join("to"), ENOUGH);
         assert!(matches!(taken, Err(CopyError::Sender(_))), "{taken:?}");
     }

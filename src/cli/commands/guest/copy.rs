@@ -3,12 +3,12 @@
 use std::{
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use mvm_proto::{
     Answer, Request,
-    copy::{self, CopyError, Limits, MAX_ENTRIES},
+    copy::{self, CopyError, Limits, MAX_ENTRIES, SendError},
     message::{Copied, Refused},
 };
 use serde::Serialize;
@@ -26,14 +26,12 @@ use crate::{
             lifecycle::Operator,
         },
         naming::{InstancePath, InstanceRef},
-        room,
+        room::{self, NodeConfig},
     },
 };
 
 /// How long either side may be silent.
 const SILENCE: Duration = Duration::from_secs(60);
-/// What stays free of the host's file system, in MiB.
-const FLOOR_MIB: u64 = 64;
 
 #[derive(Serialize)]
 struct Done<'a> {
@@ -83,10 +81,19 @@ fn put(
     let mut frames = guest.into_frames();
     frames.stream_mut().set_silence(SILENCE);
     let sent = copy::send(&mut frames, from);
+    if matches!(sent, Err(SendError::Unreadable { .. })) {
+        // It has heard so, and has only to take away what it has of it.
+        frames.stream_mut().set_deadline(Some(Instant::now() + operator.roots.guest_timeout));
+    }
     // A guest that refuses says why, also where it did not hear all of it.
     let answer: Result<Answer, _> = frames.message();
     drop(progress);
     let copied = match (answer, sent) {
+        // What the guest says of that it has from here.
+        (_, Err(SendError::Unreadable { path, source })) => {
+            let what = format!("cannot read {}: {source}", path.display());
+            return Err(CliError::new(Kind::Failed, "unreadable", what));
+        }
         (Ok(Answer::Copied(copied)), Ok(_)) => copied,
         (Ok(Answer::Refused(Refused { code, why })), _) => {
             return Err(failed(GuestError::Refused { request: "Put", code, why: printable(&why) }));
@@ -95,7 +102,9 @@ fn put(
             let why = "it answers something else".to_owned();
             return Err(failed(GuestError::Nonsense { request: "Put", why }));
         }
-        (Err(error), _) | (_, Err(error)) => return Err(failed(explain("Put", SILENCE, error))),
+        (Err(error), _) | (_, Err(SendError::Proto(error))) => {
+            return Err(failed(explain("Put", SILENCE, error)));
+        }
     };
     done(out, &path, (&from.display().to_string(), to), copied);
     Ok(())
@@ -122,8 +131,8 @@ fn get(
         Some(parent) if !parent.as_os_str().is_empty() => parent.to_path_buf(),
         _ => PathBuf::from("."),
     };
-    let free_mib = room::free_mib(&parent)?;
-    let limits = Limits { entries: MAX_ENTRIES, bytes: free_mib.saturating_sub(FLOOR_MIB) << 20 };
+    let (free_mib, floor_mib) = (room::free_mib(&parent)?, NodeConfig::load(&operator.roots)?.disk_floor_mib);
+    let limits = Limits { entries: MAX_ENTRIES, bytes: free_mib.saturating_sub(floor_mib) << 20 };
     operator.audit_access(&instance, "cp", &format!("from {}", printable(from)))?;
     let progress = out.progress(&format!("copying from {path}"));
     let mut guest = Guest::of(&operator.roots, &instance).map_err(failed)?;
@@ -138,10 +147,18 @@ fn get(
             CliError::new(Kind::Failed, "copy", format!("the guest cannot send {from}: {}", printable(&why)))
                 .about(&path)
         }
+        CopyError::Refused(Refused { code, why }) => {
+            failed(GuestError::Refused { request: "Get", code, why: printable(&why) })
+        }
         CopyError::Exists { .. } => {
             CliError::new(Kind::Refused, "exists", error.to_string()).fix("name another place")
         }
-        CopyError::TooMuch { .. } => CliError::new(Kind::Refused, "too_much", error.to_string()),
+        CopyError::TooMuch { .. } => {
+            let place = parent.display();
+            CliError::new(Kind::Refused, "too_much", format!("it is {error}")).about(&path).fix(format!(
+                "free space where {place} lies: {free_mib} MiB were, and the node keeps {floor_mib} MiB free"
+            ))
+        }
         CopyError::Path { .. } => {
             CliError::new(Kind::Failed, "guest_nonsense", printable(&error.to_string())).about(&path)
         }

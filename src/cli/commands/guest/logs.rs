@@ -1,10 +1,7 @@
 //! `mvm instance logs` of a guest with an agent: what its workload printed.
 
 use jiff::Timestamp;
-use mvm_proto::{
-    Answer, Request,
-    message::{Line, Refused},
-};
+use mvm_proto::{Answer, Request, message::Line};
 use serde_json::json;
 
 use crate::{
@@ -14,13 +11,14 @@ use crate::{
     },
     vm::instance::{
         config::Instance,
-        guest::{Guest, GuestError, explain, printable},
+        guest::{Guest, GuestError},
         lifecycle::Operator,
     },
 };
 
-/// More lines than a guest's ring holds.
-const MOST: u32 = 10_000;
+/// More lines than a guest's ring holds, and more bytes.
+const MOST_LINES: usize = 10_000;
+const MOST_BYTES: usize = 1 << 20;
 
 /// Prints the workload's lines, and goes on as more come until the guest ends, or nobody reads them any more.
 pub fn run(
@@ -34,33 +32,45 @@ pub fn run(
     let since_unix_ms = since.and_then(|at| u64::try_from(at.as_millisecond()).ok()).unwrap_or(0);
     let mut guest = Guest::of(&operator.roots, instance).map_err(failed)?;
     guest.begin(&Request::Logs { since_unix_ms, follow }).map_err(failed)?;
-    let mut frames = guest.into_frames();
-    if !follow {
-        // What there is comes at once, and there is an end to it.
-        frames.stream_mut().set_silence(operator.roots.guest_timeout);
+    let ended = if follow {
+        guest.set_patient();
+        take(&mut guest, |line| {
+            print(out, &line, with_times);
+            Ok(!out.is_unheard())
+        })
+    } else {
+        // What there is comes within the time of one answer, however slowly it is read here.
+        let (mut lines, mut size) = (Vec::new(), 0);
+        let ended = take(&mut guest, |line| {
+            size += line.text.len();
+            if lines.len() == MOST_LINES || size > MOST_BYTES {
+                let why = "there is no end to it".to_owned();
+                return Err(GuestError::Nonsense { request: "Logs", why });
+            }
+            lines.push(line);
+            Ok(true)
+        });
+        lines.iter().for_each(|line| print(out, line, with_times));
+        ended
+    };
+    match ended {
+        // It slept or ended: there is no more.
+        Err(GuestError::Closed { .. }) if follow => Ok(()),
+        ended => ended.map_err(failed),
     }
-    let mut lines = 0;
+}
+
+/// Takes lines up to the end, or as long as more are wanted.
+fn take(guest: &mut Guest, mut line: impl FnMut(Line) -> Result<bool, GuestError>) -> Result<(), GuestError> {
     loop {
-        if out.is_unheard() {
-            return Ok(());
-        }
-        match frames.message() {
-            Ok(Answer::Line(line)) if follow || lines < MOST => {
-                lines += 1;
-                print(out, &line, with_times);
+        match guest.answer()? {
+            Answer::Line(said) => {
+                if !line(said)? {
+                    return Ok(());
+                }
             }
-            Ok(Answer::Line(_)) => {
-                let why = format!("more than {MOST} lines");
-                return Err(failed(GuestError::Nonsense { request: "Logs", why }));
-            }
-            Ok(Answer::End {}) => return Ok(()),
-            Ok(Answer::Refused(Refused { code, why })) => {
-                return Err(failed(GuestError::Refused { request: "Logs", code, why: printable(&why) }));
-            }
-            Ok(_) => {}
-            // It slept or ended: there is no more.
-            Err(mvm_proto::ProtoError::Closed) if follow => return Ok(()),
-            Err(error) => return Err(failed(explain("Logs", operator.roots.guest_timeout, error))),
+            Answer::End {} => return Ok(()),
+            _ => return Err(guest.unexpected()),
         }
     }
 }

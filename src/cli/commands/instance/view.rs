@@ -1,21 +1,27 @@
 //! An instance as it is shown: as JSON, as lines for people, as the row of a table.
 
+use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::cli::output::{Out, Tone, bytes, count, data_disk, mib, time};
+use crate::cli::{
+    error::{CliError, Kind},
+    output::{Out, Tone, bytes, count, data_disk, mib, time},
+};
 use crate::{
     infra::config::Roots,
     vm::{
         instance::{
             config::{Instance, Receipt},
+            guest::Guest,
             lifecycle,
             snapshot::Delta,
             state::State,
             stats::Usage,
         },
         naming::InstancePath,
-        pool::config::VmmKind,
+        pool::config::{AgentMode, VmmKind},
     },
+    worker::hooks::{self, HookError, Said, Signals},
 };
 
 /// An instance as it is shown: the record, its path, and the state as it is.
@@ -27,12 +33,56 @@ pub struct InstanceView {
     /// What it would wake from; the list for people has no place for it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) snapshot: Option<SnapshotView>,
+    /// What its guest says; there where one was asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) guest: Option<GuestView>,
+}
+
+/// What a guest says, or why that is not known.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub(super) enum GuestView {
+    Heard(Signals),
+    Unknown {
+        unknown: serde_json::Value,
+        #[serde(skip)]
+        what: String,
+    },
+}
+
+impl GuestView {
+    fn unknown(error: &CliError) -> Self {
+        Self::Unknown { unknown: serde_json::json!(error.body()), what: error.whole() }
+    }
+
+    /// As lines.
+    fn lines(&self) -> Vec<String> {
+        let signals = match self {
+            Self::Unknown { what, .. } => return vec![format!("  guest     unknown: {what}")],
+            Self::Heard(signals) => signals,
+        };
+        let worker = match signals.worker {
+            None => "has said nothing".to_owned(),
+            Some(Said { state, since: None }) => format!("{}, since when is unknown", hooks::word(state)),
+            Some(Said { state, since: Some(since) }) => {
+                format!("{} since {}", hooks::word(state), time(since))
+            }
+        };
+        let mut lines = vec![format!("  worker    {worker}"), format!("  workload  {}", signals.workload)];
+        if signals.under_way > 0 {
+            lines.push(format!("  under way {}", count(signals.under_way, "request")));
+        }
+        if signals.draining {
+            lines.push("  guest     takes nothing new: it is about to sleep".to_owned());
+        }
+        lines
+    }
 }
 
 /// A snapshot as it is shown.
 #[derive(Debug, Serialize)]
 pub(super) struct SnapshotView {
-    taken_at: jiff::Timestamp,
+    taken_at: Timestamp,
     vmm: VmmKind,
     vmm_version: String,
     /// What of the memory was written when it was taken.
@@ -46,7 +96,7 @@ impl InstanceView {
     /// The state as it is depends on whether the pool has a revision.
     pub fn new(mut instance: Instance, has_revision: bool) -> Self {
         instance.status = lifecycle::effective_state(&instance, has_revision);
-        Self { path: instance.path(), instance, snapshot: None }
+        Self { path: instance.path(), instance, snapshot: None, guest: None }
     }
 
     /// With what a sleeper would wake from. One that cannot be read keeps nobody from seeing the instance: `why` and a wake
@@ -64,6 +114,41 @@ impl InstanceView {
                 vmm_version: delta.origin.vmm_version,
             });
         }
+        self
+    }
+
+    /// With what its guest says, where it runs one with an agent. A guest that is silent takes as long as an answer may,
+    /// and keeps nobody from seeing the rest.
+    pub fn with_guest(mut self, roots: &Roots) -> Self {
+        let instance = &self.instance;
+        if (instance.status, instance.agent) != (State::Running, AgentMode::Required) {
+            return self;
+        }
+        self.guest = Some(match &instance.pending {
+            // It may stand still, and then it could not answer.
+            Some(intent) => GuestView::unknown(&CliError::new(
+                Kind::Refused,
+                "pending",
+                format!("it is not asked while there is a {} under way", intent.operation.name()),
+            )),
+            None => match Guest::of(roots, instance).and_then(Guest::status) {
+                Ok(status) => {
+                    let id = instance.instance_id.to_string();
+                    let now = Timestamp::max(roots.now(), instance.created_at);
+                    match hooks::understand(status, &id, now, instance.created_at) {
+                        Ok(signals) => GuestView::Heard(signals),
+                        Err(error) => {
+                            let (kind, code) = match error {
+                                HookError::Other { .. } => (Kind::Refused, "guest_other"),
+                                HookError::Nobody => (Kind::Failed, "guest_identity"),
+                            };
+                            GuestView::unknown(&CliError::new(kind, code, error.to_string()))
+                        }
+                    }
+                }
+                Err(error) => GuestView::unknown(&error.into()),
+            },
+        });
         self
     }
 
@@ -111,7 +196,7 @@ fn confirmed(receipt: &Receipt) -> Option<String> {
 pub(super) const COLUMNS: [&str; 6] = ["instance", "state", "address", "vmm", "revision", "since"];
 
 /// It, in a list.
-pub(super) fn row(now: jiff::Timestamp, view: &InstanceView) -> Vec<String> {
+pub(super) fn row(now: Timestamp, view: &InstanceView) -> Vec<String> {
     let instance = &view.instance;
     let status = match &instance.pending {
         Some(intent) => format!("{} ({} …)", instance.status, intent.operation.name()),
@@ -152,7 +237,7 @@ pub(super) fn usage_row(usage: &Usage) -> Vec<String> {
 }
 
 /// How long ago something was, in its largest unit.
-fn ago(now: jiff::Timestamp, then: jiff::Timestamp) -> String {
+fn ago(now: Timestamp, then: Timestamp) -> String {
     match now.as_second() - then.as_second() {
         seconds @ ..60 => format!("{} s", seconds.max(0)),
         seconds @ 60..3600 => format!("{} min", seconds / 60),
@@ -203,6 +288,7 @@ pub(super) fn describe(out: &Out, view: &InstanceView) -> String {
             time(snapshot.taken_at)
         ));
     }
+    lines.extend(view.guest.iter().flat_map(GuestView::lines));
     lines.push(format!("  made      {}", time(instance.created_at)));
     lines.extend(instance.entered_running_at.map(|at| format!("  started   {}", time(at))));
     lines.extend(instance.entered_stopped_at.map(|at| format!("  stopped   {}", time(at))));

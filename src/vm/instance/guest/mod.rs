@@ -47,6 +47,14 @@ pub enum GuestError {
         /// The limit.
         limit: Duration,
     },
+    /// It cannot be asked like that: no agent would take it.
+    #[error("{request} cannot be asked like that: {why}")]
+    Request {
+        /// What was to be asked.
+        request: &'static str,
+        /// Why not.
+        why: String,
+    },
     /// It closed the connection.
     #[error("the agent in the guest ended the connection in place of an answer to {request}")]
     Closed {
@@ -98,6 +106,10 @@ pub enum GuestError {
 #[derive(Debug)]
 pub struct Guest {
     frames: Frames<Connection>,
+    /// The instance whose guest is meant; none where it cannot know yet.
+    instance_id: Option<String>,
+    /// Since when an answer is waited for.
+    since: Instant,
     /// How long an answer may take that needs no work.
     answer_limit: Duration,
     /// How long the answer may take.
@@ -111,10 +123,11 @@ impl Guest {
     /// # Errors
     /// [`GuestError::Unreachable`] where there is nobody.
     pub fn of(roots: &Roots, instance: &Instance) -> Result<Self, GuestError> {
-        let limit = roots.guest_timeout;
+        let (limit, since) = (roots.guest_timeout, Instant::now());
         let directory = roots.vmm_dir(&instance.net.tap_dev);
-        Connection::open(&directory, files::VSOCK, mvm_proto::PORT, Instant::now() + limit)
-            .map(|connection| Self::on(connection, limit))
+        // Who takes its time with the connection has the less for the answer.
+        Connection::open(&directory, files::VSOCK, mvm_proto::PORT, since + limit)
+            .map(|connection| Self::on(connection, since, limit).meaning(instance))
             .map_err(|source| unreachable(source, limit))
     }
 
@@ -122,8 +135,9 @@ impl Guest {
     ///
     /// # Errors
     /// [`GuestError::Unreachable`] at the limit, or where the VMM has ended.
-    pub fn await_loaded(roots: &Roots, tap: &str, vmm: &Vmm) -> Result<Self, GuestError> {
-        Self::await_open(roots, tap, vmm, roots.guest_timeout * IDENTIFY)
+    pub fn await_loaded(roots: &Roots, instance: &Instance, vmm: &Vmm) -> Result<Self, GuestError> {
+        let guest = Self::await_open(roots, &instance.net.tap_dev, vmm, roots.guest_timeout * IDENTIFY)?;
+        Ok(guest.meaning(instance))
     }
 
     /// Connects to a guest that boots, as soon as its agent listens.
@@ -138,12 +152,17 @@ impl Guest {
         let deadline = Instant::now() + limit;
         let is_there = || !vmm.has_ended();
         Connection::await_open(&roots.vmm_dir(tap), files::VSOCK, mvm_proto::PORT, deadline, is_there)
-            .map(|connection| Self::on(connection, roots.guest_timeout))
+            .map(|connection| Self::on(connection, Instant::now(), roots.guest_timeout))
             .map_err(|source| unreachable(source, limit))
     }
 
-    fn on(connection: Connection, limit: Duration) -> Self {
-        Self { frames: Frames::on(connection), answer_limit: limit, limit, request: "a connection" }
+    fn on(connection: Connection, since: Instant, limit: Duration) -> Self {
+        let (frames, request) = (Frames::on(connection), "a connection");
+        Self { frames, instance_id: None, since, answer_limit: limit, limit, request }
+    }
+
+    fn meaning(self, instance: &Instance) -> Self {
+        Self { instance_id: Some(instance.instance_id.to_string()), ..self }
     }
 
     /// Makes the request, which takes so much longer than one that needs no work, and returns the first answer.
@@ -162,13 +181,14 @@ impl Guest {
     /// Where it does not.
     pub fn begin(&mut self, request: &Request) -> Result<(), GuestError> {
         self.request = name_of(request);
-        self.frames.stream_mut().set_deadline(Some(Instant::now() + self.limit));
-        let ours = Hello::of(PROGRAM);
+        self.frames.stream_mut().set_deadline(Some(self.since + self.limit));
+        let ours = Hello::of(PROGRAM).to(self.instance_id.clone());
         let sent = self.frames.send(&ours).and_then(|()| self.frames.send(request));
         // An agent that refuses before it has heard all of it says why.
         match sent {
             Ok(()) | Err(ProtoError::Io(_)) => {}
-            Err(error) => return Err(self.explain(error)),
+            // It was not sent, and is nothing that the guest did.
+            Err(error) => return Err(GuestError::Request { request: self.request, why: error.to_string() }),
         }
         let theirs: Hello = self.frames.message().map_err(|error| self.explain(error))?;
         ours.agree(&theirs)?;
@@ -192,6 +212,11 @@ impl Guest {
     /// How long a guest may take to become somebody, beyond an answer.
     pub fn identify_limit(&self) -> Duration {
         self.answer_limit * (IDENTIFY - 1)
+    }
+
+    /// From now on the guest may take as long as it likes.
+    pub fn set_patient(&mut self) {
+        self.frames.stream_mut().set_deadline(None);
     }
 
     /// The connection, for requests after whose answer more is said. What is said takes as long as it takes.

@@ -83,7 +83,17 @@ pub(super) fn put(sim: &Sim, connection: &File, path: &str, name: &str) -> Resul
             copy::Node::Link(target) => Node::Link(target),
             copy::Node::File => {
                 let mut content = Vec::new();
-                while frames.advance().map_err(broken)? == Some(Kind::Data) && !frames.content().is_empty() {
+                loop {
+                    match frames.advance().map_err(broken)? {
+                        Some(Kind::Data) if frames.content().is_empty() => break,
+                        Some(Kind::Data) => {}
+                        _ => {
+                            return Err(match frames.parse() {
+                                Ok(Item::Failed { why }) => refused(Code::Failed, why),
+                                _ => broken(ProtoError::Unexpected),
+                            });
+                        }
+                    }
                     copied.bytes += frames.content().len() as u64;
                     if target == NULL {
                         continue;
@@ -115,27 +125,31 @@ pub(super) fn put(sim: &Sim, connection: &File, path: &str, name: &str) -> Resul
 
 /// Sends what is there.
 pub(super) fn get(sim: &Sim, connection: &File, path: &str) -> Result<(), ProtoError> {
-    let mut frames = Frames::on(connection);
-    let _running = sim.running();
+    let mut sender = Sender { sim, frames: Frames::on(connection) };
     let Some(top) = clean(path) else {
-        return frames.send(&Item::Failed { why: format!("{path:?} is no absolute path") });
+        return sender.say(&Item::Failed { why: format!("{path:?} is no absolute path") });
     };
     if let Some(size) = top.strip_prefix(ZERO).and_then(|size| size.parse::<u64>().ok()) {
-        return zeros(&mut frames, size);
+        sender.say(&entry("", copy::Node::File, 0o644, 0))?;
+        sender.zeros(size)?;
+        return sender.say(&Item::End { skipped: 0 });
     }
-    let machine = sim.machine().clone();
+    let machine = {
+        let _running = sim.running();
+        sim.machine().clone()
+    };
     if !machine.files.contains_key(&top) {
-        return match read(&machine, sim, &top) {
-            Some(content) => {
-                frames.send(&Item::Entry(entry("", copy::Node::File, 0o644, 0)))?;
-                content.chunks(MAX_DATA).try_for_each(|piece| frames.data(Kind::Data, piece))?;
-                frames.data(Kind::Data, b"")?;
-                frames.send(&Item::End { skipped: 0 })
-            }
-            None => {
-                frames.send(&Item::Failed { why: format!("{top}: No such file or directory (os error 2)") })
-            }
+        let content = {
+            let _running = sim.running();
+            read(&machine, sim, &top)
         };
+        let Some(content) = content else {
+            let why = format!("{top}: No such file or directory (os error 2)");
+            return sender.say(&Item::Failed { why });
+        };
+        sender.say(&entry("", copy::Node::File, 0o644, 0))?;
+        sender.content(&content)?;
+        return sender.say(&Item::End { skipped: 0 });
     }
     let below = format!("{top}/");
     for (place, node) in machine.files.iter().filter(|(place, _)| **place == top || place.starts_with(&below))
@@ -143,36 +157,55 @@ pub(super) fn get(sim: &Sim, connection: &File, path: &str) -> Result<(), ProtoE
         let path = place.strip_prefix(&below).unwrap_or("");
         match node {
             Node::Folder { mode, modified } => {
-                frames.send(&Item::Entry(entry(path, copy::Node::Folder, *mode, *modified)))?;
+                sender.say(&entry(path, copy::Node::Folder, *mode, *modified))?;
             }
-            Node::Link(target) => {
-                frames.send(&Item::Entry(entry(path, copy::Node::Link(target.clone()), 0o777, 0)))?;
-            }
+            Node::Link(target) => sender.say(&entry(path, copy::Node::Link(target.clone()), 0o777, 0))?,
             Node::File { mode, modified, content } => {
-                frames.send(&Item::Entry(entry(path, copy::Node::File, *mode, *modified)))?;
-                content.as_slice().chunks(MAX_DATA).try_for_each(|piece| frames.data(Kind::Data, piece))?;
-                frames.data(Kind::Data, b"")?;
+                sender.say(&entry(path, copy::Node::File, *mode, *modified))?;
+                sender.content(content.as_slice())?;
             }
         }
     }
-    frames.send(&Item::End { skipped: 0 })
+    sender.say(&Item::End { skipped: 0 })
 }
 
-fn entry(path: &str, node: copy::Node, mode: u32, modified: i64) -> copy::Entry {
-    copy::Entry { path: path.to_owned(), node, mode, modified }
+fn entry(path: &str, node: copy::Node, mode: u32, modified: i64) -> Item {
+    Item::Entry(copy::Entry { path: path.to_owned(), node, mode, modified })
 }
 
-fn zeros(frames: &mut Frames<&File>, size: u64) -> Result<(), ProtoError> {
-    frames.send(&Item::Entry(entry("", copy::Node::File, 0o644, 0)))?;
-    let piece = vec![0; MAX_DATA];
-    let mut left = size;
-    while left > 0 {
-        let now = left.min(MAX_DATA as u64);
-        frames.data(Kind::Data, &piece[..now as usize])?;
-        left -= now;
+/// What goes to the host, a frame at a time: a guest that stands still sends none, and the CPU is not held while the host takes
+/// its time.
+struct Sender<'a> {
+    sim: &'a Sim,
+    frames: Frames<&'a File>,
+}
+
+impl Sender<'_> {
+    fn say(&mut self, item: &Item) -> Result<(), ProtoError> {
+        drop(self.sim.running());
+        self.frames.send(item)
     }
-    frames.data(Kind::Data, b"")?;
-    frames.send(&Item::End { skipped: 0 })
+
+    fn data(&mut self, piece: &[u8]) -> Result<(), ProtoError> {
+        drop(self.sim.running());
+        self.frames.data(Kind::Data, piece)
+    }
+
+    fn content(&mut self, content: &[u8]) -> Result<(), ProtoError> {
+        content.chunks(MAX_DATA).try_for_each(|piece| self.data(piece))?;
+        self.data(b"")
+    }
+
+    fn zeros(&mut self, size: u64) -> Result<(), ProtoError> {
+        let piece = vec![0; MAX_DATA];
+        let mut left = size;
+        while left > 0 {
+            let now = left.min(MAX_DATA as u64);
+            self.data(&piece[..now as usize])?;
+            left -= now;
+        }
+        self.data(b"")
+    }
 }
 
 /// What a file holds: one that was written, or one of the system's.

@@ -8,7 +8,7 @@
 use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use mvm_guest::State;
-use mvm_proto::message::{Line, Worker};
+use mvm_proto::message::{Line, Worker, WorkloadStatus};
 use serde::{Deserialize, Serialize};
 
 use crate::guest::image::{Image, PAGE};
@@ -35,8 +35,12 @@ pub(super) struct Machine {
     pub data: Option<(String, String)>,
     /// The agent's own.
     pub agent: State,
-    pub worker: Option<Worker>,
-    pub workload: Option<u32>,
+    /// What the workload says, and when it said so: by the wall clock, in ns.
+    pub worker: Option<(Worker, u64)>,
+    /// The workload's process; none before the guest is somebody.
+    pub workload: Option<WorkloadStatus>,
+    /// How often it was started again.
+    pub restarts: u32,
     pub lines: Vec<Line>,
     /// Files, folders and links by path; a tmpfs.
     pub files: BTreeMap<String, Node>,

@@ -4,10 +4,12 @@
 //! vsock 52 ─> mvm_guest::Agent ─> Sim: System ─┬─ machine    what it knows, in guest memory
 //!                                              ├─ programs   what can be executed
 //!                                              └─ files      what can be copied
+//!              hostile   what an agent says that means harm
 //! ```
 //! A guest has one where its kernel command line says `mvm.agent=1`.
 
 mod files;
+mod hostile;
 mod machine;
 mod programs;
 
@@ -35,7 +37,7 @@ use super::{Shared, gate::Gate, lock, nic::Nic};
 use crate::{fault::AgentFault, wire::devices::MacAddr};
 
 /// The pid of the simulated workload.
-const WORKLOAD: u32 = 2;
+pub(super) const WORKLOAD: u32 = 2;
 
 /// The clocks of a guest, which stand still while it is no more than files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -113,11 +115,14 @@ pub(super) fn serve(shared: &Shared, agent: &Agent<Sim>, stream: &UnixStream) ->
             }
         }
         Some(AgentFault::Versions(oldest, newest)) => frames
-            .send(&Hello { oldest: *oldest, newest: *newest, program: "another agent".to_owned() })
+            .send(&Hello { oldest: *oldest, newest: *newest, ..Hello::of("another agent") })
             .and_then(|()| {
                 let why = "it speaks other versions".to_owned();
                 frames.send(&Answer::Refused(Refused { code: Code::Incompatible, why }))
             }),
+        Some(AgentFault::Hostile { request, says, again }) => {
+            hostile::serve(agent, &connection, request, says, again)
+        }
         _ => agent.serve(&connection),
     };
     served.map_err(io::Error::other)
@@ -179,7 +184,9 @@ impl Sim {
         let shared = self.shared()?;
         let disk = lock(&shared.disks).iter().find(|disk| disk.id == "data").cloned();
         let disk = disk.ok_or_else(|| io::Error::other("there is no data disk"))?;
-        let size = disk.file.metadata()?.len();
+        let other = shared.faults.data_disk.as_ref().map(File::open).transpose()?;
+        let file = other.as_ref().unwrap_or(&disk.file);
+        let size = file.metadata()?.len();
         if size != data.size_bytes {
             return Err(io::Error::other(format!(
                 "the data disk has {size} bytes in place of {}",
@@ -187,7 +194,7 @@ impl Sim {
             )));
         }
         let mut superblock = [0; 1024];
-        disk.file.read_exact_at(&mut superblock, 1024)?;
+        file.read_exact_at(&mut superblock, 1024)?;
         if superblock[0x38..0x3a] != [0x53, 0xef] {
             return Err(io::Error::other("the data disk holds no ext4"));
         }
@@ -201,9 +208,15 @@ impl Sim {
         Ok(uuid)
     }
 
+    /// Starts it, where it has not been started.
     fn start_workload(&self) -> io::Result<String> {
+        match self.machine().workload.clone() {
+            Some(WorkloadStatus::Running { pid, .. }) => return Ok(pid.to_string()),
+            None | Some(WorkloadStatus::Failed { .. }) => {}
+            Some(_) => return Ok(String::new()),
+        }
         let hostname = self.change(|machine| {
-            machine.workload = Some(WORKLOAD);
+            machine.workload = Some(WorkloadStatus::Running { pid: WORKLOAD, restarts: 0 });
             machine.hostname.clone()
         })?;
         self.print(false, &format!("workload of {hostname} is up"))?;
@@ -288,10 +301,14 @@ impl System for Sim {
                 machine.machine_id = (*id).to_owned();
                 machine.machine_id.clone()
             })?,
-            Fact::HostKey => self.change(|machine| {
-                let key = ssh_key::make(machine.bytes());
-                machine.host_key = Some((key.private, key.public.clone()));
-                key.public
+            // The same identity said twice keeps it.
+            Fact::HostKey => self.change(|machine| match &machine.host_key {
+                Some((_, public)) => public.clone(),
+                None => {
+                    let key = ssh_key::make(machine.bytes());
+                    machine.host_key = Some((key.private, key.public.clone()));
+                    key.public
+                }
             })?,
             Fact::SshKeys(keys) => self.change(|machine| {
                 machine.ssh_keys = keys.to_vec();
@@ -315,15 +332,14 @@ impl System for Sim {
         Duration::from_nanos(self.clocks().uptime)
     }
 
-    fn worker(&self) -> Option<Worker> {
-        self.machine().worker
+    fn worker(&self) -> Option<(Worker, Duration)> {
+        let (word, said) = self.machine().worker?;
+        Some((word, Duration::from_nanos(self.clocks().real.saturating_sub(said))))
     }
 
-    fn workload(&self) -> WorkloadStatus {
-        match self.machine().workload {
-            Some(pid) => WorkloadStatus::Running { pid, restarts: 0 },
-            None => WorkloadStatus::Waiting,
-        }
+    fn workload(&self) -> (WorkloadStatus, u32) {
+        let machine = self.machine();
+        (machine.workload.clone().unwrap_or(WorkloadStatus::Waiting), machine.restarts)
     }
 
     fn log(&self) -> &Log {

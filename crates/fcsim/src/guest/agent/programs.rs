@@ -14,11 +14,11 @@ use std::{
 use mvm_guest::{Agent, Control, Process, System};
 use mvm_proto::{
     Code,
-    message::{Exec, Exited, Refused, Size, Worker},
+    message::{Exec, Exited, Refused, Size, Worker, WorkloadStatus},
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::{Sim, files, machine::Machine};
+use super::{Sim, WORKLOAD, files, machine::Machine};
 use crate::guest::spawn as thread;
 
 /// Signals that a program in C would say something to, and that end it.
@@ -113,6 +113,7 @@ fn program(name: &str) -> Option<Program> {
         },
         "sleep" => sleep,
         "worker" => worker,
+        "workload" => workload,
         "log" => log,
         "yes" => |run| loop {
             run.say("y")?;
@@ -307,8 +308,31 @@ fn worker(run: &mut Run) -> Result<i32, End> {
         Some("busy") => Some(Worker::Busy),
         _ => None,
     };
-    let _running = run.agent.system().running();
-    run.agent.system().change(|machine| machine.worker = worker)?;
+    let sim = run.agent.system();
+    let _running = sim.running();
+    let now = sim.clocks().real;
+    sim.change(|machine| machine.worker = worker.map(|word| (word, now)))?;
+    Ok(0)
+}
+
+/// `workload end CODE`, `kill SIGNAL`, `restart`, `fail TEXT`: what becomes of the workload's process.
+fn workload(run: &mut Run) -> Result<i32, End> {
+    let what = run.arguments().first().cloned().unwrap_or_default();
+    let rest = run.arguments().get(1..).unwrap_or_default().join(" ");
+    let number = rest.parse().unwrap_or(0);
+    let sim = run.agent.system();
+    let _running = sim.running();
+    sim.change(|machine| {
+        machine.workload = Some(match what.as_str() {
+            "end" => WorkloadStatus::Ended(Exited::Code(number)),
+            "kill" => WorkloadStatus::Ended(Exited::Signal(number)),
+            "fail" => WorkloadStatus::Failed { why: rest },
+            _ => {
+                machine.restarts += 1;
+                WorkloadStatus::Running { pid: WORKLOAD + machine.restarts, restarts: machine.restarts }
+            }
+        });
+    })?;
     Ok(0)
 }
 
