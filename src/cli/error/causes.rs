@@ -384,6 +384,8 @@ impl From<&OciError> for CliError {
                 Self::of(Kind::Failed, "image_file", error).fix("docs/oci.md says what is taken")
             }
             OciError::TooMany { .. } => Self::of(Kind::Failed, "image_too_large", error),
+            OciError::TooSlow { .. } => Self::of(Kind::Failed, "image_too_slow", error)
+                .fix("an image of fewer layers and files, or a faster disk"),
             OciError::TooLarge { reason, .. } => match reason {
                 Reason::Format => Self::of(Kind::Failed, "image_too_large", error),
                 Reason::Quota(tenant) => Self::of(Kind::Refused, "quota", error)

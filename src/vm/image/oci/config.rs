@@ -2,7 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{digest::Digest, layout, names::shown};
+use super::{
+    digest::Digest,
+    layout,
+    names::{Name, shown},
+};
 use crate::store::Schema;
 
 /// `workload.json`: the program that a guest runs.
@@ -63,6 +67,8 @@ pub enum ConfigError {
 pub struct Config {
     /// What its guest runs.
     pub workload: Workload,
+    /// The folder that it starts in, which no layer need have.
+    pub folder: Name,
     /// The digest of what each layer unpacks to, the lowest first.
     pub layers: Vec<Digest>,
 }
@@ -112,7 +118,11 @@ impl Config {
             });
         }
         let workload = Workload::of(raw.config.unwrap_or_default()).map_err(ConfigError::Workload)?;
-        Ok(Self { workload, layers: raw.rootfs.diff_ids })
+        let folder = Name::parse(workload.cwd.as_bytes()).map_err(|error| {
+            let cwd = shown(workload.cwd.as_bytes());
+            ConfigError::Workload(format!("its working directory {cwd:?} cannot be: {error}"))
+        })?;
+        Ok(Self { workload, folder, layers: raw.rootfs.diff_ids })
     }
 }
 
