@@ -27,7 +27,7 @@ use crate::{
         pool::{artifacts::ArtifactError, lifecycle::PoolError},
         room::RoomError,
         snapshot::SnapshotError,
-        tenant::lifecycle::TenantError,
+        tenant::{lifecycle::TenantError, quota::MAX_DISK},
     },
     vmm::{client::VmmError, install::InstallError},
 };
@@ -124,7 +124,9 @@ impl From<&RoomError> for CliError {
             RoomError::Store(error) => error.into(),
             RoomError::Quota { tenant, exceeded } => {
                 let option = exceeded.option();
-                let fix = format!("stop another one, or mvm tenant update {tenant} {option} N");
+                // What lies on the disk, and does not run, takes of that too.
+                let gc = if exceeded.what == MAX_DISK { "mvm pool gc, or " } else { "" };
+                let fix = format!("{gc}stop another one, or mvm tenant update {tenant} {option} N");
                 Self::of(Kind::Refused, "quota", error).fix(fix)
             }
             RoomError::Node { .. } => Self::of(Kind::Refused, "no_room", error)

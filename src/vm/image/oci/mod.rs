@@ -32,11 +32,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use mvm_proto::message::Workload;
 use serde::Serialize;
 
 use self::{
     archive::Archive,
-    config::{Config, ConfigError, Workload},
+    config::{Config, ConfigError},
     digest::Sum,
     entries::{Entries, TarError},
     layers::{Counts, LayerError, Refusal},
@@ -77,8 +78,6 @@ fn as_text<S: serde::Serializer>(digest: &Digest, serializer: S) -> Result<S::Ok
     serializer.collect_str(digest)
 }
 
-/// Where a guest finds what it runs, in its root.
-const WORKLOAD: &str = "etc/mvm/workload.json";
 /// Free space in the file system: for guests that write to a copy of it, and for what ext4 has of its own.
 const SLACK_BLOCKS: u64 = (64 << 20) / 4096;
 const SLACK_INODES: u64 = 4096;
@@ -175,7 +174,7 @@ fn unpack(archive: &Archive, place: &Path, limits: &Limits) -> Result<(Tree, Unp
     // As every engine does: images seldom have a layer for the folder that their program starts in.
     tree.make_folders(&config.folder, &left)
         .map_err(cannot_be(format!("its working directory {}", shown(config.workload.cwd.as_bytes()))))?;
-    write_workload(&tree, &config.workload, &left).map_err(cannot_be(format!("/{WORKLOAD}")))?;
+    write_workload(&tree, &config.workload, &left).map_err(cannot_be(Workload::FILE.to_owned()))?;
     if !can_be_ext4(&tree).map_err(in_tree)? {
         return Err(no_image(path, "its /lost+found is no folder, as every ext4 has it".into()));
     }
@@ -273,8 +272,8 @@ fn write_workload(tree: &Tree, workload: &Workload, left: &Left) -> Result<(), T
         let named = Name::parse(text.as_bytes());
         named.map_err(|error| TreeError::Io { action: "name", source: io::Error::other(error) })
     };
-    let file = name(WORKLOAD)?;
-    let folder = WORKLOAD.rsplit_once('/').map_or(WORKLOAD, |(folder, _)| folder);
+    let file = name(Workload::FILE)?;
+    let folder = Workload::FILE.rsplit_once('/').map_or(Workload::FILE, |(folder, _)| folder);
     if let Some(folder) = tree.place(&name(folder)?, left)? {
         folder.remove()?;
         folder.make_folder(&Meta::plain(0o755))?;
