@@ -13,7 +13,7 @@ use super::{
     pool::{self, artifacts::Artifacts, base::Bases},
     tenant::{
         config::Tenant,
-        quota::{Exceeded, Use, within},
+        quota::{Exceeded, MAX_DISK, Use, within},
     },
 };
 use crate::{
@@ -272,6 +272,16 @@ pub fn release(roots: &Roots, slot: Slot) -> Result<(), StoreError> {
         store::remove_file(&folder.join(name))?;
     }
     Ok(())
+}
+
+/// Does the tenant's quota have room for so much more that lies on the disk?
+///
+/// # Errors
+/// [`RoomError::Quota`] where it has not.
+pub fn check_quota(roots: &Roots, tenant: &Tenant, needed_mib: u64) -> Result<(), RoomError> {
+    let (used, limit) = (stored(roots, tenant)?, tenant.quotas.max_disk_mib());
+    within(MAX_DISK, used.disk_mib, needed_mib, limit)
+        .map_err(|exceeded| RoomError::Quota { tenant: tenant.tenant_id.to_string(), exceeded })
 }
 
 /// Is there more free space than the node's floor, after `needed_mib` were written?

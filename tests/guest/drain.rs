@@ -17,7 +17,7 @@ use mvm_proto::{
 };
 
 use crate::{
-    support::{Sandbox, wait_until},
+    support::wait_until,
     world::{exec, info, leaves_nothing, record, roots, says, start, world},
 };
 

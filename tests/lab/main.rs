@@ -12,6 +12,7 @@ mod guest;
 mod inside;
 mod kill;
 mod memory;
+mod oci;
 mod sleep;
 mod story;
 mod vsock;

@@ -168,7 +168,7 @@ impl Sandbox {
         let manifest = serde_json::json!({
             "schema_version": 1, "name": name, "revision": revision, "created_at": "2026-01-02T03:04:05Z",
             "release": "bookworm", "kernel_version": "6.1.0", "arch": std::env::consts::ARCH, "agent": agent,
-            "cmdline": "quiet", "root_drive": { "is_root_device": false, "is_read_only": false },
+            "cmdline": "quiet",
             "kernel": part("vmlinux"), "initrd": part("initrd"), "rootfs": part("rootfs.ext4"),
             "packages": { "busybox-static": "1" }, "inputs": "sha256:0",
         });

@@ -27,10 +27,16 @@ pub fn architectures() -> (&'static str, &'static str) {
 
 /// What an image says of the program in it, for a layer with that content.
 pub fn config(layer: &[u8]) -> Value {
+    let program = json!({ "Entrypoint": ["/bin/app"], "Cmd": ["x"], "User": "1000:1000", "Env": ["K=V"] });
+    config_of(&[layer.to_vec()], &program)
+}
+
+/// What an image says of a program in these words, for these layers.
+pub fn config_of(layers: &[Vec<u8>], program: &Value) -> Value {
+    let diff_ids: Vec<String> = layers.iter().map(|layer| digest(layer)).collect();
     json!({
-        "os": "linux", "architecture": architectures().0,
-        "config": { "Entrypoint": ["/bin/app"], "Cmd": ["x"], "User": "1000:1000", "Env": ["K=V"] },
-        "rootfs": { "type": "layers", "diff_ids": [digest(layer)] },
+        "os": "linux", "architecture": architectures().0, "config": program,
+        "rootfs": { "type": "layers", "diff_ids": diff_ids },
     })
 }
 
@@ -54,15 +60,20 @@ pub fn layer(lines: &[&str]) -> Vec<u8> {
 
 /// The archive of an image with one layer.
 pub fn archive_of(layer: &[u8], config: &Value) -> Vec<u8> {
+    archive_of_layers(&[layer.to_vec()], config)
+}
+
+/// The archive of an image with these layers, the lowest first.
+pub fn archive_of_layers(layers: &[Vec<u8>], config: &Value) -> Vec<u8> {
     let mut files = vec![("oci-layout".to_owned(), br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec())];
     let mut blob = |media_type: &str, bytes: Vec<u8>| {
         let (digest, size) = (digest(&bytes), bytes.len());
         files.push((format!("blobs/{}", digest.replace(':', "/")), bytes));
         json!({ "mediaType": format!("application/vnd.oci.image.{media_type}"), "digest": digest, "size": size })
     };
-    let layer = blob("layer.v1.tar", layer.to_vec());
+    let layers: Vec<Value> = layers.iter().map(|layer| blob("layer.v1.tar", layer.clone())).collect();
     let config = blob("config.v1+json", config.to_string().into_bytes());
-    let manifest = json!({ "schemaVersion": 2, "config": config, "layers": [layer] });
+    let manifest = json!({ "schemaVersion": 2, "config": config, "layers": layers });
     let manifest = blob("manifest.v1+json", manifest.to_string().into_bytes());
     let index = json!({ "schemaVersion": 2, "manifests": [manifest] });
     files.push(("index.json".to_owned(), index.to_string().into_bytes()));

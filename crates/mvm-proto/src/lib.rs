@@ -18,6 +18,7 @@
 //! other may be silent is for each side to say.
 
 pub mod copy;
+pub mod disk;
 pub mod frame;
 pub mod hello;
 pub mod message;

@@ -474,11 +474,11 @@ pub enum Code {
     Other,
 }
 
-/// `/etc/mvm/workload.json` in a guest: what it runs.
+/// [`Workload::FILE`] in a guest: what it runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Workload {
-    /// The version of this file's form: 1.
+    /// The version of this file's form: [`Workload::VERSION`].
     pub schema_version: u32,
     /// The program and its arguments.
     pub argv: Vec<String>,
@@ -497,6 +497,13 @@ pub struct Workload {
     /// How it is asked to end: a signal's number.
     #[serde(default = "sigterm")]
     pub stop_signal: i32,
+}
+
+impl Workload {
+    /// Where it lies, in the guest's root.
+    pub const FILE: &str = "/etc/mvm/workload.json";
+    /// The version of its form that is known.
+    pub const VERSION: u32 = 1;
 }
 
 fn sigterm() -> i32 {

@@ -27,7 +27,7 @@ use crate::{
         pool::{artifacts::ArtifactError, lifecycle::PoolError},
         room::RoomError,
         snapshot::SnapshotError,
-        tenant::lifecycle::TenantError,
+        tenant::{lifecycle::TenantError, quota::MAX_DISK},
     },
     vmm::{client::VmmError, install::InstallError},
 };
@@ -124,7 +124,9 @@ impl From<&RoomError> for CliError {
             RoomError::Store(error) => error.into(),
             RoomError::Quota { tenant, exceeded } => {
                 let option = exceeded.option();
-                let fix = format!("stop another one, or mvm tenant update {tenant} {option} N");
+                // What lies on the disk, and does not run, takes of that too.
+                let gc = if exceeded.what == MAX_DISK { "mvm pool gc, or " } else { "" };
+                let fix = format!("{gc}stop another one, or mvm tenant update {tenant} {option} N");
                 Self::of(Kind::Refused, "quota", error).fix(fix)
             }
             RoomError::Node { .. } => Self::of(Kind::Refused, "no_room", error)
@@ -390,6 +392,8 @@ impl From<&OciError> for CliError {
                 Self::of(Kind::Failed, "image_file", error).fix("docs/oci.md says what is taken")
             }
             OciError::TooMany { .. } => Self::of(Kind::Failed, "image_too_large", error),
+            OciError::TooSlow { .. } => Self::of(Kind::Failed, "image_too_slow", error)
+                .fix("an image of fewer layers and files, or a faster disk"),
             OciError::TooLarge { reason, .. } => match reason {
                 Reason::Format => Self::of(Kind::Failed, "image_too_large", error),
                 Reason::Quota(tenant) => Self::of(Kind::Refused, "quota", error)

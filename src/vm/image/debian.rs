@@ -17,10 +17,11 @@ use std::{
     time::Duration,
 };
 
+use serde::de::IgnoredAny;
 use sha2::{Digest, Sha256};
 
 use super::{
-    Image, ImageError, Manifest, RootDrive, Tool, agent,
+    Image, ImageError, Manifest, Tool, agent,
     cpio::Archive,
     ext4::{self, HASH_SEED, TIME, UUID},
     kernel, modules, root,
@@ -195,7 +196,7 @@ impl Recipe<'_> {
             arch: std::env::consts::ARCH.to_owned(),
             agent: AgentMode::Required,
             cmdline: CMDLINE.to_owned(),
-            root_drive: RootDrive { is_root_device: false, is_read_only: false },
+            root_drive: IgnoredAny,
             kernel,
             initrd,
             rootfs,

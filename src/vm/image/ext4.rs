@@ -77,20 +77,19 @@ pub fn make(tree: &Path, image: &Path, form: &Form) -> Result<(), ImageError> {
     Ok(())
 }
 
-/// Where fields lie in the superblock, which is at byte 1,024.
+/// Where fields lie in the superblock, besides those by which everybody knows it.
 mod superblock {
-    pub const AT: u64 = 1024;
+    pub use mvm_proto::disk::ext4::{AT, MAGIC, MAGIC_AT, UUID_AT};
+
     pub const SIZE: usize = 1024;
     pub const BLOCKS: usize = 0x4;
     pub const FIRST_BLOCK: usize = 0x14;
     pub const LOG_BLOCK_SIZE: usize = 0x18;
     pub const BLOCKS_PER_GROUP: usize = 0x20;
     pub const INODES_PER_GROUP: usize = 0x28;
-    pub const MAGIC: usize = 0x38;
     pub const INODE_SIZE: usize = 0x58;
     pub const INCOMPATIBLE: usize = 0x60;
     pub const READ_ONLY_COMPATIBLE: usize = 0x64;
-    pub const UUID: usize = 0x68;
     pub const DESCRIPTOR_SIZE: usize = 0xfe;
     pub const KBYTES_WRITTEN: usize = 0x178;
     pub const SEED: usize = 0x270;
@@ -126,7 +125,7 @@ fn fix_times(path: &Path, time: u32, latest_change: u32) -> io::Result<()> {
     let mut head = vec![0; superblock::SIZE];
     file.read_exact_at(&mut head, superblock::AT)?;
     let wrong = |what: &str| io::Error::other(format!("no ext4 as mke2fs makes it: {what}"));
-    if head[superblock::MAGIC..superblock::MAGIC + 2] != [0x53, 0xef] {
+    if head[superblock::MAGIC_AT..superblock::MAGIC_AT + 2] != superblock::MAGIC {
         return Err(wrong("no magic number"));
     }
     let short = |at: usize| u16::from_le_bytes([head[at], head[at + 1]]);
@@ -138,7 +137,7 @@ fn fix_times(path: &Path, time: u32, latest_change: u32) -> io::Result<()> {
         (long(&head, superblock::INCOMPATIBLE), long(&head, superblock::READ_ONLY_COMPATIBLE));
     let block_size = 1024_u64.checked_shl(long(&head, superblock::LOG_BLOCK_SIZE)).unwrap_or(0);
     let seed = match incompatible & SEED_STORED {
-        0 => crc32c(!0, &head[superblock::UUID..superblock::UUID + 16]),
+        0 => crc32c(!0, &head[superblock::UUID_AT..superblock::UUID_AT + 16]),
         _ => long(&head, superblock::SEED),
     };
     let checksums = compatible & METADATA_CHECKSUMS != 0;

@@ -26,7 +26,7 @@ use std::{
 };
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::IgnoredAny};
 
 pub use self::error::{ImageError, Tool};
 use crate::{
@@ -42,7 +42,7 @@ use crate::{
 };
 
 /// `manifest.json`: what an image consists of.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
     /// The version of this file's form.
@@ -63,8 +63,9 @@ pub struct Manifest {
     pub agent: AgentMode,
     /// The kernel's command line, without what mvm adds for each instance.
     pub cmdline: String,
-    /// Who mounts the root disk.
-    pub root_drive: RootDrive,
+    /// Who mounts the root disk, as manifests said before 0.1: the pool's kind of guest decides it. Read, and not written.
+    #[serde(default, skip_serializing)]
+    pub root_drive: IgnoredAny,
     /// The kernel.
     pub kernel: Artifact,
     /// The initial RAM disk.
@@ -75,16 +76,6 @@ pub struct Manifest {
     pub packages: BTreeMap<String, String>,
     /// A hash of what it was made from, known before it is made: the recipe and the versions that apt would take.
     pub inputs: String,
-}
-
-/// How an image's root disk is given to the guest.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RootDrive {
-    /// False where the initial RAM disk mounts it, and the kernel's command line does not name it.
-    pub is_root_device: bool,
-    /// Whether the guest may not write to it.
-    pub is_read_only: bool,
 }
 
 impl Manifest {
@@ -230,13 +221,26 @@ mod tests {
             arch: "x86_64".into(),
             agent: AgentMode::None,
             cmdline: "quiet".into(),
-            root_drive: RootDrive { is_root_device: false, is_read_only: false },
+            root_drive: IgnoredAny,
             kernel: part("vmlinux"),
             initrd: part("initrd"),
             rootfs: part("rootfs.ext4"),
             packages: BTreeMap::new(),
             inputs: String::new(),
         }
+    }
+
+    /// `root_drive` said what nobody asked for.
+    #[test]
+    fn a_manifest_of_before_is_read() {
+        let now = serde_json::to_value(manifest(&"debian".parse().unwrap(), 'a')).unwrap();
+        assert!(now.get("root_drive").is_none());
+        let mut before = now.clone();
+        before["root_drive"] = serde_json::json!({ "is_root_device": false, "is_read_only": false });
+        let read: Manifest = serde_json::from_value(before.clone()).unwrap();
+        assert_eq!(serde_json::to_value(read).unwrap(), now);
+        before["root_device"] = before["root_drive"].take();
+        assert!(serde_json::from_value::<Manifest>(before).is_err());
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use mvm_proto::disk::ext4_uuid;
 use rustix::{
     fs::{copy_file_range, ioctl_ficlone},
     io::Errno,
@@ -172,16 +173,10 @@ pub fn size_mib(path: &Path) -> Result<u64, DiskError> {
 /// # Errors
 /// When it cannot be read, or holds no ext4.
 pub fn ext4_identity(path: &Path) -> Result<(String, u64), StoreError> {
-    // include/linux ext4: the superblock begins at byte 1024, its magic number at 0x38, the UUID at 0x68.
     let read = || -> io::Result<(String, u64)> {
         let file = File::open(path)?;
-        let mut superblock = [0; 256];
-        file.read_exact_at(&mut superblock, 1024)?;
-        if superblock[0x38..0x3a] != [0x53, 0xef] {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "it holds no ext4"));
-        }
-        let hex: String = superblock[0x68..0x78].iter().map(|byte| format!("{byte:02x}")).collect();
-        let uuid = [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-");
+        let uuid = ext4_uuid(&file)?;
+        let uuid = uuid.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "it holds no ext4"))?;
         Ok((uuid, file.metadata()?.len()))
     };
     read().map_err(StoreError::io("read", path))

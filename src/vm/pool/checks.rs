@@ -7,6 +7,8 @@ use std::{
     path::Path,
 };
 
+use mvm_proto::disk;
+
 use super::artifacts::ArtifactError;
 use crate::store::StoreError;
 
@@ -30,13 +32,19 @@ pub fn check((kernel, initrd): (&Path, Option<&Path>), cmdline: &str) -> Result<
     }
 }
 
-fn head_of(path: &Path, what: &'static str) -> Result<Vec<u8>, ArtifactError> {
-    let wrong = |why| ArtifactError::Wrong { path: path.to_path_buf(), what, why };
+/// Opens what is a file: a pipe without a writer would be waited for.
+fn open(path: &Path, what: &'static str) -> Result<File, ArtifactError> {
     let meta = fs::metadata(path).map_err(StoreError::io("read", path))?;
     if !meta.is_file() {
-        return Err(wrong("it is no regular file".into()));
+        let why = "it is no regular file".into();
+        return Err(ArtifactError::Wrong { path: path.to_path_buf(), what, why });
     }
-    let file = File::open(path).map_err(StoreError::io("read", path))?;
+    Ok(File::open(path).map_err(StoreError::io("read", path))?)
+}
+
+fn head_of(path: &Path, what: &'static str) -> Result<Vec<u8>, ArtifactError> {
+    let file = open(path, what)?;
+    let meta = file.metadata().map_err(StoreError::io("read", path))?;
     let mut head = vec![0; usize::try_from(meta.len()).unwrap_or(usize::MAX).min(4096)];
     file.read_exact_at(&mut head, 0).map_err(StoreError::io("read", path))?;
     Ok(head)
@@ -108,15 +116,14 @@ pub fn check_kernel(path: &Path) -> Result<(), ArtifactError> {
 /// [`ArtifactError::Wrong`] says what it is instead.
 pub fn check_file_system(path: &Path) -> Result<(), ArtifactError> {
     let what = "a root file system";
-    let head = head_of(path, what)?;
-    let at = |offset: usize, bytes: &[u8]| head.get(offset..offset + bytes.len()) == Some(bytes);
-    let known =
-        at(1080, &[0x53, 0xef]) || at(0, b"hsqs") || at(0, b"XFSB") || at(1024, &[0xe2, 0xe1, 0xf5, 0xe0]);
-    if known {
-        return Ok(());
+    let file = open(path, what)?;
+    match disk::file_system(&file).map_err(StoreError::io("read", path))? {
+        Some(_) => Ok(()),
+        None => {
+            let why = "it holds no ext4, xfs, squashfs or erofs".to_owned();
+            Err(ArtifactError::Wrong { path: path.to_path_buf(), what, why })
+        }
     }
-    let why = "it holds no ext4, xfs, squashfs or erofs".to_owned();
-    Err(ArtifactError::Wrong { path: path.to_path_buf(), what, why })
 }
 
 fn check_initrd(path: &Path) -> Result<(), ArtifactError> {

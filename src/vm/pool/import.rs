@@ -30,7 +30,7 @@ use crate::{
         instance::lifecycle::{self, Operator},
         naming::{ImageName, PoolPath},
         room::{self, NodeConfig},
-        tenant::{config::Tenant, quota::within},
+        tenant::config::Tenant,
     },
     vmm::install::{self, InstallError},
 };
@@ -56,7 +56,7 @@ pub fn files(operator: &Operator, path: &PoolPath, sources: &Sources) -> Result<
     let (tenant, _) = lifecycle::load_pool(roots, path)?;
     let needed_mib = sources.size_bytes()?.div_ceil(1 << 20);
     room::check_disk(roots, &NodeConfig::load(roots)?, needed_mib)?;
-    check_quota(roots, &tenant, needed_mib)?;
+    room::check_quota(roots, &tenant, needed_mib)?;
     let artifacts = Artifacts::of(roots, path);
     let draft = artifacts.draft(roots, sources, Origin::Import)?;
     make_current(operator, path, &artifacts, draft, None)
@@ -163,7 +163,7 @@ fn place(
         let (tenant, _) = lifecycle::load_pool(roots, path)?;
         // It may be there already: then it takes nothing more.
         if !artifacts.all()?.contains(&draft.manifest.revision) {
-            check_quota(roots, &tenant, draft.manifest.size_bytes().div_ceil(1 << 20))?;
+            room::check_quota(roots, &tenant, draft.manifest.size_bytes().div_ceil(1 << 20))?;
         }
         Ok::<_, PoolError>(lock)
     })();
@@ -190,20 +190,14 @@ fn limits(roots: &Roots, tenant: &Tenant, source: &OciSource) -> Result<Limits, 
     let least_mib = kernel_mib + oci::least_mib();
     let node = NodeConfig::load(roots)?;
     room::check_disk(roots, &node, least_mib)?;
-    check_quota(roots, tenant, least_mib)?;
+    room::check_quota(roots, tenant, least_mib)?;
     let used_mib = room::stored(roots, tenant)?.disk_mib;
-    let quota_mib = tenant.quotas.max_disk_gib.saturating_mul(1024).saturating_sub(used_mib + least_mib);
+    let quota_mib = tenant.quotas.max_disk_mib().saturating_sub(used_mib + least_mib);
     // The files and the file system made of them are there at one time.
     let room_mib = (room::free_mib(&roots.root)?.saturating_sub(node.disk_floor_mib + kernel_mib)) / 2;
     let bytes = |mib: u64| mib.saturating_mul(1 << 20);
     let quota = Reason::Quota(tenant.tenant_id.clone());
     Ok(Limits::default().at_most(bytes(quota_mib), quota).at_most(bytes(room_mib), Reason::Room))
-}
-
-fn check_quota(roots: &Roots, tenant: &Tenant, needed_mib: u64) -> Result<(), PoolError> {
-    let (used, limit) = (room::stored(roots, tenant)?, tenant.quotas.max_disk_gib.saturating_mul(1024));
-    within("max_disk_gib, in MiB", used.disk_mib, needed_mib, limit)
-        .map_err(|exceeded| PoolError::TooMany { tenant: tenant.tenant_id.to_string(), exceeded })
 }
 
 /// Gives a draft its place and makes it current. The caller holds the pool's lock.

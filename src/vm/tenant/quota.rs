@@ -172,6 +172,9 @@ impl Exceeded {
     }
 }
 
+/// What a limit of the disk is called: it is set in GiB and compared in MiB.
+pub const MAX_DISK: &str = "max_disk_gib, in MiB";
+
 /// Would `used` and `wanted` together stay within `limit`?
 ///
 /// # Errors
@@ -192,7 +195,12 @@ impl Quotas {
         within("VMs of a tenant on one node", vms, more, MAX_VMS_OF_TENANT.into())?;
         within("max_vcpus", used.vcpus.into(), wanted.vcpus.into(), self.max_vcpus.into())?;
         within("max_mem_mib", used.mem_mib, wanted.mem_mib, self.max_mem_mib)?;
-        within("max_disk_gib, in MiB", used.disk_mib, wanted.disk_mib, self.max_disk_gib.saturating_mul(1024))
+        within(MAX_DISK, used.disk_mib, wanted.disk_mib, self.max_disk_mib())
+    }
+
+    /// What lies on the disk may take so much.
+    pub fn max_disk_mib(&self) -> u64 {
+        self.max_disk_gib.saturating_mul(1024)
     }
 }
 

@@ -12,7 +12,7 @@ use std::{
     os::{
         fd::AsFd,
         unix::{
-            fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt, symlink},
+            fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink},
             process::CommandExt,
         },
     },
@@ -22,6 +22,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use mvm_proto::disk;
 use rustix::{
     io::Errno,
     mount::{MountFlags, mount, mount_move},
@@ -134,7 +135,9 @@ fn wait_for_disk() -> Result<(), BootError> {
 
 fn mount_root(place: &str, read_only: bool) -> Result<(), BootError> {
     fs::create_dir_all(place).map_err(failed(place))?;
-    let kind = File::open(ROOT_DISK).and_then(|disk| file_system(&disk)).map_err(failed(ROOT_DISK))?;
+    let kind = File::open(ROOT_DISK).and_then(|disk| disk::file_system(&disk)).map_err(failed(ROOT_DISK))?;
+    let unknown = || failed(ROOT_DISK)(io::Error::other("there is no file system on it that is known"));
+    let kind = kind.ok_or_else(unknown)?;
     let flags = MountFlags::NOATIME | if read_only { MountFlags::RDONLY } else { MountFlags::empty() };
     let what = failed(format!("{ROOT_DISK} cannot be mounted as {kind}"));
     match mount(ROOT_DISK, place, kind, flags, None) {
@@ -144,24 +147,6 @@ fn mount_root(place: &str, read_only: bool) -> Result<(), BootError> {
         }
         done => done.map_err(what),
     }
-}
-
-/// What is on a disk, as its superblock says.
-fn file_system(disk: &File) -> io::Result<&'static str> {
-    const KNOWN: [(&str, u64, &[u8]); 4] = [
-        ("ext4", 1024 + 0x38, &[0x53, 0xef]),
-        ("squashfs", 0, b"hsqs"),
-        ("erofs", 1024, &[0xe2, 0xe1, 0xf5, 0xe0]),
-        ("xfs", 0, b"XFSB"),
-    ];
-    for (kind, at, magic) in KNOWN {
-        let mut bytes = [0; 4];
-        disk.read_exact_at(&mut bytes[..magic.len()], at)?;
-        if bytes.starts_with(magic) {
-            return Ok(kind);
-        }
-    }
-    Err(io::Error::other("there is no file system on it that is known"))
 }
 
 /// Makes the new root the root, and frees what the initial RAM disk takes.
@@ -270,17 +255,6 @@ mod tests {
         ] {
             assert_eq!(has_other_init(line), other, "{line}");
         }
-    }
-
-    #[test]
-    fn a_file_system_is_known_by_its_superblock() {
-        let disk = tempfile::tempfile().unwrap();
-        disk.set_len(4096).unwrap();
-        assert!(file_system(&disk).is_err());
-        disk.write_all_at(b"hsqs", 0).unwrap();
-        assert_eq!(file_system(&disk).unwrap(), "squashfs");
-        disk.write_all_at(&[0x53, 0xef], 1024 + 0x38).unwrap();
-        assert_eq!(file_system(&disk).unwrap(), "ext4");
     }
 
     #[test]

@@ -4,11 +4,11 @@
 use std::{
     fs::{self, File},
     io,
-    os::unix::fs::{FileExt, MetadataExt},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
-use mvm_proto::message::DataDisk;
+use mvm_proto::{disk::ext4_uuid, message::DataDisk};
 use rustix::{
     fs::{major, minor},
     mount::{MountFlags, mount},
@@ -18,12 +18,6 @@ use super::kernel;
 
 /// The second disk.
 const DEVICE: &str = "/dev/vdb";
-
-/// Where ext4 has its superblock, and what is where in it.
-const SUPERBLOCK: u64 = 1024;
-const MAGIC_AT: usize = 0x38;
-const MAGIC: [u8; 2] = [0x53, 0xef];
-const UUID_AT: usize = 0x68;
 
 /// Mounts it. Returns its UUID.
 ///
@@ -49,7 +43,7 @@ fn attach_from(device: &Path, wanted: &DataDisk) -> io::Result<String> {
     if size != wanted.size_bytes {
         return Err(io::Error::other(format!("it has {size} bytes in place of {}", wanted.size_bytes)));
     }
-    let uuid = uuid_of(&disk)?.ok_or_else(|| io::Error::other("there is no ext4 on it"))?;
+    let uuid = ext4_uuid(&disk)?.ok_or_else(|| io::Error::other("there is no ext4 on it"))?;
     if !uuid.eq_ignore_ascii_case(&wanted.uuid) {
         return Err(io::Error::other(format!("it is {uuid} in place of {}", wanted.uuid)));
     }
@@ -74,21 +68,9 @@ fn is_mounted(device: u64, place: &Path) -> io::Result<bool> {
     }))
 }
 
-/// The UUID of the ext4 on a disk.
-fn uuid_of(disk: &File) -> io::Result<Option<String>> {
-    let mut block = [0; 256];
-    disk.read_exact_at(&mut block, SUPERBLOCK)?;
-    if block[MAGIC_AT..MAGIC_AT + 2] != MAGIC {
-        return Ok(None);
-    }
-    let hex: Vec<String> = block[UUID_AT..UUID_AT + 16].iter().map(|byte| format!("{byte:02x}")).collect();
-    let parts = [&hex[..4], &hex[4..6], &hex[6..8], &hex[8..10], &hex[10..]];
-    Ok(Some(parts.map(|part| part.concat()).join("-")))
-}
-
 #[cfg(test)]
 mod tests {
-    use std::process::Command;
+    use std::{os::unix::fs::FileExt, process::Command};
 
     use super::*;
 
@@ -170,18 +152,5 @@ mod tests {
             )
             .is_err()
         );
-    }
-
-    #[test]
-    fn the_uuid_is_that_of_the_superblock() {
-        let file = tempfile::tempfile().unwrap();
-        file.set_len(8192).unwrap();
-        assert_eq!(uuid_of(&file).unwrap(), None);
-        file.write_all_at(&MAGIC, SUPERBLOCK + MAGIC_AT as u64).unwrap();
-        let bytes: Vec<u8> = (0xf0..=0xff).collect();
-        file.write_all_at(&bytes, SUPERBLOCK + UUID_AT as u64).unwrap();
-        assert_eq!(uuid_of(&file).unwrap().unwrap(), "f0f1f2f3-f4f5-f6f7-f8f9-fafbfcfdfeff");
-        file.set_len(100).unwrap();
-        assert!(uuid_of(&file).is_err());
     }
 }

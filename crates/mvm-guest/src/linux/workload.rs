@@ -20,9 +20,7 @@ use super::{
     spawn,
 };
 
-const FILE: &str = "/etc/mvm/workload.json";
-/// The form of that file that is known.
-const VERSION: u32 = 1;
+const FILE: &str = Settings::FILE;
 
 /// From one end to the next start: twice as long each time, up to the longest. One that ran as long as that is well again.
 const SHORTEST: Duration = Duration::from_millis(100);
@@ -273,7 +271,7 @@ fn settings() -> io::Result<Option<Settings>> {
     let settings: Settings =
         serde_json::from_slice(&bytes).map_err(|error| io::Error::other(format!("{FILE}: {error}")))?;
     match settings.schema_version {
-        VERSION => Ok(Some(settings)),
+        Settings::VERSION => Ok(Some(settings)),
         other => Err(io::Error::other(format!("{FILE}: this agent does not know its version {other}"))),
     }
 }

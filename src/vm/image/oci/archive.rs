@@ -2,12 +2,12 @@
 //! laid out beside the image first, since its parts are needed in another order than theirs.
 
 use std::{
-    cell::Cell,
     collections::HashMap,
     fs::{File, OpenOptions},
     io::{self, Read},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
+    time::Instant,
 };
 
 use rustix::fs::OFlags;
@@ -15,9 +15,10 @@ use rustix::fs::OFlags;
 use super::{
     entries::{Entries, Kind, TarError},
     error::OciError,
+    left::{Exceeded, Left},
     limits::{Limits, MAX_MEMBERS, MAX_PATH},
     names::shown,
-    stream::{Exceeded, Metered, Packing, Section, Unpacking},
+    stream::{Metered, Packing, Section, Unpacking},
 };
 use crate::store::StoreError;
 
@@ -38,6 +39,7 @@ pub struct Archive {
     path: PathBuf,
     file: File,
     members: HashMap<Vec<u8>, Member>,
+    until: Instant,
 }
 
 impl Archive {
@@ -58,17 +60,17 @@ impl Archive {
                 why: "it is no regular file".into(),
             });
         }
-        let whole = Section::new(&file, 0, meta.len());
-        let packing = whole.head().map_err(StoreError::io("read", path)).map(Packing::of)?;
+        let whole = Section::new(&file, 0, meta.len(), limits.until);
+        let packing = whole.head().map_err(|error| OciError::reading(path, error)).map(Packing::of)?;
         let packing = packing.map_err(|other| damaged(other.to_string()))?;
         if packing != Packing::Plain {
             file = lay_out(path, whole, packing, spool, limits)?;
         }
-        let members = list(&file).map_err(|error| match error {
-            TarError::Read(source) => StoreError::io("read", path)(source).into(),
+        let members = list(&file, limits.until).map_err(|error| match error {
+            TarError::Read(source) => OciError::reading(path, source),
             other => damaged(other.to_string()),
         })?;
-        Ok(Self { path: path.to_path_buf(), file, members })
+        Ok(Self { path: path.to_path_buf(), file, members, until: limits.until })
     }
 
     /// Its path.
@@ -82,7 +84,9 @@ impl Archive {
         let mut name = name.as_bytes();
         for _ in 0..LINKS {
             match self.members.get(name)? {
-                Member::File { at, length } => return Some(Section::new(&self.file, *at, *length)),
+                Member::File { at, length } => {
+                    return Some(Section::new(&self.file, *at, *length, self.until));
+                }
                 Member::Link(to) => name = to,
             }
         }
@@ -97,7 +101,7 @@ fn lay_out(
     spool: &Path,
     limits: &Limits,
 ) -> Result<File, OciError> {
-    let left = Cell::new(limits.bytes);
+    let left = Left::of(limits);
     let mut out = OpenOptions::new()
         .read(true)
         .write(true)
@@ -110,9 +114,13 @@ fn lay_out(
     let mut buffer = vec![0; 256 << 10];
     loop {
         let read = input.read(&mut buffer).map_err(|error| match error {
-            error if Exceeded::is(&error) => OciError::too_large(path, limits),
-            error if error.raw_os_error().is_some() => StoreError::io("read", path)(error).into(),
-            error => OciError::Damaged { path: path.to_path_buf(), why: shown(error.to_string().as_bytes()) },
+            error if error.raw_os_error().is_some() => OciError::reading(path, error),
+            error => match Exceeded::of(&error) {
+                Some(what) => OciError::exceeded(path, limits, what),
+                None => {
+                    OciError::Damaged { path: path.to_path_buf(), why: shown(error.to_string().as_bytes()) }
+                }
+            },
         })?;
         if read == 0 {
             break;
@@ -123,9 +131,9 @@ fn lay_out(
 }
 
 /// The files and links of an archive.
-fn list(file: &File) -> Result<HashMap<Vec<u8>, Member>, TarError> {
+fn list(file: &File, until: Instant) -> Result<HashMap<Vec<u8>, Member>, TarError> {
     let length = file.metadata().map_err(TarError::Read)?.len();
-    let mut entries = Entries::new(Section::new(file, 0, length));
+    let mut entries = Entries::new(Section::new(file, 0, length, until));
     let mut members = HashMap::new();
     while let Some(entry) = entries.next()? {
         let Some(name) = normal(&[], &entry.name) else { continue };

@@ -1,43 +1,17 @@
-//! What an image says of the program in it, and what mvm keeps of that: `/etc/mvm/workload.json` in its root. Pure.
+//! What an image says of the program in it, and what mvm keeps of that, as the guest reads it. Pure.
 
-use serde::{Deserialize, Serialize};
+use mvm_proto::message::{Restart, Workload};
+use serde::Deserialize;
 
-use super::{digest::Digest, layout, names::shown};
-use crate::store::Schema;
-
-/// `workload.json`: the program that a guest runs.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Workload {
-    /// The version of this file's form.
-    pub schema_version: Schema<1>,
-    /// The program and its arguments.
-    pub argv: Vec<String>,
-    /// Its environment, each `NAME=VALUE`; it has a `PATH`.
-    pub env: Vec<String>,
-    /// Where it starts, absolute.
-    pub cwd: String,
-    /// As whom: name or number, with a group or without; empty: as root. What a name means the guest's own files say.
-    pub user: String,
-    /// What happens when it ends.
-    pub restart: Restart,
-    /// The signal that asks it to end.
-    pub stop_signal: u8,
-}
-
-/// What happens when the program ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Restart {
-    /// Nothing.
-    Never,
-    /// It is started again where it failed.
-    OnFailure,
-}
+use super::{
+    digest::Digest,
+    layout,
+    names::{Name, shown},
+};
 
 /// What an engine gives a program whose image says nothing.
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-const TERMINATE: u8 = 15;
+const TERMINATE: i32 = 15;
 
 /// Why an image's configuration is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -63,6 +37,8 @@ pub enum ConfigError {
 pub struct Config {
     /// What its guest runs.
     pub workload: Workload,
+    /// The folder that it starts in, which no layer need have.
+    pub folder: Name,
     /// The digest of what each layer unpacks to, the lowest first.
     pub layers: Vec<Digest>,
 }
@@ -111,44 +87,44 @@ impl Config {
                 host: format!("{os}/{arch}"),
             });
         }
-        let workload = Workload::of(raw.config.unwrap_or_default()).map_err(ConfigError::Workload)?;
-        Ok(Self { workload, layers: raw.rootfs.diff_ids })
+        let workload = workload(raw.config.unwrap_or_default()).map_err(ConfigError::Workload)?;
+        let folder = Name::parse(workload.cwd.as_bytes()).map_err(|error| {
+            let cwd = shown(workload.cwd.as_bytes());
+            ConfigError::Workload(format!("its working directory {cwd:?} cannot be: {error}"))
+        })?;
+        Ok(Self { workload, folder, layers: raw.rootfs.diff_ids })
     }
 }
 
-impl Workload {
-    fn of(raw: RawProgram) -> Result<Self, String> {
-        let argv = [raw.entrypoint.unwrap_or_default(), raw.cmd.unwrap_or_default()].concat();
-        if argv.first().is_none_or(String::is_empty) {
-            return Err("it has neither an entry point nor a command: nothing in it would run".into());
-        }
-        let mut env = raw.env.unwrap_or_default();
-        if let Some(wrong) = env.iter().find(|one| one.find('=').is_none_or(|at| at == 0)) {
-            return Err(format!(
-                "its environment holds {:?}, which is no NAME=VALUE",
-                shown(wrong.as_bytes())
-            ));
-        }
-        if !env.iter().any(|one| one.starts_with("PATH=")) {
-            env.push(PATH.to_owned());
-        }
-        let cwd = match raw.working_dir.unwrap_or_default() {
-            absolute if absolute.starts_with('/') => absolute,
-            relative => format!("/{relative}"),
-        };
-        let user = raw.user.unwrap_or_default();
-        let stop_signal = match raw.stop_signal.as_deref() {
-            None | Some("") => TERMINATE,
-            Some(name) => {
-                signal(name).ok_or_else(|| format!("it stops by {:?}: no signal", shown(name.as_bytes())))?
-            }
-        };
-        if argv.iter().chain(&env).chain([&cwd, &user]).any(|text| text.contains('\0')) {
-            return Err("what it runs holds a NUL, which no program can be given".into());
-        }
-        let restart = Restart::OnFailure;
-        Ok(Self { schema_version: Schema, argv, env, cwd, user, restart, stop_signal })
+/// The program that a guest runs.
+fn workload(raw: RawProgram) -> Result<Workload, String> {
+    let argv = [raw.entrypoint.unwrap_or_default(), raw.cmd.unwrap_or_default()].concat();
+    if argv.first().is_none_or(String::is_empty) {
+        return Err("it has neither an entry point nor a command: nothing in it would run".into());
     }
+    let mut env = raw.env.unwrap_or_default();
+    if let Some(wrong) = env.iter().find(|one| one.find('=').is_none_or(|at| at == 0)) {
+        return Err(format!("its environment holds {:?}, which is no NAME=VALUE", shown(wrong.as_bytes())));
+    }
+    if !env.iter().any(|one| one.starts_with("PATH=")) {
+        env.push(PATH.to_owned());
+    }
+    let cwd = match raw.working_dir.unwrap_or_default() {
+        absolute if absolute.starts_with('/') => absolute,
+        relative => format!("/{relative}"),
+    };
+    let user = raw.user.unwrap_or_default();
+    let stop_signal = match raw.stop_signal.as_deref() {
+        None | Some("") => TERMINATE,
+        Some(name) => signal(name)
+            .map(i32::from)
+            .ok_or_else(|| format!("it stops by {:?}: no signal", shown(name.as_bytes())))?,
+    };
+    if argv.iter().chain(&env).chain([&cwd, &user]).any(|text| text.contains('\0')) {
+        return Err("what it runs holds a NUL, which no program can be given".into());
+    }
+    let restart = Restart::OnFailure;
+    Ok(Workload { schema_version: Workload::VERSION, argv, env, cwd, user, restart, stop_signal })
 }
 
 /// The number of a signal on Linux, by its name with `SIG` or without, or by itself.

@@ -98,6 +98,11 @@ pub struct Entry {
     pub left_out: u64,
 }
 
+/// What an entry takes of its stream: its header and its content, in whole blocks.
+pub fn takes(entry: &Entry) -> u64 {
+    entry.stored.div_ceil(BLOCK).saturating_add(1).saturating_mul(BLOCK)
+}
+
 /// Headers that come before the one that they are about.
 #[derive(Debug, Default)]
 struct Before {

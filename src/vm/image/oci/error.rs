@@ -1,11 +1,15 @@
 //! Why an image from elsewhere is not taken.
 
-use std::path::{Path, PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 use super::{
     config::ConfigError,
     layers::Refusal,
-    limits::{Limits, Reason},
+    left::Exceeded,
+    limits::{Limits, MAX_TIME, Reason},
 };
 use crate::{
     store::StoreError,
@@ -95,6 +99,12 @@ pub enum OciError {
         /// Whose limit that is.
         reason: Reason,
     },
+    /// It takes too long.
+    #[error("{path} is not unpacked within {} minutes", MAX_TIME.as_secs() / 60, path = path.display())]
+    TooSlow {
+        /// The archive.
+        path: PathBuf,
+    },
     /// No room for the file system that is made of it.
     #[error(transparent)]
     Room(#[from] RoomError),
@@ -107,9 +117,23 @@ pub enum OciError {
 }
 
 impl OciError {
-    /// It unpacks to more than that.
-    pub fn too_large(path: &Path, limits: &Limits) -> Self {
-        let (limit_mib, reason) = (limits.bytes >> 20, limits.reason.clone());
-        Self::TooLarge { path: path.to_path_buf(), limit_mib, reason }
+    /// More came of it than that.
+    pub fn exceeded(path: &Path, limits: &Limits, what: Exceeded) -> Self {
+        let path = path.to_path_buf();
+        match what {
+            Exceeded::Bytes => {
+                Self::TooLarge { path, limit_mib: limits.bytes >> 20, reason: limits.reason.clone() }
+            }
+            Exceeded::Entries => Self::TooMany { path, limit: limits.entries },
+            Exceeded::Time => Self::TooSlow { path },
+        }
+    }
+
+    /// A part of it could not be read, of which only the time is counted.
+    pub fn reading(path: &Path, error: io::Error) -> Self {
+        match Exceeded::of(&error) {
+            Some(_) => Self::TooSlow { path: path.to_path_buf() },
+            None => StoreError::io("read", path)(error).into(),
+        }
     }
 }

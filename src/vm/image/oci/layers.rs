@@ -9,7 +9,6 @@
 //! Devices and sockets are counted and left out: the guest has devtmpfs, and a socket is of a process.
 
 use std::{
-    cell::Cell,
     fs::File,
     io::{self, Read},
     os::unix::fs::FileExt,
@@ -18,9 +17,10 @@ use std::{
 use rustix::fs::FileType;
 
 use super::{
-    entries::{Entries, Entry, Kind, TarError},
+    entries::{self, Entries, Entry, Kind, TarError},
+    left::{self, Exceeded, Left},
     names::{Name, NameError, shown},
-    stream::{Exceeded, Source, take},
+    stream::Source,
     tree::{Made, Meta, Place, Tree, TreeError},
 };
 
@@ -58,10 +58,8 @@ pub enum Refusal {
 pub enum LayerError {
     /// It is no archive, or cannot be read.
     Stream(TarError),
-    /// It unpacks to more than it may.
-    TooLarge,
-    /// It has more entries than it may.
-    TooMany,
+    /// It is more than it may be.
+    Exceeded(Exceeded),
     /// A file of it; its name, escaped.
     Entry(String, Refusal),
 }
@@ -69,7 +67,10 @@ pub enum LayerError {
 impl From<TarError> for LayerError {
     fn from(error: TarError) -> Self {
         match error {
-            TarError::Read(source) if Exceeded::is(&source) => Self::TooLarge,
+            TarError::Read(source) => match Exceeded::of(&source) {
+                Some(what) => Self::Exceeded(what),
+                None => Self::Stream(TarError::Read(source)),
+            },
             error => Self::Stream(error),
         }
     }
@@ -82,18 +83,9 @@ impl From<io::Error> for LayerError {
 }
 
 impl From<Exceeded> for LayerError {
-    fn from(_: Exceeded) -> Self {
-        Self::TooLarge
+    fn from(what: Exceeded) -> Self {
+        Self::Exceeded(what)
     }
-}
-
-/// What all layers together may still take.
-#[derive(Debug)]
-pub struct Left {
-    /// Bytes.
-    pub bytes: Cell<u64>,
-    /// Entries.
-    pub entries: Cell<u64>,
 }
 
 /// What was there, and what was left out.
@@ -129,15 +121,14 @@ pub fn apply<R: Source>(
 ) -> Result<(), LayerError> {
     let mut made = Made::default();
     while let Some(entry) = entries.next()? {
-        take(&left.entries, 1).map_err(|_| LayerError::TooMany)?;
+        left.entry()?;
         counts.entries += 1;
         counts.attributes_left_out += entry.left_out;
-        // Holes are no bytes of the stream, and may be far more than there are of those.
-        take(&left.bytes, entry.size.saturating_sub(entry.stored))?;
-        let layer = Layer { tree, made: &mut made, counts: &mut *counts };
+        let layer = Layer { tree, left, made: &mut made, counts: &mut *counts };
         match layer.lay(&entry, entries) {
             Ok(()) => {}
             Err(Failure::Stream(error)) => return Err(error.into()),
+            Err(Failure::Entry(Refusal::Tree(TreeError::Exceeded(what)))) => return Err(what.into()),
             Err(Failure::Entry(refusal)) => return Err(LayerError::Entry(shown(&entry.name), refusal)),
         }
     }
@@ -157,6 +148,7 @@ impl<E: Into<Refusal>> From<E> for Failure {
 
 struct Layer<'a> {
     tree: &'a Tree,
+    left: &'a Left,
     made: &'a mut Made,
     counts: &'a mut Counts,
 }
@@ -182,12 +174,18 @@ impl Layer<'_> {
             return Ok(self.hide(&name, folder, hidden)?);
         }
         let meta = meta(entry)?;
-        let Some(place) = self.tree.place(&name)? else { return Ok(()) };
+        let Some(place) = self.tree.place(&name, self.left)? else { return Ok(()) };
+        let is_there = entry.kind == Kind::Folder && place.is_folder()?;
+        if !is_there {
+            // What came of the stream is counted there. It is less where files are small, and nothing at all of a hole.
+            let more = takes(entry).saturating_sub(entries::takes(entry));
+            self.left.bytes(more).map_err(TreeError::from)?;
+        }
         if !entry.attributes.is_empty() {
             self.counts.with_attributes += 1;
         }
         match entry.kind {
-            Kind::Folder if place.is_folder()? => place.give(&meta)?,
+            Kind::Folder if is_there => place.give(&meta)?,
             Kind::Folder => {
                 place.remove()?;
                 place.make_folder(&meta)?;
@@ -222,11 +220,11 @@ impl Layer<'_> {
             }
             Kind::Device => {
                 self.counts.devices_left_out += 1;
-                return Ok(place.remove()?);
+                place.remove()?;
             }
             Kind::Socket => {
                 self.counts.sockets_left_out += 1;
-                return Ok(place.remove()?);
+                place.remove()?;
             }
             Kind::Other(letter) => return Err(Refusal::Kind(letter.into()).into()),
         }
@@ -234,7 +232,7 @@ impl Layer<'_> {
         Ok(())
     }
 
-    fn hide(&self, name: &Name, folder: &[Vec<u8>], hidden: &[u8]) -> Result<(), Refusal> {
+    fn hide(self, name: &Name, folder: &[Vec<u8>], hidden: &[u8]) -> Result<(), Refusal> {
         if name.split_last().is_some_and(|(_, last)| last == OPAQUE) {
             return match self.tree.place_if_there(name)? {
                 Some(place) => Ok(place.hide_siblings(self.made)?),
@@ -272,6 +270,21 @@ impl Layer<'_> {
         target.look()?.ok_or_else(nowhere)?;
         Ok(place.make_link(&target)?)
     }
+}
+
+/// What an entry takes of a disk; a second name of a file no more than its place in a folder.
+fn takes(entry: &Entry) -> u64 {
+    let attributes = if entry.attributes.is_empty() { 0 } else { left::BLOCK };
+    let itself = match entry.kind {
+        Kind::File => left::on_disk(entry.size),
+        Kind::Folder => left::on_disk(left::BLOCK),
+        // A short one lies in its inode.
+        Kind::Symlink if entry.link.len() < 60 => left::on_disk(0),
+        Kind::Symlink => left::on_disk(left::BLOCK),
+        Kind::Fifo => left::on_disk(0),
+        Kind::HardLink | Kind::Device | Kind::Socket | Kind::Other(_) => return 0,
+    };
+    itself.saturating_add(attributes)
 }
 
 fn meta(entry: &Entry) -> Result<Meta<'_>, Refusal> {

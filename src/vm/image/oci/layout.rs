@@ -14,7 +14,6 @@ use super::{
     limits::{MAX_JSON, MAX_LAYERS, MAX_NESTING},
     names::shown,
 };
-use crate::store::StoreError;
 
 const INDEX: &str = "index.json";
 const DOCKER: &str = "manifest.json";
@@ -154,7 +153,10 @@ fn document(archive: &Archive, name: &str) -> Result<Vec<u8>, OciError> {
         let name = shown(name.as_bytes());
         return Err(damaged(archive, format!("{name} has {wanted} bytes: at most {MAX_JSON}")));
     }
-    section.take(MAX_JSON).read_to_end(&mut bytes).map_err(StoreError::io("read", archive.path()))?;
+    section
+        .take(MAX_JSON)
+        .read_to_end(&mut bytes)
+        .map_err(|error| OciError::reading(archive.path(), error))?;
     match bytes.len() as u64 == wanted {
         true => Ok(bytes),
         false => Err(damaged(archive, "it was cut off".into())),

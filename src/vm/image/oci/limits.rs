@@ -1,14 +1,20 @@
 //! What an archive may make of this machine's memory and disk. Everything that an image says is measured against these before
 //! it is believed.
 
-use std::fmt;
+use std::{
+    fmt,
+    time::{Duration, Instant},
+};
 
 use crate::vm::naming::TenantId;
 
-/// What all layers together may unpack to, headers and padding included: more is a bomb, or no guest of this node.
+/// What all layers together may unpack to: more is a bomb, or no guest of this node. Each entry counts with what it takes of
+/// the stream, headers and padding included, or with its blocks and its inode, whichever is more.
 pub const MAX_BYTES: u64 = 16 << 30;
-/// Files, folders, links and whiteouts of all layers together.
+/// Files, folders, links and whiteouts of all layers together, and folders that no entry names.
 pub const MAX_ENTRIES: u64 = 1_000_000;
+/// How long it may take from the first byte of an archive to the file system: a large image on a slow disk is far from it.
+pub const MAX_TIME: Duration = Duration::from_secs(30 * 60);
 /// As many as the engines have that make images.
 pub const MAX_LAYERS: usize = 127;
 /// One manifest, index or configuration; they are read into memory.
@@ -27,6 +33,8 @@ pub const MAX_DEPTH: usize = 256;
 pub const MAX_FOLDER: u64 = 65_536;
 /// Symbolic links on the way to one file, as in the kernel.
 pub const MAX_HOPS: usize = 40;
+/// Steps on the way to one file, where links are on it: they may lead back and forth.
+pub const MAX_STEPS: usize = 1024;
 /// One extended header: its long name, times and attributes are read into memory.
 pub const MAX_HEADER: u64 = 1 << 20;
 /// Parts of one sparse file that are not holes.
@@ -45,11 +53,14 @@ pub struct Limits {
     pub reason: Reason,
     /// Entries of all layers together.
     pub entries: u64,
+    /// When the time is over that all of it may take.
+    pub until: Instant,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { bytes: MAX_BYTES, reason: Reason::Format, entries: MAX_ENTRIES }
+        let until = Instant::now() + MAX_TIME;
+        Self { bytes: MAX_BYTES, reason: Reason::Format, entries: MAX_ENTRIES, until }
     }
 }
 

@@ -17,6 +17,7 @@ mod entries;
 mod error;
 mod layers;
 mod layout;
+mod left;
 pub mod limits;
 mod names;
 mod pax;
@@ -27,20 +28,21 @@ mod tree;
 mod tests;
 
 use std::{
-    cell::Cell,
     io,
     path::{Path, PathBuf},
 };
 
+use mvm_proto::message::Workload;
 use serde::Serialize;
 
 use self::{
     archive::Archive,
-    config::{Config, ConfigError, Workload},
+    config::{Config, ConfigError},
     digest::Sum,
     entries::{Entries, TarError},
-    layers::{Counts, LayerError, Left, Refusal},
+    layers::{Counts, LayerError, Refusal},
     layout::{Blob, Found},
+    left::Left,
     limits::{Limits, MAX_FOLDER},
     names::{Name, shown},
     stream::{Metered, Packing, Section, Unpacking},
@@ -76,8 +78,6 @@ fn as_text<S: serde::Serializer>(digest: &Digest, serializer: S) -> Result<S::Ok
     serializer.collect_str(digest)
 }
 
-/// Where a guest finds what it runs, in its root.
-const WORKLOAD: &str = "etc/mvm/workload.json";
 /// Free space in the file system: for guests that write to a copy of it, and for what ext4 has of its own.
 const SLACK_BLOCKS: u64 = (64 << 20) / 4096;
 const SLACK_INODES: u64 = 4096;
@@ -145,7 +145,7 @@ fn unpack(archive: &Archive, place: &Path, limits: &Limits) -> Result<(Tree, Unp
     }
     let in_tree = |error| of_tree(place, error);
     let tree = Tree::make(place).map_err(in_tree)?;
-    let left = Left { bytes: Cell::new(limits.bytes), entries: Cell::new(limits.entries) };
+    let left = Left::of(limits);
     let mut counts = Counts::default();
     for (number, (blob, unpacks_to)) in layers.iter().zip(config.layers).enumerate() {
         failpoint::hit("oci", "layer").map_err(StoreError::io("unpack", path))?;
@@ -162,10 +162,19 @@ fn unpack(archive: &Archive, place: &Path, limits: &Limits) -> Result<(Tree, Unp
         compare(blob.digest, digests.of_blob)?;
         compare(Some(unpacks_to), digests.of_content)?;
     }
-    write_workload(&tree, &config.workload).map_err(|error| match error {
-        TreeError::Io { .. } => in_tree(error),
-        error => no_image(path, format!("/{WORKLOAD} cannot be in it: {error}")),
-    })?;
+    let cannot_be = |what: String| {
+        move |error| match error {
+            TreeError::Io { .. } => in_tree(error),
+            TreeError::Exceeded(what) => OciError::exceeded(path, limits, what),
+            error => no_image(path, format!("{what} cannot be in it: {error}")),
+        }
+    };
+    // What is added here is little, and not the image's.
+    let left = Left::of(&Limits { until: limits.until, ..Limits::default() });
+    // As every engine does: images seldom have a layer for the folder that their program starts in.
+    tree.make_folders(&config.folder, &left)
+        .map_err(cannot_be(format!("its working directory {}", shown(config.workload.cwd.as_bytes()))))?;
+    write_workload(&tree, &config.workload, &left).map_err(cannot_be(Workload::FILE.to_owned()))?;
     if !can_be_ext4(&tree).map_err(in_tree)? {
         return Err(no_image(path, "its /lost+found is no folder, as every ext4 has it".into()));
     }
@@ -193,7 +202,7 @@ fn lay(
     let is_packed = packing != Packing::Plain;
     let (blob, content) = (Sum::new(with_blob && is_packed), Sum::new(true));
     let unpacking = Unpacking::new(blob.of(section), packing)?;
-    let mut stream = Metered { input: content.of(unpacking), left: &left.bytes };
+    let mut stream = Metered { input: content.of(unpacking), left };
     layers::apply(tree, &mut Entries::new(&mut stream), left, counts)?;
     // Digests are of all of it, also of what comes behind the end.
     io::copy(&mut stream, &mut io::sink())?;
@@ -220,8 +229,7 @@ fn of_layer(
     let path = archive.path().to_path_buf();
     let name = shown(blob.name.as_bytes());
     match error {
-        LayerError::TooLarge => OciError::too_large(&path, limits),
-        LayerError::TooMany => OciError::TooMany { path, limit: limits.entries },
+        LayerError::Exceeded(what) => OciError::exceeded(&path, limits, what),
         LayerError::Entry(_, Refusal::Tree(error)) if is_the_disk_s(&error) => of_tree(tree, error),
         LayerError::Entry(name, source) => OciError::Entry { path, layer, name, source },
         LayerError::Stream(TarError::Read(source)) if source.raw_os_error().is_some() => {
@@ -256,7 +264,7 @@ fn no_image(path: &Path, why: String) -> OciError {
 }
 
 /// Writes what the guest runs. `/etc/mvm` is mvm's: what an image has there goes.
-fn write_workload(tree: &Tree, workload: &Workload) -> Result<(), TreeError> {
+fn write_workload(tree: &Tree, workload: &Workload, left: &Left) -> Result<(), TreeError> {
     let wrong = |error: serde_json::Error| TreeError::Io { action: "write", source: error.into() };
     let mut bytes = serde_json::to_vec(workload).map_err(wrong)?;
     bytes.push(b'\n');
@@ -264,13 +272,13 @@ fn write_workload(tree: &Tree, workload: &Workload) -> Result<(), TreeError> {
         let named = Name::parse(text.as_bytes());
         named.map_err(|error| TreeError::Io { action: "name", source: io::Error::other(error) })
     };
-    let file = name(WORKLOAD)?;
-    let folder = WORKLOAD.rsplit_once('/').map_or(WORKLOAD, |(folder, _)| folder);
-    if let Some(folder) = tree.place(&name(folder)?)? {
+    let file = name(Workload::FILE)?;
+    let folder = Workload::FILE.rsplit_once('/').map_or(Workload::FILE, |(folder, _)| folder);
+    if let Some(folder) = tree.place(&name(folder)?, left)? {
         folder.remove()?;
         folder.make_folder(&Meta::plain(0o755))?;
     }
-    match tree.place(&file)? {
+    match tree.place(&file, left)? {
         Some(place) => place.make_file(&Meta::plain(0o644), |file| {
             io::Write::write_all(&mut &*file, &bytes)
                 .map_err(|source| TreeError::Io { action: "write", source })
@@ -281,7 +289,8 @@ fn write_workload(tree: &Tree, workload: &Workload) -> Result<(), TreeError> {
 
 /// Every ext4 has a folder of its own: nothing else of an image can have its name.
 fn can_be_ext4(tree: &Tree) -> Result<bool, TreeError> {
-    let place = Name::parse(b"lost+found").ok().map(|name| tree.place(&name)).transpose()?.flatten();
+    let place = Name::parse(b"lost+found").ok().map(|name| tree.place_if_there(&name));
+    let place = place.transpose()?.flatten();
     match place {
         Some(place) => Ok(place.look()?.is_none() || place.is_folder()?),
         None => Ok(true),

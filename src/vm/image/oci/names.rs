@@ -65,6 +65,11 @@ impl Name {
         Ok(Self { parts })
     }
 
+    /// All of it.
+    pub fn parts(&self) -> &[Vec<u8>] {
+        &self.parts
+    }
+
     /// The folder that it lies in, and its last part; `None` for the root.
     pub fn split_last(&self) -> Option<(&[Vec<u8>], &[u8])> {
         self.parts.split_last().map(|(last, folder)| (folder, last.as_slice()))

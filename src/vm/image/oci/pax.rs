@@ -2,6 +2,8 @@
 //!
 //! A record says its own length, and its value may be any bytes, newlines too: that of `security.capability` often holds one.
 
+use std::collections::BTreeMap;
+
 use super::limits::{MAX_ATTRIBUTES, MAX_PIECES};
 
 /// What a header holds that it may not.
@@ -68,6 +70,27 @@ struct SparseRecords {
     has_map: bool,
 }
 
+/// Attributes that are kept: the last one of a name counts. More than a file may have are refused at once, so they stay few
+/// however many a header names.
+#[derive(Default)]
+struct Attributes<'a> {
+    values: BTreeMap<&'a [u8], &'a [u8]>,
+    length: usize,
+}
+
+impl<'a> Attributes<'a> {
+    fn take(&mut self, name: &'a [u8], value: &'a [u8]) -> Result<(), PaxError> {
+        let before = self.values.insert(name, value);
+        self.length += value.len();
+        self.length -= before.map_or(0, <[u8]>::len);
+        self.length += if before.is_none() { name.len() } else { 0 };
+        match self.length > MAX_ATTRIBUTES {
+            true => Err(PaxError("its extended attributes are larger than ext4 has room for")),
+            false => Ok(()),
+        }
+    }
+}
+
 impl Pax {
     /// Parses a header.
     ///
@@ -75,11 +98,15 @@ impl Pax {
     /// When a record is not what the form says.
     pub fn parse(mut bytes: &[u8]) -> Result<Self, PaxError> {
         let mut pax = Self::default();
-        let mut sparse = SparseRecords::default();
+        let (mut sparse, mut attributes) = (SparseRecords::default(), Attributes::default());
         while !bytes.is_empty() {
             let (key, value, rest) = record(bytes).ok_or(PaxError("a record of its header is malformed"))?;
             bytes = rest;
-            pax.take(key, value, &mut sparse)?;
+            match key.strip_prefix(b"SCHILY.xattr.") {
+                Some(name) if is_kept(name) && !name.contains(&0) => attributes.take(name, value)?,
+                Some(_) => pax.left_out += 1,
+                None => pax.take(key, value, &mut sparse)?,
+            }
         }
         if sparse.major.is_some() || sparse.has_map {
             let size = sparse.size.ok_or(PaxError("the header of a sparse file lacks its size"))?;
@@ -91,10 +118,8 @@ impl Pax {
             pax.sparse = Some((map, size));
             pax.path = sparse.name.or(pax.path);
         }
-        let length = |(name, value): &Attribute| name.len() + value.len();
-        if pax.attributes.iter().map(length).sum::<usize>() > MAX_ATTRIBUTES {
-            return Err(PaxError("its extended attributes are larger than ext4 has room for"));
-        }
+        let attributes = attributes.values.into_iter();
+        pax.attributes = attributes.map(|(name, value)| (name.to_vec(), value.to_vec())).collect();
         Ok(pax)
     }
 
@@ -105,16 +130,6 @@ impl Pax {
             b"" => Ok(None),
             _ => decimal(value).map(Some).ok_or(PaxError("a number in its header is none")),
         };
-        if let Some(attribute) = key.strip_prefix(b"SCHILY.xattr.") {
-            match is_kept(attribute) && !attribute.contains(&0) {
-                true => {
-                    self.attributes.retain(|(name, _)| name != attribute);
-                    self.attributes.push((attribute.to_vec(), value.to_vec()));
-                }
-                false => self.left_out += 1,
-            }
-            return Ok(());
-        }
         match key {
             b"path" => self.path = text,
             b"linkpath" => self.link = text,
@@ -273,6 +288,19 @@ mod tests {
         ] {
             assert!(Pax::parse(bytes).is_err(), "{:?}", String::from_utf8_lossy(bytes));
         }
+    }
+
+    /// Who has too many is refused where they become too many: nothing behind that is looked at, and nothing before it is long.
+    #[test]
+    fn attributes_are_never_more_than_a_file_may_have() {
+        let half = [b'x'; MAX_ATTRIBUTES / 2];
+        let again = [("SCHILY.xattr.user.x", &half[..]); 9];
+        assert_eq!(Pax::parse(&header(&again)).unwrap().attributes, [(b"user.x".to_vec(), half.to_vec())]);
+        let names: Vec<String> = (0..2 * MAX_ATTRIBUTES).map(|n| format!("SCHILY.xattr.user.{n}")).collect();
+        let many: Vec<(&str, &[u8])> = names.iter().map(|name| (name.as_str(), &b""[..])).collect();
+        let broken = [&header(&many)[..], b"what is no record"].concat();
+        let why = Pax::parse(&broken).unwrap_err();
+        assert!(why.0.contains("larger than ext4"), "{why}");
     }
 
     #[test]

@@ -1,30 +1,35 @@
 //! Streams of an archive: a part of a file, unpacked as its first bytes say, and measured. Nothing is held but buffers.
 
 use std::{
-    cell::Cell,
     fs::File,
     io::{self, BufRead, BufReader, Read},
     os::unix::fs::FileExt,
+    time::Instant,
 };
 
 use flate2::bufread::MultiGzDecoder;
 
-use super::limits::MAX_WINDOW_LOG;
+use super::{
+    left::{Left, in_time},
+    limits::MAX_WINDOW_LOG,
+};
 
 const BUFFER: usize = 64 << 10;
 
-/// A part of a file. Several may be read at one time.
+/// A part of a file. Several may be read at one time, and each only until its time is over: what is read may be nothing to
+/// who unpacks it, however much it is.
 #[derive(Debug, Clone)]
 pub struct Section<'a> {
     file: &'a File,
     at: u64,
     end: u64,
+    until: Instant,
 }
 
 impl<'a> Section<'a> {
     /// The part that begins at `at`.
-    pub fn new(file: &'a File, at: u64, length: u64) -> Self {
-        Self { file, at, end: at.saturating_add(length) }
+    pub fn new(file: &'a File, at: u64, length: u64, until: Instant) -> Self {
+        Self { file, at, end: at.saturating_add(length), until }
     }
 
     /// Where its next byte lies in the file.
@@ -57,6 +62,7 @@ impl<'a> Section<'a> {
 
 impl Read for Section<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        in_time(self.until)?;
         let wanted = usize::try_from(self.left()).unwrap_or(usize::MAX).min(buffer.len());
         let read = self.file.read_at(&mut buffer[..wanted], self.at)?;
         self.at += read as u64;
@@ -180,46 +186,19 @@ impl<R: Read> Read for Unpacking<R> {
     }
 }
 
-/// More came than may.
-#[derive(Debug, thiserror::Error)]
-#[error("more came than may")]
-pub struct Exceeded;
-
-impl Exceeded {
-    /// Is it that, in the form in which readers can say it?
-    pub fn is(error: &io::Error) -> bool {
-        error.get_ref().is_some_and(|inner| inner.is::<Self>())
-    }
-}
-
-impl From<Exceeded> for io::Error {
-    fn from(exceeded: Exceeded) -> Self {
-        Self::other(exceeded)
-    }
-}
-
-/// Takes so many from what is left.
-///
-/// # Errors
-/// [`Exceeded`] where that is not enough.
-pub fn take(left: &Cell<u64>, bytes: u64) -> Result<(), Exceeded> {
-    left.set(left.get().checked_sub(bytes).ok_or(Exceeded)?);
-    Ok(())
-}
-
 /// A stream that may not be longer than what is left for it and others.
 #[derive(Debug)]
 pub struct Metered<'a, R> {
     /// The stream.
     pub input: R,
     /// What is left.
-    pub left: &'a Cell<u64>,
+    pub left: &'a Left,
 }
 
 impl<R: Read> Read for Metered<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.input.read(buffer)?;
-        take(self.left, read as u64)?;
+        self.left.bytes(read as u64)?;
         Ok(read)
     }
 }
@@ -230,7 +209,10 @@ impl<R: Read> Source for Metered<'_, R> {}
 mod tests {
     use std::io::Write;
 
-    use super::*;
+    use super::{
+        super::{left::Exceeded, limits::Limits},
+        *,
+    };
 
     fn gzip(bytes: &[u8]) -> Vec<u8> {
         let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
@@ -271,25 +253,39 @@ mod tests {
 
     #[test]
     fn a_bomb_ends_where_it_may_not_be_longer() {
-        let left = Cell::new(1 << 20);
+        let left = Left::of(&Limits { bytes: 1 << 20, ..Limits::default() });
         let bomb = gzip(&vec![0; 8 << 20]);
         let input = Unpacking::new(&bomb[..], Packing::Gzip).unwrap();
         let error = io::copy(&mut Metered { input, left: &left }, &mut io::sink()).unwrap_err();
-        assert!(Exceeded::is(&error));
+        assert_eq!(Exceeded::of(&error), Some(Exceeded::Bytes));
+    }
+
+    /// Members that unpack to nothing: who reads them sees no byte, and the time is over all the same.
+    #[test]
+    fn what_unpacks_to_nothing_ends_in_time() {
+        let file = tempfile::tempfile().unwrap();
+        let members = gzip(b"").repeat(10_000);
+        file.write_all_at(&members, 0).unwrap();
+        let unpack = |until: Instant| {
+            let section = Section::new(&file, 0, members.len() as u64, until);
+            io::copy(&mut Unpacking::new(section, Packing::Gzip)?, &mut io::sink())
+        };
+        assert_eq!(unpack(Limits::default().until).unwrap(), 0);
+        assert_eq!(Exceeded::of(&unpack(Instant::now()).unwrap_err()), Some(Exceeded::Time));
     }
 
     #[test]
     fn a_section_is_a_part_of_a_file() {
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(b"0123456789", 0).unwrap();
-        let mut section = Section::new(&file, 2, 5);
+        let mut section = Section::new(&file, 2, 5, Limits::default().until);
         assert_eq!(section.head().unwrap(), *b"23456\0\0\0");
         section.pass(2).unwrap();
         let mut text = String::new();
         section.read_to_string(&mut text).unwrap();
         assert_eq!((text.as_str(), section.position(), section.left()), ("456", 7, 0));
         assert!(section.pass(1).is_err());
-        let mut beyond = Section::new(&file, 8, 100);
+        let mut beyond = Section::new(&file, 8, 100, Limits::default().until);
         assert_eq!(beyond.read_to_end(&mut Vec::new()).unwrap(), 2);
     }
 }

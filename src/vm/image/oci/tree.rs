@@ -29,7 +29,8 @@ use rustix::{
 };
 
 use super::{
-    limits::{MAX_DEPTH, MAX_HOPS, MAX_PATH},
+    left::{BLOCK, Exceeded, Left},
+    limits::{MAX_DEPTH, MAX_HOPS, MAX_PATH, MAX_STEPS},
     names::Name,
     pax::Attribute,
 };
@@ -47,6 +48,12 @@ pub enum TreeError {
     /// Links that lead into each other's depths.
     #[error("what is on the way to it leads deeper than {MAX_DEPTH} folders or {MAX_PATH} bytes")]
     Deep,
+    /// Links that lead back and forth.
+    #[error("links on the way to it lead over more than {MAX_STEPS} folders")]
+    Long,
+    /// What it needs, such as the folders on the way to it, is more than it may be.
+    #[error(transparent)]
+    Exceeded(#[from] Exceeded),
     /// More names than mke2fs takes in any time.
     #[error("a folder of it has more than {0} names")]
     Wide(u64),
@@ -157,12 +164,13 @@ impl Tree {
         }
     }
 
-    /// The place of a name; `None` for the root itself. Folders on the way are made where they are missing.
+    /// The place of a name; `None` for the root itself. Folders on the way are made where they are missing, and taken from what
+    /// is left.
     ///
     /// # Errors
-    /// When no folder can be there.
-    pub fn place(&self, name: &Name) -> Result<Option<Place>, TreeError> {
-        self.find(name, true)
+    /// When no folder can be there, or none is left.
+    pub fn place(&self, name: &Name, left: &Left) -> Result<Option<Place>, TreeError> {
+        self.find(name, Some(left))
     }
 
     /// The place of a name; `None` where the folder is not there.
@@ -170,10 +178,18 @@ impl Tree {
     /// # Errors
     /// When no folder can be there.
     pub fn place_if_there(&self, name: &Name) -> Result<Option<Place>, TreeError> {
-        self.find(name, false)
+        self.find(name, None)
     }
 
-    fn find(&self, name: &Name, make: bool) -> Result<Option<Place>, TreeError> {
+    /// Makes a folder and those on the way to it, where they are missing. A link leads to where it leads, its last part too.
+    ///
+    /// # Errors
+    /// When no folder can be there, or none is left.
+    pub fn make_folders(&self, name: &Name, left: &Left) -> Result<(), TreeError> {
+        self.walk(name.parts(), Some(left)).map(drop)
+    }
+
+    fn find(&self, name: &Name, make: Option<&Left>) -> Result<Option<Place>, TreeError> {
         let Some((folder, last)) = name.split_last() else { return Ok(None) };
         let found = match self.open(folder) {
             Ok(open) => Some((open, folder.to_vec())),
@@ -184,59 +200,62 @@ impl Tree {
     }
 
     /// Goes to a folder part by part, through links. `None` where it is not there.
-    fn walk(&self, folder: &[Vec<u8>], make: bool) -> Result<Option<Reached>, TreeError> {
-        let open = |real: &[Vec<u8>]| self.open(real).map_err(io("open the folder of"));
-        let mut left: VecDeque<Vec<u8>> = folder.iter().cloned().collect();
-        let mut real: Vec<Vec<u8>> = Vec::new();
-        let mut at = open(&real)?;
-        let mut hops = 0;
-        while let Some(part) = left.pop_front() {
+    fn walk(&self, folder: &[Vec<u8>], make: Option<&Left>) -> Result<Option<Reached>, TreeError> {
+        let mut ahead: VecDeque<Vec<u8>> = folder.iter().cloned().collect();
+        let root = self.open(&[]).map_err(io("open"))?;
+        // All folders on the way stay open, so that each step is one, however deep it is.
+        let mut way: Vec<(OwnedFd, Vec<u8>)> = Vec::new();
+        let (mut bytes, mut hops) = (0, 0);
+        for steps in 0.. {
+            let Some(part) = ahead.pop_front() else { break };
+            if steps == MAX_STEPS {
+                return Err(TreeError::Long);
+            }
             if part == b".." {
-                real.pop();
-                at = open(&real)?;
+                bytes -= way.pop().map_or(0, |(_, name)| name.len() + 1);
                 continue;
             }
-            let stat = match statat(&at, part.as_slice(), AtFlags::SYMLINK_NOFOLLOW) {
-                Ok(stat) => stat,
-                Err(Errno::NOENT) if make => {
-                    let place = Place { folder: at, real: real.clone(), name: part.clone() };
-                    place.make_folder(&Meta::plain(0o755))?;
-                    at = place.folder;
-                    statat(&at, part.as_slice(), AtFlags::SYMLINK_NOFOLLOW).map_err(io("look at"))?
-                }
-                Err(Errno::NOENT) => return Ok(None),
+            let at = way.last().map_or(root.as_fd(), |(folder, _)| folder.as_fd());
+            let folder = match statat(at, part.as_slice(), AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(stat) => match FileType::from_raw_mode(stat.st_mode) {
+                    FileType::Directory => step(at, &part)?,
+                    FileType::Symlink => {
+                        hops += 1;
+                        if hops > MAX_HOPS {
+                            return Err(TreeError::Loop);
+                        }
+                        let target = readlinkat(at, part.as_slice(), Vec::new())
+                            .map_err(io("read a link on the way to"))?;
+                        let target = target.into_bytes();
+                        if target.starts_with(b"/") {
+                            way.clear();
+                            bytes = 0;
+                        }
+                        let parts = target.split(|&byte| byte == b'/');
+                        for part in parts.rev().filter(|part| !part.is_empty() && *part != b".") {
+                            ahead.push_front(part.to_vec());
+                        }
+                        continue;
+                    }
+                    _ => return Err(TreeError::NotAFolder),
+                },
+                Err(Errno::NOENT) => match make {
+                    Some(left) => {
+                        left.folder()?;
+                        make_folder(at, &part, &Meta::plain(0o755))?
+                    }
+                    None => return Ok(None),
+                },
                 Err(errno) => return Err(io("look for")(errno)),
             };
-            match FileType::from_raw_mode(stat.st_mode) {
-                FileType::Directory => {
-                    real.push(part);
-                    let bytes: usize = real.iter().map(|part| part.len() + 1).sum();
-                    if real.len() > MAX_DEPTH || bytes > MAX_PATH {
-                        return Err(TreeError::Deep);
-                    }
-                    at = open(&real)?;
-                }
-                FileType::Symlink => {
-                    hops += 1;
-                    if hops > MAX_HOPS {
-                        return Err(TreeError::Loop);
-                    }
-                    let target = readlinkat(&at, part.as_slice(), Vec::new())
-                        .map_err(io("read a link on the way to"))?;
-                    let target = target.into_bytes();
-                    if target.starts_with(b"/") {
-                        real.clear();
-                        at = open(&real)?;
-                    }
-                    let parts = target.split(|&byte| byte == b'/');
-                    for part in parts.rev().filter(|part| !part.is_empty() && *part != b".") {
-                        left.push_front(part.to_vec());
-                    }
-                }
-                _ => return Err(TreeError::NotAFolder),
+            bytes += part.len() + 1;
+            way.push((folder, part));
+            if way.len() > MAX_DEPTH || bytes > MAX_PATH {
+                return Err(TreeError::Deep);
             }
         }
-        Ok(Some((at, real)))
+        let (mut folders, real): (Vec<OwnedFd>, Vec<_>) = way.into_iter().unzip();
+        Ok(Some((folders.pop().unwrap_or(root), real)))
     }
 
     /// What a file system needs that holds all of it.
@@ -260,6 +279,18 @@ fn keeping_time<T>(folder: BorrowedFd, work: impl FnOnce() -> Result<T, TreeErro
     };
     futimens(folder, &times).map_err(io("change the time of the folder of"))?;
     Ok(done)
+}
+
+/// Opens one folder that lies in another one.
+fn step(folder: BorrowedFd, name: &[u8]) -> Result<OwnedFd, TreeError> {
+    openat2(folder, name, FOLDER, Mode::empty(), BENEATH).map_err(io("open"))
+}
+
+fn make_folder(folder: BorrowedFd, name: &[u8], meta: &Meta) -> Result<OwnedFd, TreeError> {
+    keeping_time(folder, || mkdirat(folder, name, Mode::from_raw_mode(0o700)).map_err(io("make")))?;
+    let made = step(folder, name)?;
+    meta.give(made.as_fd())?;
+    Ok(made)
 }
 
 impl Place {
@@ -293,17 +324,12 @@ impl Place {
         keeping_time(self.folder.as_fd(), || work().map_err(io("make")))
     }
 
-    fn open_folder(&self) -> Result<OwnedFd, TreeError> {
-        openat2(&self.folder, self.name.as_slice(), FOLDER, Mode::empty(), BENEATH).map_err(io("open"))
-    }
-
     /// Makes a folder. Nothing may be there.
     ///
     /// # Errors
     /// When the operating system refuses.
     pub fn make_folder(&self, meta: &Meta) -> Result<(), TreeError> {
-        self.make(|| mkdirat(&self.folder, self.name.as_slice(), Mode::from_raw_mode(0o700)))?;
-        self.give(meta)
+        make_folder(self.folder.as_fd(), &self.name, meta).map(drop)
     }
 
     /// Gives a folder that is there owner, permissions and time.
@@ -311,7 +337,7 @@ impl Place {
     /// # Errors
     /// When the operating system refuses.
     pub fn give(&self, meta: &Meta) -> Result<(), TreeError> {
-        meta.give(self.open_folder()?.as_fd())
+        meta.give(step(self.folder.as_fd(), &self.name)?.as_fd())
     }
 
     /// Makes a file, lets it be written, and gives it what belongs to it. Nothing may be there.
@@ -386,7 +412,7 @@ impl Place {
     ///
     /// # Errors
     /// When the operating system refuses.
-    pub fn hide(&self, made: &Made) -> Result<(), TreeError> {
+    pub fn hide(&self, made: &mut Made) -> Result<(), TreeError> {
         let mut path = self.real.clone();
         keeping_time(self.folder.as_fd(), || hide(self.folder.as_fd(), &mut path, &self.name, made))
     }
@@ -395,7 +421,7 @@ impl Place {
     ///
     /// # Errors
     /// When the operating system refuses.
-    pub fn hide_siblings(&self, made: &Made) -> Result<(), TreeError> {
+    pub fn hide_siblings(&self, made: &mut Made) -> Result<(), TreeError> {
         let folder = openat2(&self.folder, c".", FOLDER, Mode::empty(), BENEATH).map_err(io("open"))?;
         hide_all_in(folder, &mut self.real.clone(), made)
     }
@@ -406,6 +432,9 @@ impl Place {
 pub struct Made {
     key: RandomState,
     paths: HashSet<u64>,
+    /// Folders in which nothing is left of the layers below: nothing of those comes back, so each is gone through once,
+    /// however often the layer says that it hides something.
+    gone_through: HashSet<u64>,
 }
 
 impl Made {
@@ -422,6 +451,11 @@ impl Made {
         }
     }
 
+    /// Is this the first time that somebody goes through the folder?
+    fn goes_through(&mut self, folder: &[Vec<u8>]) -> bool {
+        self.gone_through.insert(self.key.hash_one(folder.join(&b'/').as_slice()))
+    }
+
     fn has(&self, folder: &[Vec<u8>], name: &[u8]) -> bool {
         self.paths.contains(&self.key.hash_one(join(folder, name).as_slice()))
     }
@@ -436,7 +470,7 @@ fn join(folder: &[Vec<u8>], name: &[u8]) -> Vec<u8> {
     path
 }
 
-fn hide(folder: BorrowedFd, path: &mut Vec<Vec<u8>>, name: &[u8], made: &Made) -> Result<(), TreeError> {
+fn hide(folder: BorrowedFd, path: &mut Vec<Vec<u8>>, name: &[u8], made: &mut Made) -> Result<(), TreeError> {
     if !made.has(path, name) {
         return remove(folder, name);
     }
@@ -453,7 +487,10 @@ fn hide(folder: BorrowedFd, path: &mut Vec<Vec<u8>>, name: &[u8], made: &Made) -
     }
 }
 
-fn hide_all_in(folder: OwnedFd, path: &mut Vec<Vec<u8>>, made: &Made) -> Result<(), TreeError> {
+fn hide_all_in(folder: OwnedFd, path: &mut Vec<Vec<u8>>, made: &mut Made) -> Result<(), TreeError> {
+    if !made.goes_through(path) {
+        return Ok(());
+    }
     let mut dir = Dir::new(folder).map_err(io("list"))?;
     let before = dir.stat().map_err(io("look at"))?;
     while let Some(entry) = dir.read() {
@@ -497,8 +534,6 @@ pub struct Size {
     /// Blocks of 4 KiB.
     pub blocks: u64,
 }
-
-const BLOCK: u64 = 4096;
 
 struct Measured {
     size: Size,

@@ -43,9 +43,8 @@ use crate::{
         },
         naming::{BaseKey, PoolPath},
         pool,
-        room::{self, NodeConfig, RoomError},
+        room::{self, NodeConfig},
         snapshot::{Image, Origin, SnapshotError, Sums, cpu_model, data_pages},
-        tenant::quota::within,
     },
     vmm::install,
 };
@@ -259,9 +258,7 @@ pub fn begin(roots: &Roots, pool: &PoolPath, ingredients: Ingredients) -> Result
     let (tenant, _) = load_pool(roots, pool)?;
     let needed_mib = ingredients.resources.mem_mib;
     room::check_disk(roots, &NodeConfig::load(roots)?, needed_mib)?;
-    let (used, limit) = (room::stored(roots, &tenant)?, tenant.quotas.max_disk_gib.saturating_mul(1024));
-    within("max_disk_gib, in MiB", used.disk_mib, needed_mib, limit)
-        .map_err(|exceeded| RoomError::Quota { tenant: pool.tenant.to_string(), exceeded })?;
+    room::check_quota(roots, &tenant, needed_mib)?;
     let bases = Bases::of(roots, pool);
     store::make_folder(&bases.folder)?;
     store::sweep(&bases.folder)?;

@@ -440,7 +440,7 @@ fn bases_count_into_the_quota_also_damaged_ones() {
     poor.quotas.max_disk_gib = 0;
     poor.save(&world.roots).unwrap();
     let refused = begin(&world.roots, &world.pool, of_number(1)).unwrap_err();
-    assert!(matches!(refused, PoolError::Room(RoomError::Quota { .. })), "{refused}");
+    assert!(matches!(refused, PoolError::Room(room::RoomError::Quota { .. })), "{refused}");
     assert_eq!(content(world.bases.folder()), [key.to_string()]);
 }
 

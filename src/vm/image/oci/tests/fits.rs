@@ -83,9 +83,9 @@ fn a_folder_with_too_many_names_is_refused() {
         return;
     }
     let bench = Bench::new();
-    let tree = Tree::make(&bench.tree()).unwrap();
+    let (tree, left) = (Tree::make(&bench.tree()).unwrap(), Left::of(&Limits::default()));
     for name in ["d/e/1", "d/e/2", "d/e/3"] {
-        let place = tree.place(&Name::parse(name.as_bytes()).unwrap()).unwrap().unwrap();
+        let place = tree.place(&Name::parse(name.as_bytes()).unwrap(), &left).unwrap().unwrap();
         place.make_folder(&Meta::plain(0o755)).unwrap();
     }
     assert!(tree.measure(3).is_ok());

@@ -1,6 +1,8 @@
 //! Archives that try to be somewhere else, or more than there is room for.
 
-use super::*;
+use std::time::Instant;
+
+use super::{limits::MAX_STEPS, *};
 
 /// Entries, and what becomes of them, where that is told; or the words by which they are refused.
 type Row<'a> = (&'a [&'a str], Result<&'a [&'a str], &'a str>);
@@ -90,6 +92,9 @@ fn links_that_grow_end() {
     let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
     let refused = bench.lay(&[layer(&lines)]).unwrap_err();
     assert!(refused.contains("symbolic links"), "{refused}");
+    let lines = [format!("a->{}", "d/../".repeat(MAX_STEPS / 2)), "a/x=1".into()];
+    let refused = bench.lay(&[layer(&[&lines[0], &lines[1]])]).unwrap_err();
+    assert!(refused.contains("over more than 1024 folders"), "{refused}");
     let wide = "d/".repeat(200);
     let lines = [format!("a->{wide}"), format!("a/b->{wide}"), "a/b/x=1".into(), "a/b/y->/a/b/d".into()];
     let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
@@ -194,6 +199,68 @@ fn what_is_too_large_ends_at_its_limit() {
         bench.unpack(&oci_archive(&[half.clone(), half]), &limits),
         Err(OciError::TooLarge { .. })
     ));
+}
+
+/// What is small in an archive is not small on a disk: whole blocks, and folders that nobody named.
+#[test]
+fn what_is_small_takes_what_it_takes() {
+    if !is_root() {
+        return;
+    }
+    let bench = Bench::new();
+    let many = |line: &dyn Fn(usize) -> String| {
+        let lines: Vec<String> = (0..200).map(line).collect();
+        layer(&lines.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    let mut attributes = tar::Builder::new(Vec::new());
+    for n in 0..200 {
+        attributes.append_pax_extensions([("SCHILY.xattr.user.x", &b"1"[..])]).unwrap();
+        attributes.append(&header(EntryType::Regular, format!("{n}").as_bytes(), b"", 0), &b""[..]).unwrap();
+    }
+    let deep = |n: usize| format!("{n}/{}x=", "d/".repeat(19));
+    for (what, layer) in [
+        ("files", many(&|n| format!("{n}=x"))),
+        ("folders", many(&|n| format!("{n}/"))),
+        ("long links", many(&|n| format!("{n}->{}", "t".repeat(60)))),
+        ("attributes", attributes.into_inner().unwrap()),
+        ("folders on the way", many(&deep)[..10 * 512].to_vec()),
+    ] {
+        let (stream, disk) = (layer.len() as u64, 200 * (4096 + 256));
+        assert!(stream < disk / 2, "{what}: {stream}");
+        let archive = oci_archive(&[layer]);
+        let unpack = |bytes| bench.unpack(&archive, &Limits::default().at_most(bytes, Reason::Room));
+        assert!(matches!(unpack(disk - 4096), Err(OciError::TooLarge { .. })), "{what}");
+        unpack(disk + stream + (64 << 10)).unwrap_or_else(|error| panic!("{what}: {}", whole(&error)));
+    }
+    // Folders on the way are entries like those that have a name.
+    let limits = |entries| Limits { entries, ..Limits::default() };
+    let archive = oci_archive(&[many(&deep)[..10 * 512].to_vec()]);
+    assert!(matches!(bench.unpack(&archive, &limits(209)), Err(OciError::TooMany { limit: 209, .. })));
+    bench.unpack(&archive, &limits(210)).unwrap();
+}
+
+#[test]
+fn what_takes_too_long_is_refused() {
+    if !is_root() {
+        return;
+    }
+    let bench = Bench::new();
+    let over = Limits { until: Instant::now(), ..Limits::default() };
+    let archive = oci_archive(&[layer(&["a=1"])]);
+    // While the archive is read: as it is, and where it is laid out first.
+    for archive in [&archive, &gzip(&archive), &zstd(&archive)] {
+        let refused = bench.unpack(archive, &over).unwrap_err();
+        assert!(matches!(refused, OciError::TooSlow { .. }), "{refused}");
+        assert!(refused.to_string().ends_with("is not unpacked within 30 minutes"), "{refused}");
+    }
+    // While its layers are laid down, though the archive is still read.
+    let in_time = Limits::default();
+    fs::write(bench.dir.path().join("image.tar"), &archive).unwrap();
+    let open = Archive::open(&bench.dir.path().join("image.tar"), &bench.dir.path().join("spool"), &in_time);
+    let refused = unpack(&open.unwrap(), &bench.tree(), &over).unwrap_err();
+    assert!(matches!(refused, OciError::TooSlow { .. }), "{refused}");
+    assert_eq!(lines(&bench.tree()), [""; 0]);
+    bench.unpack(&archive, &in_time).unwrap();
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::PermissionsExt;
 
-use super::*;
+use super::{tree::Made, *};
 
 /// What is tried, the layers, and what becomes of them.
 type Row<'a> = (&'a str, &'a [&'a [&'a str]], &'a [&'a str]);
@@ -36,6 +36,21 @@ fn layers_lie_one_over_the_other() {
             &[&["d/e/old=1", "d/f/old=1"], &["d/e/new=1", "d/.wh..wh..opq="]],
             &["d/", "d/e/", "d/e/new=1"],
         ),
+        (
+            "opaque twice",
+            &[&["d/old=1"], &["d/.wh..wh..opq=", "d/e/new=1", "d/.wh..wh..opq=", ".wh.d="]],
+            &["d/", "d/e/", "d/e/new=1"],
+        ),
+        (
+            "opaque around one that was",
+            &[&["d/e/old=1", "d/f=1"], &["d/e/.wh..wh..opq=", "d/e/new=1", "d/.wh..wh..opq="]],
+            &["d/", "d/e/", "d/e/new=1"],
+        ),
+        (
+            "opaque around what a device would have lain in",
+            &[&["d/old=1"], &["%d/dev/null", "d/.wh..wh..opq="]],
+            &["d/", "d/dev/"],
+        ),
         ("opaque root", &[&["a=1", "d/x=1"], &[".wh..wh..opq=", "b=2"]], &["b=2"]),
         ("opaque where nothing is", &[&["a=1"], &["none/.wh..wh..opq="]], &["a=1"]),
         ("a file becomes a folder", &[&["a=1"], &["a/", "a/b=2"]], &["a/", "a/b=2"]),
@@ -54,6 +69,11 @@ fn layers_lie_one_over_the_other() {
             "whiteout through a link",
             &[&["usr/lib/x=1", "lib->/usr/lib"], &["lib/.wh.x="]],
             &["lib->/usr/lib", "usr/", "usr/lib/"],
+        ),
+        (
+            "through a link that leads back and forth",
+            &[&["d/e/f/", "l->d/e/../e/f/../../x", "l/y=1"]],
+            &["d/", "d/e/", "d/e/f/", "d/x/", "d/x/y=1", "l->d/e/../e/f/../../x"],
         ),
         (
             "through a link to what is not there yet",
@@ -83,6 +103,39 @@ fn layers_lie_one_over_the_other() {
             laid.as_ref().map(|lines| lines.iter().map(String::as_str).collect());
         assert_eq!(laid.as_deref(), Ok(*expected), "{what}");
     }
+}
+
+/// What a layer hides is gone through once: whatever is there then is its own, and a layer may say it as often as it likes.
+#[test]
+fn a_folder_is_gone_through_once_for_each_layer() {
+    if !is_root() {
+        return;
+    }
+    let bench = Bench::new();
+    let (tree, left) = (Tree::make(&bench.tree()).unwrap(), Left::of(&Limits::default()));
+    let place = |name: &[u8]| tree.place(&Name::parse(name).unwrap(), &left).unwrap().unwrap();
+    let put = |name: &str| fs::write(bench.tree().join(name), "put there by nobody").unwrap();
+    let mut made = Made::default();
+    for name in ["d/own", "d/e/own"] {
+        place(name.as_bytes()).make_folder(&Meta::plain(0o755)).unwrap();
+        made.note(&place(name.as_bytes()));
+    }
+    put("d/below");
+    place(b"d/.wh..wh..opq").hide_siblings(&mut made).unwrap();
+    assert_eq!(lines(&bench.tree()), ["d/", "d/e/", "d/e/own/", "d/own/"]);
+    // Whoever looked again would take it for something of a layer below.
+    put("d/seen");
+    put("d/e/seen");
+    for _ in 0..3 {
+        place(b"d/.wh..wh..opq").hide_siblings(&mut made).unwrap();
+        place(b"d/e/.wh..wh..opq").hide_siblings(&mut made).unwrap();
+        place(b".wh..wh..opq").hide_siblings(&mut made).unwrap();
+        place(b"d").hide(&mut made).unwrap();
+    }
+    assert!(bench.tree().join("d/seen").exists() && bench.tree().join("d/e/seen").exists());
+    // The next layer has another view of it.
+    place(b"d").hide(&mut Made::default()).unwrap();
+    assert_eq!(lines(&bench.tree()), [""; 0]);
 }
 
 /// One entry with all that a header says.
@@ -194,6 +247,49 @@ fn what_is_left_out_is_counted() {
     let mut value = [0; 64];
     for (name, length) in [("user.note", 3), ("security.capability", 20)] {
         assert_eq!(rustix::fs::lgetxattr(bench.tree().join("a"), name, &mut value[..]), Ok(length), "{name}");
+    }
+}
+
+/// Engines make it where it is missing, and so images seldom have it.
+#[test]
+fn the_folder_that_the_program_starts_in_is_there() {
+    if !is_root() {
+        return;
+    }
+    let bench = Bench::new();
+    let unpack = |lines: &[&str], folder: &str| {
+        let layers = [layer(lines)];
+        let mut files = Files::new();
+        let mut config = config(&layers);
+        config["config"]["WorkingDir"] = folder.into();
+        let manifest = image(&mut files, &[("", layers[0].clone())], &config);
+        files.push(("index.json".into(), index(&[manifest])));
+        bench.unpack(&archive(&files), &Limits::default()).map_err(|error| whole(&error))?;
+        Ok::<_, String>(lines_of_image(&bench))
+    };
+    for (lines, folder, expected) in [
+        (&["a=1"][..], "/srv/work/", &["a=1", "srv/", "srv/work/"][..]),
+        (&["srv/x=1"], "/srv", &["srv/", "srv/x=1"]),
+        (&["a=1"], "/", &["a=1"]),
+        (&["a=1"], "", &["a=1"]),
+        (&["usr/w/", "w->/usr/w"], "/w", &["usr/", "usr/w/", "w->/usr/w"]),
+        (&["w->../../outside"], "/w/x", &["outside/", "outside/x/", "w->../../outside"]),
+    ] {
+        let found = unpack(lines, folder);
+        let found: Result<Vec<&str>, _> =
+            found.as_ref().map(|lines| lines.iter().map(String::as_str).collect());
+        assert_eq!(found.as_deref(), Ok(expected), "{folder}");
+    }
+    let made = fs::metadata(bench.tree().join("outside/x")).unwrap();
+    assert_eq!((made.mode() & 0o7777, made.uid(), made.mtime()), (0o755, 0, ext4::TIME.into()));
+    for (lines, folder, words) in [
+        (&["srv=1"][..], "/srv/work", "its working directory /srv/work cannot be in it"),
+        (&["srv=1"], "/srv", "no folder"),
+        (&["a=1"], "/srv/../x", "leads upwards"),
+        (&["w->w"], "/w", "symbolic links"),
+    ] {
+        let refused = unpack(lines, folder).unwrap_err();
+        assert!(refused.contains(words), "{folder}: {refused}");
     }
 }
 

@@ -211,10 +211,14 @@ impl Bench {
     /// What layers become, without what mvm adds; or the whole error in one line.
     fn lay(&self, layers: &[Vec<u8>]) -> Result<Vec<String>, String> {
         self.unpack(&oci_archive(layers), &Limits::default()).map_err(|error| whole(&error))?;
-        let own =
-            |line: &String| !["etc/", "etc/mvm/"].contains(&line.as_str()) && !line.starts_with("etc/mvm/");
-        Ok(lines(&self.tree()).into_iter().filter(own).collect())
+        Ok(lines_of_image(self))
     }
+}
+
+/// What is in the tree, without what mvm adds.
+fn lines_of_image(bench: &Bench) -> Vec<String> {
+    let is_image_s = |line: &String| line != "etc/" && !line.starts_with("etc/mvm/");
+    lines(&bench.tree()).into_iter().filter(is_image_s).collect()
 }
 
 /// An error with its causes.
