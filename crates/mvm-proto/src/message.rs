@@ -352,7 +352,7 @@ pub struct Status {
 }
 
 /// What a workload says of itself, through `/run/mvm/worker-{ready,idle,busy}` or `/run/mvm/worker.sock`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Worker {
     /// It is up.

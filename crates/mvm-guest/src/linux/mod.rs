@@ -234,11 +234,7 @@ impl System for Linux {
         match fact {
             Fact::Entropy(entropy) => kernel::add_entropy(entropy).map(|()| String::new()),
             Fact::Clock(_) if self.0.keep_clock => Ok(kernel::clock().to_string()),
-            Fact::Clock(unix_ns) => {
-                let set = kernel::set_clock(*unix_ns)?;
-                self.0.worker.clock_was_set();
-                Ok(set)
-            }
+            Fact::Clock(unix_ns) => kernel::set_clock(*unix_ns),
             Fact::Mac(mac) => Interface::find()?.set_mac(mac),
             Fact::Mtu(mtu) => Interface::find()?.set_mtu(*mtu),
             Fact::Address(ip, prefix) => Interface::find()?.set_address(*ip, *prefix),

@@ -1,11 +1,18 @@
-//! What the workload says of itself: by the newest of the files `/run/mvm/worker-{ready,idle,busy}`, or in a datagram to
-//! `/run/mvm/worker.sock`. Whatever is newer counts.
+//! What the workload says of itself: by touching one of the files `/run/mvm/worker-{ready,idle,busy}`, or in a datagram to
+//! `/run/mvm/worker.sock`. Whatever was said last counts.
+//!
+//! What came last is what the kernel tells last, not what has the newest time: two files that are touched within a tick of
+//! the clock have the same, and a clock may be set back.
 
 use std::{
     fs, io,
-    os::unix::{
-        fs::{MetadataExt, PermissionsExt},
-        net::UnixDatagram,
+    mem::MaybeUninit,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::{
+            fs::{MetadataExt, PermissionsExt},
+            net::UnixDatagram,
+        },
     },
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -14,7 +21,8 @@ use std::{
 
 use mvm_proto::message::Worker as Word;
 use rustix::{
-    fs::{AtFlags, CWD, Timespec, Timestamps, utimensat},
+    event::{PollFd, PollFlags, poll},
+    fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags},
     time::{ClockId, clock_gettime},
 };
 
@@ -30,108 +38,151 @@ type Time = (i64, i64);
 /// What was said.
 pub struct Worker {
     folder: PathBuf,
-    /// The last word on the socket.
-    heard: Mutex<Option<(Time, Word)>>,
+    socket: Option<UnixDatagram>,
+    watch: Option<OwnedFd>,
+    words: Mutex<Words>,
+}
+
+#[derive(Default)]
+struct Words {
+    /// The last one.
+    last: Option<(Time, Word)>,
+    /// The last one on the socket: it counts again where a file that came after it is removed.
+    heard: Option<(Time, Word)>,
 }
 
 impl Worker {
     /// Listens in a folder, which is made.
     ///
     /// # Errors
-    /// Where there can be no socket: files count all the same, in what comes beside the error.
+    /// Where it is not told what happens there: the newest files count all the same, in what comes beside the error.
     pub fn listen(folder: &Path) -> (Arc<Self>, io::Result<()>) {
-        let worker = Arc::new(Self { folder: folder.to_owned(), heard: Mutex::new(None) });
-        let listening = worker.open().and_then(|socket| {
-            let copy = worker.clone();
-            spawn("worker", move || copy.hear(&socket))
-        });
-        (worker, listening)
+        let (socket, watch) = (open(folder), watch(folder));
+        let error = socket.as_ref().err().or(watch.as_ref().err()).map(|error| error.kind());
+        let words = Mutex::new(Words::default());
+        let worker = Self { folder: folder.to_owned(), socket: socket.ok(), watch: watch.ok(), words };
+        // What was said before there was anybody to hear it.
+        worker.words().last = worker.newest_file();
+        let worker = Arc::new(worker);
+        let copy = worker.clone();
+        let listening = spawn("worker", move || copy.hear());
+        (worker, listening.and(error.map_or(Ok(()), |kind| Err(kind.into()))))
     }
 
-    fn open(&self) -> io::Result<UnixDatagram> {
-        fs::create_dir_all(&self.folder)?;
-        // Whoever the workload is may say something; nobody takes another one's file away.
-        fs::set_permissions(&self.folder, fs::Permissions::from_mode(0o1777))?;
-        let path = self.folder.join("worker.sock");
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let socket = UnixDatagram::bind(&path)?;
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o666))?;
-        Ok(socket)
-    }
-
-    fn hear(&self, socket: &UnixDatagram) {
-        let mut buffer = [0; 64];
+    /// Takes what is said as it is said, so that nothing piles up.
+    fn hear(&self) {
         loop {
-            let Ok(count) = socket.recv(&mut buffer) else {
-                std::thread::sleep(std::time::Duration::from_millis(100));
-                continue;
-            };
-            let said = buffer[..count].trim_ascii();
-            if let Some((_, word)) = WORDS.iter().find(|(name, _)| name.as_bytes() == said) {
-                // The clock that files are stamped by.
-                let now = clock_gettime(ClockId::RealtimeCoarse);
-                let heard = Some(((now.tv_sec, now.tv_nsec), *word));
-                *self.heard() = heard;
+            let (socket, watch) =
+                (self.socket.as_ref().map(AsFd::as_fd), self.watch.as_ref().map(AsFd::as_fd));
+            let mut fds: Vec<PollFd<'_>> = [socket, watch]
+                .into_iter()
+                .flatten()
+                .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN))
+                .collect();
+            if fds.is_empty() {
+                return;
             }
+            let _ = poll(&mut fds, None);
+            drop(self.told());
         }
     }
 
-    /// The newest word, and how long ago it was said: no time at all where that lies ahead.
+    /// The last word, and how long ago it was said: no time at all where that lies ahead.
     pub fn said(&self) -> Option<(Word, Duration)> {
-        let heard = *self.heard();
-        let files = self.files().into_iter().map(|(_, time, word)| (time, word));
-        let ((seconds, nanos), word) = heard.into_iter().chain(files).max_by_key(|(time, _)| *time)?;
+        let ((seconds, nanos), word) = self.told().last?;
         let now = clock_gettime(ClockId::Realtime);
         let since = |time: i64, part: i64| i128::from(time) * 1_000_000_000 + i128::from(part);
         let ago = since(now.tv_sec, now.tv_nsec) - since(seconds, nanos);
         Some((word, Duration::from_nanos(u64::try_from(ago.max(0)).unwrap_or(u64::MAX))))
     }
 
-    fn heard(&self) -> MutexGuard<'_, Option<(Time, Word)>> {
-        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    fn words(&self) -> MutexGuard<'_, Words> {
+        self.words.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The files that are there: links and folders of that name say nothing.
-    fn files(&self) -> Vec<(PathBuf, Time, Word)> {
-        let file = |(name, word): &(&str, Word)| {
-            let path = self.folder.join(format!("worker-{name}"));
-            let meta = fs::symlink_metadata(&path).ok()?;
-            meta.is_file().then(|| (path, (meta.mtime(), meta.mtime_nsec()), *word))
-        };
-        WORDS.iter().filter_map(file).collect()
+    /// What was said up to now.
+    fn told(&self) -> MutexGuard<'_, Words> {
+        let mut words = self.words();
+        match &self.watch {
+            Some(watch) => self.read_events(watch, &mut words),
+            None => words.last = self.newest_file().max(words.heard),
+        }
+        let mut buffer = [0; 64];
+        // Nothing is waited for: neither of them blocks.
+        while let Some(Ok(count)) = self.socket.as_ref().map(|socket| socket.recv(&mut buffer)) {
+            let said = buffer[..count].trim_ascii();
+            if let Some((_, word)) = WORDS.iter().find(|(name, _)| name.as_bytes() == said) {
+                // The clock that files are stamped by.
+                let now = clock_gettime(ClockId::RealtimeCoarse);
+                words.heard = Some(((now.tv_sec, now.tv_nsec), *word));
+                words.last = words.heard;
+            }
+        }
+        words
     }
 
-    /// The clock was set back: what was said before it counts as older than what is said from now on.
-    pub fn clock_was_set(&self) {
-        let now = clock_gettime(ClockId::Realtime);
-        let mut heard = self.heard();
-        let mut files = self.files();
-        files.sort_by_key(|(_, time, _)| *time);
-        let said: Vec<Time> =
-            heard.iter().map(|(time, _)| *time).chain(files.iter().map(|file| file.1)).collect();
-        if said.iter().all(|time| *time <= (now.tv_sec, now.tv_nsec)) {
-            return;
-        }
-        // In the order in which it was said, in the last seconds.
-        let rank = |time: &Time| said.iter().filter(|other| *other > time).count() as i64 + 1;
-        if let Some((time, _)) = heard.as_mut() {
-            *time = (now.tv_sec - rank(time), 0);
-        }
-        for (path, time, _) in &files {
-            let before = Timespec { tv_sec: now.tv_sec - rank(time), tv_nsec: 0 };
-            let times = Timestamps { last_access: before, last_modification: before };
-            // One that has gone meanwhile says nothing.
-            let _ = utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW);
+    fn read_events(&self, watch: &OwnedFd, words: &mut Words) {
+        let mut buffer = [MaybeUninit::uninit(); 1024];
+        let mut events = inotify::Reader::new(watch, &mut buffer);
+        while let Ok(event) = events.next() {
+            let name = event.file_name().and_then(|name| name.to_str().ok()).unwrap_or_default();
+            let named = WORDS.into_iter().find(|(word, _)| name.strip_prefix("worker-") == Some(*word));
+            let is_there = named.and_then(|named| self.file(&named));
+            words.last = match (named, is_there) {
+                (_, Some(said)) => Some(said),
+                // One that goes says nothing any more; of what is left the newest counts.
+                (Some((_, word)), None) if words.last.is_some_and(|(_, last)| last == word) => {
+                    self.newest_file().max(words.heard.filter(|(_, heard)| *heard != word))
+                }
+                // So much happened that not all of it is known.
+                (None, _) if event.events().contains(ReadFlags::QUEUE_OVERFLOW) => {
+                    self.newest_file().max(words.heard)
+                }
+                _ => words.last,
+            };
         }
     }
+
+    /// A file that says this: links and folders of that name say nothing.
+    fn file(&self, (name, word): &(&str, Word)) -> Option<(Time, Word)> {
+        let meta = fs::symlink_metadata(self.folder.join(format!("worker-{name}"))).ok()?;
+        meta.is_file().then(|| ((meta.mtime(), meta.mtime_nsec()), *word))
+    }
+
+    fn newest_file(&self) -> Option<(Time, Word)> {
+        WORDS.iter().filter_map(|one| self.file(one)).max()
+    }
+}
+
+fn open(folder: &Path) -> io::Result<UnixDatagram> {
+    fs::create_dir_all(folder)?;
+    // Whoever the workload is may say something; nobody takes another one's file away.
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o1777))?;
+    let path = folder.join("worker.sock");
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let socket = UnixDatagram::bind(&path)?;
+    socket.set_nonblocking(true)?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o666))?;
+    Ok(socket)
+}
+
+fn watch(folder: &Path) -> io::Result<OwnedFd> {
+    let watch = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
+    let appears = WatchFlags::CREATE | WatchFlags::MOVED_TO;
+    let is_touched = WatchFlags::ATTRIB | WatchFlags::MODIFY | WatchFlags::CLOSE_WRITE;
+    let goes = WatchFlags::DELETE | WatchFlags::MOVED_FROM;
+    inotify::add_watch(&watch, folder, appears | is_touched | goes)?;
+    Ok(watch)
 }
 
 #[cfg(test)]
 mod tests {
     use std::time::SystemTime;
+
+    use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
 
     use super::*;
 
@@ -141,6 +192,7 @@ mod tests {
         }
     }
 
+    /// Touches a file, which has this time afterwards.
     fn touch(folder: &Path, name: &str, seconds: i64) {
         let path = folder.join(name);
         if fs::symlink_metadata(&path).is_err() {
@@ -151,10 +203,16 @@ mod tests {
         utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();
     }
 
-    #[test]
-    fn the_newest_file_counts_and_links_and_folders_do_not() {
+    fn worker() -> (tempfile::TempDir, Arc<Worker>) {
         let dir = tempfile::tempdir().unwrap();
-        let worker = Worker { folder: dir.path().to_owned(), heard: Mutex::new(None) };
+        let (worker, listening) = Worker::listen(dir.path());
+        listening.unwrap();
+        (dir, worker)
+    }
+
+    #[test]
+    fn the_last_file_counts_and_links_and_folders_do_not() {
+        let (dir, worker) = worker();
         assert_eq!(worker.word(), None);
         touch(dir.path(), "worker-ready", 10);
         touch(dir.path(), "worker-idle", 20);
@@ -167,6 +225,7 @@ mod tests {
         touch(dir.path(), "worker-idle", i64::from(u32::MAX));
         assert_eq!(worker.said(), Some((Word::Idle, Duration::ZERO)));
         fs::remove_file(dir.path().join("worker-idle")).unwrap();
+        assert_eq!(worker.word(), Some(Word::Ready));
         std::os::unix::fs::symlink("/nowhere", dir.path().join("worker-busy")).unwrap();
         touch(dir.path(), "worker-busy", 40);
         assert_eq!(worker.word(), Some(Word::Ready));
@@ -175,43 +234,56 @@ mod tests {
         assert_eq!(worker.word(), Some(Word::Ready));
     }
 
+    /// A job may be shorter than a tick of the clock, and a clock is set back now and then.
     #[test]
-    fn a_clock_that_is_set_back_changes_no_order() {
-        let dir = tempfile::tempdir().unwrap();
-        let worker = Worker { folder: dir.path().to_owned(), heard: Mutex::new(None) };
-        let future = i64::from(u32::MAX);
-        touch(dir.path(), "worker-ready", future);
-        touch(dir.path(), "worker-busy", future + 10);
-        *worker.heard() = Some(((future + 5, 0), Word::Idle));
-        worker.clock_was_set();
-        assert_eq!(worker.word(), Some(Word::Busy));
-        fs::remove_file(dir.path().join("worker-busy")).unwrap();
+    fn the_last_one_counts_whatever_the_clock_says() {
+        let (dir, worker) = worker();
+        for second in [10, 10, 9] {
+            for (name, word) in [("busy", Word::Busy), ("idle", Word::Idle), ("ready", Word::Ready)] {
+                touch(dir.path(), &format!("worker-{name}"), second);
+                assert_eq!(worker.word(), Some(word), "{second}");
+            }
+        }
+        // Also where nobody looks meanwhile.
+        for name in ["worker-idle", "worker-busy", "worker-idle"] {
+            touch(dir.path(), name, 10);
+        }
         assert_eq!(worker.word(), Some(Word::Idle));
-        // What is said now is the newest.
-        fs::write(dir.path().join("worker-ready"), "again").unwrap();
-        assert_eq!(worker.word(), Some(Word::Ready));
-        let before = fs::metadata(dir.path().join("worker-ready")).unwrap().mtime_nsec();
-        worker.clock_was_set();
-        assert_eq!(fs::metadata(dir.path().join("worker-ready")).unwrap().mtime_nsec(), before);
+        fs::rename(dir.path().join("worker-idle"), dir.path().join("worker-busy")).unwrap();
+        assert_eq!(worker.word(), Some(Word::Busy));
     }
 
     #[test]
-    fn a_word_on_the_socket_counts_until_a_file_is_newer() {
+    fn what_was_said_before_counts_and_so_does_the_newest_where_not_all_is_known() {
         let dir = tempfile::tempdir().unwrap();
-        let (worker, listening) = Worker::listen(dir.path());
-        listening.unwrap();
+        touch(dir.path(), "worker-ready", 10);
+        touch(dir.path(), "worker-busy", 9);
+        assert_eq!(Worker::listen(dir.path()).0.word(), Some(Word::Ready));
+        let deaf = Worker {
+            folder: dir.path().to_owned(),
+            socket: None,
+            watch: None,
+            words: Mutex::new(Words::default()),
+        };
+        assert_eq!(deaf.word(), Some(Word::Ready));
+        touch(dir.path(), "worker-idle", 11);
+        assert_eq!(deaf.word(), Some(Word::Idle));
+    }
+
+    #[test]
+    fn a_word_on_the_socket_counts_until_a_file_is_touched() {
+        let (dir, worker) = worker();
         touch(dir.path(), "worker-ready", 10);
         let sender = UnixDatagram::unbound().unwrap();
         let path = dir.path().join("worker.sock");
         for text in ["nonsense", "busy\n"] {
             sender.send_to(text.as_bytes(), &path).unwrap();
         }
-        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
-        while worker.word() != Some(Word::Busy) {
-            assert!(std::time::Instant::now() < deadline, "it was not heard");
-            std::thread::yield_now();
-        }
-        touch(dir.path(), "worker-idle", i64::from(u32::MAX));
+        // It is there when it was sent.
+        assert_eq!(worker.word(), Some(Word::Busy));
+        touch(dir.path(), "worker-idle", 20);
         assert_eq!(worker.word(), Some(Word::Idle));
+        fs::remove_file(dir.path().join("worker-idle")).unwrap();
+        assert_eq!(worker.word(), Some(Word::Busy));
     }
 }
