@@ -361,11 +361,10 @@ fn why(out: &Out, operator: &mut Operator, typed: &InstanceRef) -> Result<(), Cl
 
 /// Prints a guest's or a VMM's bytes, escaped.
 pub fn print_lines(out: &Out, bytes: &[u8]) {
-    let text = escape(bytes);
     if !out.json {
-        return out.raw(text.as_bytes());
+        return out.raw(escape(bytes).as_bytes());
     }
-    for line in text.lines() {
+    for line in String::from_utf8_lossy(bytes).lines() {
         out.json_line(&serde_json::json!({ "line": line }));
     }
 }
