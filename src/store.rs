@@ -13,7 +13,7 @@ use std::{
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwned};
 
-use crate::infra::failpoint;
+use crate::infra::{failpoint, text::printable};
 
 /// Why state could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -437,7 +437,7 @@ fn holder(path: &Path) -> String {
     let Some(pid) = pid else { return "another process".to_owned() };
     let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     let words: Vec<_> = command.split(|&byte| byte == 0).take(4).map(String::from_utf8_lossy).collect();
-    format!("pid {pid} ({})", words.join(" ").trim().escape_debug())
+    format!("pid {pid} ({})", printable(words.join(" ").trim(), 200))
 }
 
 /// The pid of a line of `/proc/locks` that is about this inode: `1: FLOCK  ADVISORY  WRITE 1234 08:01:131090 0 EOF`.

@@ -12,7 +12,9 @@ use super::{
     arguments::Global,
     error::{CliError, Kind},
 };
-use crate::infra::{config::Environment, text::is_dangerous};
+#[cfg(target_os = "linux")]
+pub use crate::infra::text::{Escaper, escape};
+use crate::infra::{config::Environment, text};
 
 /// Where and how this command prints.
 #[derive(Debug, Clone)]
@@ -105,7 +107,7 @@ impl Out {
     pub fn show(&self, value: &impl Serialize, text: impl FnOnce() -> String) {
         if self.json {
             let json = serde_json::to_string_pretty(value).unwrap_or_default();
-            self.raw(format!("{json}\n").as_bytes());
+            self.raw(format!("{}\n", text::json(json)).as_bytes());
         } else {
             let text = text();
             if !text.is_empty() {
@@ -126,7 +128,7 @@ impl Out {
     /// Prints one line of a stream of JSON.
     pub fn json_line(&self, value: &impl Serialize) {
         let json = serde_json::to_string(value).unwrap_or_default();
-        self.raw(format!("{json}\n").as_bytes());
+        self.raw(format!("{}\n", text::json(json)).as_bytes());
     }
 
     /// Prints bytes as they are. When the reader has gone away, nothing more is printed; what is being done is done to its
@@ -243,52 +245,6 @@ fn width(terminal: bool, columns: Option<u16>) -> u16 {
     seen.or(columns).filter(|&width| width > 0).unwrap_or(120)
 }
 
-/// A guest's bytes for a terminal: everything but printable text, line breaks and tabs is escaped.
-pub fn escape(bytes: &[u8]) -> String {
-    let mut text = String::with_capacity(bytes.len());
-    for chunk in bytes.utf8_chunks() {
-        for c in chunk.valid().chars() {
-            match c {
-                '\n' | '\t' => text.push(c),
-                '\r' => {}
-                c if is_dangerous(c) => text.extend(c.escape_unicode()),
-                c => text.push(c),
-            }
-        }
-        for byte in chunk.invalid() {
-            text.push_str(&format!("\\x{byte:02x}"));
-        }
-    }
-    text
-}
-
-/// [`escape`] for bytes that come in pieces: a character that is cut in two is one.
-#[derive(Debug, Default)]
-pub struct Escaper {
-    open: Vec<u8>,
-}
-
-impl Escaper {
-    /// What the next piece is on a terminal. Beginnings of characters are held until they are whole.
-    pub fn escape(&mut self, bytes: &[u8]) -> String {
-        self.open.extend_from_slice(bytes);
-        let end = whole_up_to(&self.open);
-        let text = escape(&self.open[..end]);
-        self.open.drain(..end);
-        text
-    }
-}
-
-/// Where a last character begins that is not whole; the length where there is none.
-fn whole_up_to(bytes: &[u8]) -> usize {
-    let last = bytes.utf8_chunks().last();
-    let rest = last.map_or(&[][..], |chunk| chunk.invalid());
-    match str::from_utf8(rest) {
-        Err(error) if error.error_len().is_none() => bytes.len() - rest.len(),
-        _ => bytes.len(),
-    }
-}
-
 /// A number of things, for people: `1 tenant`, `2 tenants`.
 pub fn count(number: impl Into<u64>, thing: &str) -> String {
     match number.into() {
@@ -325,27 +281,5 @@ pub fn bytes(bytes: u64) -> String {
         1024..1_048_576 => format!("{:.1} KiB", bytes as f64 / 1024.0),
         _ if bytes < 10 << 30 => format!("{:.1} MiB", bytes as f64 / 1_048_576.0),
         _ => format!("{:.1} GiB", bytes as f64 / 1_073_741_824.0),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    proptest::proptest! {
-        #[test]
-        fn nothing_that_is_escaped_controls_a_terminal(bytes: Vec<u8>) {
-            let controls = |c: char| is_dangerous(c) && !matches!(c, '\n' | '\t');
-            assert!(!escape(&bytes).contains(controls));
-        }
-    }
-
-    #[test]
-    fn what_a_guest_prints_cannot_talk_to_the_terminal() {
-        assert_eq!(escape(b"plain\ttext\r\n"), "plain\ttext\n");
-        assert_eq!(escape(b"\x1b[2J\x07"), "\\u{1b}[2J\\u{7}");
-        assert_eq!(escape(b"\xff\x9b"), "\\xff\\x9b");
-        assert_eq!(escape("ä\u{202e}".as_bytes()), "ä\\u{202e}");
-        assert_eq!(escape("\u{9b}".as_bytes()), "\\u{9b}");
     }
 }

@@ -21,9 +21,118 @@ pub fn printable(text: &str, most: usize) -> String {
     escaped
 }
 
+/// The last lines of a log, each after a line break; empty where there are none.
+pub fn last_lines(bytes: &[u8]) -> String {
+    const MOST: usize = 5;
+    const LONGEST: usize = 2048;
+    let text = String::from_utf8_lossy(bytes);
+    let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    let last = &lines[lines.len().saturating_sub(MOST)..];
+    last.iter().map(|line| format!("\n  {}", printable(line, LONGEST))).collect()
+}
+
+/// JSON in which no character is dangerous: what JSON itself leaves alone is escaped as JSON does it, and means the same.
+pub fn json(json: String) -> String {
+    // The line breaks between its parts are no content.
+    let left_alone = |c: char| is_dangerous(c) && c != '\n';
+    if !json.contains(left_alone) {
+        return json;
+    }
+    let mut escaped = String::with_capacity(json.len());
+    for c in json.chars() {
+        match left_alone(c) {
+            true => escaped.push_str(&format!("\\u{:04x}", u32::from(c))),
+            false => escaped.push(c),
+        }
+    }
+    escaped
+}
+
+/// A guest's bytes for a terminal: everything but printable text, line breaks and tabs is escaped.
+pub fn escape(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len());
+    for chunk in bytes.utf8_chunks() {
+        for c in chunk.valid().chars() {
+            match c {
+                '\n' | '\t' => text.push(c),
+                '\r' => {}
+                c if is_dangerous(c) => text.extend(c.escape_unicode()),
+                c => text.push(c),
+            }
+        }
+        for byte in chunk.invalid() {
+            text.push_str(&format!("\\x{byte:02x}"));
+        }
+    }
+    text
+}
+
+/// [`escape`] for bytes that come in pieces: a character that is cut in two is one.
+#[derive(Debug, Default)]
+pub struct Escaper {
+    open: Vec<u8>,
+}
+
+impl Escaper {
+    /// What the next piece is on a terminal. Beginnings of characters are held until they are whole.
+    pub fn escape(&mut self, bytes: &[u8]) -> String {
+        self.open.extend_from_slice(bytes);
+        let end = whole_up_to(&self.open);
+        let text = escape(&self.open[..end]);
+        self.open.drain(..end);
+        text
+    }
+}
+
+/// Where a last character begins that is not whole; the length where there is none.
+fn whole_up_to(bytes: &[u8]) -> usize {
+    let last = bytes.utf8_chunks().last();
+    let rest = last.map_or(&[][..], |chunk| chunk.invalid());
+    match str::from_utf8(rest) {
+        Err(error) if error.error_len().is_none() => bytes.len() - rest.len(),
+        _ => bytes.len(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    proptest::proptest! {
+        #[test]
+        fn nothing_that_is_escaped_controls_a_terminal(bytes: Vec<u8>) {
+            let controls = |c: char| is_dangerous(c) && !matches!(c, '\n' | '\t');
+            assert!(!escape(&bytes).contains(controls));
+            let text = String::from_utf8_lossy(&bytes).into_owned();
+            let json = json(serde_json::to_string(&text).unwrap());
+            assert!(!json.contains(is_dangerous));
+            assert_eq!(serde_json::from_str::<String>(&json).unwrap(), text);
+        }
+    }
+
+    #[test]
+    fn json_is_escaped_once_and_only_as_json_does_it() {
+        let text = "a\u{1b}\u{7f}\u{9b}\u{202e}\u{feff}\n\u{1f600}";
+        let pretty = serde_json::to_string_pretty(&serde_json::json!({ "a": text })).unwrap();
+        let json = json(pretty);
+        assert_eq!(json, "{\n  \"a\": \"a\\u001b\\u007f\\u009b\\u202e\\ufeff\\n\u{1f600}\"\n}");
+    }
+
+    #[test]
+    fn what_a_guest_prints_cannot_talk_to_the_terminal() {
+        assert_eq!(escape(b"plain\ttext\r\n"), "plain\ttext\n");
+        assert_eq!(escape(b"\x1b[2J\x07"), "\\u{1b}[2J\\u{7}");
+        assert_eq!(escape(b"\xff\x9b"), "\\xff\\x9b");
+        assert_eq!(escape("ä\u{202e}".as_bytes()), "ä\\u{202e}");
+        assert_eq!(escape("\u{9b}".as_bytes()), "\\u{9b}");
+    }
+
+    #[test]
+    fn the_last_lines_are_those_with_something_in_them() {
+        assert_eq!(last_lines(b"1\n2\n\n3\n4\n \n5\x1b\n6\r\n"), "\n  2\n  3\n  4\n  5\\u{1b}\n  6");
+        assert_eq!(last_lines(b"\n\n"), "");
+        assert!(last_lines(&[b'x'; 9_000]).len() < 3_000);
+    }
 
     #[test]
     fn nothing_of_it_talks_to_a_terminal() {

@@ -20,7 +20,7 @@ use rustix::{
 };
 
 use super::wire::{Call, Fault, InstanceInfo};
-use crate::infra::text::printable;
+use crate::infra::text::{last_lines, printable};
 
 /// The API socket's name in the VMM's directory.
 pub const API_SOCKET: &str = "api.sock";
@@ -353,9 +353,7 @@ pub fn log_tail(directory: &Path) -> String {
         file.take(2048).read_to_end(&mut bytes)?;
         Ok(bytes)
     };
-    let text = String::from_utf8_lossy(&read().unwrap_or_default()).into_owned();
-    let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
-    lines[lines.len().saturating_sub(5)..].iter().map(|line| format!("\n  {}", line.escape_debug())).collect()
+    last_lines(&read().unwrap_or_default())
 }
 
 #[cfg(test)]

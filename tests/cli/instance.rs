@@ -282,7 +282,7 @@ fn guest_bytes_are_escaped_unless_raw_is_said() {
     ");
     snapshot!(terminal.sees_json(&format!("instance console {PATH}")), @r#"
     {"line":"fcsim guest: boot, 128 MiB, cmdline quiet mvm.ip=10.240.3.3/24 mvm.gw=10.240.3.1 mvm.mac=02:fc:00:03:00:03 mvm.host=i-0f3a91c2 pci=off root=/dev/vda rw"}
-    {"line":"\\u{1b}[31mred\\u{1b}[0m \\u{7}\\u{202e}tac \\u{9b}x"}
+    {"line":"\u001b[31mred\u001b[0m \u0007\u202etac \u009bx"}
     {"line":""}
     "#);
     assert!(terminal.sees(&format!("instance console {PATH} --raw")).contains(text));

@@ -206,7 +206,8 @@ fn logs_without_end_are_cut_off() {
 fn logs_talk_to_no_terminal() {
     let Some(sandbox) = faulty_world() else { return };
     let path = start(&sandbox);
-    let evil = line("\u{1b}]0;evil\u{7}\u{9b}2J\u{202e}\r\u{feff}");
+    let said = "\u{1b}]0;evil\u{7}\u{9b}2J\u{202e}\r\u{feff}\nand more";
+    let evil = line(said);
     let end = json!({ "message": { "answer": "end" } });
     start_hostile(&sandbox, &path, "logs", &json!([evil, line("well"), end]), &json!([]));
     let output = sandbox.run(&format!("instance logs {path}"));
@@ -214,9 +215,15 @@ fn logs_talk_to_no_terminal() {
     let text = String::from_utf8(output.stdout).expect("UTF-8");
     assert!(!text.contains(|c: char| mvm::infra::text::is_dangerous(c) && c != '\n'), "{text:?}");
     assert!(
-        text.starts_with("\\u{1b}]0;evil\\u{7}\\u{9b}2J\\u{202e}") && text.ends_with("\nwell\n"),
+        text.starts_with("\\u{1b}]0;evil\\u{7}\\u{9b}2J\\u{202e}") && text.ends_with("\\nand more\nwell\n"),
         "{text:?}"
     );
+    assert_eq!(text.lines().count(), 2, "{text:?}");
+    let output = sandbox.run(&format!("instance logs {path} --json"));
+    let text = String::from_utf8(output.stdout).expect("UTF-8");
+    assert!(!text.contains(|c: char| mvm::infra::text::is_dangerous(c) && c != '\n'), "{text:?}");
+    let first: Value = serde_json::from_str(text.lines().next().expect("a line")).expect("JSON");
+    assert_eq!(first["line"], said);
 
     for (says, word) in [
         (json!([line("one"), { "raw": "garbage, garbage" }]), "guest_nonsense"),

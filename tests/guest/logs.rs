@@ -28,6 +28,10 @@ fn what_a_workload_prints_is_there_also_after_a_sleep() {
     let first: Value = serde_json::from_str(lines.lines().next().expect("a line")).expect("JSON");
     assert_eq!(first["stream"], "stdout");
     assert!(first["at"].is_string(), "{first}");
+    // JSON escapes once, and so that it talks to no terminal either.
+    let last = lines.lines().last().expect("a line");
+    assert!(last.contains(r#""line":"\u001b[2Jtwo""#), "{last}");
+    assert_eq!(serde_json::from_str::<Value>(last).expect("JSON")["line"], "\u{1b}[2Jtwo");
     assert_eq!(logs(&sandbox, &format!("{path} --vmm")), "");
 }
 

@@ -12,5 +12,6 @@ mod hostile;
 mod identity;
 mod liars;
 mod logs;
+mod shown;
 mod signals;
 mod world;

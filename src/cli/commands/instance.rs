@@ -77,9 +77,18 @@ fn awake(out: &Out, view: &InstanceView) -> String {
 fn load(operator: &mut Operator, typed: &InstanceRef) -> Result<Instance, CliError> {
     let path = resolve(&operator.roots, typed)?;
     let instance = Instance::load(&operator.roots, &path)?;
-    lifecycle::settle(operator, instance)?.ok_or_else(|| {
-        CliError::new(Kind::NotFound, "not_found", format!("{path} was half made, and is gone"))
-    })
+    lifecycle::settle(operator, instance)?.ok_or_else(|| half_made(&path))
+}
+
+/// The same for who only shows it: no guest is waited for.
+fn load_to_show(operator: &mut Operator, typed: &InstanceRef) -> Result<Instance, CliError> {
+    let path = resolve(&operator.roots, typed)?;
+    let instance = Instance::load(&operator.roots, &path)?;
+    lifecycle::settle_unasked(operator, instance)?.ok_or_else(|| half_made(&path))
+}
+
+fn half_made(path: &InstancePath) -> CliError {
+    CliError::new(Kind::NotFound, "not_found", format!("{path} was half made, and is gone"))
 }
 
 /// Runs the command.
@@ -105,7 +114,7 @@ pub fn run(out: &Out, operator: &mut Operator, command: InstanceCommand) -> Resu
         }
         InstanceCommand::List { scope } => return list(out, operator, scope.as_ref()),
         InstanceCommand::Info { instance } => {
-            let instance = load(operator, &instance)?;
+            let instance = load_to_show(operator, &instance)?;
             let view = show(operator, instance)?;
             let progress = out.progress(&format!("asking the guest of {}", view.path));
             let view = view.with_guest(&operator.roots);
@@ -232,7 +241,7 @@ pub fn run(out: &Out, operator: &mut Operator, command: InstanceCommand) -> Resu
 }
 
 /// The instances of a scope, settled, and what is wrong with those that cannot be read or settled: they are neither
-/// ignored nor in the way of the others. One that is destroyed at this moment is left out.
+/// ignored nor in the way of the others. One that is destroyed at this moment is left out, and no guest is waited for.
 fn scoped(
     operator: &mut Operator,
     scope: Option<&Scope>,
@@ -257,7 +266,7 @@ fn scoped(
                 }
             };
             let settled = match lifecycle::needs_settling(&roots, &instance, &boot_id) {
-                true => lifecycle::settle(operator, instance.clone()).unwrap_or_else(|error| {
+                true => lifecycle::settle_unasked(operator, instance.clone()).unwrap_or_else(|error| {
                     wrong.push(CliError::from(error).about(&path));
                     Some(instance)
                 }),
@@ -311,7 +320,7 @@ fn refused_wake(roots: &Roots, instance: &Instance) -> Result<Option<CliError>, 
 }
 
 fn why(out: &Out, operator: &mut Operator, typed: &InstanceRef) -> Result<(), CliError> {
-    let instance = load(operator, typed)?;
+    let instance = load_to_show(operator, typed)?;
     let view = show(operator, instance)?;
     let instance = &view.instance;
     let because = match instance.status {
@@ -361,11 +370,10 @@ fn why(out: &Out, operator: &mut Operator, typed: &InstanceRef) -> Result<(), Cl
 
 /// Prints a guest's or a VMM's bytes, escaped.
 pub fn print_lines(out: &Out, bytes: &[u8]) {
-    let text = escape(bytes);
     if !out.json {
-        return out.raw(text.as_bytes());
+        return out.raw(escape(bytes).as_bytes());
     }
-    for line in text.lines() {
+    for line in String::from_utf8_lossy(bytes).lines() {
         out.json_line(&serde_json::json!({ "line": line }));
     }
 }

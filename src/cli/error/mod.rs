@@ -6,7 +6,7 @@ mod causes;
 use clap::{CommandFactory, error::ErrorKind};
 use serde::Serialize;
 
-use crate::vm::naming::NameError;
+use crate::{infra::text, vm::naming::NameError};
 
 /// The table of exit codes, for the docs.
 pub const EXIT_CODES: &str = "\
@@ -126,7 +126,7 @@ impl CliError {
         struct Wrapped<'a> {
             error: Body<'a>,
         }
-        serde_json::to_string(&Wrapped { error: self.body() }).unwrap_or_default()
+        text::json(serde_json::to_string(&Wrapped { error: self.body() }).unwrap_or_default())
     }
 
     /// What it consists of, for the JSON of something else.

@@ -77,11 +77,12 @@ fn take(guest: &mut Guest, mut line: impl FnMut(Line) -> Result<bool, GuestError
 
 fn print(out: &Out, line: &Line, with_times: bool) {
     let at = i64::try_from(line.at_unix_ms).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok());
-    let text = escape(line.text.as_bytes());
     if out.json {
         let stream = if line.errors { "stderr" } else { "stdout" };
-        return out.json_line(&json!({ "at": at, "stream": stream, "line": text }));
+        return out.json_line(&json!({ "at": at, "stream": stream, "line": line.text }));
     }
+    // A line of an agent's is one line: what pretends to be more is shown as what it is.
+    let text = escape(line.text.as_bytes()).replace('\n', "\\n");
     let when = match at {
         Some(at) if with_times => format!("{} ", time(at)),
         _ => String::new(),

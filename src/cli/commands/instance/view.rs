@@ -52,7 +52,8 @@ pub(super) enum GuestView {
 
 impl GuestView {
     fn unknown(error: &CliError) -> Self {
-        Self::Unknown { unknown: serde_json::json!(error.body()), what: error.whole() }
+        let remedy = error.remedy().map_or(String::new(), |remedy| format!("        next: {remedy}"));
+        Self::Unknown { unknown: serde_json::json!(error.body()), what: error.whole() + &remedy }
     }
 
     /// As lines.
@@ -126,11 +127,16 @@ impl InstanceView {
         }
         self.guest = Some(match &instance.pending {
             // It may stand still, and then it could not answer.
-            Some(intent) => GuestView::unknown(&CliError::new(
-                Kind::Refused,
-                "pending",
-                format!("it is not asked while there is a {} under way", intent.operation.name()),
-            )),
+            Some(intent) => {
+                let operation = intent.operation.name();
+                GuestView::unknown(&match lifecycle::try_lock(roots, &self.path) {
+                    Ok(Some(_)) => {
+                        CliError::new(Kind::Refused, "cut_off", format!("a {operation} of it was cut off"))
+                            .fix("mvm node recover")
+                    }
+                    _ => CliError::new(Kind::Refused, "pending", format!("a {operation} of it is under way")),
+                })
+            }
             None => match Guest::of(roots, instance).and_then(Guest::status) {
                 Ok(status) => {
                     let id = instance.instance_id.to_string();

@@ -11,7 +11,7 @@ use std::{fs, path::Path, time::Duration};
 
 use super::{LifecycleError, Operator};
 use crate::{
-    infra::{config::Roots, failpoint},
+    infra::{config::Roots, failpoint, text::last_lines},
     security::audit::{self, Entry, Phase},
     store::{self, Lock, Sharing, StoreError},
     vm::{
@@ -241,9 +241,7 @@ fn barrier(build: &mut Build) -> Result<(), LifecycleError> {
 /// What a guest printed last, each line after a line break.
 fn console_tail(directory: &Path) -> String {
     let text = fs::read(directory.join(files::CONSOLE)).unwrap_or_default();
-    let text = String::from_utf8_lossy(&text[text.len().saturating_sub(4096)..]).into_owned();
-    let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
-    lines[lines.len().saturating_sub(5)..].iter().map(|line| format!("\n  {}", line.escape_debug())).collect()
+    last_lines(&text[text.len().saturating_sub(4096)..])
 }
 
 fn snapshot(build: &mut Build) -> Result<(), LifecycleError> {

@@ -29,7 +29,7 @@ pub use self::{
     grow::grow_disk,
     lookup::{effective_state, load_pool, load_tenant, lock_tenant, resolve, try_lock},
     pause::{resume, warm},
-    settle::{needs_settling, settle},
+    settle::{needs_settling, settle, settle_unasked},
     sleep::sleep,
     start::{fix_version, start},
     stop::stop,

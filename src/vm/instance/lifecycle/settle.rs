@@ -20,6 +20,7 @@ use crate::{
             state::State,
         },
         naming::{InstancePath, Slot},
+        pool::config::AgentMode,
     },
     vmm::process,
 };
@@ -41,6 +42,32 @@ pub(super) fn settled(
 /// # Errors
 /// When it cannot be settled; the intent stays.
 pub fn settle(operator: &mut Operator, instance: Instance) -> Result<Option<Instance>, LifecycleError> {
+    settle_as(operator, instance, Asking::All)
+}
+
+/// The same for who only shows it, and waits for no guest: what cannot be settled without asking one is left as it is.
+///
+/// # Errors
+/// When it cannot be settled; the intent stays.
+pub fn settle_unasked(
+    operator: &mut Operator,
+    instance: Instance,
+) -> Result<Option<Instance>, LifecycleError> {
+    settle_as(operator, instance, Asking::Nobody)
+}
+
+/// Who may be asked.
+#[derive(PartialEq, Eq)]
+enum Asking {
+    All,
+    Nobody,
+}
+
+fn settle_as(
+    operator: &mut Operator,
+    instance: Instance,
+    asking: Asking,
+) -> Result<Option<Instance>, LifecycleError> {
     if !needs_settling(&operator.roots, &instance, &process::boot_id()) {
         return Ok(Some(instance));
     }
@@ -49,6 +76,9 @@ pub fn settle(operator: &mut Operator, instance: Instance) -> Result<Option<Inst
         // Somebody works on it: what they left is theirs to finish.
         None => Ok(Some(instance)),
         Some(lock) => match Instance::load_if_there(&operator.roots, &path)? {
+            Some(fresh) if asking == Asking::Nobody && has_to_ask(&operator.roots, &fresh)? => {
+                Ok(Some(fresh))
+            }
             Some(fresh) => {
                 let settled = settle_locked(operator, fresh)?;
                 if settled.is_none() {
@@ -67,6 +97,27 @@ pub fn needs_settling(roots: &Roots, instance: &Instance, boot_id: &str) -> bool
     instance.pending.is_some()
         || (instance.status.has_vmm() && !instance.vmm_is_alive(boot_id))
         || (instance.status == State::Sleeping && snapshot::is_used_up(roots, &instance.path()))
+}
+
+/// Has a guest to be asked where this is settled: one that goes on after what was cut off?
+fn has_to_ask(roots: &Roots, instance: &Instance) -> Result<bool, LifecycleError> {
+    let operation = match (&instance.pending, instance.agent) {
+        (Some(intent), AgentMode::Required) => intent.operation,
+        _ => return Ok(false),
+    };
+    Ok(match operation {
+        Operation::Warm | Operation::Resume => instance.find_vmm().is_some(),
+        Operation::Sleep => instance.find_vmm().is_some() && Delta::load(roots, &instance.path())?.is_none(),
+        Operation::Wake => {
+            Delta::load(roots, &instance.path())?.is_none()
+                && !launch::vmms_in(roots, instance.slot(roots)?)?.is_empty()
+        }
+        Operation::Create
+        | Operation::Start
+        | Operation::Stop
+        | Operation::Archive
+        | Operation::Destroy { .. } => false,
+    })
 }
 
 fn settle_locked(
