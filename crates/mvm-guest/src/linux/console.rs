@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mvm_proto::message::Console as Settings;
+use mvm_proto::settings::Console as Settings;
 
 use super::{
     launch::{Launcher, Plan, Streams},

@@ -10,7 +10,10 @@ use std::{
 };
 
 use mvm_guest::log::{Log, Splitter};
-use mvm_proto::message::{Exited, Line, Restart, Workload as Settings, WorkloadStatus};
+use mvm_proto::{
+    message::{Exited, Line, WorkloadStatus},
+    settings::{Restart, Workload as Settings},
+};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use super::{

@@ -1,6 +1,6 @@
 //! What an image says of the program in it, and what mvm keeps of that, as the guest reads it. Pure.
 
-use mvm_proto::message::{Restart, Workload};
+use mvm_proto::settings::{Restart, Workload};
 use serde::Deserialize;
 
 use super::{

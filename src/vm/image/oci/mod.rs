@@ -32,7 +32,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use mvm_proto::message::Workload;
+use mvm_proto::settings::Workload;
 use serde::Serialize;
 
 use self::{
