@@ -16,10 +16,7 @@ mod programs;
 use std::{
     fs::File,
     io::{self, Write},
-    os::{
-        fd::OwnedFd,
-        unix::{fs::FileExt, net::UnixStream},
-    },
+    os::{fd::OwnedFd, unix::net::UnixStream},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -32,7 +29,7 @@ use mvm_proto::{
 };
 use serde::{Deserialize, Serialize};
 
-use self::machine::{Full, Machine, uuid_text};
+use self::machine::{Full, Machine};
 use super::{Shared, gate::Gate, lock, nic::Nic};
 use crate::{fault::AgentFault, wire::devices::MacAddr};
 
@@ -193,14 +190,8 @@ impl Sim {
                 data.size_bytes
             )));
         }
-        let mut superblock = [0; 1024];
-        file.read_exact_at(&mut superblock, 1024)?;
-        if superblock[0x38..0x3a] != [0x53, 0xef] {
-            return Err(io::Error::other("the data disk holds no ext4"));
-        }
-        let mut uuid = [0; 16];
-        uuid.copy_from_slice(&superblock[0x68..0x78]);
-        let uuid = uuid_text(&uuid);
+        let uuid = mvm_proto::disk::ext4_uuid(file)?
+            .ok_or_else(|| io::Error::other("the data disk holds no ext4"))?;
         if uuid != data.uuid {
             return Err(io::Error::other(format!("the data disk is {uuid}")));
         }
