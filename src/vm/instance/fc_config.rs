@@ -120,14 +120,14 @@ fn limits(quotas: &Quotas) -> (Option<RateLimiter>, Option<RateLimiter>) {
     )
 }
 
-/// The load of a base snapshot for this instance; its vCPUs stay paused.
-pub fn load_base(instance: &Instance) -> Call {
+/// The load of a base snapshot for this instance, after which its vCPUs go on or stay paused.
+pub fn load_base(instance: &Instance, resume_vm: bool) -> Call {
     let file = |name: &str| format!("{}/{name}", files::BASE);
     Call::SnapshotLoad(SnapshotLoad {
         snapshot_path: file(base::VMSTATE),
         mem_backend: MemBackend { backend_type: "File", backend_path: file(base::MEM) },
         track_dirty_pages: true,
-        resume_vm: false,
+        resume_vm,
         network_overrides: vec![NetworkOverride {
             iface_id: NIC.into(),
             host_dev_name: instance.net.tap_dev.clone(),

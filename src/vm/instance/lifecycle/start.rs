@@ -134,7 +134,8 @@ fn begin(launch: &Launch, instance: &Instance, from: State) -> Result<(), Lifecy
     snapshot::discard(&launch.operator.roots, &instance.path())?;
     let requests = match instance.agent {
         AgentMode::None => fc_config::requests(&Boot::of(instance, &launch.manifest, &launch.tenant.quotas)),
-        AgentMode::Required => vec![fc_config::load_base(instance)],
+        // Whether it goes on at once says nothing of what it is.
+        AgentMode::Required => vec![fc_config::load_base(instance, false)],
     };
     launch.operator.audit(instance, "start", Phase::Intent, |entry| {
         entry.from = Some(from.to_string());
