@@ -146,7 +146,7 @@ fn test(host: &Host, arguments: &LabArguments, rest: &[String]) -> Result<u8> {
     let file = make::home().join("transcript.txt");
     let deadline = start + Duration::from_secs(arguments.limit);
     let (mut transcript, mut done) = (String::new(), Vec::<String>::new());
-    let (mut hung_in, mut failed): (Option<String>, usize) = (None, 0);
+    let (mut lost_in, mut failed): (Option<String>, usize) = (None, 0);
     let code = loop {
         let mut words: Vec<String> = rest.iter().map(|word| job::quoted(word)).collect();
         // A filter picks by a part of the name; without one names are whole, and none hides another.
@@ -164,16 +164,16 @@ fn test(host: &Host, arguments: &LabArguments, rest: &[String]) -> Result<u8> {
         let why = match ended? {
             Ended::Code(code) if failed == 0 => break code,
             Ended::Code(_) => break 101,
-            Ended::Hung(why) => why,
+            Ended::Lost(why) => why,
         };
         let progress = Progress::read(&part);
         failed += progress.failed;
         done.extend(progress.done);
         let name = progress.under_way.unwrap_or_default();
-        if hung_in.replace(name.clone()).is_some_and(|before| before == name) {
-            bail!("the lab hung twice in {name:?}: {why}");
+        if lost_in.replace(name.clone()).is_some_and(|before| before == name) {
+            bail!("the lab was lost twice in {name:?}: {why}");
         }
-        let said = format!("REPEAT ({name}): the lab hung, {why}; a fresh one goes on\n");
+        let said = format!("REPEAT ({name}): the lab was lost: {why}; a fresh one goes on\n");
         print!("{said}");
         transcript.push_str(&said);
     };
@@ -276,7 +276,7 @@ fn guest(programs: &[(String, PathBuf)]) -> Result<PathBuf> {
 fn whole(ended: Ended) -> Result<u8> {
     match ended {
         Ended::Code(code) => Ok(code),
-        Ended::Hung(why) => bail!("the lab hung: {why}"),
+        Ended::Lost(why) => bail!("the lab was lost: {why}"),
     }
 }
 
