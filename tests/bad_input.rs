@@ -19,6 +19,26 @@ fn refuses(sandbox: &Sandbox, rows: &[Row]) {
     assert!(sandbox.leaks().is_empty(), "{:?}", sandbox.leaks());
 }
 
+/// Who gets a part of an answer hears that it is one; a reader that has gone wanted no more.
+#[test]
+fn an_answer_that_cannot_be_written_is_a_failure() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    sandbox.pool("sim");
+    for command in
+        ["tenant list", "tenant list --json", "instance list acme --json", "node info", "completions bash"]
+    {
+        let full = fs::File::options().write(true).open("/dev/full").expect("there is one");
+        let output = sandbox.command(command).stdout(full).output().expect("mvm runs");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{command}: {said}");
+        assert!(said.contains("No space left on device"), "{command}: {said}");
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        let output = sandbox.command(command).stdout(writer).output().expect("mvm runs");
+        assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), &b""[..]), "{command}");
+    }
+}
+
 /// Every file of the root but locks, with its length.
 fn everything(root: &Path) -> Vec<String> {
     fn walk(folder: &Path, found: &mut Vec<String>) {

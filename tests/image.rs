@@ -55,6 +55,13 @@ fn run_runs_a_command_and_leaves_no_instance() {
     assert!(sandbox.run("run debian --vmm sim -n -- true").status.success());
     let states = sandbox.states();
     assert!(states.len() == 1 && states[0].contains(&kept) && states[0].ends_with("running"), "{states:?}");
+    // A node's recovery takes away what killed ones left, too.
+    let killed = sandbox.run_with("run debian --vmm sim --mem 64 -n -- true", "start.recorded");
+    assert!(support::was_killed(&killed));
+    assert_eq!(sandbox.states().len(), 2);
+    let recovered = sandbox.ok("node recover");
+    assert!(recovered["reclaimed"][0].as_str().is_some_and(|what| what.ends_with("of a killed mvm run")));
+    assert_eq!(sandbox.states(), states);
     assert!(sandbox.leaks().is_empty(), "{:?}", sandbox.leaks());
 }
 

@@ -52,7 +52,14 @@ pub fn run() -> u8 {
         Command::Man { dir } => man(&out, dir.as_deref()),
         _ => execute(cli, &environment, &out),
     };
-    done.unwrap_or_else(|error| out.error(&error))
+    let code = done.unwrap_or_else(|error| out.error(&error));
+    match out.unwritten() {
+        // Done, and not said: who reads the output must not take it for all there is.
+        Some(why) if code == 0 => {
+            out.error(&CliError::new(Kind::Failed, "io", format!("cannot write to stdout: {why}")))
+        }
+        _ => code,
+    }
 }
 
 fn man(out: &Out, dir: Option<&std::path::Path>) -> Result<u8, CliError> {

@@ -2,7 +2,10 @@
 
 use std::{
     io::{IsTerminal, Write},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use anstyle::{AnsiColor, Style};
@@ -33,6 +36,8 @@ pub struct Out {
 const GAP: usize = 2;
 
 static UNHEARD: AtomicBool = AtomicBool::new(false);
+/// Why something could not be printed.
+static UNWRITTEN: OnceLock<String> = OnceLock::new();
 
 /// Something that is going on.
 pub struct Progress {
@@ -138,9 +143,17 @@ impl Out {
             return;
         }
         let mut stdout = std::io::stdout().lock();
-        if stdout.write_all(bytes).and_then(|()| stdout.flush()).is_err() {
+        if let Err(error) = stdout.write_all(bytes).and_then(|()| stdout.flush()) {
             UNHEARD.store(true, Ordering::Relaxed);
+            if error.kind() != std::io::ErrorKind::BrokenPipe {
+                let _ = UNWRITTEN.set(error.to_string());
+            }
         }
+    }
+
+    /// Why what was to be printed could not be, where somebody wanted it: a reader that has gone did not.
+    pub fn unwritten(&self) -> Option<&'static str> {
+        UNWRITTEN.get().map(String::as_str)
     }
 
     /// Has the reader of stdout gone away? Then a command that only prints may end.

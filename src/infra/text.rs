@@ -3,7 +3,11 @@
 /// Could this character move, colour, hide or reorder what stands around it?
 pub fn is_dangerous(c: char) -> bool {
     c.is_control()
-        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
+        || matches!(
+            c,
+            '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}'
+        )
+        || matches!(c, '\u{e0000}'..='\u{e007f}')
 }
 
 /// One line of it, at most so many characters long.
@@ -41,14 +45,17 @@ pub fn json(json: String) -> String {
     let mut escaped = String::with_capacity(json.len());
     for c in json.chars() {
         match left_alone(c) {
-            true => escaped.push_str(&format!("\\u{:04x}", u32::from(c))),
+            true => c.encode_utf16(&mut [0; 2]).iter().for_each(|unit| {
+                escaped.push_str(&format!("\\u{unit:04x}"));
+            }),
             false => escaped.push(c),
         }
     }
     escaped
 }
 
-/// A guest's bytes for a terminal: everything but printable text, line breaks and tabs is escaped.
+/// A guest's bytes for a terminal: everything but printable text, line breaks and tabs is escaped; returns of the carriage,
+/// which stand before line breaks most of the time, are left out.
 pub fn escape(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len());
     for chunk in bytes.utf8_chunks() {
@@ -81,6 +88,11 @@ impl Escaper {
         let text = escape(&self.open[..end]);
         self.open.drain(..end);
         text
+    }
+
+    /// What is held, where nothing comes any more.
+    pub fn finish(&mut self) -> String {
+        escape(&std::mem::take(&mut self.open))
     }
 }
 

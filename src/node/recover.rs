@@ -192,7 +192,7 @@ fn remove_stale_locks(operator: &mut Operator, recovered: &mut Recovered) -> Res
             ["pool" | "scale" | "import", tenant, pool] => {
                 roots.tenants().join(tenant).join("pools").join(pool).exists()
             }
-            ["instance" | "wake" | "run", tenant, pool, instance] => roots
+            ["instance" | "wish" | "run", tenant, pool, instance] => roots
                 .tenants()
                 .join(tenant)
                 .join("pools")

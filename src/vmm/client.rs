@@ -13,6 +13,7 @@ use std::{
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     fs::{Mode, OFlags, inotify},
+    io::Errno,
     net::{
         AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with,
         sockopt::{Timeout, set_socket_timeout},
@@ -124,7 +125,7 @@ impl Client {
             .map_err(io_error("watch"))?;
         inotify::add_watch(&watch, directory, inotify::WatchFlags::CREATE).map_err(io_error("watch"))?;
         loop {
-            match connect_in(directory, API_SOCKET) {
+            match connect_in(directory, API_SOCKET, CALL_LIMIT) {
                 Ok(stream) => {
                     let client = Self::on(stream, directory)?;
                     // Closing a watch waits for a grace period of the kernel, 6 ms: not in the way of the guest.
@@ -168,7 +169,7 @@ impl Client {
     /// # Errors
     /// When it is not.
     pub fn connect_now(directory: &Path) -> Result<Self, VmmError> {
-        let stream = connect_in(directory, API_SOCKET).map_err(|source| VmmError::Io {
+        let stream = connect_in(directory, API_SOCKET, CALL_LIMIT).map_err(|source| VmmError::Io {
             action: CONNECT,
             path: directory.join(API_SOCKET),
             source,
@@ -268,15 +269,17 @@ impl Client {
 /// Connects to a socket in a folder whose path may be longer than the 107 bytes that a socket's address holds.
 ///
 /// # Errors
-/// When there is none, or nobody listens.
-pub fn connect_in(directory: &Path, name: &str) -> io::Result<UnixStream> {
+/// When there is none, or nobody listens; [`io::ErrorKind::TimedOut`] where nobody takes it within the limit.
+pub fn connect_in(directory: &Path, name: &str, limit: Duration) -> io::Result<UnixStream> {
     let folder =
         rustix::fs::open(directory, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     // Where nobody takes connections any more, and as many as may wait do, this one waits too: unix(7), so long at most.
-    set_socket_timeout(&socket, Timeout::Send, Some(CALL_LIMIT))?;
-    connect(&socket, &SocketAddrUnix::new(format!("/proc/self/fd/{}/{name}", folder.as_raw_fd()))?)?;
-    Ok(socket.into())
+    set_socket_timeout(&socket, Timeout::Send, Some(limit))?;
+    match connect(&socket, &SocketAddrUnix::new(format!("/proc/self/fd/{}/{name}", folder.as_raw_fd()))?) {
+        Err(Errno::AGAIN) => Err(io::ErrorKind::TimedOut.into()),
+        connected => Ok(connected.map(|()| socket.into())?),
+    }
 }
 
 /// Has the process behind a pidfd ended?

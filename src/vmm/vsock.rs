@@ -44,7 +44,8 @@ impl Connection {
     /// [`io::ErrorKind::TimedOut`] where nobody answers before the deadline, [`io::ErrorKind::ConnectionRefused`] where nobody
     /// listens.
     pub fn open(directory: &Path, name: &str, port: u32, deadline: Instant) -> io::Result<Self> {
-        let stream = connect_in(directory, name)?;
+        let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+        let stream = connect_in(directory, name, left)?;
         let mut connection = Self { stream, limit: Limit::Until(deadline) };
         connection.write_all(format!("CONNECT {port}\n").as_bytes())?;
         let mut line = Vec::new();

@@ -15,7 +15,7 @@ fn with_agent() -> Option<Terminal> {
 fn a_guest_with_an_agent() {
     let Some(terminal) = with_agent() else { return };
     let (kernel, rootfs) = terminal.sandbox.artifacts();
-    snapshot!(terminal.sees("pool create acme/web --vmm sim --mem 128 --data-disk 8 --insecure --agent required"), @"acme/web: 1 vCPU, 128 MiB, on the simulated VMM, egress internet        next: mvm pool import acme/web --kernel FILE --rootfs FILE");
+    snapshot!(terminal.sees("pool create acme/web --vmm sim --mem 128 --data-disk 8 --insecure --agent required"), @"acme/web: 1 vCPU, 128 MiB, on the simulated VMM, egress internet        next: mvm pool import acme/web --oci-archive FILE, or --kernel FILE --rootfs FILE");
     let import = format!("pool import acme/web --kernel {} --rootfs {}", kernel.display(), rootfs.display());
     snapshot!(terminal.sees(&import), @"acme/web: revision SHORT verified and current, 4.0 MiB, base snapshot in MS ms        next: mvm instance create acme/web");
     terminal.sees("instance create acme/web");

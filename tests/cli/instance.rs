@@ -218,8 +218,8 @@ fn what_is_not_there_is_said_with_what_is() {
     no instance of acme/web starts with i-dead; it has none yet
     [exit 3]
     ");
-    snapshot!(terminal.sees("instance create acme/web"), @"acme/web/i-0f3a91c2 10.240.3.3 created        next: mvm pool import acme/web --kernel FILE --rootfs FILE");
-    snapshot!(terminal.sees("instance create acme/web"), @"acme/web/i-0f3a91c3 10.240.3.4 created        next: mvm pool import acme/web --kernel FILE --rootfs FILE");
+    snapshot!(terminal.sees("instance create acme/web"), @"acme/web/i-0f3a91c2 10.240.3.3 created        next: mvm pool import acme/web --oci-archive FILE, or --kernel FILE --rootfs FILE");
+    snapshot!(terminal.sees("instance create acme/web"), @"acme/web/i-0f3a91c3 10.240.3.4 created        next: mvm pool import acme/web --oci-archive FILE, or --kernel FILE --rootfs FILE");
     snapshot!(terminal.sees("instance info acme/web/i-dead"), @"
     no instance of acme/web starts with i-dead; it has i-0f3a91c2, i-0f3a91c3
     [exit 3]
@@ -236,7 +236,7 @@ fn what_is_not_there_is_said_with_what_is() {
     "#);
     snapshot!(terminal.sees("instance start acme/web/i-0f3a91c2"), @"
     acme/web has no revision to run yet
-      try: mvm pool import acme/web --kernel FILE --rootfs FILE
+      try: mvm pool import acme/web --oci-archive FILE, or --kernel FILE --rootfs FILE
     [exit 4]
     ");
     snapshot!(terminal.sees("instance stop acme/web/i-0f3a91c2"), @"

@@ -7,7 +7,7 @@ fn a_pool_from_create_to_destroy() {
     let Some(terminal) = Terminal::new() else { return };
     terminal.sees("tenant create acme --net-id 3 --subnet 10.240.3.0/24");
     snapshot!(terminal.sees("pool list"), @"no pools yet        next: mvm pool create TENANT/POOL");
-    snapshot!(terminal.sees("pool create acme/workers --flake . --profile minimal --cpus 2 --mem 1024"), @"acme/workers: 2 vCPUs, 1024 MiB, egress internet        next: mvm pool import acme/workers --kernel FILE --rootfs FILE");
+    snapshot!(terminal.sees("pool create acme/workers --flake . --profile minimal --cpus 2 --mem 1024"), @"acme/workers: 2 vCPUs, 1024 MiB, egress internet        next: mvm pool import acme/workers --oci-archive FILE, or --kernel FILE --rootfs FILE");
     snapshot!(terminal.sees("pool create acme/workers --flake . --profile minimal --cpus 2 --mem 1024"), @"acme/workers exists already, just like that");
     snapshot!(terminal.sees("pool create acme/workers --cpus 4"), @"
     pool acme/workers exists, and is another one: its flake_ref differs

@@ -119,6 +119,39 @@ fn a_killed_copy_is_swept_by_the_next_one() {
     assert_eq!(fs::metadata(&to).expect("a file").len(), 9);
 }
 
+/// Whoever stops a copy finds nothing of it.
+#[test]
+fn a_copy_that_is_stopped_takes_away_what_came() {
+    let Some(sandbox) = world() else { return };
+    let path = start(&sandbox);
+    let dir = tempfile::tempdir().expect("a folder");
+    let to = dir.path().join("to");
+    for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
+        let command = format!("instance cp {path}:/dev/zero/{} {} --json", 1_u64 << 40, to.display());
+        let child = sandbox.command(&command).stderr(Stdio::piped()).spawn().expect("mvm runs");
+        wait_until("it comes", || !names(dir.path()).is_empty());
+        kill_process(Pid::from_child(&child), signal).expect("it is there");
+        let output = child.wait_with_output().expect("it ends");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains("\"stopped\""), "{said}");
+        assert_eq!(names(dir.path()), [""; 0]);
+    }
+}
+
+/// A link that came from a guest may lead to anything that this side may read.
+#[test]
+fn a_link_is_not_followed_into_a_guest() {
+    let Some(sandbox) = world() else { return };
+    let path = start(&sandbox);
+    let dir = tempfile::tempdir().expect("a folder");
+    let link = dir.path().join("link");
+    std::os::unix::fs::symlink("/etc/hostname", &link).expect("a link");
+    let command = format!("instance cp {} {path}:/root/x", link.display());
+    assert_eq!(sandbox.refused(&command, 4), "link");
+    assert!(!exec(&sandbox, &path, "cat /root/x").status.success());
+}
+
 /// What goes wrong on this side is not the guest's fault.
 #[test]
 fn what_cannot_be_read_here_is_said_so() {

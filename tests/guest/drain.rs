@@ -15,10 +15,11 @@ use mvm_proto::{
     Answer, Code, Kind, Request,
     message::{Exec, Exited},
 };
+use serde_json::json;
 
 use crate::{
     support::wait_until,
-    world::{exec, info, leaves_nothing, record, roots, says, start, world},
+    world::{exec, faulty_world, info, leaves_nothing, record, roots, says, start, start_hostile, world},
 };
 
 #[test]
@@ -73,6 +74,30 @@ fn a_sleep_that_waits_is_cancelled() {
         sandbox.ok(&format!("instance {verb} {path} {options}"));
         is_cancelled(sleep);
     }
+    leaves_nothing(&sandbox);
+}
+
+/// Also where the guest does not say whether it is ready, or does not say it to the end.
+#[test]
+fn a_sleep_whose_guest_is_silent_is_in_nobodys_way() {
+    let Some(sandbox) = faulty_world() else { return };
+    sandbox.ok("pool update acme/web --drain-timeout 3600");
+    let path = start(&sandbox);
+    start_hostile(&sandbox, &path, "sleep_prep", &json!([]), &json!([]));
+    let mut sleep = sandbox.command(&format!("instance sleep {path} --json"));
+    let sleep = sleep.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("mvm runs");
+    wait_until("it falls asleep", || info(&sandbox, &path)["pending"]["operation"] == "sleep");
+    sandbox.ok(&format!("instance stop --force {path}"));
+    let output = sleep.wait_with_output().expect("it ends");
+    let said: serde_json::Value = serde_json::from_slice(&output.stderr).expect("JSON");
+    assert_eq!((output.status.code(), &said["error"]["code"]), (Some(4), &"cancelled".into()), "{said}");
+    // The beginning of an answer that goes no further.
+    start_hostile(&sandbox, &path, "sleep_prep", &json!([{ "raw": "\u{5}" }]), &json!([]));
+    let mut sleep = sandbox.command(&format!("instance sleep {path} --json"));
+    let output = sleep.env("MVM_GUEST_TIMEOUT_MS", "1000").output().expect("mvm runs");
+    let said: serde_json::Value = serde_json::from_slice(&output.stderr).expect("JSON");
+    assert_eq!(said["error"]["code"], "guest_silent", "{said}");
+    assert_eq!(info(&sandbox, &path)["status"], "running");
     leaves_nothing(&sandbox);
 }
 

@@ -122,6 +122,31 @@ fn a_signal_ends_a_command_whose_input_is_stuck() {
     sandbox.ok(&format!("instance sleep {path}"));
 }
 
+/// Neither is output that nobody reads.
+#[test]
+fn a_signal_ends_a_command_whose_output_is_stuck() {
+    let Some(sandbox) = world() else { return };
+    let path = start(&sandbox);
+    let (mut child, stdout) = writes_for_ever(&sandbox, &path);
+    kill_process(Pid::from_child(&child), Signal::TERM).expect("it is there");
+    assert_eq!(child.wait().expect("it ends").code(), Some(143));
+    drop(stdout);
+    sandbox.ok(&format!("instance sleep {path}"));
+}
+
+/// What cannot be written is mvm's failure, and said.
+#[test]
+fn a_full_disk_here_is_no_end_of_the_command() {
+    let Some(sandbox) = world() else { return };
+    let path = start(&sandbox);
+    let full = std::fs::File::options().write(true).open("/dev/full").expect("there is one");
+    let mut command = sandbox.command(&format!("instance exec -n {path} -- yes"));
+    let output = command.stdout(full).stderr(Stdio::piped()).spawn().expect("mvm runs").wait_with_output();
+    let output = output.expect("it ends");
+    assert_eq!(output.status.code(), Some(125));
+    assert!(stderr(&output).contains("No space left on device"), "{}", stderr(&output));
+}
+
 /// A command whose caller is gone ends: a sleep has nothing to wait for.
 #[test]
 fn a_caller_that_vanishes_takes_its_command_along() {

@@ -21,7 +21,8 @@ use crate::{
 /// Does the guest's echo answer within this time?
 fn answers(guest: &Guest, limit: Duration) -> bool {
     let directory = guest.sandbox.root().join("run/firecracker").join(&guest.tap).join("root");
-    let stream: UnixStream = connect_in(&directory, "v.sock").expect("the vsock listens");
+    let stream: UnixStream =
+        connect_in(&directory, "v.sock", Duration::from_secs(30)).expect("the vsock listens");
     stream.set_read_timeout(Some(limit)).expect("a socket");
     (&stream).write_all(b"CONNECT 52\nhello\n").expect("it is written");
     let mut lines = BufReader::new(&stream).lines();

@@ -5,13 +5,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How often it is looked whether the workload is still at work: it says so by files, which do not wake anybody.
+/// How often it is looked whether the workload is still at work: what it says wakes somebody else.
 const LOOK: Duration = Duration::from_millis(20);
 
 #[derive(Debug, Default)]
 struct Inner {
     draining: bool,
     under_way: u32,
+    /// Counts who closes and opens: one that was overtaken changes nothing any more.
+    epoch: u64,
 }
 
 /// Requests that are counted, and an end to taking new ones.
@@ -27,7 +29,7 @@ pub(crate) struct Ticket<'a>(&'a Drain);
 
 impl Drain {
     pub(crate) fn new(draining: bool) -> Self {
-        Self { inner: Mutex::new(Inner { draining, under_way: 0 }), changed: Condvar::new() }
+        Self { inner: Mutex::new(Inner { draining, ..Inner::default() }), changed: Condvar::new() }
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -48,25 +50,37 @@ impl Drain {
     /// new requests are taken again, and the number that is still under way is returned.
     pub(crate) fn close(&self, limit: Duration, is_busy: impl Fn() -> bool) -> Result<(), u32> {
         let deadline = Instant::now() + limit;
-        let mut inner = self.inner();
-        inner.draining = true;
+        let own = {
+            let mut inner = self.inner();
+            inner.draining = true;
+            inner.epoch += 1;
+            inner.epoch
+        };
         loop {
-            if inner.under_way == 0 && !is_busy() {
+            // Not under the lock, which everybody needs who asks for something.
+            let is_busy = is_busy();
+            let mut inner = self.inner();
+            // A wake has taken it back.
+            if inner.epoch != own {
+                return Err(inner.under_way);
+            }
+            if inner.under_way == 0 && !is_busy {
                 return Ok(());
             }
-            // A wake has taken it back.
-            if !inner.draining || Instant::now() >= deadline {
+            if Instant::now() >= deadline {
                 inner.draining = false;
                 return Err(inner.under_way);
             }
-            let waited = self.changed.wait_timeout(inner, LOOK);
-            (inner, _) = waited.unwrap_or_else(PoisonError::into_inner);
+            drop(self.changed.wait_timeout(inner, LOOK));
         }
     }
 
     /// Takes requests again.
     pub(crate) fn open(&self) {
-        self.inner().draining = false;
+        let mut inner = self.inner();
+        inner.draining = false;
+        inner.epoch += 1;
+        drop(inner);
         self.changed.notify_all();
     }
 
@@ -107,6 +121,23 @@ mod tests {
             assert_eq!(closing.join().unwrap(), Ok(()));
         });
         assert!(drain.enter().is_none());
+        drain.open();
+        assert!(drain.enter().is_some());
+    }
+
+    #[test]
+    fn one_that_was_taken_back_changes_nothing_of_the_next() {
+        let drain = Drain::default();
+        let ticket = drain.enter().unwrap();
+        // It is overtaken while it looks at the workload: taken back, and closed again by another one.
+        let overtaken = drain.close(LONG, || {
+            drain.open();
+            drain.inner().draining = true;
+            false
+        });
+        assert_eq!(overtaken, Err(1));
+        assert!(drain.enter().is_none(), "the next one is under way");
+        drop(ticket);
         drain.open();
         assert!(drain.enter().is_some());
     }

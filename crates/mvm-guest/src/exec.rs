@@ -184,7 +184,8 @@ impl Stdin {
             }
         }
         self.taken += self.held.len() as u64;
-        self.held.clear();
+        // Many commands that were given much at once keep nothing of it.
+        self.held = VecDeque::new();
         if self.ended {
             self.file = None;
         }

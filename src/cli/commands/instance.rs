@@ -103,7 +103,9 @@ pub fn run(out: &Out, operator: &mut Operator, command: InstanceCommand) -> Resu
             }
             out.done(&view, || {
                 let next = match view.instance.status {
-                    State::Created => format!("mvm pool import {pool} --kernel FILE --rootfs FILE"),
+                    State::Created => {
+                        format!("mvm pool import {pool} --oci-archive FILE, or --kernel FILE --rootfs FILE")
+                    }
                     _ => format!("mvm instance start {}", view.path),
                 };
                 format!(

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::run;
 use crate::cli::{
     arguments::node::{NodeCommand, Setting, Switch},
     error::CliError,
@@ -62,7 +63,15 @@ pub fn run(out: &Out, operator: &mut Operator, command: NodeCommand) -> Result<u
         }
         NodeCommand::Recover => {
             let progress = out.progress("recovering");
-            let recovered = node::recover(operator)?;
+            let mut recovered = node::recover(operator)?;
+            match run::sweep_all(operator) {
+                Ok(swept) => {
+                    recovered
+                        .reclaimed
+                        .extend(swept.iter().map(|path| format!("{path} of a killed mvm run")));
+                }
+                Err(error) => recovered.failed.push(format!("what killed runs left: {}", error.what())),
+            }
             drop(progress);
             out.done(&recovered, || recovery(&recovered));
             return Ok(if recovered.failed.is_empty() { 0 } else { 1 });

@@ -11,6 +11,7 @@ use crate::cli::{
     output::{Out, Tone, bytes, count, data_disk, mib, time},
 };
 use crate::{
+    infra::text::printable,
     store::{Schema, Sharing},
     vm::{
         image::{Image, oci::Unpacked},
@@ -241,7 +242,7 @@ fn create(
             let resources = pool.instance_resources;
             let next = match &view.revision {
                 Some(_) => format!("mvm instance create {path}"),
-                None => format!("mvm pool import {path} --kernel FILE --rootfs FILE"),
+                None => format!("mvm pool import {path} --oci-archive FILE, or --kernel FILE --rootfs FILE"),
             };
             let image = pool.image.as_ref().map_or(String::new(), |name| format!(", image {name}"));
             format!(
@@ -304,7 +305,7 @@ fn import_revision(
         let (revision, size) = (manifest.revision.short(), bytes(manifest.size_bytes()));
         let runs = imported.oci.as_ref().map_or(String::new(), |unpacked| {
             let layers = count(unpacked.layers as u64, "layer");
-            format!(", {layers}, runs {}", unpacked.workload.argv.join(" ").escape_debug())
+            format!(", {layers}, runs {}", printable(&unpacked.workload.argv.join(" "), 400))
         });
         format!("{pool}: revision {revision} verified and current, {size}{runs}{prepared}        next: mvm instance create {pool}")
     });
@@ -459,7 +460,7 @@ fn history(out: &Out, operator: &Operator, pool: &PoolPath) -> Result<(), CliErr
     out.show(&history.entries, || {
         if history.entries.is_empty() {
             return format!(
-                "{pool} has no revision yet        next: mvm pool import {pool} --kernel FILE --rootfs FILE"
+                "{pool} has no revision yet        next: mvm pool import {pool} --oci-archive FILE, or --kernel FILE --rootfs FILE"
             );
         }
         let last = history.entries.len() - 1;

@@ -33,7 +33,7 @@ use crate::{
         naming::{ImageName, InstancePath, PoolPath, TenantId},
         pool::{
             artifacts::Artifacts,
-            config::{AgentMode, VmmKind},
+            config::{self as pools, AgentMode, VmmKind},
             import,
         },
         tenant::{
@@ -201,10 +201,27 @@ fn begin_file(roots: &Roots, pool: &PoolPath) -> std::path::PathBuf {
     roots.lock_file(&format!("run.{}.{}", pool.tenant, pool.pool))
 }
 
+/// Destroys what all runs left that were killed. Returns which instances these were.
+///
+/// # Errors
+/// When one of them cannot be destroyed.
+pub fn sweep_all(operator: &mut Operator) -> Result<Vec<InstancePath>, CliError> {
+    let Ok(tenant) = TENANT.parse() else { return Ok(Vec::new()) };
+    if lifecycle::load_tenant(&operator.roots, &tenant).is_err() {
+        return Ok(Vec::new());
+    }
+    let mut swept = Vec::new();
+    for pool in pools::paths(&operator.roots, &tenant)? {
+        swept.extend(sweep(operator, &pool)?);
+    }
+    Ok(swept)
+}
+
 /// Destroys what runs left that were killed: what nobody works on, and nobody wants to keep.
-fn sweep(operator: &mut Operator, pool: &PoolPath) -> Result<(), CliError> {
+fn sweep(operator: &mut Operator, pool: &PoolPath) -> Result<Vec<InstancePath>, CliError> {
     let roots = operator.roots.clone();
-    let Some(_nobody_begins) = Lock::try_take(&begin_file(&roots, pool))? else { return Ok(()) };
+    let mut swept = Vec::new();
+    let Some(_nobody_begins) = Lock::try_take(&begin_file(&roots, pool))? else { return Ok(swept) };
     for path in config::paths(&roots, pool)? {
         let file = roots.lock_file(&format!("run.{}.{}.{}", path.tenant, path.pool, path.instance));
         if config::folder(&roots, &path).join(KEPT).exists() {
@@ -213,7 +230,8 @@ fn sweep(operator: &mut Operator, pool: &PoolPath) -> Result<(), CliError> {
         if let Some(lock) = Lock::try_take(&file)? {
             lifecycle::destroy(operator, &path, true)?;
             lock.remove();
+            swept.push(path);
         }
     }
-    Ok(())
+    Ok(swept)
 }

@@ -359,9 +359,10 @@ impl From<&GuestError> for CliError {
             GuestError::Refused { code: Code::OtherIdentity, .. } => {
                 made.fix("mvm instance list: another instance has its place now")
             }
-            GuestError::Refused { code: Code::Busy, .. } => {
+            GuestError::Refused { code: Code::Busy, request: "SleepPrep", .. } => {
                 made.fix("wait until it is done, or say --force: what is under way is cut off then")
             }
+            GuestError::Refused { code: Code::Busy, .. } => made.fix("wait until one of them is done"),
             _ => made,
         }
     }
@@ -456,7 +457,7 @@ impl From<&LifecycleError> for CliError {
             LifecycleError::DiskInMemory { path, .. } => Self::of(Kind::Refused, "disk_in_memory", error)
                 .fix(format!("mvm instance wake {path}, then mvm instance stop {path}, and grow it then")),
             LifecycleError::NoRevision { pool } => Self::of(Kind::Refused, "no_revision", error)
-                .fix(format!("mvm pool import {pool} --kernel FILE --rootfs FILE")),
+                .fix(format!("mvm pool import {pool} --oci-archive FILE, or --kernel FILE --rootfs FILE")),
             LifecycleError::TooMany { tenant, .. } => Self::of(Kind::Refused, "quota", error).fix(format!(
                 "destroy another one, or mvm tenant update {tenant} --max-instances-per-pool N"
             )),

@@ -56,6 +56,11 @@ pub struct Body<'a> {
 }
 
 impl CliError {
+    /// What is wrong, in a line.
+    pub fn what(&self) -> &str {
+        &self.what
+    }
+
     /// An error without causes.
     pub fn new(kind: Kind, code: &'static str, what: impl Into<String>) -> Self {
         Self { kind, code, what: what.into(), why: Vec::new(), fix: None }

@@ -68,8 +68,8 @@ impl Progress {
     pub fn read(transcript: &str) -> Self {
         let mut progress = Self::default();
         for line in transcript.lines() {
-            if let Some(name) = line.strip_prefix("test ").and_then(|rest| rest.split(" ... ").next()) {
-                progress.under_way = line.contains(" ... ").then(|| name.to_owned());
+            if let Some((name, _)) = line.strip_prefix("test ").and_then(|rest| rest.split_once(" ...")) {
+                progress.under_way = Some(name.to_owned());
             }
             let last = line.rsplit(' ').next();
             if matches!(last, Some("ok" | "FAILED" | "ignored"))
@@ -107,7 +107,7 @@ mod tests {
 
     #[test]
     fn the_tests_that_are_done_are_known() {
-        let transcript = "running 3 tests\ntest a::b ... \n== story\n  ✓ x  1 s\n    all is ok\nok\ntest c ... FAILED\ntest d ... \n== e\n";
+        let transcript = "running 3 tests\ntest a::b ...\n== story\n  ✓ x  1 s\n    all is ok\nok\ntest c ... FAILED\ntest d ...\ntest x is under way\n== e\n";
         assert_eq!(
             Progress::read(transcript),
             Progress { done: vec!["a::b".into(), "c".into()], failed: 1, under_way: Some("d".into()) }

@@ -10,7 +10,8 @@ mod recipe;
 
 use std::{
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -141,24 +142,21 @@ fn test(host: &Host, arguments: &LabArguments, rest: &[String]) -> Result<u8> {
     let mut programs = programs(host, arguments)?;
     let tests = job::build(&["test", "--package", "mvm", "--test", "lab", "--no-run"])?;
     let tests = tests.into_iter().find(|(name, _)| name == "lab").context("there are no tests of the lab")?;
-    programs.push(("lab-tests".to_owned(), tests.1));
+    programs.push(("lab-tests".to_owned(), tests.1.clone()));
     let guest = Some(guest(&programs)?);
     let file = make::home().join("transcript.txt");
     let deadline = start + Duration::from_secs(arguments.limit);
-    let (mut transcript, mut done) = (String::new(), Vec::<String>::new());
-    let (mut lost_in, mut failed): (Option<String>, usize) = (None, 0);
+    let mut left = names(&tests.1, rest)?;
+    let (mut transcript, mut lost_in, mut failed) = (String::new(), None, 0);
     let code = loop {
-        let mut words: Vec<String> = rest.iter().map(|word| job::quoted(word)).collect();
-        // A filter picks by a part of the name; without one names are whole, and none hides another.
-        words.extend(rest.is_empty().then(|| "--exact".to_owned()));
-        words.extend(done.iter().map(|name| format!("--skip={}", job::quoted(name))));
+        let words: Vec<String> = left.iter().map(|name| job::quoted(name)).collect();
         // One after another: the machine is slow, and what the tests measure of each other would be nothing but waiting.
-        let script = format!("exec lab-tests --nocapture --test-threads=1 {}\n", words.join(" "));
+        let script = format!("exec lab-tests --nocapture --test-threads=1 --exact {}\n", words.join(" "));
         let job = Job { programs: programs.clone(), guest: guest.clone(), script };
-        let left = deadline.saturating_duration_since(Instant::now());
-        let ended = play(&job, arguments.memory, left, TEST_SILENCE, Console::Transcript(console()));
-        let heard = fs::read(console()).context("there is no console")?;
-        let part = readable(&String::from_utf8_lossy(&heard));
+        let time = deadline.saturating_duration_since(Instant::now());
+        let _ = fs::remove_file(console());
+        let ended = play(&job, arguments.memory, time, TEST_SILENCE, Console::Transcript(console()));
+        let part = readable(&String::from_utf8_lossy(&fs::read(console()).unwrap_or_default()));
         transcript.push_str(&part);
         fs::write(&file, &transcript).with_context(|| format!("cannot write {}", file.display()))?;
         let why = match ended? {
@@ -168,7 +166,7 @@ fn test(host: &Host, arguments: &LabArguments, rest: &[String]) -> Result<u8> {
         };
         let progress = Progress::read(&part);
         failed += progress.failed;
-        done.extend(progress.done);
+        left.retain(|name| !progress.done.contains(name));
         let name = progress.under_way.unwrap_or_default();
         if lost_in.replace(name.clone()).is_some_and(|before| before == name) {
             bail!("the lab was lost twice in {name:?}: {why}");
@@ -185,6 +183,18 @@ fn test(host: &Host, arguments: &LabArguments, rest: &[String]) -> Result<u8> {
         file.display()
     );
     Ok(code)
+}
+
+/// The tests of this program that these words pick.
+fn names(tests: &Path, rest: &[String]) -> Result<Vec<String>> {
+    let output = Command::new(tests).arg("--list").args(rest).output().context("cannot list the tests")?;
+    let listed = String::from_utf8_lossy(&output.stdout);
+    let names: Vec<String> =
+        listed.lines().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned).collect();
+    match names.is_empty() {
+        true => bail!("no test of the lab is called like {}", rest.join(" ")),
+        false => Ok(names),
+    }
 }
 
 /// Measures guests with an agent in the lab; nothing, said visibly, where there is none.

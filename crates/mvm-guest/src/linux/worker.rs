@@ -32,6 +32,9 @@ use super::spawn;
 pub const FOLDER: &str = "/run/mvm";
 const WORDS: [(&str, Word); 3] = [("ready", Word::Ready), ("idle", Word::Idle), ("busy", Word::Busy)];
 
+/// So much is heard at once: who says more without end keeps nobody from asking.
+const AT_ONCE: usize = 256;
+
 /// Seconds and nanoseconds, as files have them.
 type Time = (i64, i64);
 
@@ -39,7 +42,8 @@ type Time = (i64, i64);
 pub struct Worker {
     folder: PathBuf,
     socket: Option<UnixDatagram>,
-    watch: Option<OwnedFd>,
+    /// On the folder with this device and inode: there may be another one in its place.
+    watch: Option<(OwnedFd, (u64, u64))>,
     words: Mutex<Words>,
 }
 
@@ -73,7 +77,7 @@ impl Worker {
     fn hear(&self) {
         loop {
             let (socket, watch) =
-                (self.socket.as_ref().map(AsFd::as_fd), self.watch.as_ref().map(AsFd::as_fd));
+                (self.socket.as_ref().map(AsFd::as_fd), self.watch.as_ref().map(|(watch, _)| watch.as_fd()));
             let mut fds: Vec<PollFd<'_>> = [socket, watch]
                 .into_iter()
                 .flatten()
@@ -104,12 +108,15 @@ impl Worker {
     fn told(&self) -> MutexGuard<'_, Words> {
         let mut words = self.words();
         match &self.watch {
-            Some(watch) => self.read_events(watch, &mut words),
-            None => words.last = self.newest_file().max(words.heard),
+            Some((watch, folder)) if identity(&self.folder).is_ok_and(|now| now == *folder) => {
+                self.read_events(watch, &mut words);
+            }
+            _ => words.last = self.newest_file().max(words.heard),
         }
         let mut buffer = [0; 64];
-        // Nothing is waited for: neither of them blocks.
-        while let Some(Ok(count)) = self.socket.as_ref().map(|socket| socket.recv(&mut buffer)) {
+        for _ in 0..AT_ONCE {
+            // Nothing is waited for: neither of them blocks.
+            let Some(Ok(count)) = self.socket.as_ref().map(|socket| socket.recv(&mut buffer)) else { break };
             let said = buffer[..count].trim_ascii();
             if let Some((_, word)) = WORDS.iter().find(|(name, _)| name.as_bytes() == said) {
                 // The clock that files are stamped by.
@@ -124,7 +131,8 @@ impl Worker {
     fn read_events(&self, watch: &OwnedFd, words: &mut Words) {
         let mut buffer = [MaybeUninit::uninit(); 1024];
         let mut events = inotify::Reader::new(watch, &mut buffer);
-        while let Ok(event) = events.next() {
+        for _ in 0..AT_ONCE {
+            let Ok(event) = events.next() else { break };
             let name = event.file_name().and_then(|name| name.to_str().ok()).unwrap_or_default();
             let named = WORDS.into_iter().find(|(word, _)| name.strip_prefix("worker-") == Some(*word));
             let is_there = named.and_then(|named| self.file(&named));
@@ -132,7 +140,7 @@ impl Worker {
                 (_, Some(said)) => Some(said),
                 // One that goes says nothing any more; of what is left the newest counts.
                 (Some((_, word)), None) if words.last.is_some_and(|(_, last)| last == word) => {
-                    self.newest_file().max(words.heard.filter(|(_, heard)| *heard != word))
+                    self.newest_file().max(words.heard)
                 }
                 // So much happened that not all of it is known.
                 (None, _) if event.events().contains(ReadFlags::QUEUE_OVERFLOW) => {
@@ -169,13 +177,20 @@ fn open(folder: &Path) -> io::Result<UnixDatagram> {
     Ok(socket)
 }
 
-fn watch(folder: &Path) -> io::Result<OwnedFd> {
+fn watch(folder: &Path) -> io::Result<(OwnedFd, (u64, u64))> {
     let watch = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
     let appears = WatchFlags::CREATE | WatchFlags::MOVED_TO;
-    let is_touched = WatchFlags::ATTRIB | WatchFlags::MODIFY | WatchFlags::CLOSE_WRITE;
+    // Not when it is closed: somebody may have held it open for long, and said nothing.
+    let is_touched = WatchFlags::ATTRIB | WatchFlags::MODIFY;
     let goes = WatchFlags::DELETE | WatchFlags::MOVED_FROM;
     inotify::add_watch(&watch, folder, appears | is_touched | goes)?;
-    Ok(watch)
+    Ok((watch, identity(folder)?))
+}
+
+/// Which folder it is, whatever it is called.
+fn identity(folder: &Path) -> io::Result<(u64, u64)> {
+    let meta = fs::metadata(folder)?;
+    Ok((meta.dev(), meta.ino()))
 }
 
 #[cfg(test)]
@@ -285,5 +300,21 @@ mod tests {
         assert_eq!(worker.word(), Some(Word::Idle));
         fs::remove_file(dir.path().join("worker-idle")).unwrap();
         assert_eq!(worker.word(), Some(Word::Busy));
+        // The same word on both ways: what was said on the socket holds on.
+        touch(dir.path(), "worker-busy", 30);
+        fs::remove_file(dir.path().join("worker-busy")).unwrap();
+        assert_eq!(worker.word(), Some(Word::Busy));
+    }
+
+    #[test]
+    fn files_of_another_folder_in_its_place_count() {
+        let (dir, worker) = worker();
+        touch(dir.path(), "worker-ready", 10);
+        assert_eq!(worker.word(), Some(Word::Ready));
+        fs::remove_dir_all(dir.path()).unwrap();
+        fs::create_dir(dir.path()).unwrap();
+        assert_eq!(worker.word(), None);
+        touch(dir.path(), "worker-idle", 20);
+        assert_eq!(worker.word(), Some(Word::Idle));
     }
 }

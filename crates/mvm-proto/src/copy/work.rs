@@ -3,8 +3,9 @@
 //! ```text
 //! .<name>.mvm-cp-<pid>-<start time>-<number>
 //! ```
-//! It goes with its maker, or, where that one was killed, with the next copy to the same place. Somebody's who is not seen from
-//! here, in a container or on another machine, is held by a lock of its own.
+//! It goes with its maker, or, where that one was killed, with the next copy to the same place. One that is in use is locked: its
+//! maker may be somebody who is not seen from here, in a container or on another machine; or the same process in another life, for
+//! the first process of a guest has the same number and the same start in each.
 
 use std::{
     ffi::{CStr, OsStr},
@@ -13,7 +14,10 @@ use std::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::ffi::OsStrExt,
     },
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 use rustix::{
@@ -27,6 +31,9 @@ use super::MAX_DEPTH;
 const MARK: &str = ".mvm-cp-";
 const FLAGS: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
+/// Held while one is made or swept: no other thread sees one that is not locked yet.
+static MAKING: Mutex<()> = Mutex::new(());
+
 /// A folder that is removed when this is dropped.
 pub(super) struct Work<'a> {
     parent: &'a OwnedFd,
@@ -38,15 +45,29 @@ impl<'a> Work<'a> {
     /// Makes one, for what shall have this name in `parent`.
     pub(super) fn make(parent: &'a OwnedFd, target: &OsStr) -> Result<Self, Errno> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let _making = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
         let pid = std::process::id();
         let start = start_time(pid).ok().flatten().unwrap_or(0);
-        let name = format!("{}{pid}-{start}-{number}", prefix(target));
-        mkdirat(parent, &name, Mode::RWXU)?;
-        let folder = openat(parent, &name, FLAGS, Mode::empty())?;
-        // Where a file system has no locks, nobody takes it away who sees that its maker lives.
-        let _ = flock(&folder, FlockOperation::NonBlockingLockExclusive);
-        Ok(Self { parent, name, folder })
+        let name = loop {
+            let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+            let name = format!("{}{pid}-{start}-{number}", prefix(target));
+            match mkdirat(parent, &name, Mode::RWXU) {
+                // Of another life, and not to be swept.
+                Err(Errno::EXIST) => {}
+                made => break made.map(|()| name)?,
+            }
+        };
+        match openat(parent, &name, FLAGS, Mode::empty()) {
+            Ok(folder) => {
+                // Where a file system has no locks, nobody takes it away who sees that its maker lives.
+                let _ = flock(&folder, FlockOperation::NonBlockingLockExclusive);
+                Ok(Self { parent, name, folder })
+            }
+            Err(errno) => {
+                remove(parent, OsStr::new(&name), 0);
+                Err(errno)
+            }
+        }
     }
 
     /// The folder.
@@ -68,6 +89,7 @@ fn prefix(target: &OsStr) -> String {
 
 /// Removes what copies to the same place left that were killed.
 pub(super) fn sweep(parent: &OwnedFd, target: &OsStr) {
+    let _making = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
     let prefix = prefix(target);
     // What cannot be looked at is left alone.
     let Ok(again) = openat(parent, ".", FLAGS, Mode::empty()) else { return };
@@ -82,7 +104,7 @@ pub(super) fn sweep(parent: &OwnedFd, target: &OsStr) {
     }
 }
 
-/// Is it the name of one whose maker is gone?
+/// Is it the name of one whose maker is gone, or was this process, whose own ones are locked?
 fn is_left(name: &CStr, prefix: &str) -> bool {
     let maker = name.to_str().ok().and_then(|name| name.strip_prefix(prefix)).and_then(|rest| {
         let mut parts = rest.split('-');
@@ -93,7 +115,9 @@ fn is_left(name: &CStr, prefix: &str) -> bool {
     match maker {
         // It could not be said.
         None | Some((_, 0)) => false,
-        Some((pid, start)) => start_time(pid).is_ok_and(|now| now != Some(start)),
+        Some((pid, start)) => {
+            start_time(pid).is_ok_and(|now| now != Some(start) || pid == std::process::id())
+        }
     }
 }
 
@@ -145,9 +169,13 @@ mod tests {
         assert_eq!(start_time(0).unwrap(), None);
         let is_left =
             |rest: &str| is_left(&CString::new(format!(".x{MARK}{rest}")).unwrap(), &prefix(OsStr::new("x")));
-        assert!(!is_left(&format!("{own}-{start}-0")));
+        // That of its own that is in use is locked.
+        assert!(is_left(&format!("{own}-{start}-0")));
+        let other = rustix::process::getppid().unwrap().as_raw_nonzero().get().cast_unsigned();
+        let start = start_time(other).unwrap().unwrap();
+        assert!(!is_left(&format!("{other}-{start}-0")));
         // Another process has its number now.
-        assert!(is_left(&format!("{own}-{}-0", start + 1)));
+        assert!(is_left(&format!("{other}-{}-0", start + 1)));
         assert!(is_left("0-1-3"));
         for other in ["0-0-1", "0-1", "0-1-1-1", "0-1-", "x-1-1", "-1-1-1", "", "0-1-1 "] {
             assert!(!is_left(other), "{other:?}");

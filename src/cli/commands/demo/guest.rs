@@ -8,7 +8,10 @@ use std::{
 
 use serde_json::Value;
 
-use crate::{vm::instance::fc_config::files, vmm::client::connect_in};
+use crate::{
+    vm::instance::fc_config::files,
+    vmm::client::{CALL_LIMIT, connect_in},
+};
 
 /// The simulated guest's control port.
 const CONTROL: u32 = 1024;
@@ -75,7 +78,7 @@ pub fn kernel(code: &[u8]) -> Vec<u8> {
 /// # Errors
 /// When it does not answer, or refuses.
 pub fn tell(vmm_directory: &Path, command: &Value) -> io::Result<Value> {
-    let mut stream = connect_in(vmm_directory, files::VSOCK)?;
+    let mut stream = connect_in(vmm_directory, files::VSOCK, CALL_LIMIT)?;
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
     stream.write_all(format!("CONNECT {CONTROL}\n").as_bytes())?;
     let mut reader = BufReader::new(stream.try_clone()?);

@@ -1,8 +1,13 @@
 //! `mvm instance cp`: files to a guest and from it.
 
 use std::{
+    io,
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -20,6 +25,7 @@ use crate::{
         error::{CliError, Kind},
         output::{Out, bytes, count},
     },
+    infra::terminal::Signals,
     vm::{
         instance::{
             guest::{Guest, GuestError, explain, printable},
@@ -66,9 +72,19 @@ fn put(
 ) -> Result<(), CliError> {
     let instance = reachable(operator, instance)?;
     let path = instance.path();
-    if let Err(error) = std::fs::symlink_metadata(from) {
-        let what = format!("cannot read {}: {error}", from.display());
-        return Err(CliError::new(Kind::NotFound, "not_found", what));
+    match std::fs::symlink_metadata(from) {
+        Ok(meta) if meta.is_symlink() => {
+            // It may have come from a guest, and lead to anything that root may read.
+            let what = format!("{} is a link, and no link is followed", from.display());
+            let to = std::fs::read_link(from).unwrap_or_default();
+            let fix = format!("name what it leads to: {}", printable(&to.display().to_string()));
+            return Err(CliError::new(Kind::Refused, "link", what).fix(fix));
+        }
+        Ok(_) => {}
+        Err(error) => {
+            let what = format!("cannot read {}: {error}", from.display());
+            return Err(CliError::new(Kind::NotFound, "not_found", what));
+        }
     }
     let Some(name) = name_of(from) else {
         return Err(usage("the name of what is copied has to be UTF-8, and not .."));
@@ -134,13 +150,31 @@ fn get(
     let (free_mib, floor_mib) = (room::free_mib(&parent)?, NodeConfig::load(&operator.roots)?.disk_floor_mib);
     let limits = Limits { entries: MAX_ENTRIES, bytes: free_mib.saturating_sub(floor_mib) << 20 };
     operator.audit_access(&instance, "cp", &format!("from {}", printable(from)))?;
+    let io = |error: io::Error| CliError::new(Kind::Failed, "io", error.to_string());
+    let signals = Signals::catch().map_err(io)?;
     let progress = out.progress(&format!("copying from {path}"));
     let mut guest = Guest::of(&operator.roots, &instance).map_err(failed)?;
     guest.begin(&Request::Get { path: from.to_owned() }).map_err(failed)?;
     let mut frames = guest.into_frames();
     frames.stream_mut().set_silence(SILENCE);
+    let connection = frames.stream().try_clone().map_err(io)?;
+    let stopped = Arc::new(AtomicBool::new(false));
+    let is_stopped = Arc::clone(&stopped);
+    // It lives as long as the process: whoever stops the copy ends the connection, and what came is taken away.
+    std::thread::spawn(move || {
+        while let Ok(number) = signals.wait() {
+            if number != libc::SIGWINCH {
+                is_stopped.store(true, Ordering::Release);
+                connection.close();
+            }
+        }
+    });
     let received = copy::receive(&mut frames, &target, limits, None);
     drop(progress);
+    if received.is_err() && stopped.load(Ordering::Acquire) {
+        let what = "the copy was stopped, and nothing of it is left".to_owned();
+        return Err(CliError::new(Kind::Failed, "stopped", what).about(&path));
+    }
     let copied = received.map_err(|error| match error {
         CopyError::Proto(error) => failed(explain("Get", SILENCE, error)),
         CopyError::Sender(why) => {
@@ -153,11 +187,15 @@ fn get(
         CopyError::Exists { .. } => {
             CliError::new(Kind::Refused, "exists", error.to_string()).fix("name another place")
         }
-        CopyError::TooMuch { .. } => {
+        CopyError::TooMuch { what, .. } => {
             let place = parent.display();
-            CliError::new(Kind::Refused, "too_much", format!("it is {error}")).about(&path).fix(format!(
-                "free space where {place} lies: {free_mib} MiB were, and the node keeps {floor_mib} MiB free"
-            ))
+            let fix = match what {
+                "bytes" => format!(
+                    "free space where {place} lies: {free_mib} MiB were, and the node keeps {floor_mib} MiB free"
+                ),
+                _ => "copy a part of it, or an archive of it".to_owned(),
+            };
+            CliError::new(Kind::Refused, "too_much", format!("it is {error}")).about(&path).fix(fix)
         }
         CopyError::Path { .. } => {
             CliError::new(Kind::Failed, "guest_nonsense", printable(&error.to_string())).about(&path)

@@ -9,7 +9,7 @@ use std::{
     os::fd::AsFd,
     sync::{
         Condvar, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicI32, Ordering},
+        atomic::{AtomicI32, AtomicU64, Ordering},
     },
     thread,
     time::{Duration, Instant},
@@ -24,7 +24,7 @@ use super::reachable;
 use crate::{
     cli::{
         arguments::guest::{ExecArguments, ExecOptions},
-        error::CliError,
+        error::{CliError, Kind},
         output::{Escaper, Out},
     },
     infra::terminal::{self, RawTerminal, Signals},
@@ -72,7 +72,15 @@ pub fn in_guest(
         return FAILED;
     }
     let said = converse(operator, instance, how, argv);
-    said.unwrap_or_else(|error| {
+    said.unwrap_or_else(|failure| {
+        let error = match failure {
+            Failure::Guest(error) => error,
+            Failure::Output(error) => {
+                let what = format!("what it says cannot be written here: {error}");
+                out.error(&CliError::new(Kind::Failed, "io", what).about(&path));
+                return FAILED;
+            }
+        };
         let code = match &error {
             GuestError::Refused { code: Code::NotFound, .. } => NO_PROGRAM,
             GuestError::Refused { code: Code::Denied, .. } => CANNOT,
@@ -83,6 +91,20 @@ pub fn in_guest(
     })
 }
 
+/// Why nobody knows how a command ended.
+enum Failure {
+    /// The guest does not say.
+    Guest(GuestError),
+    /// What it says cannot be written here: it was not waited for.
+    Output(io::Error),
+}
+
+impl From<GuestError> for Failure {
+    fn from(error: GuestError) -> Self {
+        Self::Guest(error)
+    }
+}
+
 /// The half of a connection on which is written, by several, and how much input the guest still holds.
 struct Speaker {
     state: Mutex<State>,
@@ -91,6 +113,8 @@ struct Speaker {
     closer: Connection,
     /// The signal that nobody could pass on; 0: none.
     cut_by: AtomicI32,
+    /// Counts what is written here, by the beginnings and ends of it: odd while it is being written.
+    written: AtomicU64,
 }
 
 struct State {
@@ -108,7 +132,13 @@ impl Speaker {
             room: if window == 0 { u64::MAX } else { window },
         };
         let (state, closer) = (Mutex::new(state), stream.try_clone()?);
-        Ok(Self { state, changed: Condvar::new(), closer, cut_by: AtomicI32::new(0) })
+        Ok(Self {
+            state,
+            changed: Condvar::new(),
+            closer,
+            cut_by: AtomicI32::new(0),
+            written: AtomicU64::new(0),
+        })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -144,7 +174,7 @@ fn converse(
     instance: &Instance,
     how: &ExecOptions,
     argv: Vec<String>,
-) -> Result<u8, GuestError> {
+) -> Result<u8, Failure> {
     let terminal = how.terminal.then(|| terminal::size().unwrap_or(Size { rows: 24, columns: 80 }));
     let mut env = how.env.clone();
     if let (Some(_), Ok(term)) = (terminal, std::env::var("TERM")) {
@@ -157,7 +187,7 @@ fn converse(
     let signals = Signals::catch().map_err(|source| GuestError::Unreachable { source })?;
     let mut guest = Guest::of(&operator.roots, instance)?;
     let Answer::Started { window, .. } = guest.ask(&Request::Exec(command), Duration::ZERO)? else {
-        return Err(guest.unexpected());
+        return Err(guest.unexpected().into());
     };
     let mut frames = guest.into_frames();
     let io_error = |source| GuestError::Unreachable { source };
@@ -176,28 +206,64 @@ fn converse(
     drop(raw);
     let cut_by = speaker.cut_by.load(Ordering::Acquire);
     match ended {
-        Err(_) if cut_by != 0 => Ok(u8::try_from(128 + cut_by).unwrap_or(u8::MAX)),
+        Err(_) if cut_by != 0 => Ok(by_signal(cut_by)),
         Ok(Exited::Code(code)) => Ok(u8::try_from(code & 0xff).unwrap_or(FAILED)),
-        Ok(Exited::Signal(signal)) => Ok(u8::try_from(128 + signal).unwrap_or(u8::MAX)),
-        Err(error) => Err(crate::vm::instance::guest::explain("Exec", operator.roots.guest_timeout, error)),
+        Ok(Exited::Signal(signal)) => Ok(by_signal(signal)),
+        Err(Cut::Connection(error)) => {
+            Err(crate::vm::instance::guest::explain("Exec", operator.roots.guest_timeout, error).into())
+        }
+        Err(Cut::Output(error)) => Err(Failure::Output(error)),
+    }
+}
+
+/// The exit code of a command that a signal ended, as a shell says it.
+fn by_signal(number: i32) -> u8 {
+    u8::try_from(number.saturating_add(128)).unwrap_or(u8::MAX)
+}
+
+/// What ended before the command.
+enum Cut {
+    Connection(ProtoError),
+    Output(io::Error),
+}
+
+impl From<ProtoError> for Cut {
+    fn from(error: ProtoError) -> Self {
+        Self::Connection(error)
+    }
+}
+
+impl From<io::Error> for Cut {
+    fn from(error: io::Error) -> Self {
+        Self::Output(error)
     }
 }
 
 /// What the command writes, until it has ended.
-fn receive(frames: &mut Frames<Connection>, speaker: &Speaker, escape: bool) -> Result<Exited, ProtoError> {
+fn receive(frames: &mut Frames<Connection>, speaker: &Speaker, escape: bool) -> Result<Exited, Cut> {
     let mut stdout = Sink::new(io::stdout(), escape);
     let mut stderr = Sink::new(io::stderr(), escape);
     loop {
         match frames.advance()? {
-            Some(Frame::Data) => stdout.take(frames.content()),
-            Some(Frame::Errors) => stderr.take(frames.content()),
+            Some(kind @ (Frame::Data | Frame::Errors)) => {
+                speaker.written.fetch_add(1, Ordering::AcqRel);
+                match kind {
+                    Frame::Data => stdout.take(frames.content())?,
+                    _ => stderr.take(frames.content())?,
+                }
+                speaker.written.fetch_add(1, Ordering::AcqRel);
+            }
             Some(Frame::Message) => match frames.parse()? {
-                Answer::Exited(exited) => return Ok(exited),
+                Answer::Exited(exited) => {
+                    stdout.finish()?;
+                    stderr.finish()?;
+                    return Ok(exited);
+                }
                 Answer::Took { bytes } => speaker.took(bytes),
                 Answer::Unknown => {}
-                _ => return Err(ProtoError::Unexpected),
+                _ => return Err(ProtoError::Unexpected.into()),
             },
-            None => return Err(ProtoError::Closed),
+            None => return Err(ProtoError::Closed.into()),
         }
         // Nobody reads what it says: it is ended by the end of the connection.
         if stdout.is_unheard {
@@ -219,13 +285,24 @@ impl<W: Write + IsTerminal> Sink<W> {
         Self { to, escaper, is_unheard: false }
     }
 
-    fn take(&mut self, bytes: &[u8]) {
-        let written = match &mut self.escaper {
-            Some(escaper) => self.to.write_all(escaper.escape(bytes).as_bytes()),
-            None => self.to.write_all(bytes),
-        };
-        if written.and_then(|()| self.to.flush()).is_err() {
-            self.is_unheard = true;
+    fn take(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let text = self.escaper.as_mut().map(|escaper| escaper.escape(bytes));
+        self.write(text.as_ref().map_or(bytes, String::as_bytes))
+    }
+
+    /// What is held of a character that never became whole.
+    fn finish(&mut self) -> io::Result<()> {
+        let rest = self.escaper.as_mut().map(Escaper::finish).unwrap_or_default();
+        self.write(rest.as_bytes())
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match self.to.write_all(bytes).and_then(|()| self.to.flush()) {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                self.is_unheard = true;
+                Ok(())
+            }
+            written => written,
         }
     }
 }
@@ -267,5 +344,20 @@ fn send_signals(speaker: &Speaker, signals: &Signals, has_terminal: bool) {
             speaker.closer.close();
             return;
         }
+        // Nor does the guest read whose own output is stuck, since nobody takes it here.
+        if number != libc::SIGWINCH && !has_terminal && output_is_stuck(speaker) {
+            speaker.closer.close();
+            std::process::exit(by_signal(number).into());
+        }
     }
+}
+
+/// Is something being written here that nobody takes?
+fn output_is_stuck(speaker: &Speaker) -> bool {
+    let written = speaker.written.load(Ordering::Acquire);
+    if written.is_multiple_of(2) {
+        return false;
+    }
+    thread::sleep(SIGNAL_LIMIT);
+    speaker.written.load(Ordering::Acquire) == written
 }

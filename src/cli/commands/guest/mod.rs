@@ -29,9 +29,12 @@ pub fn reachable(operator: &mut Operator, typed: &InstanceRef) -> Result<Instanc
     let has_revision = Artifacts::of(&operator.roots, &path.pool_path()).current()?.is_some();
     let state = lifecycle::effective_state(&instance, has_revision);
     if state != State::Running {
-        let fix = match (Denial { state, event: Event::Sleep }).way() {
-            Some(way) => format!("mvm instance {way} {path}"),
-            None => format!("mvm instance start {path}"),
+        let fix = match state {
+            State::Warm => format!("mvm instance resume {path}"),
+            _ => match (Denial { state, event: Event::Sleep }).way() {
+                Some(way) => format!("mvm instance {way} {path}"),
+                None => format!("mvm instance start {path}"),
+            },
         };
         return Err(CliError::new(
             Kind::Refused,

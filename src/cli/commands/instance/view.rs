@@ -129,12 +129,17 @@ impl InstanceView {
             // It may stand still, and then it could not answer.
             Some(intent) => {
                 let operation = intent.operation.name();
-                GuestView::unknown(&match lifecycle::try_lock(roots, &self.path) {
-                    Ok(Some(_)) => {
+                let lock = lifecycle::try_lock(roots, &self.path);
+                // It may have ended since the record was read.
+                let is_left = || Instance::load(roots, &self.path).is_ok_and(|now| now.pending.is_some());
+                GuestView::unknown(&match lock {
+                    Ok(Some(_)) if is_left() => {
                         CliError::new(Kind::Refused, "cut_off", format!("a {operation} of it was cut off"))
                             .fix("mvm node recover")
                     }
-                    _ => CliError::new(Kind::Refused, "pending", format!("a {operation} of it is under way")),
+                    _ => {
+                        CliError::new(Kind::Refused, "pending", format!("a {operation} of it was under way"))
+                    }
                 })
             }
             None => match Guest::of(roots, instance).and_then(Guest::status) {

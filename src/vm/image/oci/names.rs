@@ -4,6 +4,7 @@
 //! but one entry of one folder.
 
 use super::limits::{MAX_DEPTH, MAX_NAME, MAX_PATH};
+use crate::infra::text::printable;
 
 /// Why a name is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -79,9 +80,7 @@ impl Name {
 /// A text of the image as it may be shown to people: escaped, and not longer than a line or two.
 pub fn shown(bytes: &[u8]) -> String {
     const LONGEST: usize = 160;
-    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(LONGEST)]);
-    let more = if bytes.len() > LONGEST { "…" } else { "" };
-    format!("{}{more}", text.escape_debug())
+    printable(&String::from_utf8_lossy(bytes), LONGEST)
 }
 
 #[cfg(test)]
@@ -117,7 +116,7 @@ mod tests {
 
     #[test]
     fn what_is_shown_has_no_control_characters() {
-        assert_eq!(shown(b"a\x1b[31m\nb"), "a\\u{1b}[31m\\nb");
+        assert_eq!(shown(b"a\x1b[31m\nb"), "a\\u{1b}[31m\\u{a}b");
         assert_eq!(shown(&[b'x'; 1000]).chars().count(), 161);
     }
 }

@@ -263,8 +263,12 @@ impl Guest {
     /// Where it does not listen.
     pub fn prepare_sleep(&mut self, drain: Duration) -> Result<(), GuestError> {
         let drain_ms = u64::try_from(drain.as_millis()).unwrap_or(u64::MAX);
+        // That it listens is said at once; the rest takes its time.
+        self.limit = self.answer_limit;
+        self.begin(&Request::SleepPrep { drain_ms })?;
         self.limit = self.answer_limit + drain + SYNC;
-        self.begin(&Request::SleepPrep { drain_ms })
+        self.frames.stream_mut().set_deadline(Some(Instant::now() + self.limit));
+        Ok(())
     }
 
     /// Whether its answer has begun to come, waited for so long.
@@ -280,6 +284,9 @@ impl Guest {
     /// # Errors
     /// [`GuestError::Refused`] with [`Code::Busy`] where it does not get ready in time; it goes on then.
     pub fn is_ready(&mut self) -> Result<(), GuestError> {
+        // An answer that has begun is there at once.
+        self.limit = self.answer_limit;
+        self.frames.stream_mut().set_deadline(Some(Instant::now() + self.limit));
         match self.answer()? {
             Answer::Ready {} => Ok(()),
             _ => Err(self.unexpected()),

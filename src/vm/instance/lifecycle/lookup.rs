@@ -101,14 +101,18 @@ pub(super) fn lock_cancelling_sleep(roots: &Roots, path: &InstancePath) -> Resul
         return Ok(lock);
     }
     let what = format!("the wish for {path}");
-    let _wish = Lock::take(&wish_path(roots, path), &what, Sharing::Shared, roots.lock_timeout)?;
+    let wish = Lock::take(&wish_path(roots, path), &what, Sharing::Shared, roots.lock_timeout)?;
     // A sleep looks whether it is wanted when its VMM has answered, which takes its time.
     let falls_asleep =
         |one: &Instance| one.pending.as_ref().is_some_and(|it| it.operation == Operation::Sleep);
     let longer = Instance::load_if_there(roots, path)?
         .filter(falls_asleep)
         .map_or(Duration::ZERO, |one| sleep::longest(one.resources.mem_mib));
-    lock_within(roots, path, roots.lock_timeout + longer)
+    let lock = lock_within(roots, path, roots.lock_timeout + longer)?;
+    drop(wish);
+    // Nothing of it is left, unless somebody else has a wish too.
+    is_wanted(roots, path)?;
+    Ok(lock)
 }
 
 fn settled_under(

@@ -1,5 +1,7 @@
 //! Warm and back: the vCPUs of an instance pause and go on, and its memory stays where it is.
 
+use mvm_proto::message::Confirmed;
+
 use super::{
     LifecycleError, Operator, Outcome, intent,
     lookup::{Decided, decide, locked},
@@ -64,7 +66,7 @@ fn switch(
             failpoint::hit(operation.name(), "reserved")?;
             set(operator, &instance, to)?;
             failpoint::hit(operation.name(), "switched")?;
-            greet(operator, &instance, to)
+            greet(operator, &instance, to).map(drop)
         });
     match done {
         Ok(()) => {
@@ -123,10 +125,14 @@ pub(super) fn set(operator: &Operator, instance: &Instance, to: State) -> Result
 
 /// Tells a guest that goes on what time it is: its clock may have stood still, and it may have been told to get ready for a
 /// sleep that did not come.
-pub(super) fn greet(operator: &Operator, instance: &Instance, to: State) -> Result<(), LifecycleError> {
+pub(super) fn greet(
+    operator: &Operator,
+    instance: &Instance,
+    to: State,
+) -> Result<Vec<Confirmed>, LifecycleError> {
     match instance.find_vmm() {
-        Some(vmm) if to != State::Warm => launch::greet_guest(&operator.roots, instance, &vmm).map(drop),
-        _ => Ok(()),
+        Some(vmm) if to != State::Warm => launch::greet_guest(&operator.roots, instance, &vmm),
+        _ => Ok(Vec::new()),
     }
 }
 
@@ -138,7 +144,7 @@ pub(super) fn greet_if_it_hears(
 ) -> Result<(), LifecycleError> {
     match greet(operator, instance, to) {
         Err(LifecycleError::Guest(_)) => Ok(()),
-        greeted => greeted,
+        greeted => greeted.map(drop),
     }
 }
 

@@ -1,10 +1,12 @@
 //! Settling what a killed operation, a VMM that ended or a reboot left behind.
 
+use std::time::Instant;
+
 use super::{
     LifecycleError, Operator,
     destroy::{Volumes, discard},
     lookup::try_lock,
-    pause, sleep,
+    pause, receipt, sleep,
     stop::finish_stop,
     wake,
 };
@@ -220,6 +222,7 @@ fn silent(
 /// A wake that was cut off: the instance sleeps on where its snapshot was not used up; otherwise it is finished, if its VMM
 /// is there.
 fn settle_wake(operator: &mut Operator, instance: &mut Instance) -> Result<(), LifecycleError> {
+    let clock = Instant::now();
     let roots = operator.roots.clone();
     let (path, slot) = (instance.path(), instance.slot(&roots)?);
     if let Some(delta) = Delta::load(&roots, &path)? {
@@ -239,11 +242,13 @@ fn settle_wake(operator: &mut Operator, instance: &mut Instance) -> Result<(), L
         let parent = Parent::File(delta.image.mem.file.clone());
         instance.vmm = Some(launch::record_of(&vmm, origin.vmm, &origin.vmm_version, parent));
         pause::set(operator, instance, State::Running)?;
-        match pause::greet(operator, instance, State::Running) {
+        let confirmed = match pause::greet(operator, instance, State::Running) {
             Err(LifecycleError::Guest(error)) => return silent(operator, instance, slot, &error),
             greeted => greeted?,
-        }
+        };
         operator.net()?.join(slot)?;
+        let steps = vec![("recover", clock.elapsed().as_secs_f64() * 1000.0)];
+        instance.last_receipt = Some(receipt("wake", clock, steps, (instance.agent, confirmed)));
         return wake::finish(operator, instance, Phase::Recovered);
     }
     launch::teardown(operator, slot, None, Keep::Nothing)?;

@@ -3,8 +3,8 @@
 //! ```text
 //! prepare → parent → pause → snapshot → sums → commit   | teardown → record
 //! ```
-//! Up to the commit all of it is taken back where it fails, or where a wake wants the instance; after it all of it is
-//! finished, by whoever comes next.
+//! Up to the commit all of it is taken back where it fails, or where somebody wants the instance for something else; after it
+//! all of it is finished, by whoever comes next.
 
 use std::{
     fs::{self, File},
