@@ -27,7 +27,7 @@ use self::{
 };
 
 /// Seconds that a job may take unless more are given.
-const LIMIT: u64 = 1500;
+const LIMIT: u64 = 2400;
 /// A test prints what it does; no step of one takes as long.
 const TEST_SILENCE: Duration = Duration::from_secs(300);
 

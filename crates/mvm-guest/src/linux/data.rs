@@ -95,7 +95,7 @@ mod tests {
                 Some(Loop(String::from_utf8(output.stdout).unwrap().trim_end().into()))
             }
             other => {
-                println!("SKIP (no loop device here: {other:?})");
+                super::super::skip(&format!("no loop device here: {other:?}"));
                 None
             }
         }
@@ -109,7 +109,7 @@ mod tests {
         use rustix::thread::{UnshareFlags, unshare_unsafe};
         // SAFETY: the thread belongs to this test alone, and no other one of it shares its file system.
         if let Err(error) = unsafe { unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::FS) } {
-            return println!("SKIP (no mount namespace here: {error})");
+            return super::super::skip(&format!("no mount namespace here: {error}"));
         }
         assert!(Command::new("mount").args(["--make-rprivate", "/"]).status().unwrap().success());
         let dir = tempfile::tempdir().unwrap();

@@ -60,6 +60,17 @@ use self::{
     workload::Workload,
 };
 
+/// Says that a test cannot run here, where it is seen and counted.
+#[cfg(test)]
+fn skip(reason: &str) {
+    use std::io::Write;
+    println!("SKIP ({reason})");
+    if let Some(log) = std::env::var_os("MVM_SKIP_LOG") {
+        let line = format!("{reason}\n");
+        let _ = File::options().append(true).open(log).and_then(|mut log| log.write_all(line.as_bytes()));
+    }
+}
+
 /// What a thread needs: none of them goes deep.
 const STACK: usize = 128 << 10;
 
