@@ -2,8 +2,9 @@
 
 mod support;
 
-use std::fs;
+use std::{fs, process::Stdio};
 
+use rustix::process::{Pid, Signal, kill_process};
 use support::{Sandbox, skip};
 
 #[test]
@@ -25,6 +26,20 @@ fn what_is_no_image_is_refused_before_anything_is_made() {
     assert!(String::from_utf8_lossy(&said.stderr).contains("try: mvm image debian"));
     assert_eq!(sandbox.ok("image list"), serde_json::json!([]));
     assert_eq!(sandbox.ok("pool list"), serde_json::json!([]));
+}
+
+/// Who ends a run gets all of it taken away, though nobody reads what its command says.
+#[test]
+fn a_run_that_is_ended_leaves_no_instance_though_its_output_is_stuck() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    sandbox.put_image_with("debian", "required");
+    let mut child =
+        sandbox.command("run debian --vmm sim -n -- yes").stdout(Stdio::piped()).spawn().expect("mvm runs");
+    let stdout = child.stdout.take().expect("a pipe");
+    support::await_full(&stdout);
+    kill_process(Pid::from_child(&child), Signal::TERM).expect("it is there");
+    assert_eq!(child.wait().expect("it ends").code(), Some(143));
+    assert_eq!(sandbox.states(), [""; 0]);
 }
 
 /// One line for who just wants to see it: everything is made, and nothing but what the next run starts from is left.

@@ -10,7 +10,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::{
-    support::Sandbox,
+    support::{self, Sandbox},
     world::{exec, exec_with, says, start, world},
 };
 
@@ -128,6 +128,9 @@ fn a_signal_ends_a_command_whose_output_is_stuck() {
     let Some(sandbox) = world() else { return };
     let path = start(&sandbox);
     let (mut child, stdout) = writes_for_ever(&sandbox, &path);
+    support::await_full(&stdout);
+    // One that asks for something else does not.
+    kill_process(Pid::from_child(&child), Signal::USR1).expect("it is there");
     kill_process(Pid::from_child(&child), Signal::TERM).expect("it is there");
     assert_eq!(child.wait().expect("it ends").code(), Some(143));
     drop(stdout);

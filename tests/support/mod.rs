@@ -8,7 +8,7 @@ pub mod oci;
 use std::{
     ffi::OsStr,
     fs,
-    os::unix::process::ExitStatusExt,
+    os::{fd::AsRawFd, unix::process::ExitStatusExt},
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
 };
@@ -370,6 +370,21 @@ fn find_unfinished(folder: &Path, found: &mut Vec<String>) {
 /// Was the command killed by a failpoint?
 pub fn was_killed(output: &Output) -> bool {
     output.status.signal() == Some(9)
+}
+
+/// Waits until nothing more goes into a pipe.
+pub fn await_full(pipe: &std::process::ChildStdout) {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let end = format!("/proc/self/fd/{}", pipe.as_raw_fd());
+    let end = fs::File::options().write(true).open(end).expect("its other end");
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    for _ in 0..2000 {
+        if poll(&mut [PollFd::new(&end, PollFlags::OUT)], Some(&now)) == Ok(0) {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    panic!("the pipe is not filled");
 }
 
 /// The real Firecracker that tests use; `None`, said visibly, where there is none or it cannot run.

@@ -1,7 +1,9 @@
 //! `mvm instance exec`: a command in a guest, as if it ran here.
 //!
-//! Three threads: one reads the guest, one reads stdin, one hears signals. The exit code is the command's; 128 and its number
-//! where a signal ended it; 125 where mvm failed, 126 where it cannot be run, 127 where there is no such program.
+//! Three threads beside the caller's: one reads the guest, one reads stdin, one hears signals. Each may be stuck for ever with
+//! somebody who does not read or write; the caller is not: it goes on as soon as the command has ended or has to be given up,
+//! and what it still has to do gets done. The exit code is the command's; 128 and its number where a signal ended it; 125 where
+//! mvm failed, 126 where it cannot be run, 127 where there is no such program.
 
 use std::{
     fs::File,
@@ -9,7 +11,8 @@ use std::{
     os::fd::AsFd,
     sync::{
         Condvar, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicI32, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
+        mpsc::{self, Sender},
     },
     thread,
     time::{Duration, Instant},
@@ -42,8 +45,10 @@ pub const FAILED: u8 = 125;
 const CANNOT: u8 = 126;
 /// There is no such program.
 const NO_PROGRAM: u8 = 127;
-/// A guest that reads takes a signal at once.
+/// A guest that reads takes a signal at once, and so does somebody who reads what it says.
 const SIGNAL_LIMIT: Duration = Duration::from_secs(1);
+/// How often after a signal it is looked whether the output is stuck.
+const LOOKS: u32 = 3;
 
 /// Runs the command.
 pub fn run(out: &Out, operator: &mut Operator, arguments: ExecArguments) -> u8 {
@@ -111,8 +116,6 @@ struct Speaker {
     changed: Condvar,
     /// Ends the connection, with whatever is stuck in it.
     closer: Connection,
-    /// The signal that nobody could pass on; 0: none.
-    cut_by: AtomicI32,
     /// Counts what is written here, by the beginnings and ends of it: odd while it is being written.
     written: AtomicU64,
 }
@@ -132,13 +135,7 @@ impl Speaker {
             room: if window == 0 { u64::MAX } else { window },
         };
         let (state, closer) = (Mutex::new(state), stream.try_clone()?);
-        Ok(Self {
-            state,
-            changed: Condvar::new(),
-            closer,
-            cut_by: AtomicI32::new(0),
-            written: AtomicU64::new(0),
-        })
+        Ok(Self { state, changed: Condvar::new(), closer, written: AtomicU64::new(0) })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -166,6 +163,13 @@ impl Speaker {
         let mut state = self.state();
         state.room = state.room.saturating_add(bytes);
         self.changed.notify_all();
+    }
+
+    /// Ends the connection, and with it the command, as if this signal had ended it.
+    fn give_up(&self, number: i32, end: &Sender<Result<Exited, Cut>>) {
+        // First, so that the end of the connection is not heard before it.
+        let _ = end.send(Ok(Exited::Signal(number)));
+        self.closer.close();
     }
 }
 
@@ -195,18 +199,18 @@ fn converse(
         Box::leak(Box::new(Speaker::new(frames.stream(), window).map_err(io_error)?));
     let raw =
         (how.terminal && io::stdin().is_terminal()).then(RawTerminal::enter).transpose().map_err(io_error)?;
-    // They live as long as the process, which ends with the command: reading stdin cannot be ended.
+    // They live as long as the process, which ends soon after the command: what they wait for cannot be ended.
     if stdin {
         thread::spawn(|| send_input(speaker));
     }
-    let has_terminal = how.terminal;
-    thread::spawn(move || send_signals(speaker, &signals, has_terminal));
+    let (end, ended) = mpsc::channel();
+    let (has_terminal, given_up) = (how.terminal, end.clone());
+    thread::spawn(move || send_signals(speaker, &signals, has_terminal, &given_up));
     let escape = !how.terminal && !how.raw;
-    let ended = receive(&mut frames, speaker, escape);
+    thread::spawn(move || end.send(receive(&mut frames, speaker, escape)));
+    let ended = ended.recv().unwrap_or_else(|_| Err(Cut::Connection(ProtoError::Closed)));
     drop(raw);
-    let cut_by = speaker.cut_by.load(Ordering::Acquire);
     match ended {
-        Err(_) if cut_by != 0 => Ok(by_signal(cut_by)),
         Ok(Exited::Code(code)) => Ok(u8::try_from(code & 0xff).unwrap_or(FAILED)),
         Ok(Exited::Signal(signal)) => Ok(by_signal(signal)),
         Err(Cut::Connection(error)) => {
@@ -324,8 +328,13 @@ fn send_input(speaker: &Speaker) {
     }
 }
 
-/// Passes signals on. One that cannot be, since a guest does not read, ends the connection, and with it the command.
-fn send_signals(speaker: &Speaker, signals: &Signals, has_terminal: bool) {
+/// Passes signals on. One that cannot be, since a guest does not read, gives the command up: the end of the connection ends it.
+fn send_signals(
+    speaker: &'static Speaker,
+    signals: &Signals,
+    has_terminal: bool,
+    end: &Sender<Result<Exited, Cut>>,
+) {
     while let Ok(number) = signals.wait() {
         let input = match number {
             libc::SIGWINCH if has_terminal => terminal::size().map(Input::Resize),
@@ -339,25 +348,30 @@ fn send_signals(speaker: &Speaker, signals: &Signals, has_terminal: bool) {
             frames.stream_mut().set_deadline(None);
             sent
         });
-        if !matches!(sent, Some(Ok(()))) && number != libc::SIGWINCH {
-            speaker.cut_by.store(number, Ordering::Release);
-            speaker.closer.close();
-            return;
-        }
-        // Nor does the guest read whose own output is stuck, since nobody takes it here.
-        if number != libc::SIGWINCH && !has_terminal && output_is_stuck(speaker) {
-            speaker.closer.close();
-            std::process::exit(by_signal(number).into());
+        if number != libc::SIGWINCH && !matches!(sent, Some(Ok(()))) {
+            speaker.give_up(number, end);
+        } else if is_deadly(number) {
+            let end = end.clone();
+            thread::spawn(move || end_what_is_stuck(speaker, number, &end));
         }
     }
 }
 
-/// Is something being written here that nobody takes?
-fn output_is_stuck(speaker: &Speaker) -> bool {
-    let written = speaker.written.load(Ordering::Acquire);
-    if written.is_multiple_of(2) {
-        return false;
+/// Is the signal one by which somebody says that it should end?
+fn is_deadly(number: i32) -> bool {
+    [libc::SIGTERM, libc::SIGHUP, libc::SIGINT, libc::SIGQUIT].contains(&number)
+}
+
+/// Gives the command up where soon after the signal nobody takes its output here: a guest whose output is stuck hears nothing,
+/// and that its command has ended would come behind that output.
+fn end_what_is_stuck(speaker: &Speaker, number: i32, end: &Sender<Result<Exited, Cut>>) {
+    let mut before = speaker.written.load(Ordering::Acquire);
+    for _ in 0..LOOKS {
+        thread::sleep(SIGNAL_LIMIT);
+        let now = speaker.written.load(Ordering::Acquire);
+        if now == before && !now.is_multiple_of(2) {
+            return speaker.give_up(number, end);
+        }
+        before = now;
     }
-    thread::sleep(SIGNAL_LIMIT);
-    speaker.written.load(Ordering::Acquire) == written
 }
