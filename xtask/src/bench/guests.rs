@@ -18,6 +18,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use clap::ValueEnum;
 use mvm::{
     infra::config::Roots,
     vm::{
@@ -87,8 +88,19 @@ pub fn simulated(program: &Path, pairs: u32) -> Result<Vec<Figure>> {
     )])
 }
 
-/// Everything that needs a real guest, inside the lab.
-pub fn in_lab(pairs: u32) -> Result<Vec<Figure>> {
+/// What is measured in one lab.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Part {
+    /// A start from the base against a bare restore of it, and against a boot
+    Starts,
+    /// exec and cp against a ping and a bare stream
+    Reach,
+    /// The memory of the last of many clones against a bare restore's
+    Memory,
+}
+
+/// What needs a real guest, inside the lab.
+pub fn in_lab(pairs: u32, parts: &[Part]) -> Result<Vec<Figure>> {
     let firecracker = bare::firecracker("guests").context("the lab has one")?;
     let mvm = Mvm::in_folder(Path::new("mvm"), &std::env::temp_dir())?;
     symlink(IMAGES, mvm.root.path().join("images"))?;
@@ -96,18 +108,16 @@ pub fn in_lab(pairs: u32) -> Result<Vec<Figure>> {
     mvm.ok(&format!("pool create acme/web --image debian --mem {MEM} --data-disk {DATA} --insecure"))?;
     let mut lab = Lab { bare: Bare::new(&mvm, &firecracker)?, roots: mvm.operator()?.roots, mvm };
     let mut figures = Vec::new();
-    let measures: [Measure; 3] = [Lab::starts, Lab::reach, Lab::memory];
-    for measure in measures {
-        let measured = measure(&mut lab, pairs)?;
-        // What follows may fail: what was measured is seen all the same.
-        measured.iter().for_each(|one| println!("{}: {}", one.what, one.value));
-        figures.extend(measured);
+    for part in parts {
+        figures.extend(match part {
+            Part::Starts => lab.starts(pairs)?,
+            Part::Reach => lab.reach(pairs)?,
+            Part::Memory => lab.memory()?,
+        });
     }
     lab.mvm.ok("tenant destroy acme --yes --wipe-volumes")?;
     Ok(figures)
 }
-
-type Measure = fn(&mut Lab, u32) -> Result<Vec<Figure>>;
 
 struct Lab {
     mvm: Mvm,
@@ -439,11 +449,12 @@ impl Lab {
     }
 
     /// What the last of many clones has for itself, beyond a bare restore that was asked something.
-    fn memory(&mut self, _pairs: u32) -> Result<Vec<Figure>> {
+    fn memory(&mut self) -> Result<Vec<Figure>> {
         let mut last = None;
-        for _ in 0..CLONES {
+        for clone in 1..=CLONES {
             let path = self.mvm.create("acme/web")?;
             again(|| self.mvm.ok(&format!("instance start {path}")))?;
+            println!("clone {clone} runs");
             last = Some(path);
         }
         let path = last.context("a clone")?;

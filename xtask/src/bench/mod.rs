@@ -5,7 +5,7 @@ mod bare;
 mod disk;
 mod fleet;
 mod guest;
-mod guests;
+pub mod guests;
 mod root;
 mod sleep;
 mod start;
@@ -31,6 +31,9 @@ pub struct BenchArguments {
     /// Memory of the guests that sleep and wake, in MiB
     #[arg(long, value_delimiter = ',', default_values_t = [128, 512])]
     mem: Vec<u32>,
+    /// Parts of what is measured of guests, each in a lab of its own; all, where none is named
+    #[arg(long, value_delimiter = ',')]
+    part: Vec<guests::Part>,
     /// Instances of the large fleet; a tenth of them runs
     #[arg(long, default_value_t = 10_000)]
     instances: u32,
@@ -99,7 +102,7 @@ pub fn run(arguments: &BenchArguments) -> Result<()> {
     }
     if wanted(What::Guests) {
         // Before there is a namespace: the lab is a machine of its own.
-        figures.extend(crate::lab::measure(arguments.pairs)?);
+        figures.extend(crate::lab::measure(arguments.pairs, &arguments.part)?);
     }
     let program = std::path::absolute("target/release/mvm")?;
     // SAFETY: no other thread runs yet, so nothing else notices that the namespaces change.
@@ -140,7 +143,7 @@ pub fn run(arguments: &BenchArguments) -> Result<()> {
 pub fn run_elsewhere(arguments: &BenchArguments) -> Result<()> {
     match arguments.what.as_slice() {
         [What::Sink] => guests::sink(),
-        _ => report(&guests::in_lab(arguments.pairs)?, arguments.json.as_deref()),
+        _ => report(&guests::in_lab(arguments.pairs, &arguments.part)?, arguments.json.as_deref()),
     }
 }
 

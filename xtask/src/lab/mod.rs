@@ -16,9 +16,9 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 
-use crate::bench::Figure;
+use crate::bench::{Figure, guests::Part};
 
 use self::{
     hang::Progress,
@@ -28,8 +28,8 @@ use self::{
 
 /// Seconds that a job may take unless more are given.
 const LIMIT: u64 = 2400;
-/// A test prints what it does; no step of one takes as long.
-const TEST_SILENCE: Duration = Duration::from_secs(300);
+/// Tests and measurements print what they do; no step of one takes as long.
+const SILENCE: Duration = Duration::from_secs(300);
 
 #[derive(Debug, Args)]
 pub struct LabArguments {
@@ -155,7 +155,7 @@ fn test(host: &Host, arguments: &LabArguments, rest: &[String]) -> Result<u8> {
         let job = Job { programs: programs.clone(), guest: guest.clone(), script };
         let time = deadline.saturating_duration_since(Instant::now());
         let _ = fs::remove_file(console());
-        let ended = play(&job, arguments.memory, time, TEST_SILENCE, Console::Transcript(console()));
+        let ended = play(&job, arguments.memory, time, SILENCE, Console::Transcript(console()));
         let part = readable(&String::from_utf8_lossy(&fs::read(console()).unwrap_or_default()));
         transcript.push_str(&part);
         fs::write(&file, &transcript).with_context(|| format!("cannot write {}", file.display()))?;
@@ -197,11 +197,11 @@ fn names(tests: &Path, rest: &[String]) -> Result<Vec<String>> {
     }
 }
 
-/// Measures guests with an agent in the lab; nothing, said visibly, where there is none.
+/// Measures guests with an agent, each part in a lab of its own; nothing, said visibly, where there is none.
 ///
 /// # Errors
 /// When something cannot be measured.
-pub fn measure(pairs: u32) -> Result<Vec<Figure>> {
+pub fn measure(pairs: u32, parts: &[Part]) -> Result<Vec<Figure>> {
     let host = match host() {
         Ok(host) => host,
         Err(why) => {
@@ -216,15 +216,39 @@ pub fn measure(pairs: u32) -> Result<Vec<Figure>> {
     let mut programs = programs(&host, &arguments)?;
     let this = job::build(&["build", "--package", "xtask"])?;
     programs.extend(this);
-    let script = format!("exec xtask bench guests --pairs {pairs} --json /out/guests.json\n");
-    let guest = Some(guest(&programs)?);
-    let job = Job { programs, guest, script };
-    let limit = Duration::from_secs(arguments.limit);
-    let code = whole(play(&job, arguments.memory, limit, limit, Console::Transcript(console()))?)?;
-    if code != 0 {
-        bail!("the lab's measurements ended with exit code {code}");
+    let guest = guest(&programs)?;
+    let parts = if parts.is_empty() { Part::value_variants() } else { parts };
+    let mut figures = Vec::new();
+    for part in parts.iter().filter_map(Part::to_possible_value) {
+        let part = part.get_name();
+        let script =
+            format!("exec xtask bench guests --part {part} --pairs {pairs} --json /out/guests.json\n");
+        let job = Job { programs: programs.clone(), guest: Some(guest.clone()), script };
+        match measure_part(&job) {
+            Ok(measured) => figures.extend(measured),
+            Err(error) => println!("NOT MEASURED ({error:#}): {part} of guests in the lab"),
+        }
     }
+    Ok(figures)
+}
+
+/// Figures that a job leaves, in a second lab where the first one was lost.
+fn measure_part(job: &Job) -> Result<Vec<Figure>> {
     let file = make::home().join("out/guests.json");
+    let _ = fs::remove_file(&file);
+    let limit = Duration::from_secs(LIMIT);
+    let once = || play(job, None, limit, SILENCE, Console::Transcript(console()));
+    let ended = match once()? {
+        Ended::Lost(why) => {
+            println!("REPEAT: the lab was lost: {why}");
+            once()?
+        }
+        ended => ended,
+    };
+    match whole(ended)? {
+        0 => {}
+        code => bail!("the lab's measurements ended with exit code {code}"),
+    }
     let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
     let report: serde_json::Value = serde_json::from_str(&text)?;
     Ok(serde_json::from_value(report["figures"].clone())?)

@@ -208,7 +208,7 @@ fn converse(
     thread::spawn(move || send_signals(speaker, &signals, has_terminal, &given_up));
     let escape = !how.terminal && !how.raw;
     thread::spawn(move || end.send(receive(&mut frames, speaker, escape)));
-    let ended = ended.recv().unwrap_or_else(|_| Err(Cut::Connection(ProtoError::Closed)));
+    let ended = ended.recv().unwrap_or(Err(Cut::Connection(ProtoError::Closed)));
     drop(raw);
     match ended {
         Ok(Exited::Code(code)) => Ok(u8::try_from(code & 0xff).unwrap_or(FAILED)),
