@@ -1,5 +1,6 @@
 //! What everything else stands on: configuration, failpoints, the spawner of processes.
 
+pub mod beneath;
 pub mod config;
 pub mod entropy;
 pub mod failpoint;

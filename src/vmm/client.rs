@@ -12,7 +12,7 @@ use std::{
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    fs::{Mode, OFlags, inotify},
+    fs::{OFlags, inotify},
     io::Errno,
     net::{
         AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with,
@@ -21,7 +21,10 @@ use rustix::{
 };
 
 use super::wire::{Call, Fault, InstanceInfo};
-use crate::infra::text::{last_lines, printable};
+use crate::infra::{
+    beneath,
+    text::{last_lines, printable},
+};
 
 /// The API socket's name in the VMM's directory.
 pub const API_SOCKET: &str = "api.sock";
@@ -271,12 +274,12 @@ impl Client {
 /// # Errors
 /// When there is none, or nobody listens; [`io::ErrorKind::TimedOut`] where nobody takes it within the limit.
 pub fn connect_in(directory: &Path, name: &str, limit: Duration) -> io::Result<UnixStream> {
-    let folder =
-        rustix::fs::open(directory, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    // The directory may be a jail's: a link would have somebody else spoken to.
+    let there = beneath::open(directory, name, OFlags::PATH)?;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     // Where nobody takes connections any more, and as many as may wait do, this one waits too: unix(7), so long at most.
     set_socket_timeout(&socket, Timeout::Send, Some(limit))?;
-    match connect(&socket, &SocketAddrUnix::new(format!("/proc/self/fd/{}/{name}", folder.as_raw_fd()))?) {
+    match connect(&socket, &SocketAddrUnix::new(format!("/proc/self/fd/{}", there.as_raw_fd()))?) {
         Err(Errno::AGAIN) => Err(io::ErrorKind::TimedOut.into()),
         connected => Ok(connected.map(|()| socket.into())?),
     }
@@ -347,16 +350,7 @@ fn read_answer(stream: &mut impl Read) -> io::Result<(u16, Vec<u8>)> {
 /// The last lines of the log in a VMM's directory, each after a line break; empty where there are none. The guest may
 /// have a say in them: they are escaped.
 pub fn log_tail(directory: &Path) -> String {
-    use std::io::{Seek, SeekFrom};
-    let read = || -> io::Result<Vec<u8>> {
-        let mut file = std::fs::File::open(directory.join(LOG))?;
-        let length = file.metadata()?.len();
-        file.seek(SeekFrom::Start(length.saturating_sub(2048)))?;
-        let mut bytes = Vec::new();
-        file.take(2048).read_to_end(&mut bytes)?;
-        Ok(bytes)
-    };
-    last_lines(&read().unwrap_or_default())
+    last_lines(&beneath::tail(directory, LOG, 2048))
 }
 
 #[cfg(test)]

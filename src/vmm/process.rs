@@ -23,7 +23,10 @@ use super::{
     client::{API_SOCKET, LOG, VmmError},
     install::SIM_ARGUMENT,
 };
-use crate::infra::shell::{self, ShellError, Streams};
+use crate::infra::{
+    beneath,
+    shell::{self, ShellError, Streams},
+};
 
 /// A program to run as VMM.
 #[derive(Debug, Clone)]
@@ -101,9 +104,9 @@ fn console_input(path: &Path) -> io::Result<File> {
 /// # Errors
 /// When it cannot be opened, or is something else than it was made as.
 pub fn open_console(directory: &Path) -> io::Result<Option<File>> {
-    let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    match openat(CWD, directory.join(CONSOLE_INPUT), flags, Mode::empty()) {
-        Ok(opened) => fifo(opened).map(Some),
+    let flags = OFlags::WRONLY | OFlags::NONBLOCK;
+    match beneath::open(directory, CONSOLE_INPUT, flags) {
+        Ok(opened) => fifo(opened.into()).map(Some),
         // NXIO: nobody has it open for reading.
         Err(Errno::NOENT | Errno::NXIO) => Ok(None),
         Err(errno) => Err(errno.into()),

@@ -9,7 +9,6 @@
 
 use std::{
     fs,
-    os::unix::fs::symlink,
     path::Path,
     time::{Duration, Instant},
 };
@@ -25,6 +24,7 @@ use super::{
     logs,
     runner::Step,
     snapshot::{self, Delta},
+    vmm_dir::VmmDir,
 };
 use crate::{
     infra::{config::Roots, failpoint},
@@ -33,7 +33,7 @@ use crate::{
         naming::Slot,
         pool::{
             artifacts::{Artifacts, Manifest},
-            base::{Base, Bases},
+            base::{self, Base, Bases},
             config::{AgentMode, Pool, VmmKind},
         },
         room,
@@ -241,8 +241,7 @@ pub fn directory(launch: &mut Launch) -> Result<(), LifecycleError> {
     let directory = roots.vmm_dir(&launch.slot.tap());
     // Nothing that a VMM may still use goes before the VMM.
     kill(roots, launch.slot, None)?;
-    store::remove_folder(&directory)?;
-    store::make_folder(&directory)?;
+    let dir = VmmDir::make(&directory)?;
     let path = launch.instance.path();
     match launch.delta {
         // It is the same run that goes on: so does its console.
@@ -251,28 +250,29 @@ pub fn directory(launch: &mut Launch) -> Result<(), LifecycleError> {
     }
     let revision = Artifacts::of(roots, &launch.pool.path()).revision(&launch.manifest.revision);
     let volumes = config::folder(roots, &path).join("volumes");
-    let link = |target: &Path, name: &str| {
-        let link = directory.join(name);
-        symlink(target, &link).map_err(StoreError::io("link", &link))
-    };
-    link(&revision.join(files::KERNEL), files::KERNEL)?;
+    dir.share(&revision.join(files::KERNEL), files::KERNEL)?;
     if launch.manifest.initrd.is_some() {
-        link(&revision.join(files::INITRD), files::INITRD)?;
+        dir.share(&revision.join(files::INITRD), files::INITRD)?;
     }
     match launch.instance.agent {
-        AgentMode::None => link(&volumes.join(root_disk(launch.manifest.revision.short())), files::ROOT)?,
-        AgentMode::Required => link(&revision.join(files::ROOT), files::ROOT)?,
+        AgentMode::None => {
+            dir.give(&volumes.join(root_disk(launch.manifest.revision.short())), files::ROOT)?
+        }
+        AgentMode::Required => dir.share(&revision.join(files::ROOT), files::ROOT)?,
     }
     if let Some(base) = &launch.base {
-        link(&Bases::of(roots, &base.pool).place(&base.key), files::BASE)?;
+        dir.folder(files::BASE)?;
+        let place = Bases::of(roots, &base.pool).place(&base.key);
+        for name in [base::VMSTATE, base::MEM] {
+            dir.share(&place.join(name), &format!("{}/{name}", files::BASE))?;
+        }
     }
     if launch.instance.resources.data_disk_mib > 0 {
-        link(&volumes.join(files::DATA), files::DATA)?;
+        dir.give(&volumes.join(files::DATA), files::DATA)?;
     }
-    link(&snapshot::folder(roots, &path), snapshot::LINK)?;
-    link(&logs::console(roots, &path), files::CONSOLE)?;
-    link(&logs::vmm_log(roots, &path), LOG)?;
-    Ok(())
+    dir.folder(snapshot::FOLDER)?;
+    dir.give(&logs::console(roots, &path), files::CONSOLE)?;
+    Ok(dir.give(&logs::vmm_log(roots, &path), LOG)?)
 }
 
 /// Makes the TAP, off the bridge.

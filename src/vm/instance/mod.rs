@@ -12,4 +12,5 @@ pub mod runner;
 pub mod snapshot;
 pub mod state;
 pub mod stats;
+pub mod vmm_dir;
 pub mod wait;

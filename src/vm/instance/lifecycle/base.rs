@@ -7,11 +7,11 @@
 //! data disk and no workload, and its TAP never joins a bridge. Whatever happens, everything of it goes away again. Who is
 //! killed meanwhile leaves the slot to whoever comes next, or to `node recover`.
 
-use std::{fs, path::Path, time::Duration};
+use std::time::Duration;
 
 use super::{LifecycleError, Operator};
 use crate::{
-    infra::{config::Roots, failpoint, text::last_lines},
+    infra::{beneath, config::Roots, failpoint, text::last_lines},
     security::audit::{self, Entry, Phase},
     store::{self, Lock, Sharing, StoreError},
     vm::{
@@ -20,6 +20,7 @@ use crate::{
             guest::{Guest, GuestError},
             launch::{self, API_LIMIT, Keep},
             runner::{self, Step},
+            vmm_dir::{self, VmmDir},
         },
         naming::{Offset, PoolPath, Slot, TenantId},
         pool::{
@@ -170,14 +171,13 @@ fn directory(build: &mut Build) -> Result<(), LifecycleError> {
     let roots = &build.operator.roots;
     let Recipe { pool, manifest, resources, .. } = build.recipe;
     let directory = roots.vmm_dir(&build.slot.tap());
-    store::remove_folder(&directory)?;
-    store::make_folder(&directory)?;
+    let dir = VmmDir::make(&directory)?;
     let revision = Artifacts::of(roots, &pool.path()).revision(&manifest.revision);
     let initrd = manifest.initrd.as_ref().map(|_| files::INITRD);
     for name in [Some(files::KERNEL), Some(files::ROOT), initrd].into_iter().flatten() {
-        link(&revision.join(name), &directory.join(name))?;
+        dir.share(&revision.join(name), name)?;
     }
-    link(build.draft.folder(), &directory.join(files::BASE))?;
+    dir.folder(files::BASE)?;
     for name in [files::CONSOLE, LOG] {
         store::create_file(&directory.join(name))?;
     }
@@ -187,10 +187,6 @@ fn directory(build: &mut Build) -> Result<(), LifecycleError> {
         file.set_len(resources.data_disk_mib << 20).map_err(StoreError::io("size", &data))?;
     }
     Ok(())
-}
-
-fn link(target: &Path, link: &Path) -> Result<(), StoreError> {
-    std::os::unix::fs::symlink(target, link).map_err(StoreError::io("link", link))
 }
 
 fn spawn(build: &mut Build) -> Result<(), LifecycleError> {
@@ -234,14 +230,11 @@ fn barrier(build: &mut Build) -> Result<(), LifecycleError> {
             let why = "it says that it is an instance already".to_owned();
             Err(GuestError::Nonsense { request: "Status", why }.into())
         }
-        Err(error) => Err(LifecycleError::NoBarrier { error, console: console_tail(&directory) }),
+        Err(error) => Err(LifecycleError::NoBarrier {
+            error,
+            console: last_lines(&beneath::tail(&directory, files::CONSOLE, 4096)),
+        }),
     }
-}
-
-/// What a guest printed last, each line after a line break.
-fn console_tail(directory: &Path) -> String {
-    let text = fs::read(directory.join(files::CONSOLE)).unwrap_or_default();
-    last_lines(&text[text.len().saturating_sub(4096)..])
 }
 
 fn snapshot(build: &mut Build) -> Result<(), LifecycleError> {
@@ -255,7 +248,13 @@ fn snapshot(build: &mut Build) -> Result<(), LifecycleError> {
         snapshot_path: file(base::VMSTATE),
         mem_file_path: file(base::MEM),
     });
-    Ok(client.call_within(&create, limit)?)
+    client.call_within(&create, limit)?;
+    let directory = build.operator.roots.vmm_dir(&build.slot.tap());
+    for name in [base::VMSTATE, base::MEM] {
+        let uid = rustix::process::getuid().as_raw();
+        vmm_dir::take(&directory, &file(name), uid, &build.draft.folder().join(name))?;
+    }
+    Ok(())
 }
 
 /// The resources of a base from which an instance of this pool with a data disk of so many MiB can start: whether there is a

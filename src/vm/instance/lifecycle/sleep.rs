@@ -35,6 +35,7 @@ use crate::{
             runner::{self, Failed, Step},
             snapshot::{self, Delta},
             state::{Event, State},
+            vmm_dir,
         },
         naming::{InstancePath, RevisionHash},
         pool::{
@@ -272,6 +273,10 @@ impl<'a> Sleeper<'a> {
         }
     }
 
+    fn directory(&self) -> PathBuf {
+        self.roots().vmm_dir(&self.instance.net.tap_dev)
+    }
+
     fn vmstate(&self) -> String {
         format!("vmstate.{}", self.instance.generation)
     }
@@ -300,7 +305,7 @@ impl<'a> Sleeper<'a> {
 fn prepare(sleeper: &mut Sleeper) -> Result<(), LifecycleError> {
     let Some(drain) = sleeper.drain else { return Ok(()) };
     sleeper.check_wanted()?;
-    let directory = sleeper.roots().vmm_dir(&sleeper.instance.net.tap_dev);
+    let directory = sleeper.directory();
     if sleeper.instance.status == State::Warm {
         quirks::resume(&mut Client::connect_now(&directory)?, &sleeper.record.version)?;
     }
@@ -340,12 +345,12 @@ fn copy_parent(sleeper: &mut Sleeper) -> Result<(), LifecycleError> {
     for (from, to) in [(base::MEM, sleeper.mem.clone()), (base::SUMS, sleeper.sums())] {
         disk::copy(&base.join(from), &folder.join(to))?;
     }
-    Ok(())
+    Ok(vmm_dir::give(&sleeper.directory(), &folder.join(&sleeper.mem), &snapshot::name(&sleeper.mem))?)
 }
 
 fn pause(sleeper: &mut Sleeper) -> Result<(), LifecycleError> {
     sleeper.check_wanted()?;
-    let directory = sleeper.roots().vmm_dir(&sleeper.instance.net.tap_dev);
+    let directory = sleeper.directory();
     let mut client = Client::connect_now(&directory)?;
     client.call(&Call::Pause)?;
     sleeper.client = Some(client);
@@ -356,19 +361,19 @@ fn pause(sleeper: &mut Sleeper) -> Result<(), LifecycleError> {
 fn go_on(sleeper: &mut Sleeper) -> Result<(), LifecycleError> {
     if sleeper.instance.status == State::Running {
         // Not the connection of before: one on which a call took too long may answer that one yet.
-        let directory = sleeper.roots().vmm_dir(&sleeper.instance.net.tap_dev);
+        let directory = sleeper.directory();
         quirks::resume(&mut Client::connect_now(&directory)?, &sleeper.record.version)?;
     }
     Ok(())
 }
 
 fn write(sleeper: &mut Sleeper) -> Result<(), LifecycleError> {
-    store::make_folder(&snapshot::folder(sleeper.roots(), &sleeper.instance.path()))?;
-    let file = |name: &str| format!("{}/{name}", snapshot::LINK);
+    let folder = snapshot::folder(sleeper.roots(), &sleeper.instance.path());
+    store::make_folder(&folder)?;
     let create = Call::SnapshotCreate(SnapshotCreate {
         snapshot_type: sleeper.kind,
-        snapshot_path: file(&sleeper.vmstate()),
-        mem_file_path: file(&sleeper.mem),
+        snapshot_path: snapshot::name(&sleeper.vmstate()),
+        mem_file_path: snapshot::name(&sleeper.mem),
     });
     let limit = longest(sleeper.instance.resources.mem_mib);
     let Some(client) = &mut sleeper.client else { return Ok(()) };
@@ -378,7 +383,11 @@ fn write(sleeper: &mut Sleeper) -> Result<(), LifecycleError> {
         Err(error) if forgets_nothing(error) => {}
         Err(_) => sleeper.parent = Parent::Unknown,
     }
-    Ok(created?)
+    created?;
+    for name in [sleeper.vmstate(), sleeper.mem.clone()] {
+        vmm_dir::take(&sleeper.directory(), &snapshot::name(&name), sleeper.record.uid, &folder.join(name))?;
+    }
+    Ok(())
 }
 
 /// Files that no sleep will build on take no place: the disk may be full of them. What cannot be removed is swept by the next
@@ -389,6 +398,7 @@ fn drop_written(sleeper: &mut Sleeper) -> Result<(), LifecycleError> {
     let is_parent = mem == sleeper.parent || mem == sleeper.record.parent;
     let memory = [sleeper.mem.clone(), sleeper.sums()].into_iter().filter(|_| !is_parent);
     for name in memory.chain([sleeper.vmstate()]) {
+        let _ = vmm_dir::drop_written(&sleeper.directory(), &snapshot::name(&name));
         let _ = store::remove_file(&folder.join(name));
     }
     Ok(())

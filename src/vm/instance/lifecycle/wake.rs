@@ -26,6 +26,7 @@ use crate::{
             runner::{self, Failed, Step},
             snapshot::{self, Delta},
             state::{Event, State},
+            vmm_dir,
         },
         naming::InstancePath,
         pool::{
@@ -187,11 +188,14 @@ fn load(launch: &mut Launch) -> Result<(), LifecycleError> {
     let directory = launch.operator.roots.vmm_dir(&launch.slot.tap());
     let (Some(vmm), Some(delta)) = (&launch.vmm, &launch.delta) else { return Ok(()) };
     let mut client = Client::connect(&directory, &vmm.pidfd, launch::API_LIMIT)?;
-    let file = |name: &str| format!("{}/{name}", snapshot::LINK);
+    let folder = snapshot::folder(&launch.operator.roots, &launch.instance.path());
+    for file in [&delta.image.vmstate.file, &delta.image.mem.file] {
+        vmm_dir::give(&directory, &folder.join(file), &snapshot::name(file))?;
+    }
     client.call(&fc_config::serial(&launch.tenant.quotas))?;
     client.call(&Call::SnapshotLoad(SnapshotLoad {
-        snapshot_path: file(&delta.image.vmstate.file),
-        mem_backend: MemBackend { backend_type: "File", backend_path: file(&delta.image.mem.file) },
+        snapshot_path: snapshot::name(&delta.image.vmstate.file),
+        mem_backend: MemBackend { backend_type: "File", backend_path: snapshot::name(&delta.image.mem.file) },
         track_dirty_pages: true,
         resume_vm: false,
         network_overrides: Vec::new(),

@@ -33,8 +33,8 @@ use crate::{
     },
 };
 
-/// The folder's name in the VMM's directory.
-pub const LINK: &str = "delta";
+/// The folder's name, and that of the one in the VMM's directory in which snapshots are written and read.
+pub const FOLDER: &str = "delta";
 const META: &str = "meta.json";
 /// What `meta.json` is called once its snapshot was loaded: it tells what the guest that goes on was loaded from.
 const CONSUMED: &str = "consumed.json";
@@ -67,7 +67,12 @@ pub struct Delta {
 
 /// `instances/<i>/snapshots/delta`.
 pub fn folder(roots: &Roots, path: &InstancePath) -> PathBuf {
-    config::folder(roots, path).join("snapshots").join(LINK)
+    config::folder(roots, path).join("snapshots").join(FOLDER)
+}
+
+/// A snapshot's file, as its VMM knows it.
+pub fn name(file: &str) -> String {
+    format!("{FOLDER}/{file}")
 }
 
 /// The disks of an instance that runs this revision, as they are now.

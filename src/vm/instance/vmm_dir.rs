@@ -1,0 +1,229 @@
+//! What a VMM finds in its directory, and what is taken from there. All of it has names that are the same for every VMM, so
+//! that one snapshot serves any clone.
+//!
+//! ```text
+//! what is shared   kernel, root disk of guests with an agent, base    a symbolic link; in a jail a mount that is read-only
+//! what is its own  disks, logs, memory                                a hard link: the file stays where it belongs
+//! what it writes   snapshots                                          in folders of the directory; taken from there by [`take`]
+//! ```
+//! The directory may be a jail's, and a jail is hostile: its VMM may put anything under any name in it, at any time. So nothing
+//! in it is opened but beneath it, through no link, and only if it is the VMM's own file and has no other name.
+
+use std::{
+    fs::{self, File},
+    io,
+    os::{
+        fd::AsRawFd,
+        unix::fs::{MetadataExt, symlink},
+    },
+    path::{Path, PathBuf},
+};
+
+use rustix::{
+    fs::{AtFlags, CWD, OFlags, linkat},
+    io::Errno,
+};
+
+use crate::{
+    infra::beneath,
+    store::{self, StoreError},
+};
+
+/// A VMM's directory that is being filled.
+#[derive(Debug)]
+pub struct VmmDir {
+    path: PathBuf,
+}
+
+impl VmmDir {
+    /// An empty one, in place of what is there.
+    ///
+    /// # Errors
+    /// When the operating system refuses.
+    pub fn make(path: &Path) -> Result<Self, StoreError> {
+        store::remove_folder(path)?;
+        store::make_folder(path)?;
+        Ok(Self { path: path.to_path_buf() })
+    }
+
+    /// A file that others use too.
+    ///
+    /// # Errors
+    /// When the operating system refuses.
+    pub fn share(&self, file: &Path, name: &str) -> Result<(), StoreError> {
+        let link = self.path.join(name);
+        symlink(file, &link).map_err(StoreError::io("link", &link))
+    }
+
+    /// A file of its own.
+    ///
+    /// # Errors
+    /// When the operating system refuses, or the file lies on another file system.
+    pub fn give(&self, file: &Path, name: &str) -> Result<(), StoreError> {
+        let link = self.path.join(name);
+        fs::hard_link(file, &link).map_err(|error| not_linked(file, error))
+    }
+
+    /// A folder in which it may write.
+    ///
+    /// # Errors
+    /// When the operating system refuses.
+    pub fn folder(&self, name: &str) -> Result<(), StoreError> {
+        store::make_folder(&self.path.join(name))
+    }
+}
+
+/// Gives a VMM that runs one more file of its own, in place of what has this name in its directory.
+///
+/// # Errors
+/// When the operating system refuses.
+pub fn give(directory: &Path, file: &Path, name: &str) -> Result<(), StoreError> {
+    drop_written(directory, name)?;
+    let error = |errno: Errno| not_linked(file, errno.into());
+    let (folder, name) = open_parent(directory, name).map_err(error)?;
+    linkat(CWD, file, &folder, name, AtFlags::empty()).map_err(error)
+}
+
+/// Why a file cannot get a name in a VMM's directory.
+fn not_linked(file: &Path, error: io::Error) -> StoreError {
+    StoreError::io("give the VMM", file)(match error.kind() {
+        io::ErrorKind::CrossesDevices => {
+            io::Error::other("it lies on another file system than run/, or behind a mount of its own")
+        }
+        _ => error,
+    })
+}
+
+/// Opens a file that a VMM wrote, for reading.
+///
+/// # Errors
+/// Where it is none, or not the VMM's, or has another name too.
+pub fn open(directory: &Path, name: &str, uid: u32) -> Result<File, StoreError> {
+    let file = directory.join(name);
+    let opened = beneath::open(directory, name, OFlags::RDONLY | OFlags::NONBLOCK)
+        .map_err(|errno| StoreError::io("open", &file)(errno.into()))?;
+    let meta = opened.metadata().map_err(StoreError::io("look at", &file))?;
+    let why = match (meta.is_file(), meta.uid() == uid, meta.nlink()) {
+        (true, true, 1) => return Ok(opened),
+        (false, ..) => "it is no file",
+        (_, false, _) => "it belongs to somebody else",
+        (..) => "it has another name too",
+    };
+    Err(StoreError::io("open", &file)(io::Error::other(format!("its VMM made something else of it: {why}"))))
+}
+
+/// Takes a file that a VMM wrote out of its directory: it gets this name too. It is well where that is the file already.
+///
+/// # Errors
+/// Where it is none that may be taken ([`open`]).
+pub fn take(directory: &Path, name: &str, uid: u32, to: &Path) -> Result<(), StoreError> {
+    if is_same(directory, name, to) {
+        return Ok(());
+    }
+    let file = open(directory, name, uid)?;
+    store::remove_file(to)?;
+    // The file that was looked at, whatever has its name by now.
+    let file = format!("/proc/self/fd/{}", file.as_raw_fd());
+    linkat(CWD, file, CWD, to, AtFlags::SYMLINK_FOLLOW)
+        .map_err(|errno| StoreError::io("link", to)(errno.into()))
+}
+
+/// Removes what a VMM has under this name.
+///
+/// # Errors
+/// When the operating system refuses.
+pub fn drop_written(directory: &Path, name: &str) -> Result<(), StoreError> {
+    let removed = open_parent(directory, name)
+        .and_then(|(folder, name)| rustix::fs::unlinkat(&folder, name, AtFlags::empty()));
+    match removed {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(errno) => Err(StoreError::io("remove", &directory.join(name))(errno.into())),
+    }
+}
+
+fn is_same(directory: &Path, name: &str, to: &Path) -> bool {
+    let inode = |meta: fs::Metadata| (meta.dev(), meta.ino());
+    let Ok(there) = fs::symlink_metadata(to).map(inode) else { return false };
+    let written = beneath::open(directory, name, OFlags::PATH).ok().and_then(|file| file.metadata().ok());
+    written.map(inode) == Some(there)
+}
+
+fn open_parent<'a>(directory: &Path, name: &'a str) -> Result<(File, &'a str), Errno> {
+    let (parent, name) = name.rsplit_once('/').unwrap_or((".", name));
+    Ok((beneath::open(directory, parent, OFlags::PATH | OFlags::DIRECTORY)?, name))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use rustix::fs::{FileType, Mode, mknodat};
+
+    use super::*;
+
+    fn own() -> u32 {
+        rustix::process::getuid().as_raw()
+    }
+
+    /// A directory with a folder, and a file beside it that is nobody's business.
+    fn world() -> (tempfile::TempDir, PathBuf, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let (jail, secret) = (dir.path().join("jail"), dir.path().join("secret"));
+        VmmDir::make(&jail).unwrap().folder("delta").unwrap();
+        fs::write(&secret, "secret").unwrap();
+        (dir, jail, secret)
+    }
+
+    #[test]
+    fn only_a_file_of_the_vmms_own_is_taken_and_nothing_else_changes() {
+        let (dir, jail, secret) = world();
+        type Plant = fn(&Path, &Path);
+        let plants: [(&str, Plant); 6] = [
+            ("a link", |place, secret| symlink(secret, place).unwrap()),
+            ("a link that leads nowhere", |place, _| symlink("nowhere", place).unwrap()),
+            ("another name", |place, secret| fs::hard_link(secret, place).unwrap()),
+            ("a FIFO", |place, _| mknodat(CWD, place, FileType::Fifo, Mode::RUSR, 0).unwrap()),
+            ("a socket", |place, _| drop(UnixListener::bind(place).unwrap())),
+            ("a folder", |place, _| fs::create_dir(place).unwrap()),
+        ];
+        let to = dir.path().join("taken");
+        for (what, plant) in plants {
+            let place = jail.join("delta/file");
+            plant(&place, &secret);
+            assert!(open(&jail, "delta/file", own()).is_err(), "{what}");
+            assert!(take(&jail, "delta/file", own(), &to).is_err() && !to.exists(), "{what}");
+            let _ = fs::remove_dir(&place);
+            drop_written(&jail, "delta/file").unwrap();
+            assert!(!place.exists(), "{what}");
+        }
+        // The folder is a link that leads out.
+        fs::remove_dir(jail.join("delta")).unwrap();
+        fs::create_dir(dir.path().join("outside")).unwrap();
+        fs::write(dir.path().join("outside/file"), "outside").unwrap();
+        symlink("../outside", jail.join("delta")).unwrap();
+        assert!(take(&jail, "delta/file", own(), &to).is_err() && !to.exists());
+        assert!(drop_written(&jail, "delta/file").is_err() && give(&jail, &secret, "delta/file").is_err());
+        assert_eq!(fs::read_to_string(dir.path().join("outside/file")).unwrap(), "outside");
+        assert_eq!(fs::read_to_string(&secret).unwrap(), "secret");
+    }
+
+    #[test]
+    fn what_a_vmm_wrote_is_taken_as_it_is_and_given_again() {
+        let (dir, jail, _) = world();
+        fs::write(jail.join("delta/file"), "written").unwrap();
+        let to = dir.path().join("taken");
+        fs::write(&to, "older").unwrap();
+        assert!(take(&jail, "delta/file", own() + 1, &to).is_err(), "somebody else's");
+        take(&jail, "delta/file", own(), &to).unwrap();
+        assert_eq!(fs::read_to_string(&to).unwrap(), "written");
+        // It has two names now, and is the same.
+        take(&jail, "delta/file", own(), &to).unwrap();
+        assert!(open(&jail, "delta/file", own()).is_err());
+        drop_written(&jail, "delta/file").unwrap();
+        drop_written(&jail, "delta/file").unwrap();
+        // What has the name meanwhile goes.
+        symlink("/etc/passwd", jail.join("delta/file")).unwrap();
+        give(&jail, &to, "delta/file").unwrap();
+        assert_eq!(fs::read_to_string(jail.join("delta/file")).unwrap(), "written");
+    }
+}
