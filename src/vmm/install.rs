@@ -126,7 +126,12 @@ pub fn firecracker(roots: &Roots, version: Option<&str>) -> Result<Program, Inst
         }
         (None, None) => return Err(InstallError::None),
     };
-    Ok(Program { path: chosen.firecracker, first_arguments: Vec::new(), version: chosen.version })
+    Ok(Program {
+        path: chosen.firecracker,
+        first_arguments: Vec::new(),
+        version: chosen.version,
+        jailer: chosen.jailer,
+    })
 }
 
 fn no_such(version: Option<&str>, installed: Vec<Installed>) -> InstallError {
@@ -153,7 +158,7 @@ pub fn sim(wanted: Option<&str>) -> Result<Program, InstallError> {
     }
     let path = std::env::current_exe()
         .map_err(|source| StoreError::io("find", Path::new("/proc/self/exe"))(source))?;
-    Ok(Program { path, first_arguments: vec![SIM_ARGUMENT.into()], version })
+    Ok(Program { path, first_arguments: vec![SIM_ARGUMENT.into()], version, jailer: None })
 }
 
 /// The simulated VMM, which was left out of this build.

@@ -5,10 +5,10 @@
 //! instance's lock open, as it has all that its parent has, until it is the VMM, and by then its working directory is set.
 
 use std::{
-    ffi::OsString,
+    ffi::{CString, OsString},
     fs::File,
     io,
-    os::fd::OwnedFd,
+    os::{fd::OwnedFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -25,7 +25,7 @@ use super::{
 };
 use crate::infra::{
     beneath,
-    shell::{self, ShellError, Streams},
+    shell::{self, Cell, ShellError, Streams},
 };
 
 /// A program to run as VMM.
@@ -37,6 +37,19 @@ pub struct Program {
     pub first_arguments: Vec<OsString>,
     /// Its version.
     pub version: String,
+    /// The jailer that goes with it.
+    pub jailer: Option<PathBuf>,
+}
+
+/// What a VMM is locked up in: Firecracker's jailer changes its root to its directory, and its user.
+#[derive(Debug, Clone)]
+pub struct Jail {
+    /// The jailer.
+    pub jailer: PathBuf,
+    /// The user and the group that the VMM gets.
+    pub uid: u32,
+    /// The folder in which VMMs have their directories, `<folder>/<program>/<id>/root`.
+    pub base: PathBuf,
 }
 
 /// A process that cannot be mistaken for another one.
@@ -57,17 +70,27 @@ pub struct Vmm {
     pub pidfd: OwnedFd,
 }
 
+/// How many threads the user of a jailed VMM may have: the VMM's own, and one for each of at most 32 vCPUs.
+const TASKS: u64 = 64;
+
 /// What a VMM's guest prints, in the VMM's directory.
 pub const CONSOLE: &str = "console.log";
 /// What is typed on the guest's console: a FIFO in the VMM's directory.
 pub const CONSOLE_INPUT: &str = "console.in";
 
-/// Starts a VMM in `directory`. `id` is what it calls itself. Its log and its guest's console lie in the directory, and are
-/// there already; what is typed there comes through a FIFO beside them.
+/// Starts a VMM in `directory`, in a jail where there is one. `id` is what it calls itself. Its log and its guest's console lie
+/// in the directory, and are there already; what is typed there comes through a FIFO beside them. `shared` are files that a
+/// jailed one finds there under these names.
 ///
 /// # Errors
 /// When the program cannot be run.
-pub fn spawn(program: &Program, directory: &Path, id: &str) -> Result<Vmm, ShellError> {
+pub fn spawn(
+    program: &Program,
+    directory: &Path,
+    id: &str,
+    jail: Option<&Jail>,
+    shared: &[(PathBuf, String)],
+) -> Result<Vmm, ShellError> {
     let wrap = |source| ShellError::Spawn { program: program.path.clone(), source };
     let append = |name| File::options().append(true).create(true).open(directory.join(name)).map_err(wrap);
     let streams = Streams {
@@ -75,15 +98,41 @@ pub fn spawn(program: &Program, directory: &Path, id: &str) -> Result<Vmm, Shell
         output: append(CONSOLE)?,
         errors: append(LOG)?,
     };
-    let arguments = program.first_arguments.iter().cloned().chain(
-        ["--api-sock", API_SOCKET, "--id", id, "--level", "Error", "--log-path", LOG].map(OsString::from),
-    );
-    let pid = shell::spawn_detached(&program.path, arguments, directory, streams)?;
-    match (handle(pid), stat(pid)) {
+    let arguments = ["--api-sock", API_SOCKET, "--level", "Error", "--log-path", LOG].map(OsString::from);
+    let (pid, pidfd) = match jail {
+        None => {
+            let first = program.first_arguments.iter().cloned().chain(["--id", id].map(OsString::from));
+            let pid = shell::spawn_detached(&program.path, first.chain(arguments), directory, streams)?;
+            (pid, handle(pid))
+        }
+        Some(jail) => {
+            let mount = |(file, name): &(PathBuf, String)| -> io::Result<_> {
+                Ok((shell::read_only(file)?, CString::new(name.as_str())?))
+            };
+            let mounts = shared.iter().map(mount).collect::<io::Result<_>>().map_err(wrap)?;
+            let cell = Cell { directory, mounts, cgroup: None, tasks: TASKS };
+            let first = jail.arguments(program, id);
+            let (pid, pidfd) =
+                shell::spawn_confined(&jail.jailer, first.into_iter().chain(arguments), &cell, &streams)?;
+            (pid, Some(pidfd))
+        }
+    };
+    match (pidfd, stat(pid)) {
         (Some(pidfd), Some(Stat { start_time, .. })) => {
             Ok(Vmm { identity: Identity { pid, start_time }, pidfd })
         }
         _ => Err(wrap(io::Error::other("it ended at once"))),
+    }
+}
+
+impl Jail {
+    fn arguments(&self, program: &Program, id: &str) -> Vec<OsString> {
+        let uid = self.uid.to_string();
+        let [exec, base] = [&program.path, &self.base].map(|path| path.clone().into_os_string());
+        let mut arguments: Vec<OsString> =
+            ["--id", id, "--uid", &uid, "--gid", &uid, "--exec-file"].map(OsString::from).into();
+        arguments.extend([exec, "--chroot-base-dir".into(), base, "--".into()]);
+        arguments
     }
 }
 
@@ -177,22 +226,27 @@ pub fn is_alive(identity: Identity) -> bool {
 /// Finds the VMMs whose working directory is `directory`, whoever started them. Other programs may stand there too: a
 /// person's shell, for example.
 pub fn find_in(directory: &Path) -> Vec<Vmm> {
-    all_working_directories()
-        .into_iter()
-        .filter(|(_, cwd)| cwd == directory)
-        .filter_map(|(pid, _)| adopt(pid))
+    let folder = std::fs::metadata(directory).ok().map(|meta| (meta.dev(), meta.ino()));
+    // The name of a jailed one's says nothing here: its root is another one.
+    let stands_there = |pid: i32| {
+        let place = || std::fs::metadata(format!("/proc/{pid}/cwd")).ok();
+        working_directory(pid).as_deref() == Some(directory)
+            || folder.is_some() && place().map(|meta| (meta.dev(), meta.ino())) == folder
+    };
+    processes()
+        .filter(|&pid| stands_there(pid))
+        .filter_map(adopt)
         // The handle comes first: what is true of the pid afterwards is true of it.
-        .filter(|vmm| working_directory(vmm.identity.pid).as_deref() == Some(directory))
-        .filter(|vmm| runs_a_vmm(vmm.identity.pid))
+        .filter(|vmm| stands_there(vmm.identity.pid) && runs_a_vmm(vmm.identity.pid))
         .collect()
 }
 
-/// Is its executable a Firecracker, or this program in the role of the simulated one?
+/// Is its executable a Firecracker, a jailer that is about to become one, or this program in the role of the simulated one?
 fn runs_a_vmm(pid: i32) -> bool {
     let name = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
     // A program that was replaced while it runs keeps its name with this mark.
     let name = name.file_name().unwrap_or_default().to_string_lossy();
-    if name.trim_end_matches(" (deleted)") == "firecracker" {
+    if ["firecracker", "jailer"].contains(&name.trim_end_matches(" (deleted)")) {
         return true;
     }
     let arguments = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
@@ -207,16 +261,21 @@ fn adopt(pid: i32) -> Option<Vmm> {
 
 /// The working directories of all processes that this one may see.
 pub fn all_working_directories() -> Vec<(i32, PathBuf)> {
+    processes().filter_map(|pid| Some((pid, working_directory(pid)?))).collect()
+}
+
+/// All processes that this one may see, but itself.
+fn processes() -> impl Iterator<Item = i32> {
     let own = std::process::id().cast_signed();
-    let Ok(entries) = std::fs::read_dir("/proc") else {
-        return Vec::new();
-    };
-    entries
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
-        .filter(|&pid| pid != own)
-        .filter_map(|pid| Some((pid, working_directory(pid)?)))
-        .collect()
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(move |&pid| pid != own)
+}
+
+/// The user that a process runs as.
+pub fn uid_of(pid: i32) -> Option<u32> {
+    // Not the owner of its folder there: that is root, where it may not be looked into.
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    text.lines().find_map(|line| line.strip_prefix("Uid:"))?.split_whitespace().next()?.parse().ok()
 }
 
 fn working_directory(pid: i32) -> Option<PathBuf> {

@@ -8,7 +8,10 @@ pub mod oci;
 use std::{
     ffi::OsStr,
     fs,
-    os::{fd::AsRawFd, unix::process::ExitStatusExt},
+    os::{
+        fd::AsRawFd,
+        unix::{fs::MetadataExt, process::ExitStatusExt},
+    },
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
 };
@@ -314,14 +317,22 @@ impl Sandbox {
     /// The processes that work under this root: pid and TAP.
     pub fn vmms(&self) -> Vec<(i32, String)> {
         let root = fs::canonicalize(self.root()).expect("the root is there");
+        let place = |path: &Path| fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()));
+        let taps = fs::read_dir(root.join("run/firecracker")).into_iter().flatten().flatten();
+        let places: Vec<_> = taps.map(|tap| (place(&tap.path().join("root")), tap.file_name())).collect();
         let mut found = Vec::new();
         for entry in fs::read_dir("/proc").expect("/proc is there").flatten() {
             let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
                 continue;
             };
-            let Ok(cwd) = fs::read_link(entry.path().join("cwd")) else {
+            let cwd = entry.path().join("cwd");
+            // A jailed one has another root: its folder's name says nothing here.
+            let there = place(&cwd).and_then(|there| places.iter().find(|(place, _)| *place == Some(there)));
+            if let Some((_, tap)) = there {
+                found.push((pid, tap.to_string_lossy().into_owned()));
                 continue;
-            };
+            }
+            let Ok(cwd) = fs::read_link(cwd) else { continue };
             if let Ok(inside) = cwd.strip_prefix(root.join("run/firecracker")) {
                 let tap =
                     inside.components().next().map(|part| part.as_os_str().to_string_lossy().into_owned());

@@ -9,7 +9,7 @@ use crate::{
     infra::shell::ShellError,
     net::NetError,
     node::NodeError,
-    security::audit::AuditError,
+    security::{audit::AuditError, jailer::NoJail},
     store::StoreError,
     vm::{
         image::{
@@ -466,6 +466,14 @@ impl From<&LifecycleError> for CliError {
             }
             LifecycleError::PortTaken { .. } => {
                 Self::of(Kind::Refused, "port_taken", error).fix("publish another port")
+            }
+            LifecycleError::NoJail { why } => {
+                let fix = match why {
+                    NoJail::NoJailer { .. } => "mvm vmm install FILE --jailer FILE",
+                    NoJail::Mounted { .. } => "give MVM_ROOT a file system with dev and exec",
+                    _ => "mvm pool create --insecure makes a pool that takes VMMs without a jail",
+                };
+                Self::of(Kind::Refused, "no_jail", error).fix(fix)
             }
             LifecycleError::Production { .. } => {
                 Self::of(Kind::Refused, "production", error).fix("mvm node set production off")

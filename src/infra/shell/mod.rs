@@ -1,5 +1,6 @@
 //! The only spawner of processes: argument vectors, a cleared environment, a time limit, stderr kept.
 
+mod confined;
 mod detached;
 
 use std::{
@@ -17,7 +18,10 @@ use rustix::{
     process::{Pid, PidfdFlags, Signal, getppid, pidfd_open, set_parent_process_death_signal},
 };
 
-pub use self::detached::{Streams, spawn_detached};
+pub use self::{
+    confined::{Cell, read_only, spawn_confined},
+    detached::{Streams, spawn_detached},
+};
 
 /// Why a program did not do what it was asked.
 #[derive(Debug, thiserror::Error)]

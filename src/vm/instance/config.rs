@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::state::State;
 use crate::{
     infra::config::Roots,
+    security::jailer::Lack,
     store::{self, Durability, Schema, StoreError},
     vm::{
         naming::{
@@ -178,8 +179,8 @@ pub struct VmmRecord {
     pub boot_id: String,
     /// The uid that it runs as.
     pub uid: u32,
-    /// Whether it runs without a jail.
-    pub insecure: bool,
+    /// What it runs without that would protect others from it.
+    pub lacks: Vec<Lack>,
     /// What its next snapshot builds on.
     #[serde(default)]
     pub parent: Parent,

@@ -9,7 +9,7 @@
 
 use std::{
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -28,20 +28,21 @@ use super::{
 };
 use crate::{
     infra::{config::Roots, failpoint},
+    security::jailer::{self, Lack},
     store::{self, StoreError},
     vm::{
-        naming::Slot,
+        naming::{Slot, UID_BASE},
         pool::{
             artifacts::{Artifacts, Manifest},
             base::{self, Base, Bases},
             config::{AgentMode, Pool, VmmKind},
         },
-        room,
+        room::{self, NodeConfig},
         tenant::{config::Tenant, quota::Use},
     },
     vmm::{
         client::{Client, LOG},
-        process::{self, Program, Vmm},
+        process::{self, Jail, Program, Vmm},
         wire::Call,
     },
 };
@@ -68,6 +69,10 @@ pub struct Launch<'a> {
     pub manifest: Manifest,
     /// The program that runs it.
     pub program: Program,
+    /// What it is locked up in.
+    pub jail: Option<Jail>,
+    /// What is mounted there.
+    pub mounts: Vec<(PathBuf, String)>,
     /// The VMM, once it is there.
     pub vmm: Option<Vmm>,
     /// The connection to it.
@@ -125,15 +130,16 @@ impl<'a> Launch<'a> {
     /// The launch of an instance afresh, nothing of it done yet.
     ///
     /// # Errors
-    /// When the instance's slot makes no sense.
+    /// When the instance's slot makes no sense, or there can be no jail where one is needed.
     pub fn new(
         operator: &'a mut Operator,
         (tenant, pool): (Tenant, Pool),
         instance: Instance,
         manifest: Manifest,
         program: Program,
-    ) -> Result<Self, StoreError> {
+    ) -> Result<Self, LifecycleError> {
         let slot = instance.slot(&operator.roots)?;
+        let jail = jail(&operator.roots, &pool, &program, slot)?;
         Ok(Self {
             operator,
             tenant,
@@ -142,6 +148,8 @@ impl<'a> Launch<'a> {
             slot,
             manifest,
             program,
+            jail,
+            mounts: Vec::new(),
             vmm: None,
             client: None,
             base: None,
@@ -149,6 +157,11 @@ impl<'a> Launch<'a> {
             delta: None,
             force: false,
         })
+    }
+
+    /// The user that its VMM runs as.
+    pub fn uid(&self) -> u32 {
+        self.jail.as_ref().map_or_else(|| rustix::process::getuid().as_raw(), |jail| jail.uid)
     }
 
     /// What the VM takes of its tenant's quota and the node's room.
@@ -241,7 +254,7 @@ pub fn directory(launch: &mut Launch) -> Result<(), LifecycleError> {
     let directory = roots.vmm_dir(&launch.slot.tap());
     // Nothing that a VMM may still use goes before the VMM.
     kill(roots, launch.slot, None)?;
-    let dir = VmmDir::make(&directory)?;
+    let mut dir = VmmDir::make(&directory, launch.jail.as_ref().map(|jail| jail.uid))?;
     let path = launch.instance.path();
     match launch.delta {
         // It is the same run that goes on: so does its console.
@@ -272,7 +285,9 @@ pub fn directory(launch: &mut Launch) -> Result<(), LifecycleError> {
     }
     dir.folder(snapshot::FOLDER)?;
     dir.give(&logs::console(roots, &path), files::CONSOLE)?;
-    Ok(dir.give(&logs::vmm_log(roots, &path), LOG)?)
+    dir.give(&logs::vmm_log(roots, &path), LOG)?;
+    launch.mounts = dir.into_mounts();
+    Ok(())
 }
 
 /// Makes the TAP, off the bridge.
@@ -280,7 +295,8 @@ pub fn directory(launch: &mut Launch) -> Result<(), LifecycleError> {
 /// # Errors
 /// When the kernel refuses.
 pub fn tap(launch: &mut Launch) -> Result<(), LifecycleError> {
-    launch.operator.net()?.create_tap(launch.slot, None)?;
+    let owner = launch.jail.as_ref().map(|jail| jail.uid);
+    launch.operator.net()?.create_tap(launch.slot, owner)?;
     Ok(())
 }
 
@@ -291,7 +307,8 @@ pub fn tap(launch: &mut Launch) -> Result<(), LifecycleError> {
 pub fn spawn(launch: &mut Launch) -> Result<(), LifecycleError> {
     let tap = launch.slot.tap();
     let directory = launch.operator.roots.vmm_dir(&tap);
-    launch.vmm = Some(process::spawn(&launch.program, &directory, &tap)?);
+    let (jail, mounts) = (launch.jail.as_ref(), std::mem::take(&mut launch.mounts));
+    launch.vmm = Some(process::spawn(&launch.program, &directory, &tap, jail, &mounts)?);
     Ok(())
 }
 
@@ -414,9 +431,32 @@ pub fn record_of(vmm: &Vmm, kind: VmmKind, version: &str, parent: Parent) -> Vmm
         pid: vmm.identity.pid,
         start_time: vmm.identity.start_time,
         boot_id: process::boot_id(),
-        uid: rustix::process::getuid().as_raw(),
-        insecure: true,
+        uid: process::uid_of(vmm.identity.pid).unwrap_or_else(|| rustix::process::getuid().as_raw()),
+        lacks: lacks(vmm),
         parent,
+    }
+}
+
+/// What a VMM runs without, as the process itself shows it.
+fn lacks(vmm: &Vmm) -> Vec<Lack> {
+    let is_jailed = process::uid_of(vmm.identity.pid).is_some_and(|uid| uid >= UID_BASE);
+    if is_jailed { Vec::new() } else { vec![Lack::Jail] }
+}
+
+/// The jail of a VMM in this slot; none where the pool takes that, and the node is not in production.
+///
+/// # Errors
+/// [`LifecycleError::NoJail`] where there can be none, and one is needed.
+pub fn jail(
+    roots: &Roots,
+    pool: &Pool,
+    program: &Program,
+    slot: Slot,
+) -> Result<Option<Jail>, LifecycleError> {
+    match jailer::jail(roots, program, slot.uid()) {
+        Ok(jail) => Ok(Some(jail)),
+        Err(_) if pool.insecure && !NodeConfig::load(roots)?.production => Ok(None),
+        Err(why) => Err(LifecycleError::NoJail { why }),
     }
 }
 

@@ -10,11 +10,11 @@
 //! in it is opened but beneath it, through no link, and only if it is the VMM's own file and has no other name.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, Permissions},
     io,
     os::{
         fd::AsRawFd,
-        unix::fs::{MetadataExt, symlink},
+        unix::fs::{MetadataExt, PermissionsExt, lchown, symlink},
     },
     path::{Path, PathBuf},
 };
@@ -33,6 +33,10 @@ use crate::{
 #[derive(Debug)]
 pub struct VmmDir {
     path: PathBuf,
+    /// The user of a jailed VMM.
+    jailed: Option<u32>,
+    /// What is to be mounted, and under which names.
+    mounts: Vec<(PathBuf, String)>,
 }
 
 impl VmmDir {
@@ -40,19 +44,27 @@ impl VmmDir {
     ///
     /// # Errors
     /// When the operating system refuses.
-    pub fn make(path: &Path) -> Result<Self, StoreError> {
+    pub fn make(path: &Path, jailed: Option<u32>) -> Result<Self, StoreError> {
         store::remove_folder(path)?;
         store::make_folder(path)?;
-        Ok(Self { path: path.to_path_buf() })
+        Ok(Self { path: path.to_path_buf(), jailed, mounts: Vec::new() })
     }
 
     /// A file that others use too.
     ///
     /// # Errors
     /// When the operating system refuses.
-    pub fn share(&self, file: &Path, name: &str) -> Result<(), StoreError> {
-        let link = self.path.join(name);
-        symlink(file, &link).map_err(StoreError::io("link", &link))
+    pub fn share(&mut self, file: &Path, name: &str) -> Result<(), StoreError> {
+        let place = self.path.join(name);
+        if self.jailed.is_none() {
+            return symlink(file, &place).map_err(StoreError::io("link", &place));
+        }
+        // It lies in a folder that only root may enter: to read it harms nobody.
+        let readable = Permissions::from_mode(0o444);
+        fs::set_permissions(file, readable).map_err(StoreError::io("make readable", file))?;
+        store::create_file(&place)?;
+        self.mounts.push((file.to_path_buf(), name.to_owned()));
+        Ok(())
     }
 
     /// A file of its own.
@@ -61,6 +73,7 @@ impl VmmDir {
     /// When the operating system refuses, or the file lies on another file system.
     pub fn give(&self, file: &Path, name: &str) -> Result<(), StoreError> {
         let link = self.path.join(name);
+        own(file, self.jailed)?;
         fs::hard_link(file, &link).map_err(|error| not_linked(file, error))
     }
 
@@ -69,15 +82,42 @@ impl VmmDir {
     /// # Errors
     /// When the operating system refuses.
     pub fn folder(&self, name: &str) -> Result<(), StoreError> {
-        store::make_folder(&self.path.join(name))
+        let folder = self.path.join(name);
+        store::make_folder(&folder)?;
+        own(&folder, self.jailed)
+    }
+
+    /// A new file of its own, which goes with the directory.
+    ///
+    /// # Errors
+    /// When the operating system refuses.
+    pub fn file(&self, name: &str) -> Result<File, StoreError> {
+        let path = self.path.join(name);
+        let file = store::create_file(&path)?;
+        own(&path, self.jailed)?;
+        Ok(file)
+    }
+
+    /// What is to be mounted there when the VMM is started, and under which names.
+    pub fn into_mounts(self) -> Vec<(PathBuf, String)> {
+        self.mounts
     }
 }
 
-/// Gives a VMM that runs one more file of its own, in place of what has this name in its directory.
+/// Makes a file the VMM's.
+fn own(file: &Path, uid: Option<u32>) -> Result<(), StoreError> {
+    match uid {
+        Some(uid) => lchown(file, Some(uid), Some(uid)).map_err(StoreError::io("change the owner of", file)),
+        None => Ok(()),
+    }
+}
+
+/// Gives a VMM that runs as this user one more file of its own, in place of what has this name in its directory.
 ///
 /// # Errors
 /// When the operating system refuses.
-pub fn give(directory: &Path, file: &Path, name: &str) -> Result<(), StoreError> {
+pub fn give(directory: &Path, file: &Path, name: &str, uid: u32) -> Result<(), StoreError> {
+    own(file, Some(uid))?;
     drop_written(directory, name)?;
     let error = |errno: Errno| not_linked(file, errno.into());
     let (folder, name) = open_parent(directory, name).map_err(error)?;
@@ -161,7 +201,7 @@ mod tests {
 
     use super::*;
 
-    fn own() -> u32 {
+    fn own_uid() -> u32 {
         rustix::process::getuid().as_raw()
     }
 
@@ -169,7 +209,7 @@ mod tests {
     fn world() -> (tempfile::TempDir, PathBuf, PathBuf) {
         let dir = tempfile::tempdir().unwrap();
         let (jail, secret) = (dir.path().join("jail"), dir.path().join("secret"));
-        VmmDir::make(&jail).unwrap().folder("delta").unwrap();
+        VmmDir::make(&jail, None).unwrap().folder("delta").unwrap();
         fs::write(&secret, "secret").unwrap();
         (dir, jail, secret)
     }
@@ -190,8 +230,8 @@ mod tests {
         for (what, plant) in plants {
             let place = jail.join("delta/file");
             plant(&place, &secret);
-            assert!(open(&jail, "delta/file", own()).is_err(), "{what}");
-            assert!(take(&jail, "delta/file", own(), &to).is_err() && !to.exists(), "{what}");
+            assert!(open(&jail, "delta/file", own_uid()).is_err(), "{what}");
+            assert!(take(&jail, "delta/file", own_uid(), &to).is_err() && !to.exists(), "{what}");
             let _ = fs::remove_dir(&place);
             drop_written(&jail, "delta/file").unwrap();
             assert!(!place.exists(), "{what}");
@@ -201,8 +241,11 @@ mod tests {
         fs::create_dir(dir.path().join("outside")).unwrap();
         fs::write(dir.path().join("outside/file"), "outside").unwrap();
         symlink("../outside", jail.join("delta")).unwrap();
-        assert!(take(&jail, "delta/file", own(), &to).is_err() && !to.exists());
-        assert!(drop_written(&jail, "delta/file").is_err() && give(&jail, &secret, "delta/file").is_err());
+        assert!(take(&jail, "delta/file", own_uid(), &to).is_err() && !to.exists());
+        assert!(
+            drop_written(&jail, "delta/file").is_err()
+                && give(&jail, &secret, "delta/file", own_uid()).is_err()
+        );
         assert_eq!(fs::read_to_string(dir.path().join("outside/file")).unwrap(), "outside");
         assert_eq!(fs::read_to_string(&secret).unwrap(), "secret");
     }
@@ -213,17 +256,17 @@ mod tests {
         fs::write(jail.join("delta/file"), "written").unwrap();
         let to = dir.path().join("taken");
         fs::write(&to, "older").unwrap();
-        assert!(take(&jail, "delta/file", own() + 1, &to).is_err(), "somebody else's");
-        take(&jail, "delta/file", own(), &to).unwrap();
+        assert!(take(&jail, "delta/file", own_uid() + 1, &to).is_err(), "somebody else's");
+        take(&jail, "delta/file", own_uid(), &to).unwrap();
         assert_eq!(fs::read_to_string(&to).unwrap(), "written");
         // It has two names now, and is the same.
-        take(&jail, "delta/file", own(), &to).unwrap();
-        assert!(open(&jail, "delta/file", own()).is_err());
+        take(&jail, "delta/file", own_uid(), &to).unwrap();
+        assert!(open(&jail, "delta/file", own_uid()).is_err());
         drop_written(&jail, "delta/file").unwrap();
         drop_written(&jail, "delta/file").unwrap();
         // What has the name meanwhile goes.
         symlink("/etc/passwd", jail.join("delta/file")).unwrap();
-        give(&jail, &to, "delta/file").unwrap();
+        give(&jail, &to, "delta/file", own_uid()).unwrap();
         assert_eq!(fs::read_to_string(jail.join("delta/file")).unwrap(), "written");
     }
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{CLUSTER_CIDR, NameError};
 
 /// The first uid of jailed VMMs (reference section 1).
-const UID_BASE: u32 = 0x7000_0000;
+pub const UID_BASE: u32 = 0x7000_0000;
 
 /// A tenant's number in the cluster, 0 to 4095: its bridge, TAPs, MACs and uids follow from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -278,7 +278,8 @@ pub(super) fn describe(out: &Out, view: &InstanceView) -> String {
     lines.extend(instance.revision.as_ref().map(|revision| format!("  revision  {revision}")));
     lines.extend(instance.base_key.as_ref().map(|key| format!("  base      {key}")));
     if let Some(vmm) = &instance.vmm {
-        let jail = if vmm.insecure { out.paint(Tone::Doubtful, ", no jail") } else { String::new() };
+        let lacks: String = vmm.lacks.iter().map(|lack| format!(", {lack}")).collect();
+        let jail = if lacks.is_empty() { ", jailed".to_owned() } else { out.paint(Tone::Doubtful, &lacks) };
         lines.push(format!("  vmm       {} {}, pid {}{jail}", vmm.kind, vmm.version, vmm.pid));
     }
     if let Some(intent) = &instance.pending {

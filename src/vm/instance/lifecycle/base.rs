@@ -7,13 +7,13 @@
 //! data disk and no workload, and its TAP never joins a bridge. Whatever happens, everything of it goes away again. Who is
 //! killed meanwhile leaves the slot to whoever comes next, or to `node recover`.
 
-use std::time::Duration;
+use std::{os::unix::fs::lchown, path::PathBuf, time::Duration};
 
 use super::{LifecycleError, Operator};
 use crate::{
     infra::{beneath, config::Roots, failpoint, text::last_lines},
     security::audit::{self, Entry, Phase},
-    store::{self, Lock, Sharing, StoreError},
+    store::{Lock, Sharing, StoreError},
     vm::{
         instance::{
             fc_config::{self, Boot, files},
@@ -35,7 +35,7 @@ use crate::{
     },
     vmm::{
         client::{Client, LOG},
-        process::{self, Program, Vmm},
+        process::{self, Jail, Program, Vmm},
         wire::{Call, SnapshotCreate, SnapshotType},
     },
 };
@@ -116,6 +116,8 @@ struct Build<'a> {
     recipe: &'a Recipe<'a>,
     slot: Slot,
     draft: &'a Draft,
+    jail: Option<Jail>,
+    mounts: Vec<(PathBuf, String)>,
     vmm: Option<Vmm>,
     client: Option<Client>,
 }
@@ -123,10 +125,12 @@ struct Build<'a> {
 fn make(operator: &mut Operator, recipe: &Recipe, ingredients: Ingredients) -> Result<(), LifecycleError> {
     let roots = operator.roots.clone();
     let slot = slot(recipe.tenant);
+    let jail = launch::jail(&roots, recipe.pool, recipe.program, slot)?;
     // What somebody left who was killed.
     launch::teardown(operator, slot, None, Keep::Nothing)?;
     let draft = base::begin(&roots, &recipe.pool.path(), ingredients)?;
-    let mut build = Build { operator, recipe, slot, draft: &draft, vmm: None, client: None };
+    let (mounts, vmm, client) = (Vec::new(), None, None);
+    let mut build = Build { operator, recipe, slot, draft: &draft, jail, mounts, vmm, client };
     let made = runner::run("base", &steps(), &mut build);
     let vmm = build.vmm.take();
     // It is killed whatever came of it: what it held is in the snapshot.
@@ -146,7 +150,10 @@ fn steps<'a>() -> [Step<Build<'a>, LifecycleError>; 7] {
     [
         step("reserve", reserve),
         step("directory", directory),
-        step("tap", |build| Ok(build.operator.net()?.create_tap(build.slot, None)?)),
+        step("tap", |build| {
+            let owner = build.jail.as_ref().map(|jail| jail.uid);
+            Ok(build.operator.net()?.create_tap(build.slot, owner)?)
+        }),
         step("spawn", spawn),
         step("boot", boot),
         step("barrier", barrier),
@@ -171,7 +178,7 @@ fn directory(build: &mut Build) -> Result<(), LifecycleError> {
     let roots = &build.operator.roots;
     let Recipe { pool, manifest, resources, .. } = build.recipe;
     let directory = roots.vmm_dir(&build.slot.tap());
-    let dir = VmmDir::make(&directory)?;
+    let mut dir = VmmDir::make(&directory, build.jail.as_ref().map(|jail| jail.uid))?;
     let revision = Artifacts::of(roots, &pool.path()).revision(&manifest.revision);
     let initrd = manifest.initrd.as_ref().map(|_| files::INITRD);
     for name in [Some(files::KERNEL), Some(files::ROOT), initrd].into_iter().flatten() {
@@ -179,20 +186,22 @@ fn directory(build: &mut Build) -> Result<(), LifecycleError> {
     }
     dir.folder(files::BASE)?;
     for name in [files::CONSOLE, LOG] {
-        store::create_file(&directory.join(name))?;
+        dir.file(name)?;
     }
     if resources.data_disk_mib > 0 {
-        let data = directory.join(files::DATA);
-        let file = store::create_file(&data)?;
-        file.set_len(resources.data_disk_mib << 20).map_err(StoreError::io("size", &data))?;
+        let data = dir.file(files::DATA)?;
+        let size = resources.data_disk_mib << 20;
+        data.set_len(size).map_err(StoreError::io("size", &directory.join(files::DATA)))?;
     }
+    build.mounts = dir.into_mounts();
     Ok(())
 }
 
 fn spawn(build: &mut Build) -> Result<(), LifecycleError> {
     let tap = build.slot.tap();
     let directory = build.operator.roots.vmm_dir(&tap);
-    build.vmm = Some(process::spawn(build.recipe.program, &directory, &tap)?);
+    let (jail, mounts) = (build.jail.as_ref(), std::mem::take(&mut build.mounts));
+    build.vmm = Some(process::spawn(build.recipe.program, &directory, &tap, jail, &mounts)?);
     Ok(())
 }
 
@@ -251,8 +260,12 @@ fn snapshot(build: &mut Build) -> Result<(), LifecycleError> {
     client.call_within(&create, limit)?;
     let directory = build.operator.roots.vmm_dir(&build.slot.tap());
     for name in [base::VMSTATE, base::MEM] {
-        let uid = rustix::process::getuid().as_raw();
-        vmm_dir::take(&directory, &file(name), uid, &build.draft.folder().join(name))?;
+        let own = rustix::process::getuid().as_raw();
+        let uid = build.jail.as_ref().map_or(own, |jail| jail.uid);
+        let taken = build.draft.folder().join(name);
+        vmm_dir::take(&directory, &file(name), uid, &taken)?;
+        // Nobody's but mvm's from here on.
+        lchown(&taken, Some(own), None).map_err(StoreError::io("change the owner of", &taken))?;
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 use crate::{
     infra::shell::ShellError,
     net::NetError,
-    security::audit::AuditError,
+    security::{audit::AuditError, jailer::NoJail},
     store::StoreError,
     vm::{
         instance::{
@@ -102,6 +102,12 @@ pub enum LifecycleError {
     Production {
         /// What it refuses.
         why: &'static str,
+    },
+    /// The VMM cannot be jailed, and must be.
+    #[error("its VMM would run without a jail: {why}")]
+    NoJail {
+        /// What is missing for one.
+        why: NoJail,
     },
     /// Firecracker does not take that.
     #[error("{why}")]

@@ -345,7 +345,8 @@ fn copy_parent(sleeper: &mut Sleeper) -> Result<(), LifecycleError> {
     for (from, to) in [(base::MEM, sleeper.mem.clone()), (base::SUMS, sleeper.sums())] {
         disk::copy(&base.join(from), &folder.join(to))?;
     }
-    Ok(vmm_dir::give(&sleeper.directory(), &folder.join(&sleeper.mem), &snapshot::name(&sleeper.mem))?)
+    let (mem, uid) = (&sleeper.mem, sleeper.record.uid);
+    Ok(vmm_dir::give(&sleeper.directory(), &folder.join(mem), &snapshot::name(mem), uid)?)
 }
 
 fn pause(sleeper: &mut Sleeper) -> Result<(), LifecycleError> {

@@ -190,7 +190,7 @@ fn load(launch: &mut Launch) -> Result<(), LifecycleError> {
     let mut client = Client::connect(&directory, &vmm.pidfd, launch::API_LIMIT)?;
     let folder = snapshot::folder(&launch.operator.roots, &launch.instance.path());
     for file in [&delta.image.vmstate.file, &delta.image.mem.file] {
-        vmm_dir::give(&directory, &folder.join(file), &snapshot::name(file))?;
+        vmm_dir::give(&directory, &folder.join(file), &snapshot::name(file), launch.uid())?;
     }
     client.call(&fc_config::serial(&launch.tenant.quotas))?;
     client.call(&Call::SnapshotLoad(SnapshotLoad {

@@ -1,0 +1,252 @@
+//! Programs that outlive this process in namespaces of their own: of processes, where the program is number one, and of
+//! mounts, so that what is mounted for it is seen by nobody else and goes with it.
+//!
+//! By `clone3`, since nothing else makes both at once, joins a cgroup on the way and returns a handle that is never another
+//! process's. The child shares nothing with this process, and does nothing but system calls: other threads may hold any lock.
+
+use std::{
+    ffi::{CStr, CString, OsStr, c_char},
+    fs::File,
+    io::{self, Read},
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+        unix::ffi::OsStrExt,
+    },
+    path::Path,
+    ptr,
+    sync::PoisonError,
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    fs::CWD,
+    io::Errno,
+    mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags, mount_change, move_mount, open_tree},
+    pipe::{PipeFlags, pipe_with},
+    process::{Resource, Rlimit, Signal, chdir, set_parent_process_death_signal, setrlimit, setsid},
+};
+
+use super::{STARTING, ShellError, detached::Streams};
+
+/// `linux/sched.h`; libc's is too narrow for it.
+const CLONE_INTO_CGROUP: u64 = 1 << 33;
+
+/// What a program in namespaces of its own finds.
+#[derive(Debug)]
+pub struct Cell<'a> {
+    /// Its working directory.
+    pub directory: &'a Path,
+    /// What is mounted there, and under which names; each is a file already.
+    pub mounts: Vec<(OwnedFd, CString)>,
+    /// The cgroup that it is in from the beginning.
+    pub cgroup: Option<BorrowedFd<'a>>,
+    /// How many processes and threads its user may have.
+    pub tasks: u64,
+}
+
+/// A file that can be mounted elsewhere, to be read and nothing else.
+///
+/// # Errors
+/// When there is none, or the kernel is older than 5.12.
+pub fn read_only(file: &Path) -> io::Result<OwnedFd> {
+    let tree = open_tree(CWD, file, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
+    let attributes = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_RDONLY
+            | libc::MOUNT_ATTR_NOSUID
+            | libc::MOUNT_ATTR_NODEV
+            | libc::MOUNT_ATTR_NOEXEC,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: 0,
+    };
+    // SAFETY: the text and the attributes outlive the call, and the size is the attributes'.
+    let set = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const attributes,
+            size_of_val(&attributes),
+        )
+    };
+    if set == 0 { Ok(tree) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Starts a program in namespaces of its own; returns its pid here, and a handle. It is killed with the thread that starts it
+/// until it takes another user.
+///
+/// # Errors
+/// When it cannot be executed, or what it shall find not be made.
+pub fn spawn_confined<S: AsRef<OsStr>>(
+    program: &Path,
+    arguments: impl IntoIterator<Item = S>,
+    cell: &Cell,
+    streams: &Streams,
+) -> Result<(i32, OwnedFd), ShellError> {
+    let error = |source| ShellError::Spawn { program: program.to_path_buf(), source };
+    let _shared = STARTING.read().unwrap_or_else(PoisonError::into_inner);
+    spawn(program, arguments, cell, streams).map_err(error)
+}
+
+fn spawn<S: AsRef<OsStr>>(
+    program: &Path,
+    arguments: impl IntoIterator<Item = S>,
+    cell: &Cell,
+    streams: &Streams,
+) -> io::Result<(i32, OwnedFd)> {
+    let text = |text: &OsStr| CString::new(text.as_bytes()).map_err(io::Error::from);
+    let program = text(program.as_os_str())?;
+    let directory = text(cell.directory.as_os_str())?;
+    let arguments =
+        arguments.into_iter().map(|argument| text(argument.as_ref())).collect::<io::Result<Vec<_>>>()?;
+    let argv: Vec<*const c_char> =
+        [&program].into_iter().chain(&arguments).map(|text| text.as_ptr()).chain([ptr::null()]).collect();
+    let (reading, writing) = pipe_with(PipeFlags::CLOEXEC)?;
+    let child = Child {
+        program: &program,
+        argv: &argv,
+        directory: &directory,
+        cell,
+        streams: [&streams.input, &streams.output, &streams.errors].map(AsFd::as_fd),
+        reading: reading.as_raw_fd(),
+        writing: writing.as_fd(),
+    };
+    let mut pidfd: RawFd = -1;
+    // SAFETY: all zeros are a valid value: nothing is asked for.
+    let mut how: libc::clone_args = unsafe { std::mem::zeroed() };
+    how.flags = (libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_PIDFD) as u64;
+    how.pidfd = (&raw mut pidfd) as u64;
+    how.exit_signal = libc::SIGCHLD as u64;
+    if let Some(cgroup) = cell.cgroup {
+        how.flags |= CLONE_INTO_CGROUP;
+        how.cgroup = cgroup.as_raw_fd() as u64;
+    }
+    // SAFETY: without CLONE_VM it is a fork: the child has a copy of everything, and does only system calls, up to its end.
+    let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const how, size_of_val(&how)) };
+    match pid {
+        0 => child.become_it(),
+        ..0 => return Err(io::Error::last_os_error()),
+        _ => {}
+    }
+    drop(writing);
+    // SAFETY: the kernel has just made it, and nobody else has it.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    let pid = i32::try_from(pid).map_err(io::Error::other)?;
+    // The end of the pipe is that it was executed.
+    let mut failure = Vec::new();
+    File::from(reading).read_to_end(&mut failure)?;
+    match failure[..] {
+        [] => Ok((pid, pidfd)),
+        [step, a, b, c, d] => {
+            reap(&pidfd);
+            let why = io::Error::from_raw_os_error(i32::from_ne_bytes([a, b, c, d]));
+            let step = STEPS.get(usize::from(step)).map_or("start it", |(name, _)| name);
+            Err(io::Error::new(why.kind(), format!("cannot {step}: {why}")))
+        }
+        _ => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
+fn reap(pidfd: &OwnedFd) {
+    use rustix::process::{WaitId, WaitIdOptions, waitid};
+    let _ = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED);
+}
+
+/// What the child does, in order.
+const STEPS: [(&str, Step); 7] = [
+    ("tie it to its starter", |child| child.tie()),
+    ("give it its streams", |child| child.take_streams()),
+    ("keep its mounts to itself", |child| child.keep_mounts()),
+    ("enter its folder", |child| child.enter()),
+    ("mount what it shares", |child| child.mount()),
+    ("limit it", |child| child.limit()),
+    ("execute it", |child| child.execute()),
+];
+
+type Step = fn(&Child) -> Result<(), Errno>;
+
+/// What the child has: all of it is there before it is.
+struct Child<'a> {
+    program: &'a CStr,
+    argv: &'a [*const c_char],
+    directory: &'a CStr,
+    cell: &'a Cell<'a>,
+    streams: [BorrowedFd<'a>; 3],
+    reading: RawFd,
+    writing: BorrowedFd<'a>,
+}
+
+impl Child<'_> {
+    /// Becomes the program, or says why not and ends.
+    fn become_it(&self) -> ! {
+        for (number, (_, step)) in (0..).zip(STEPS) {
+            if let Err(errno) = step(self) {
+                let [a, b, c, d] = errno.raw_os_error().to_ne_bytes();
+                let _ = rustix::io::write(self.writing, &[number, a, b, c, d]);
+                break;
+            }
+        }
+        // SAFETY: it ends here, and runs nothing of what it has a copy of.
+        unsafe { libc::_exit(127) }
+    }
+
+    /// Until it takes another user, it dies with its starter: nobody would know of it.
+    fn tie(&self) -> Result<(), Errno> {
+        set_parent_process_death_signal(Some(Signal::KILL))?;
+        // SAFETY: the copy that the child has; nothing uses it.
+        unsafe { libc::close(self.reading) };
+        // A starter that was gone before holds the pipe no more.
+        let mut fds = [PollFd::from_borrowed_fd(self.writing, PollFlags::empty())];
+        match poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))? {
+            0 => setsid().map(drop),
+            _ => Err(Errno::PIPE),
+        }
+    }
+
+    fn take_streams(&self) -> Result<(), Errno> {
+        for (number, stream) in (0..).zip(self.streams) {
+            // SAFETY: the numbers of the three streams are no object's.
+            if unsafe { libc::dup2(stream.as_raw_fd(), number) } < 0 {
+                return Err(Errno::BADF);
+            }
+        }
+        Ok(())
+    }
+
+    fn keep_mounts(&self) -> Result<(), Errno> {
+        mount_change(c"/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
+    }
+
+    /// By its path: descriptors lead into the namespace of before.
+    fn enter(&self) -> Result<(), Errno> {
+        chdir(self.directory)
+    }
+
+    fn mount(&self) -> Result<(), Errno> {
+        for (tree, name) in &self.cell.mounts {
+            move_mount(tree, c"", CWD, name.as_c_str(), MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+        }
+        Ok(())
+    }
+
+    fn limit(&self) -> Result<(), Errno> {
+        let at_most = |number| Rlimit { current: Some(number), maximum: Some(number) };
+        setrlimit(Resource::Core, at_most(0))?;
+        setrlimit(Resource::Nproc, at_most(self.cell.tasks))?;
+        // SAFETY: plain system calls on a set of the child's own. Rust's programs ignore SIGPIPE, and what they start would too.
+        unsafe {
+            let mut none = std::mem::zeroed();
+            libc::sigemptyset(&mut none);
+            libc::sigprocmask(libc::SIG_SETMASK, &none, ptr::null_mut());
+            libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+        }
+        Ok(())
+    }
+
+    fn execute(&self) -> Result<(), Errno> {
+        // SAFETY: the vectors end with a null pointer, and all texts outlive the call.
+        unsafe { libc::execve(self.program.as_ptr(), self.argv.as_ptr(), [ptr::null()].as_ptr()) };
+        Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO))
+    }
+}
