@@ -98,7 +98,9 @@ fn an_instance_from_create_to_destroy() {
         "start_time": N,
         "boot_id": "BOOT-ID",
         "uid": 0,
-        "insecure": true,
+        "lacks": [
+          "jail"
+        ],
         "parent": "boot"
       },
       "created_at": "2026-01-02T03:04:05Z",

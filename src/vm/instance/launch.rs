@@ -24,7 +24,7 @@ use super::{
     logs,
     runner::Step,
     snapshot::{self, Delta},
-    vmm_dir::VmmDir,
+    vmm_dir::{self, VmmDir},
 };
 use crate::{
     infra::{config::Roots, failpoint},
@@ -453,9 +453,11 @@ pub fn jail(
     program: &Program,
     slot: Slot,
 ) -> Result<Option<Jail>, LifecycleError> {
+    // Who takes the simulated VMM takes it as it is.
+    let is_taken = pool.insecure || pool.vmm == VmmKind::Sim;
     match jailer::jail(roots, program, slot.uid()) {
         Ok(jail) => Ok(Some(jail)),
-        Err(_) if pool.insecure && !NodeConfig::load(roots)?.production => Ok(None),
+        Err(_) if is_taken && !NodeConfig::load(roots)?.production => Ok(None),
         Err(why) => Err(LifecycleError::NoJail { why }),
     }
 }
@@ -523,7 +525,7 @@ pub fn remove_tap(operator: &mut Operator, slot: Slot) -> Result<(), LifecycleEr
 /// When it cannot be removed.
 pub fn remove_directory(operator: &mut Operator, slot: Slot) -> Result<(), LifecycleError> {
     let root = operator.roots.vmm_dir(&slot.tap());
-    Ok(store::remove_folder(root.parent().unwrap_or(&root))?)
+    Ok(vmm_dir::remove(root.parent().unwrap_or(&root))?)
 }
 
 /// What an instance keeps of its reservation when its VMM goes.

@@ -45,7 +45,7 @@ impl VmmDir {
     /// # Errors
     /// When the operating system refuses.
     pub fn make(path: &Path, jailed: Option<u32>) -> Result<Self, StoreError> {
-        store::remove_folder(path)?;
+        remove(path)?;
         store::make_folder(path)?;
         Ok(Self { path: path.to_path_buf(), jailed, mounts: Vec::new() })
     }
@@ -102,6 +102,14 @@ impl VmmDir {
     pub fn into_mounts(self) -> Vec<(PathBuf, String)> {
         self.mounts
     }
+}
+
+/// Removes a VMM's directory, and whatever it put there. The VMM is dead by then.
+///
+/// # Errors
+/// When something cannot be removed.
+pub fn remove(directory: &Path) -> Result<(), StoreError> {
+    beneath::remove_all(directory).map_err(StoreError::io("remove", directory))
 }
 
 /// Makes a file the VMM's.

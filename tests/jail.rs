@@ -1,0 +1,175 @@
+//! Jails: what one is, that a VMM in it can do no harm by what it puts there, and what is refused where there can be none.
+
+mod support;
+
+use std::{
+    fs,
+    os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt},
+    path::{Path, PathBuf},
+};
+
+use serde_json::Value;
+use support::{Sandbox, firecracker, skip};
+
+/// A pool that takes no VMM without a jail; `None`, said visibly, where there are no jails.
+fn world() -> Option<Sandbox> {
+    firecracker()?;
+    let sandbox = Sandbox::new()?;
+    sandbox.ok("tenant create acme --net-id 3 --subnet 10.240.3.0/24");
+    sandbox.ok("pool create acme/web --mem 128 --data-disk 8");
+    sandbox.import("acme/web", "");
+    let path = sandbox.instance("acme/web");
+    let started = sandbox.run(&format!("instance start {path} --json"));
+    if started.status.code() == Some(4) {
+        skip(&format!("no jail: {}", String::from_utf8_lossy(&started.stderr).trim()));
+        return None;
+    }
+    assert!(started.status.success(), "{}", String::from_utf8_lossy(&started.stderr));
+    Some(sandbox)
+}
+
+fn info(sandbox: &Sandbox) -> Value {
+    let list = sandbox.ok("instance list");
+    list[0].clone()
+}
+
+fn path(sandbox: &Sandbox) -> String {
+    info(sandbox)["path"].as_str().expect("a path").to_owned()
+}
+
+/// The VMM's own directory, its jail.
+fn jail(sandbox: &Sandbox) -> PathBuf {
+    sandbox.root().join("run/firecracker/tn3i3/root")
+}
+
+fn status_of(pid: i64, name: &str) -> Vec<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it is there");
+    let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("a line");
+    line.split_whitespace().map(|word| word.parse().expect("a number")).collect()
+}
+
+fn mounts(pid: impl std::fmt::Display) -> Vec<String> {
+    let text = fs::read_to_string(format!("/proc/{pid}/mountinfo")).expect("it is there");
+    text.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn a_vmm_has_a_user_a_root_and_processes_of_its_own() {
+    let before = mounts("self").len();
+    let Some(sandbox) = world() else { return };
+    let record = info(&sandbox);
+    let pid = record["vmm"]["pid"].as_i64().expect("a pid");
+    let uid = record["vmm"]["uid"].as_u64().expect("a uid");
+    assert_eq!(uid, 0x7000_0000 + (3 << 16) + 3);
+    assert_eq!(record["vmm"]["lacks"], serde_json::json!([]));
+    assert_eq!((status_of(pid, "Uid:"), status_of(pid, "Gid:")), (vec![uid; 4], vec![uid; 4]));
+    assert_eq!(status_of(pid, "Groups:"), [0_u64; 0]);
+    let own_pids = status_of(pid, "NSpid:");
+    assert_eq!(own_pids.last(), Some(&1), "{own_pids:?}");
+    let caps = fs::read_to_string(format!("/proc/{pid}/status")).expect("it is there");
+    for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
+        assert!(caps.contains(&format!("{set}:\t0000000000000000")), "{set}");
+    }
+    let limits = fs::read_to_string(format!("/proc/{pid}/limits")).expect("it is there");
+    let limit = |name: &str| limits.lines().find(|line| line.starts_with(name)).expect("a limit").to_owned();
+    assert!(limit("Max core file size").split_whitespace().nth(4) == Some("0"), "{limits}");
+    assert!(limit("Max processes").contains("64"), "{limits}");
+    // Its root is its directory, and what is shared there it can only read.
+    let place = |path: &Path| fs::metadata(path).map(|meta| (meta.dev(), meta.ino())).expect("it is there");
+    assert_eq!(place(Path::new(&format!("/proc/{pid}/root"))), place(&jail(&sandbox)));
+    let its_mounts = mounts(pid);
+    let names: Vec<&str> = its_mounts.iter().filter_map(|line| line.split(' ').nth(4)).collect();
+    assert_eq!(names, ["/", "/vmlinux"], "{its_mounts:#?}");
+    assert!(its_mounts[1].split(' ').nth(5).expect("options").starts_with("ro,nosuid,nodev,noexec"));
+    // Nobody else sees them.
+    assert_eq!(mounts("self").len(), before);
+    assert_eq!(fs::metadata(jail(&sandbox).join("vmlinux")).expect("a place").len(), 0);
+    // The TAP is the VMM's user's.
+    let owner = fs::read_to_string("/sys/class/net/tn3i3/owner");
+    if let Ok(owner) = owner {
+        assert_eq!(owner.trim(), uid.to_string());
+    }
+    let shown = sandbox.run(&format!("instance info {}", path(&sandbox)));
+    assert!(String::from_utf8_lossy(&shown.stdout).contains(", jailed"));
+    sandbox.ok(&format!("instance stop --force {}", path(&sandbox)));
+    assert!(!jail(&sandbox).parent().expect("a folder").exists());
+    assert!(sandbox.leaks().is_empty(), "{:?}", sandbox.leaks());
+    sandbox.ok("tenant destroy acme --yes --wipe-volumes");
+}
+
+/// Puts something in a place of the jail, which points at what is outside, as the jail's user.
+type Plant = fn(&Path, &Path, u32);
+
+/// What a VMM that was taken over can do with the names in its jail.
+fn plants() -> Vec<(&'static str, Plant)> {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    fn own(place: &Path, uid: u32) {
+        std::os::unix::fs::lchown(place, Some(uid), Some(uid)).expect("an owner");
+    }
+    vec![
+        ("a link", |place, victim, uid| {
+            std::os::unix::fs::symlink(victim, place).expect("a link");
+            own(place, uid);
+        }),
+        ("a hard link", |place, victim, _| fs::hard_link(victim, place).expect("a link")),
+        ("a FIFO", |place, _, uid| {
+            mknodat(CWD, place, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).expect("a FIFO");
+            own(place, uid);
+        }),
+        ("a socket", |place, _, uid| {
+            drop(std::os::unix::net::UnixListener::bind(place).expect("a socket"));
+            own(place, uid);
+        }),
+        ("a folder", |place, _, uid| {
+            fs::create_dir(place).expect("a folder");
+            own(place, uid);
+        }),
+    ]
+}
+
+/// Everything outside the jail that a plant points at, and what it was.
+fn victim(sandbox: &Sandbox) -> PathBuf {
+    let victim = sandbox.root().join("victim");
+    fs::write(&victim, "untouched").expect("a file");
+    fs::set_permissions(&victim, fs::Permissions::from_mode(0o600)).expect("a mode");
+    victim
+}
+
+#[test]
+fn what_a_vmm_plants_in_its_jail_changes_nothing_outside_and_nobody_waits_for_it() {
+    let Some(sandbox) = world() else { return };
+    let (path, victim) = (path(&sandbox), victim(&sandbox));
+    let uid = u32::try_from(info(&sandbox)["vmm"]["uid"].as_u64().expect("a uid")).expect("a uid");
+    let is_untouched = |what: &str| {
+        let meta = fs::symlink_metadata(&victim).expect("it is there");
+        assert_eq!(fs::read_to_string(&victim).expect("it is there"), "untouched", "{what}");
+        assert_eq!((meta.uid(), meta.mode() & 0o7777), (0, 0o600), "{what}");
+    };
+    for (what, plant) in plants() {
+        for name in ["console.in", "console.log", "vmm.log", "v.sock", "api.sock", "data.ext4", "delta"] {
+            let place = jail(&sandbox).join(name);
+            let meta = fs::symlink_metadata(&place).ok();
+            let _ = match meta {
+                Some(meta) if meta.is_dir() => fs::remove_dir_all(&place),
+                _ => fs::remove_file(&place),
+            };
+            plant(&place, &victim, uid);
+            let _ = sandbox.run(&format!("instance console --print {path}"));
+            let _ = sandbox.run(&format!("instance logs --vmm {path}"));
+            let _ = sandbox.run(&format!("instance info {path}"));
+            // It may fail, and what it was asked for may not come to be: that is the VMM's own loss.
+            let slept = sandbox.run(&format!("instance sleep {path}"));
+            is_untouched(&format!("{what} at {name}, sleep"));
+            let said = String::from_utf8_lossy(&slept.stderr).into_owned();
+            assert!(!said.contains("untouched"), "{said}");
+            sandbox.ok(&format!("instance stop --force {path}"));
+            is_untouched(&format!("{what} at {name}, stop"));
+            assert!(!jail(&sandbox).exists(), "{what} at {name}");
+            sandbox.ok(&format!("instance start {path}"));
+        }
+    }
+    let console = jail(&sandbox).join("console.in");
+    assert!(fs::symlink_metadata(console).expect("it is there").file_type().is_fifo());
+    sandbox.ok(&format!("instance stop --force {path}"));
+    assert!(sandbox.leaks().is_empty(), "{:?}", sandbox.leaks());
+}
