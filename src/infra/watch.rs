@@ -1,4 +1,4 @@
-//! Waiting for changes in folders, by inotify, and for other descriptors at the same time.
+//! Waiting for changes in folders and of files, by inotify, and for other descriptors at the same time.
 
 use std::{
     io,
@@ -27,16 +27,16 @@ impl Watch {
         Ok(watch)
     }
 
-    /// Also this folder.
-    pub fn add(&self, folder: &Path) {
+    /// Also this folder or file. What is written to a file under another name is seen by a watch on the file alone.
+    pub fn add(&self, place: &Path) {
         use inotify::WatchFlags;
         let events = WatchFlags::MODIFY
             | WatchFlags::CREATE
             | WatchFlags::MOVED_TO
             | WatchFlags::MOVE_SELF
             | WatchFlags::DELETE_SELF;
-        // No folder, no watch: who waits for it looks whether it is there anyway.
-        let _ = inotify::add_watch(&self.0, folder, events);
+        // Nothing there, no watch: who waits for it looks whether it is there anyway.
+        let _ = inotify::add_watch(&self.0, place, events);
     }
 
     /// Waits for a change, or for one of `others` to become readable; false when `limit` passes first.

@@ -137,6 +137,8 @@ impl<'a> Console<'a> {
 
     /// Shows what was printed since the last time. False where that was nothing.
     fn show(&mut self) -> Result<bool, CliError> {
+        // A start makes a new one.
+        self.watch.add(&self.file);
         let (bytes, end) = logs::read(&self.file, self.from)?;
         self.from = end;
         match self.arguments.raw || self.mode == Mode::Typing {

@@ -396,6 +396,7 @@ fn stream(
     let mut from = 0;
     loop {
         let running = Instance::load(&operator.roots, path)?.vmm_is_alive(&process::boot_id());
+        watch.add(file);
         let (bytes, end) = logs::read(file, from)?;
         from = end;
         print(&bytes);

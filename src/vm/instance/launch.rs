@@ -258,7 +258,10 @@ pub fn directory(launch: &mut Launch) -> Result<(), LifecycleError> {
     let path = launch.instance.path();
     match launch.delta {
         // It is the same run that goes on: so does its console.
-        Some(_) => logs::cut(roots, &path, launch.tenant.quotas.log_mib)?,
+        Some(_) => {
+            logs::ensure(roots, &path)?;
+            logs::cut(roots, &path, launch.tenant.quotas.log_mib)?;
+        }
         None => logs::rotate(roots, &path, launch.tenant.quotas.log_mib)?,
     }
     let revision = Artifacts::of(roots, &launch.pool.path()).revision(&launch.manifest.revision);

@@ -64,6 +64,20 @@ fn rename_if_there(from: &Path, to: &Path) -> Result<(), StoreError> {
     }
 }
 
+/// Makes the log files that are missing: somebody may have removed them.
+///
+/// # Errors
+/// When one cannot be made.
+pub fn ensure(roots: &Roots, path: &InstancePath) -> Result<(), StoreError> {
+    let folder = folder(roots, path);
+    store::make_folder(&folder)?;
+    for name in [files::CONSOLE, LOG] {
+        let file = folder.join(name);
+        File::options().append(true).create(true).open(&file).map_err(StoreError::io("create", &file))?;
+    }
+    Ok(())
+}
+
 /// Keeps an instance's logs within its tenant's `log_mib`: the oldest go, and what is left is cut off in front.
 ///
 /// # Errors

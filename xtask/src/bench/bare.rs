@@ -49,10 +49,14 @@ impl Growth {
     /// Waits until it has more than so many bytes.
     pub fn beyond(&self, bytes: u64) -> Result<()> {
         let deadline = Instant::now() + Duration::from_secs(30);
-        while !std::fs::metadata(&self.file).is_ok_and(|meta| meta.len() > bytes) {
+        loop {
+            // It is written to under another name, which the folder does not hear of; and may be another file by now.
+            let _ = inotify::add_watch(&self.watch, &self.file, inotify::WatchFlags::MODIFY);
+            if std::fs::metadata(&self.file).is_ok_and(|meta| meta.len() > bytes) {
+                return Ok(());
+            }
             self.wait(deadline)?;
         }
-        Ok(())
     }
 
     fn wait(&self, deadline: Instant) -> Result<()> {

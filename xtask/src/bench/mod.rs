@@ -6,6 +6,7 @@ mod disk;
 mod fleet;
 mod guest;
 pub mod guests;
+mod jail;
 mod root;
 mod sleep;
 mod start;
@@ -50,6 +51,8 @@ enum What {
     Start,
     /// `instance sleep` and `wake` against bare Firecracker
     Sleep,
+    /// Starts and wakes in a jail against the same without one
+    Jail,
     /// Fifty wakes at once against as many bare restores at once
     Wakes,
     /// Guests with an agent: exec in a simulated one, the rest with real ones in the lab
@@ -120,6 +123,9 @@ pub fn run(arguments: &BenchArguments) -> Result<()> {
     }
     if wanted(What::Sleep) {
         figures.extend(sleep::measure(&program, arguments.pairs, &arguments.mem)?);
+    }
+    if wanted(What::Jail) {
+        figures.extend(jail::measure(&program, arguments.pairs)?);
     }
     if wanted(What::Wakes) {
         figures.extend(wakes::measure(&program)?);

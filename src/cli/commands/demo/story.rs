@@ -330,8 +330,9 @@ impl Stage<'_> {
         let watch = Watch::new(&logs).map_err(StoreError::io("watch", &logs))?;
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
-            let console = std::fs::metadata(logs.join(files::CONSOLE));
-            if console.is_ok_and(|meta| meta.len() > 0) {
+            let console = logs.join(files::CONSOLE);
+            watch.add(&console);
+            if std::fs::metadata(console).is_ok_and(|meta| meta.len() > 0) {
                 return Ok(true);
             }
             let left = deadline.saturating_duration_since(Instant::now());
