@@ -173,3 +173,92 @@ fn what_a_vmm_plants_in_its_jail_changes_nothing_outside_and_nobody_waits_for_it
     sandbox.ok(&format!("instance stop --force {path}"));
     assert!(sandbox.leaks().is_empty(), "{:?}", sandbox.leaks());
 }
+
+/// Copies the real Firecracker to where no jailer lies beside it.
+fn alone(sandbox: &Sandbox) -> PathBuf {
+    let folder = sandbox.root().join("alone");
+    fs::create_dir(&folder).expect("a folder");
+    fs::copy(firecracker().expect("there is one"), folder.join("firecracker")).expect("a copy");
+    folder.join("firecracker")
+}
+
+/// A pool that takes no VMM without a jail, and one that does.
+fn two_pools(sandbox: &Sandbox) -> [String; 2] {
+    sandbox.ok("tenant create acme --net-id 3 --subnet 10.240.3.0/24");
+    sandbox.ok("pool create acme/strict --mem 128");
+    sandbox.ok("pool create acme/any --mem 128 --insecure");
+    ["acme/strict", "acme/any"].map(|pool| {
+        sandbox.import(pool, "");
+        sandbox.instance(pool)
+    })
+}
+
+/// What is missing is named; a pool that takes it gets it, and says so; a node in production takes nothing less.
+#[track_caller]
+fn is_refused_unless_taken(sandbox: &Sandbox, [strict, any]: &[String; 2], why: &str) {
+    let refused = sandbox.run(&format!("instance start {strict} --json"));
+    let said: Value = serde_json::from_slice(&refused.stderr).expect("JSON");
+    assert_eq!((refused.status.code(), &said["error"]["code"]), (Some(4), &"no_jail".into()), "{said}");
+    assert!(said["error"]["what"].as_str().is_some_and(|what| what.contains(why)), "{said}");
+    assert!(sandbox.leaks().is_empty(), "{:?}", sandbox.leaks());
+    let started = sandbox.ok(&format!("instance start {any}"));
+    assert_eq!(started["vmm"]["lacks"], serde_json::json!(["jail"]));
+    for command in [format!("instance info {any}"), "instance list".into()] {
+        let shown = String::from_utf8_lossy(&sandbox.run(&command).stdout).into_owned();
+        assert!(shown.contains("no jail"), "{shown}");
+    }
+    sandbox.ok(&format!("instance stop --force {any}"));
+    sandbox.ok("node set production on");
+    assert_eq!(sandbox.refused(&format!("instance start {any}"), 4), "no_jail");
+    sandbox.ok("node set production off");
+    let doctor = sandbox.run("doctor");
+    let doctor = String::from_utf8_lossy(&doctor.stdout).into_owned();
+    assert!(doctor.contains("cannot be jailed") && doctor.contains(why), "{doctor}");
+}
+
+#[test]
+fn without_a_jailer_nothing_starts_unless_the_pool_takes_it() {
+    if firecracker().is_none() {
+        return;
+    }
+    let Some(sandbox) = Sandbox::new() else { return };
+    let program = alone(&sandbox);
+    sandbox.ok(&format!("vmm install {}", program.display()));
+    let pools = two_pools(&sandbox);
+    is_refused_unless_taken(&sandbox, &pools, "no jailer is installed beside Firecracker");
+}
+
+#[test]
+fn a_jailer_that_needs_libraries_is_none() {
+    if firecracker().is_none() {
+        return;
+    }
+    let Some(sandbox) = Sandbox::new() else { return };
+    let program = alone(&sandbox);
+    sandbox.ok(&format!("vmm install {} --jailer /bin/true", program.display()));
+    let pools = two_pools(&sandbox);
+    is_refused_unless_taken(&sandbox, &pools, "jailer is linked dynamically");
+}
+
+#[test]
+fn a_root_without_devices_or_programs_has_no_jails() {
+    if firecracker().is_none() {
+        return;
+    }
+    for option in ["nodev", "noexec"] {
+        let Some(mut sandbox) = Sandbox::new() else { return };
+        support::own_mounts();
+        sandbox.mount_tmpfs("256M");
+        sandbox.ok("node set disk-floor-mib 0");
+        let pools = two_pools(&sandbox);
+        let root = sandbox.root().display().to_string();
+        support::run("mount", &["-o", &format!("remount,{option}"), &root]);
+        let why = format!("is mounted {option}");
+        if option == "nodev" {
+            is_refused_unless_taken(&sandbox, &pools, &why);
+        } else {
+            // Nothing at all can be executed there.
+            assert_eq!(sandbox.refused(&format!("instance start {}", pools[0]), 4), "no_jail");
+        }
+    }
+}

@@ -126,12 +126,19 @@ pub fn firecracker(roots: &Roots, version: Option<&str>) -> Result<Program, Inst
         }
         (None, None) => return Err(InstallError::None),
     };
-    Ok(Program {
-        path: chosen.firecracker,
-        first_arguments: Vec::new(),
-        version: chosen.version,
-        jailer: chosen.jailer,
-    })
+    Ok(chosen.program())
+}
+
+impl Installed {
+    /// What is run.
+    pub fn program(&self) -> Program {
+        Program {
+            path: self.firecracker.clone(),
+            first_arguments: Vec::new(),
+            version: self.version.clone(),
+            jailer: self.jailer.clone(),
+        }
+    }
 }
 
 fn no_such(version: Option<&str>, installed: Vec<Installed>) -> InstallError {

@@ -12,8 +12,10 @@ use crate::cli::{
 };
 use crate::{
     infra::{config::Roots, shell},
+    security::jailer,
     store::StoreError,
-    vmm::install,
+    vm::naming::UID_BASE,
+    vmm::{install, process::Program},
 };
 
 /// What was looked at, and how it is.
@@ -97,6 +99,7 @@ fn look(roots: &Roots) -> Vec<Check> {
         ),
         device("tun", "/dev/net/tun", "modprobe tun", Level::Fail),
         firecracker(roots),
+        jail(roots),
         program("nft", "nftables"),
         program("mke2fs", "e2fsprogs"),
         cgroups(),
@@ -291,10 +294,34 @@ fn open_files() -> Check {
     }
 }
 
+/// Can Firecracker be jailed here?
+fn jail(roots: &Roots) -> Check {
+    let installed = install::list(roots).unwrap_or_default();
+    let chosen = installed.iter().find(|one| one.default).or(installed.last());
+    let program = match (chosen, &roots.firecracker_bin) {
+        (Some(one), _) => one.program(),
+        (None, Some(path)) => Program {
+            path: path.clone(),
+            first_arguments: Vec::new(),
+            version: "found".to_owned(),
+            jailer: roots.jailer_bin.clone(),
+        },
+        (None, None) => return ok("jail", "there is no Firecracker to be jailed"),
+    };
+    match jailer::jail(roots, &program, UID_BASE) {
+        Ok(_) => ok("jail", "Firecracker runs in a jail"),
+        Err(why) => warn(
+            "jail",
+            format!("Firecracker cannot be jailed: {why}"),
+            "mvm vmm install FILE --jailer FILE, both linked statically, and a MVM_ROOT with dev and exec",
+        ),
+    }
+}
+
 /// The uids of jailed VMMs must be nobody's.
 fn subuid() -> Check {
     let text = fs::read_to_string("/etc/subuid").unwrap_or_default();
-    let first = 0x7000_0000_u64;
+    let first = u64::from(UID_BASE);
     let last = first + (4096 << 16);
     let clash = text.lines().find(|line| {
         let mut fields = line.split(':').skip(1).filter_map(|field| field.parse::<u64>().ok());

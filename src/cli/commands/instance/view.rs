@@ -224,7 +224,14 @@ pub(super) fn row(now: Timestamp, view: &InstanceView) -> Vec<String> {
         view.path.to_string(),
         status,
         instance.net.guest_ip.to_string(),
-        instance.vmm.as_ref().map_or("-".into(), |vmm| vmm.kind.to_string()),
+        instance.vmm.as_ref().map_or("-".into(), |vmm| match (vmm.kind, &vmm.lacks[..]) {
+            // That one says it with its name.
+            (VmmKind::Sim, _) | (_, []) => vmm.kind.to_string(),
+            (kind, lacks) => {
+                let lacks: Vec<String> = lacks.iter().map(ToString::to_string).collect();
+                format!("{kind} ({})", lacks.join(", "))
+            }
+        }),
         instance.revision.as_ref().map_or("-".into(), |revision| revision.short().to_owned()),
         since.map_or("-".into(), |since| ago(now, since)),
     ]
