@@ -5,7 +5,6 @@
 //! jailer does the first two ([`Jail`]), mvm the rest before it becomes the jailer ([`crate::infra::shell::spawn_confined`]).
 
 use std::{
-    fmt,
     fs::File,
     io::{self, Read},
     os::unix::fs::FileExt,
@@ -114,22 +113,6 @@ fn is_dynamic(path: &Path) -> io::Result<bool> {
         }
     }
     Ok(false)
-}
-
-/// What a VMM runs without that would protect others from it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Lack {
-    /// A jail.
-    Jail,
-}
-
-impl fmt::Display for Lack {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Jail => f.write_str("no jail"),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -8,7 +8,10 @@ use std::{
     ffi::{CString, OsString},
     fs::File,
     io,
-    os::{fd::OwnedFd, unix::fs::MetadataExt},
+    os::{
+        fd::{BorrowedFd, OwnedFd},
+        unix::fs::MetadataExt,
+    },
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -71,26 +74,34 @@ pub struct Vmm {
 }
 
 /// How many threads the user of a jailed VMM may have: the VMM's own, and one for each of at most 32 vCPUs.
-const TASKS: u64 = 64;
+pub const TASKS: u64 = 64;
 
 /// What a VMM's guest prints, in the VMM's directory.
 pub const CONSOLE: &str = "console.log";
 /// What is typed on the guest's console: a FIFO in the VMM's directory.
 pub const CONSOLE_INPUT: &str = "console.in";
 
-/// Starts a VMM in `directory`, in a jail where there is one. `id` is what it calls itself. Its log and its guest's console lie
-/// in the directory, and are there already; what is typed there comes through a FIFO beside them. `shared` are files that a
-/// jailed one finds there under these names.
+/// Where and how a VMM is started.
+#[derive(Debug, Clone, Copy)]
+pub struct Start<'a> {
+    /// Its directory. Its log and its guest's console lie there already; what is typed comes through a FIFO beside them.
+    pub directory: &'a Path,
+    /// What it calls itself.
+    pub id: &'a str,
+    /// What it is locked up in.
+    pub jail: Option<&'a Jail>,
+    /// Files that a jailed one finds in its directory under these names, to be read.
+    pub shared: &'a [(PathBuf, String)],
+    /// The cgroup in which a jailed one comes up.
+    pub cgroup: Option<BorrowedFd<'a>>,
+}
+
+/// Starts a VMM.
 ///
 /// # Errors
 /// When the program cannot be run.
-pub fn spawn(
-    program: &Program,
-    directory: &Path,
-    id: &str,
-    jail: Option<&Jail>,
-    shared: &[(PathBuf, String)],
-) -> Result<Vmm, ShellError> {
+pub fn spawn(program: &Program, start: Start) -> Result<Vmm, ShellError> {
+    let Start { directory, id, jail, shared, cgroup } = start;
     let wrap = |source| ShellError::Spawn { program: program.path.clone(), source };
     let append = |name| File::options().append(true).create(true).open(directory.join(name)).map_err(wrap);
     let streams = Streams {
@@ -110,7 +121,7 @@ pub fn spawn(
                 Ok((shell::read_only(file)?, CString::new(name.as_str())?))
             };
             let mounts = shared.iter().map(mount).collect::<io::Result<_>>().map_err(wrap)?;
-            let cell = Cell { directory, mounts, cgroup: None, tasks: TASKS };
+            let cell = Cell { directory, mounts, cgroup, tasks: TASKS };
             let first = jail.arguments(program, id);
             let (pid, pidfd) =
                 shell::spawn_confined(&jail.jailer, first.into_iter().chain(arguments), &cell, &streams)?;

@@ -12,7 +12,7 @@ use crate::cli::{
 };
 use crate::{
     infra::{config::Roots, shell},
-    security::jailer,
+    security::{self, jailer},
     store::StoreError,
     vm::naming::UID_BASE,
     vmm::{install, process::Program},
@@ -178,17 +178,12 @@ fn program(name: &'static str, package: &str) -> Check {
 }
 
 fn cgroups() -> Check {
-    match fs::read_to_string("/sys/fs/cgroup/cgroup.controllers") {
-        Ok(controllers) if controllers.contains("memory") => {
-            ok("cgroups", "version 2 with the memory controller")
-        }
-        Ok(_) => {
-            warn("cgroups", "version 2, but without the memory controller", "boot with cgroup_enable=memory")
-        }
-        Err(_) => warn(
+    match security::cgroups::hierarchy() {
+        Ok(path) => ok("cgroups", format!("version 2 at {}, with what limits need", path.display())),
+        Err(why) => warn(
             "cgroups",
-            "version 2 is not mounted at /sys/fs/cgroup: what a VMM uses cannot be limited",
-            "boot with systemd.unified_cgroup_hierarchy=1",
+            format!("what a VMM uses cannot be limited: {why}"),
+            "boot with systemd.unified_cgroup_hierarchy=1; a container's needs them delegated",
         ),
     }
 }

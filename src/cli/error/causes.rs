@@ -475,6 +475,8 @@ impl From<&LifecycleError> for CliError {
                 };
                 Self::of(Kind::Refused, "no_jail", error).fix(fix)
             }
+            LifecycleError::NoLimits { .. } => Self::of(Kind::Refused, "no_limits", error)
+                .fix("boot with systemd.unified_cgroup_hierarchy=1, or make the pool with --insecure"),
             LifecycleError::Production { .. } => {
                 Self::of(Kind::Refused, "production", error).fix("mvm node set production off")
             }

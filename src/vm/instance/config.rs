@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::state::State;
 use crate::{
     infra::config::Roots,
-    security::jailer::Lack,
+    security::{Lack, cgroups::Limits},
     store::{self, Durability, Schema, StoreError},
     vm::{
         naming::{
@@ -181,6 +181,9 @@ pub struct VmmRecord {
     pub uid: u32,
     /// What it runs without that would protect others from it.
     pub lacks: Vec<Lack>,
+    /// What it may use of the machine, as the kernel said it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<Limits>,
     /// What its next snapshot builds on.
     #[serde(default)]
     pub parent: Parent,

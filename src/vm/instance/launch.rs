@@ -19,6 +19,7 @@ use super::{
     config::{self, Instance, Parent, VmmRecord},
     disk,
     fc_config::{self, Boot, files},
+    guard::{self, Guard},
     guest::{Guest, GuestError, identity},
     lifecycle::{LifecycleError, Operator},
     logs,
@@ -28,21 +29,21 @@ use super::{
 };
 use crate::{
     infra::{config::Roots, failpoint},
-    security::jailer::{self, Lack},
+    security::cgroups,
     store::{self, StoreError},
     vm::{
-        naming::{Slot, UID_BASE},
+        naming::Slot,
         pool::{
             artifacts::{Artifacts, Manifest},
             base::{self, Base, Bases},
             config::{AgentMode, Pool, VmmKind},
         },
-        room::{self, NodeConfig},
+        room,
         tenant::{config::Tenant, quota::Use},
     },
     vmm::{
         client::{Client, LOG},
-        process::{self, Jail, Program, Vmm},
+        process::{self, Program, Vmm},
         wire::Call,
     },
 };
@@ -69,8 +70,8 @@ pub struct Launch<'a> {
     pub manifest: Manifest,
     /// The program that runs it.
     pub program: Program,
-    /// What it is locked up in.
-    pub jail: Option<Jail>,
+    /// What keeps it to itself.
+    pub guard: Guard,
     /// What is mounted there.
     pub mounts: Vec<(PathBuf, String)>,
     /// The VMM, once it is there.
@@ -139,7 +140,7 @@ impl<'a> Launch<'a> {
         program: Program,
     ) -> Result<Self, LifecycleError> {
         let slot = instance.slot(&operator.roots)?;
-        let jail = jail(&operator.roots, &pool, &program, slot)?;
+        let guard = Guard::of(&operator.roots, &pool, &program, slot)?;
         Ok(Self {
             operator,
             tenant,
@@ -148,7 +149,7 @@ impl<'a> Launch<'a> {
             slot,
             manifest,
             program,
-            jail,
+            guard,
             mounts: Vec::new(),
             vmm: None,
             client: None,
@@ -161,7 +162,7 @@ impl<'a> Launch<'a> {
 
     /// The user that its VMM runs as.
     pub fn uid(&self) -> u32 {
-        self.jail.as_ref().map_or_else(|| rustix::process::getuid().as_raw(), |jail| jail.uid)
+        self.guard.uid().unwrap_or_else(|| rustix::process::getuid().as_raw())
     }
 
     /// What the VM takes of its tenant's quota and the node's room.
@@ -254,7 +255,7 @@ pub fn directory(launch: &mut Launch) -> Result<(), LifecycleError> {
     let directory = roots.vmm_dir(&launch.slot.tap());
     // Nothing that a VMM may still use goes before the VMM.
     kill(roots, launch.slot, None)?;
-    let mut dir = VmmDir::make(&directory, launch.jail.as_ref().map(|jail| jail.uid))?;
+    let mut dir = VmmDir::make(&directory, launch.guard.uid())?;
     let path = launch.instance.path();
     match launch.delta {
         // It is the same run that goes on: so does its console.
@@ -298,8 +299,7 @@ pub fn directory(launch: &mut Launch) -> Result<(), LifecycleError> {
 /// # Errors
 /// When the kernel refuses.
 pub fn tap(launch: &mut Launch) -> Result<(), LifecycleError> {
-    let owner = launch.jail.as_ref().map(|jail| jail.uid);
-    launch.operator.net()?.create_tap(launch.slot, owner)?;
+    launch.operator.net()?.create_tap(launch.slot, launch.guard.uid())?;
     Ok(())
 }
 
@@ -310,8 +310,9 @@ pub fn tap(launch: &mut Launch) -> Result<(), LifecycleError> {
 pub fn spawn(launch: &mut Launch) -> Result<(), LifecycleError> {
     let tap = launch.slot.tap();
     let directory = launch.operator.roots.vmm_dir(&tap);
-    let (jail, mounts) = (launch.jail.as_ref(), std::mem::take(&mut launch.mounts));
-    launch.vmm = Some(process::spawn(&launch.program, &directory, &tap, jail, &mounts)?);
+    let shared = std::mem::take(&mut launch.mounts);
+    let (guard, resources) = (&launch.guard, launch.instance.resources);
+    launch.vmm = Some(guard.spawn(&launch.program, &launch.tenant, resources, &directory, &tap, &shared)?);
     Ok(())
 }
 
@@ -423,11 +424,13 @@ pub fn record(launch: &Launch) -> Option<VmmRecord> {
         (None, Some(_)) => Parent::Base,
         (None, None) => Parent::Boot,
     };
-    Some(record_of(launch.vmm.as_ref()?, launch.pool.vmm, &launch.program.version, parent))
+    let (vmm, tap) = (launch.vmm.as_ref()?, &launch.instance.net.tap_dev);
+    Some(record_of(vmm, tap, launch.pool.vmm, &launch.program.version, parent))
 }
 
 /// What an instance's record says of this VMM.
-pub fn record_of(vmm: &Vmm, kind: VmmKind, version: &str, parent: Parent) -> VmmRecord {
+pub fn record_of(vmm: &Vmm, tap: &str, kind: VmmKind, version: &str, parent: Parent) -> VmmRecord {
+    let (lacks, limits) = guard::seen(vmm, tap);
     VmmRecord {
         kind,
         version: version.to_owned(),
@@ -435,33 +438,9 @@ pub fn record_of(vmm: &Vmm, kind: VmmKind, version: &str, parent: Parent) -> Vmm
         start_time: vmm.identity.start_time,
         boot_id: process::boot_id(),
         uid: process::uid_of(vmm.identity.pid).unwrap_or_else(|| rustix::process::getuid().as_raw()),
-        lacks: lacks(vmm),
+        lacks,
+        limits,
         parent,
-    }
-}
-
-/// What a VMM runs without, as the process itself shows it.
-fn lacks(vmm: &Vmm) -> Vec<Lack> {
-    let is_jailed = process::uid_of(vmm.identity.pid).is_some_and(|uid| uid >= UID_BASE);
-    if is_jailed { Vec::new() } else { vec![Lack::Jail] }
-}
-
-/// The jail of a VMM in this slot; none where the pool takes that, and the node is not in production.
-///
-/// # Errors
-/// [`LifecycleError::NoJail`] where there can be none, and one is needed.
-pub fn jail(
-    roots: &Roots,
-    pool: &Pool,
-    program: &Program,
-    slot: Slot,
-) -> Result<Option<Jail>, LifecycleError> {
-    // Who takes the simulated VMM takes it as it is.
-    let is_taken = pool.insecure || pool.vmm == VmmKind::Sim;
-    match jailer::jail(roots, program, slot.uid()) {
-        Ok(jail) => Ok(Some(jail)),
-        Err(_) if is_taken && !NodeConfig::load(roots)?.production => Ok(None),
-        Err(why) => Err(LifecycleError::NoJail { why }),
     }
 }
 
@@ -528,6 +507,7 @@ pub fn remove_tap(operator: &mut Operator, slot: Slot) -> Result<(), LifecycleEr
 /// When it cannot be removed.
 pub fn remove_directory(operator: &mut Operator, slot: Slot) -> Result<(), LifecycleError> {
     let root = operator.roots.vmm_dir(&slot.tap());
+    cgroups::remove(&slot.tap())?;
     Ok(vmm_dir::remove(root.parent().unwrap_or(&root))?)
 }
 

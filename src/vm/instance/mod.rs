@@ -3,6 +3,7 @@
 pub mod config;
 pub mod disk;
 pub mod fc_config;
+pub mod guard;
 pub mod guest;
 pub mod launch;
 pub mod lifecycle;

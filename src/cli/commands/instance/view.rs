@@ -9,6 +9,7 @@ use crate::cli::{
 };
 use crate::{
     infra::config::Roots,
+    security::Lack,
     vm::{
         instance::{
             config::{Instance, Receipt},
@@ -286,8 +287,14 @@ pub(super) fn describe(out: &Out, view: &InstanceView) -> String {
     lines.extend(instance.base_key.as_ref().map(|key| format!("  base      {key}")));
     if let Some(vmm) = &instance.vmm {
         let lacks: String = vmm.lacks.iter().map(|lack| format!(", {lack}")).collect();
-        let jail = if lacks.is_empty() { ", jailed".to_owned() } else { out.paint(Tone::Doubtful, &lacks) };
-        lines.push(format!("  vmm       {} {}, pid {}{jail}", vmm.kind, vmm.version, vmm.pid));
+        let jail = if vmm.lacks.contains(&Lack::Jail) { "" } else { ", jailed" };
+        let lacks = if lacks.is_empty() { lacks } else { out.paint(Tone::Doubtful, &lacks) };
+        lines.push(format!("  vmm       {} {}, pid {}{jail}{lacks}", vmm.kind, vmm.version, vmm.pid));
+        lines.extend(vmm.limits.map(|limits| {
+            let cpus = limits.cpu_max_us as f64 / limits.cpu_period_us as f64;
+            let memory = mib(limits.memory_max >> 20);
+            format!("  limits    {cpus} CPUs, {memory} of memory, {} threads", limits.pids_max)
+        }));
     }
     if let Some(intent) = &instance.pending {
         lines.push(format!(

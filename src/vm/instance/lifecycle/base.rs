@@ -17,6 +17,7 @@ use crate::{
     vm::{
         instance::{
             fc_config::{self, Boot, files},
+            guard::Guard,
             guest::{Guest, GuestError},
             launch::{self, API_LIMIT, Keep},
             runner::{self, Step},
@@ -35,7 +36,7 @@ use crate::{
     },
     vmm::{
         client::{Client, LOG},
-        process::{self, Jail, Program, Vmm},
+        process::{Program, Vmm},
         wire::{Call, SnapshotCreate, SnapshotType},
     },
 };
@@ -116,7 +117,7 @@ struct Build<'a> {
     recipe: &'a Recipe<'a>,
     slot: Slot,
     draft: &'a Draft,
-    jail: Option<Jail>,
+    guard: Guard,
     mounts: Vec<(PathBuf, String)>,
     vmm: Option<Vmm>,
     client: Option<Client>,
@@ -125,12 +126,12 @@ struct Build<'a> {
 fn make(operator: &mut Operator, recipe: &Recipe, ingredients: Ingredients) -> Result<(), LifecycleError> {
     let roots = operator.roots.clone();
     let slot = slot(recipe.tenant);
-    let jail = launch::jail(&roots, recipe.pool, recipe.program, slot)?;
+    let guard = Guard::of(&roots, recipe.pool, recipe.program, slot)?;
     // What somebody left who was killed.
     launch::teardown(operator, slot, None, Keep::Nothing)?;
     let draft = base::begin(&roots, &recipe.pool.path(), ingredients)?;
     let (mounts, vmm, client) = (Vec::new(), None, None);
-    let mut build = Build { operator, recipe, slot, draft: &draft, jail, mounts, vmm, client };
+    let mut build = Build { operator, recipe, slot, draft: &draft, guard, mounts, vmm, client };
     let made = runner::run("base", &steps(), &mut build);
     let vmm = build.vmm.take();
     // It is killed whatever came of it: what it held is in the snapshot.
@@ -151,7 +152,7 @@ fn steps<'a>() -> [Step<Build<'a>, LifecycleError>; 7] {
         step("reserve", reserve),
         step("directory", directory),
         step("tap", |build| {
-            let owner = build.jail.as_ref().map(|jail| jail.uid);
+            let owner = build.guard.uid();
             Ok(build.operator.net()?.create_tap(build.slot, owner)?)
         }),
         step("spawn", spawn),
@@ -178,7 +179,7 @@ fn directory(build: &mut Build) -> Result<(), LifecycleError> {
     let roots = &build.operator.roots;
     let Recipe { pool, manifest, resources, .. } = build.recipe;
     let directory = roots.vmm_dir(&build.slot.tap());
-    let mut dir = VmmDir::make(&directory, build.jail.as_ref().map(|jail| jail.uid))?;
+    let mut dir = VmmDir::make(&directory, build.guard.uid())?;
     let revision = Artifacts::of(roots, &pool.path()).revision(&manifest.revision);
     let initrd = manifest.initrd.as_ref().map(|_| files::INITRD);
     for name in [Some(files::KERNEL), Some(files::ROOT), initrd].into_iter().flatten() {
@@ -200,8 +201,9 @@ fn directory(build: &mut Build) -> Result<(), LifecycleError> {
 fn spawn(build: &mut Build) -> Result<(), LifecycleError> {
     let tap = build.slot.tap();
     let directory = build.operator.roots.vmm_dir(&tap);
-    let (jail, mounts) = (build.jail.as_ref(), std::mem::take(&mut build.mounts));
-    build.vmm = Some(process::spawn(build.recipe.program, &directory, &tap, jail, &mounts)?);
+    let shared = std::mem::take(&mut build.mounts);
+    let Recipe { program, tenant, resources, .. } = build.recipe;
+    build.vmm = Some(build.guard.spawn(program, tenant, *resources, &directory, &tap, &shared)?);
     Ok(())
 }
 
@@ -261,7 +263,7 @@ fn snapshot(build: &mut Build) -> Result<(), LifecycleError> {
     let directory = build.operator.roots.vmm_dir(&build.slot.tap());
     for name in [base::VMSTATE, base::MEM] {
         let own = rustix::process::getuid().as_raw();
-        let uid = build.jail.as_ref().map_or(own, |jail| jail.uid);
+        let uid = build.guard.uid().unwrap_or(own);
         let taken = build.draft.folder().join(name);
         vmm_dir::take(&directory, &file(name), uid, &taken)?;
         // Nobody's but mvm's from here on.

@@ -3,7 +3,7 @@
 use crate::{
     infra::shell::ShellError,
     net::NetError,
-    security::{audit::AuditError, jailer::NoJail},
+    security::{audit::AuditError, cgroups::NoLimits, jailer::NoJail},
     store::StoreError,
     vm::{
         instance::{
@@ -108,6 +108,12 @@ pub enum LifecycleError {
     NoJail {
         /// What is missing for one.
         why: NoJail,
+    },
+    /// The VMM cannot be limited, and must be.
+    #[error("nothing would limit what its VMM uses: {why}")]
+    NoLimits {
+        /// What is missing for that.
+        why: NoLimits,
     },
     /// Firecracker does not take that.
     #[error("{why}")]

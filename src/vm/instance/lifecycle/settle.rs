@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     infra::config::Roots,
-    security::audit::Phase,
+    security::{audit::Phase, cgroups},
     vm::{
         instance::{
             config::{Exit, Instance, Operation, Parent},
@@ -200,7 +200,13 @@ fn settle_locked(
         }
         None | Some(Operation::Warm | Operation::Resume | Operation::Sleep) => {
             let rebooted = instance.vmm.as_ref().is_some_and(|vmm| vmm.boot_id != boot_id);
-            let why = if rebooted { "the host rebooted" } else { "the VMM ended by itself" };
+            // What its cgroup tells goes with it.
+            let events = cgroups::events(&slot.tap()).unwrap_or_default();
+            let why = match (rebooted, events.oom_kills) {
+                (true, _) => "the host rebooted",
+                (false, 0) => "the VMM ended by itself",
+                (false, _) => "the kernel killed the VMM: it needed more memory than its limit",
+            };
             launch::teardown(operator, slot, None, Keep::Nothing)?;
             finish_stop(operator, &mut instance, ("died", Phase::Observed), why.into())?;
         }
@@ -240,7 +246,7 @@ fn settle_wake(operator: &mut Operator, instance: &mut Instance) -> Result<(), L
     if let (Some(vmm), Some(delta)) = (found, snapshot::consumed(&roots, &path)?) {
         let origin = &delta.origin;
         let parent = Parent::File(delta.image.mem.file.clone());
-        instance.vmm = Some(launch::record_of(&vmm, origin.vmm, &origin.vmm_version, parent));
+        instance.vmm = Some(launch::record_of(&vmm, &slot.tap(), origin.vmm, &origin.vmm_version, parent));
         pause::set(operator, instance, State::Running)?;
         let confirmed = match pause::greet(operator, instance, State::Running) {
             Err(LifecycleError::Guest(error)) => return silent(operator, instance, slot, &error),

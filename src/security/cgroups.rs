@@ -1,0 +1,328 @@
+//! What a VMM may use of the machine: a cgroup of its own, `mvm/<tenant>/<tap>`, below one of its tenant's.
+//!
+//! Version 2 only: version 1 cannot be joined at birth and has no limit of memory that holds for all of it. The VMM is in its
+//! cgroup before it runs anything, so nothing of it was ever outside. What was written is read back: the kernel rounds, and
+//! somebody else may write there.
+
+use std::{
+    fs,
+    io::{self, ErrorKind},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
+    thread::sleep,
+    time::Duration,
+};
+
+use rustix::fs::{Mode, OFlags};
+use serde::{Deserialize, Serialize};
+
+use crate::store::StoreError;
+
+/// The cgroup of all of mvm's.
+const ALL: &str = "mvm";
+/// What limits need.
+const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
+/// Memory of a VMM beside its guest's, in MiB: its own, the kernel's tables for the guest, and pages of its disks under way.
+const OVERHEAD_MIB: u64 = 64;
+/// One page of such tables is needed for so many of the guest's.
+const TABLES: u64 = 64;
+/// The time of a CPU is given out anew after so many µs.
+const PERIOD_US: u64 = 100_000;
+/// What a VMM's own threads get beside its guest's vCPUs, in µs of each period.
+const OWN_US: u64 = 25_000;
+/// How often a cgroup is made again that somebody removes at the same moment, since it was empty.
+const TRIES: usize = 10;
+
+/// How often, and how far apart, it is looked whether a cgroup is empty whose processes were killed.
+const LOOKS: u32 = 1000;
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// Why there can be no limits here.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NoLimits {
+    /// There is no version 2.
+    #[error("cgroups of version 2 are not mounted")]
+    NotMounted,
+    /// It has not what is needed.
+    #[error("the cgroup {path} has no controller for {missing}", path = path.display())]
+    Controllers {
+        /// The cgroup.
+        path: PathBuf,
+        /// What there is none for.
+        missing: String,
+    },
+}
+
+/// Limits of one VMM, or of all of a tenant's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Limits {
+    /// Memory in bytes, all of it: the guest's, the VMM's, and the pages of its files.
+    pub memory_max: u64,
+    /// Time of CPUs in µs, of each [`Limits::cpu_period_us`].
+    pub cpu_max_us: u64,
+    /// In µs.
+    pub cpu_period_us: u64,
+    /// Processes and threads.
+    pub pids_max: u64,
+}
+
+impl Limits {
+    /// Those of a VMM with such a guest.
+    pub fn of_vmm(vcpus: u32, mem_mib: u64, tasks: u64) -> Self {
+        Self {
+            memory_max: (mem_mib + OVERHEAD_MIB + mem_mib / TABLES) << 20,
+            cpu_max_us: u64::from(vcpus) * PERIOD_US + OWN_US,
+            cpu_period_us: PERIOD_US,
+            pids_max: tasks,
+        }
+    }
+
+    /// Those of so many VMMs together, with so many vCPUs and so much memory of guests.
+    pub fn of_all(vms: u32, vcpus: u32, mem_mib: u64, tasks: u64) -> Self {
+        let vms = u64::from(vms.max(1));
+        Self {
+            memory_max: (mem_mib + vms * OVERHEAD_MIB + mem_mib / TABLES) << 20,
+            cpu_max_us: u64::from(vcpus.max(1)) * PERIOD_US + vms * OWN_US,
+            cpu_period_us: PERIOD_US,
+            pids_max: vms * tasks,
+        }
+    }
+}
+
+/// What became of a VMM for its limits.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Events {
+    /// How often it had no more memory than this.
+    pub memory_max: u64,
+    /// Processes of it that the kernel killed for that.
+    pub oom_kills: u64,
+}
+
+/// A VMM's cgroup.
+#[derive(Debug)]
+pub struct Cgroup {
+    fd: OwnedFd,
+    /// Its limits, as they were read back.
+    pub limits: Limits,
+    folder: PathBuf,
+}
+
+/// Where version 2 is mounted with what limits need.
+///
+/// # Errors
+/// [`NoLimits`] says what is missing.
+pub fn hierarchy() -> Result<PathBuf, NoLimits> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let root = mount_of(&mounts).ok_or(NoLimits::NotMounted)?;
+    let there = fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default();
+    let there: Vec<&str> = there.split_whitespace().collect();
+    let missing: Vec<&str> = CONTROLLERS.into_iter().filter(|one| !there.contains(one)).collect();
+    match missing[..] {
+        [] => Ok(root),
+        _ => Err(NoLimits::Controllers { path: root, missing: missing.join(", ") }),
+    }
+}
+
+/// proc_pid_mountinfo(5): the fifth field is where, and what follows a lone hyphen is what.
+fn mount_of(mounts: &str) -> Option<PathBuf> {
+    mounts.lines().find_map(|line| {
+        let (place, what) = line.split_once(" - ")?;
+        let is_it = what.split(' ').next() == Some("cgroup2");
+        place.split(' ').nth(4).filter(|_| is_it).map(PathBuf::from)
+    })
+}
+
+/// Makes a VMM's cgroup, empty and limited, and its tenant's where there is none.
+///
+/// # Errors
+/// When the kernel refuses, or what it says afterwards is not what it was told.
+pub fn make(
+    hierarchy: &Path,
+    tenant: &str,
+    tap: &str,
+    [of_tenant, of_vmm]: [Limits; 2],
+) -> Result<Cgroup, StoreError> {
+    let all = hierarchy.join(ALL);
+    let folder = all.join(tenant).join(tap);
+    for attempt in 1.. {
+        match try_make(hierarchy, [&all, &all.join(tenant), &folder], of_tenant) {
+            Ok(()) => break,
+            // The last VMM of the tenant went at the same moment.
+            Err(StoreError::Io { source, .. }) if source.kind() == ErrorKind::NotFound && attempt < TRIES => {
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    limit(&folder, of_vmm)?;
+    let limits = read(&folder)?;
+    let page = rustix::param::page_size() as u64;
+    // Memory is counted in pages.
+    if limits != (Limits { memory_max: of_vmm.memory_max & !(page - 1), ..of_vmm }) {
+        let why = io::Error::other(format!("it says {limits:?} after {of_vmm:?} was written"));
+        return Err(StoreError::io("limit", &folder)(why));
+    }
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let fd = rustix::fs::open(&folder, flags, Mode::empty())
+        .map_err(|errno| StoreError::io("open", &folder)(errno.into()))?;
+    Ok(Cgroup { fd, limits, folder })
+}
+
+fn try_make(hierarchy: &Path, [all, tenant, vmm]: [&Path; 3], of_tenant: Limits) -> Result<(), StoreError> {
+    pass_on(hierarchy)?;
+    for folder in [all, tenant] {
+        make_folder(folder)?;
+        pass_on(folder)?;
+    }
+    limit(tenant, of_tenant)?;
+    make_folder(vmm)
+}
+
+fn make_folder(folder: &Path) -> Result<(), StoreError> {
+    match fs::create_dir(folder) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
+        made => made.map_err(StoreError::io("create", folder)),
+    }
+}
+
+/// Lets the cgroups below have limits of their own.
+fn pass_on(folder: &Path) -> Result<(), StoreError> {
+    let passed = fs::read_to_string(folder.join("cgroup.subtree_control")).unwrap_or_default();
+    let passed: Vec<&str> = passed.split_whitespace().collect();
+    for controller in CONTROLLERS.into_iter().filter(|one| !passed.contains(one)) {
+        write(folder, "cgroup.subtree_control", &format!("+{controller}"))?;
+    }
+    Ok(())
+}
+
+fn limit(folder: &Path, limits: Limits) -> Result<(), StoreError> {
+    write(folder, "memory.max", &limits.memory_max.to_string())?;
+    // A kernel without swap has no such file.
+    if folder.join("memory.swap.max").exists() {
+        write(folder, "memory.swap.max", "0")?;
+    }
+    write(folder, "cpu.max", &format!("{} {}", limits.cpu_max_us, limits.cpu_period_us))?;
+    write(folder, "pids.max", &limits.pids_max.to_string())
+}
+
+fn write(folder: &Path, name: &str, text: &str) -> Result<(), StoreError> {
+    let file = folder.join(name);
+    fs::write(&file, text).map_err(StoreError::io("write", &file))
+}
+
+/// A cgroup's limits, as the kernel says them; what has none has the highest number.
+fn read(folder: &Path) -> Result<Limits, StoreError> {
+    let text = |name: &str| {
+        let file = folder.join(name);
+        fs::read_to_string(&file).map_err(StoreError::io("read", &file))
+    };
+    let number = |word: Option<&str>| word.and_then(|word| word.parse().ok()).unwrap_or(u64::MAX);
+    let cpu = text("cpu.max")?;
+    let mut cpu = cpu.split_whitespace();
+    Ok(Limits {
+        memory_max: number(Some(text("memory.max")?.trim())),
+        cpu_max_us: number(cpu.next()),
+        cpu_period_us: number(cpu.next()),
+        pids_max: number(Some(text("pids.max")?.trim())),
+    })
+}
+
+impl Cgroup {
+    /// The cgroup, to be joined.
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// Puts a process there that runs already.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn take_in(&self, pid: i32) -> Result<(), StoreError> {
+        write(&self.folder, "cgroup.procs", &pid.to_string())
+    }
+}
+
+/// The cgroups of a TAP's VMM: one at most, whoever's it is.
+fn of_tap(tap: &str) -> Vec<PathBuf> {
+    let Ok(hierarchy) = hierarchy() else { return Vec::new() };
+    let tenants = fs::read_dir(hierarchy.join(ALL)).into_iter().flatten().flatten();
+    tenants.map(|tenant| tenant.path().join(tap)).filter(|folder| folder.is_dir()).collect()
+}
+
+/// The limits of a TAP's VMM, as they are; none where it has none.
+pub fn limits(tap: &str) -> Option<Limits> {
+    of_tap(tap).first().and_then(|folder| read(folder).ok())
+}
+
+/// Is this process in the cgroup of a TAP's VMM?
+pub fn holds(tap: &str, pid: i32) -> bool {
+    let of_it = |folder: &PathBuf| fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
+    of_tap(tap).first().map(of_it).is_some_and(|pids| pids.lines().any(|line| line == pid.to_string()))
+}
+
+/// What became of a TAP's VMM for its limits; none where it has none.
+pub fn events(tap: &str) -> Option<Events> {
+    let text = fs::read_to_string(of_tap(tap).first()?.join("memory.events")).ok()?;
+    Some(parse_events(&text))
+}
+
+fn parse_events(text: &str) -> Events {
+    let of = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.and_then(|number| number.parse().ok()).unwrap_or(0)
+    };
+    Events { memory_max: of("max"), oom_kills: of("oom_kill") }
+}
+
+/// Removes a TAP's cgroup, and its tenant's if that was the last one. Whatever is left in it is killed.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn remove(tap: &str) -> Result<(), StoreError> {
+    for folder in of_tap(tap) {
+        let _ = fs::write(folder.join("cgroup.kill"), "1");
+        let mut looks = 0;
+        loop {
+            match fs::remove_dir(&folder) {
+                Err(error) if error.kind() == ErrorKind::NotFound => break,
+                // What was killed is a moment in going; there is no event for the last of it.
+                Err(error) if error.kind() == ErrorKind::ResourceBusy && looks < LOOKS => sleep(PAUSE),
+                removed => break removed.map_err(StoreError::io("remove", &folder))?,
+            }
+            looks += 1;
+        }
+        // Others may have something there.
+        let _ = folder.ancestors().skip(1).take(2).try_for_each(fs::remove_dir);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_version_two_counts() {
+        let v1 = "31 24 0:27 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n";
+        assert_eq!(mount_of(v1), None);
+        let both = format!("{v1}40 24 0:30 / /sys/fs/cgroup/unified rw,nosuid shared:9 - cgroup2 none rw\n");
+        assert_eq!(mount_of(&both), Some("/sys/fs/cgroup/unified".into()));
+    }
+
+    #[test]
+    fn a_vmm_gets_its_guests_memory_and_some_more() {
+        let limits = Limits::of_vmm(2, 1024, 64);
+        assert_eq!(limits.memory_max, (1024 + 64 + 16) << 20);
+        assert_eq!((limits.cpu_max_us, limits.cpu_period_us, limits.pids_max), (225_000, 100_000, 64));
+        // All that a tenant may run fits below it at one time.
+        let all = Limits::of_all(3, 6, 3 * 1024, 64);
+        assert!(all.memory_max >= 3 * limits.memory_max && all.cpu_max_us >= 3 * limits.cpu_max_us);
+    }
+
+    #[test]
+    fn kills_are_counted() {
+        let text = "low 0\nhigh 0\nmax 12\noom 1\noom_kill 3\noom_group_kill 0\n";
+        assert_eq!(parse_events(text), Events { memory_max: 12, oom_kills: 3 });
+        assert_eq!(parse_events(""), Events::default());
+    }
+}

@@ -1,0 +1,104 @@
+//! What keeps a VMM to itself: its jail and its limits, or that the pool takes it without.
+
+use std::path::{Path, PathBuf};
+
+use super::lifecycle::LifecycleError;
+use crate::{
+    infra::config::Roots,
+    security::{
+        Lack,
+        cgroups::{self, Cgroup, Limits},
+        jailer,
+    },
+    vm::{
+        naming::{Slot, UID_BASE},
+        pool::config::{Pool, Resources, VmmKind},
+        room::NodeConfig,
+        tenant::config::Tenant,
+    },
+    vmm::process::{self, Jail, Program, Start, TASKS, Vmm},
+};
+
+/// What a VMM that is to be started gets.
+#[derive(Debug)]
+pub struct Guard {
+    jail: Option<Jail>,
+    /// Where its cgroup is made.
+    hierarchy: Option<PathBuf>,
+}
+
+impl Guard {
+    /// What there is for a VMM in this slot. What is missing is taken where the pool takes it and the node is not in production.
+    ///
+    /// # Errors
+    /// [`LifecycleError::NoJail`] and [`LifecycleError::NoLimits`] where something is missing and needed.
+    pub fn of(roots: &Roots, pool: &Pool, program: &Program, slot: Slot) -> Result<Self, LifecycleError> {
+        // Who takes the simulated VMM takes it as it is.
+        let is_simulated = pool.vmm == VmmKind::Sim;
+        let is_taken = (pool.insecure || is_simulated) && !NodeConfig::load(roots)?.production;
+        let jail = match jailer::jail(roots, program, slot.uid()) {
+            Ok(jail) => Some(jail),
+            Err(_) if is_taken => None,
+            Err(why) => return Err(LifecycleError::NoJail { why }),
+        };
+        let hierarchy = match cgroups::hierarchy() {
+            Ok(hierarchy) => Some(hierarchy).filter(|_| !is_simulated),
+            Err(_) if is_taken => None,
+            Err(why) => return Err(LifecycleError::NoLimits { why }),
+        };
+        Ok(Self { jail, hierarchy })
+    }
+
+    /// The user of a jailed VMM.
+    pub fn uid(&self) -> Option<u32> {
+        self.jail.as_ref().map(|jail| jail.uid)
+    }
+
+    /// Starts a VMM that has these resources in its directory; `shared` is what it finds there beside.
+    ///
+    /// # Errors
+    /// When it cannot be limited or run.
+    pub fn spawn(
+        &self,
+        program: &Program,
+        tenant: &Tenant,
+        resources: Resources,
+        directory: &Path,
+        tap: &str,
+        shared: &[(PathBuf, String)],
+    ) -> Result<Vmm, LifecycleError> {
+        let cgroup = self.hierarchy.as_ref().map(|hierarchy| limited(hierarchy, tenant, resources, tap));
+        let cgroup = cgroup.transpose()?;
+        let fd = cgroup.as_ref().map(Cgroup::as_fd);
+        let start = Start { directory, id: tap, jail: self.jail.as_ref(), shared, cgroup: fd };
+        let vmm = process::spawn(program, start)?;
+        if let (Some(cgroup), None) = (&cgroup, &self.jail)
+            && let Err(error) = cgroup.take_in(vmm.identity.pid)
+        {
+            vmm.kill()?;
+            return Err(error.into());
+        }
+        Ok(vmm)
+    }
+}
+
+fn limited(
+    hierarchy: &Path,
+    tenant: &Tenant,
+    resources: Resources,
+    tap: &str,
+) -> Result<Cgroup, LifecycleError> {
+    let quotas = &tenant.quotas;
+    let vms = quotas.max_running.saturating_add(quotas.max_warm);
+    let all = Limits::of_all(vms, quotas.max_vcpus, quotas.max_mem_mib, TASKS);
+    let own = Limits::of_vmm(resources.vcpus, resources.mem_mib, TASKS);
+    Ok(cgroups::make(hierarchy, tenant.tenant_id.as_ref(), tap, [all, own])?)
+}
+
+/// What a VMM that runs lacks, and its limits: as the process and the kernel show it, whoever started it.
+pub fn seen(vmm: &Vmm, tap: &str) -> (Vec<Lack>, Option<Limits>) {
+    let is_jailed = process::uid_of(vmm.identity.pid).is_some_and(|uid| uid >= UID_BASE);
+    let limits = cgroups::limits(tap).filter(|_| cgroups::holds(tap, vmm.identity.pid));
+    let lacks = [(!is_jailed).then_some(Lack::Jail), limits.is_none().then_some(Lack::Limits)];
+    (lacks.into_iter().flatten().collect(), limits)
+}
