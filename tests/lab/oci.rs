@@ -131,7 +131,7 @@ fn an_image_from_elsewhere_runs_as_it_says() {
     scenario("an image from elsewhere", |world| {
         world.images()?;
         world.ok("tenant create acme --net-id 3 --subnet 10.240.3.0/24")?;
-        world.ok("pool create acme/app --agent required --insecure --mem 256 --data-disk 64")?;
+        world.ok("pool create acme/app --agent required --mem 256 --data-disk 64")?;
         let archive = world.root().join("image.tar");
         fs::write(&archive, image()?).map_err(|error| error.to_string())?;
         step("an archive of two layers becomes a revision, with its base snapshot", || {

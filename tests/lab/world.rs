@@ -127,7 +127,7 @@ impl World {
         self.images()?;
         let tenant = pool.split('/').next().unwrap_or_default();
         self.ok(&format!("tenant create {tenant} --net-id {net_id} --subnet 10.240.{net_id}.0/24"))?;
-        let create = format!("pool create {pool} --image debian --insecure {options}");
+        let create = format!("pool create {pool} --image debian {options}");
         let made = self.ok_within(&create, Duration::from_secs(240))?;
         ensure(made["agent"] == "required", || made.to_string())
     }
@@ -137,7 +137,7 @@ impl World {
         self.images()?;
         let tenant = pool.split('/').next().unwrap_or_default();
         self.ok(&format!("tenant create {tenant} --net-id {net_id} --subnet 10.240.{net_id}.0/24"))?;
-        self.ok(&format!("pool create {pool} --image debian --agent none --insecure {options}")).map(drop)
+        self.ok(&format!("pool create {pool} --image debian --agent none {options}")).map(drop)
     }
 
     /// Makes an instance, which is not started.

@@ -1,0 +1,76 @@
+//! A VMM in its jail, within its limits: what the kernel says of it, and what becomes of one that takes more.
+
+use std::{fs, path::PathBuf, time::Duration};
+
+use serde_json::Value;
+
+use crate::{ensure, scenario, step, world::wait_for};
+
+/// A first start makes its base before.
+const START_LIMIT: Duration = Duration::from_secs(240);
+/// Where the lab has its cgroups.
+const CGROUPS: &str = "/sys/fs/cgroup/mvm";
+
+fn cgroup(record: &Value) -> PathBuf {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    [CGROUPS.to_owned(), text(&record["tenant_id"]), text(&record["net"]["tap_dev"])].iter().collect()
+}
+
+fn says(cgroup: &std::path::Path, name: &str) -> String {
+    fs::read_to_string(cgroup.join(name)).unwrap_or_default().trim().to_owned()
+}
+
+#[test]
+fn a_jail_with_limits() {
+    scenario("a jail with limits", |world| {
+        step("a pool that takes no VMM without", || world.agent_pool("acme/web", 3, "--mem 256"))?;
+        let made = world.ok("instance create acme/web")?;
+        let path = made["path"].as_str().unwrap_or_default().to_owned();
+        let started =
+            step("a guest starts", || world.ok_within(&format!("instance start {path}"), START_LIMIT))?;
+        let folder = cgroup(&started);
+        step("it lacks nothing, and the kernel says what it may use", || {
+            let vmm = &started["vmm"];
+            ensure(vmm["lacks"] == serde_json::json!([]), || vmm.to_string())?;
+            let limits = &vmm["limits"];
+            let memory: u64 = says(&folder, "memory.max").parse().unwrap_or(0);
+            ensure(limits["memory_max"] == memory, || limits.to_string())?;
+            ensure(limits["memory_max"].as_u64() == Some((256 + 64 + 4) << 20), || limits.to_string())?;
+            let others = ["cpu.max", "pids.max", "memory.swap.max"].map(|name| says(&folder, name));
+            let swap = if folder.join("memory.swap.max").exists() { "0" } else { "" };
+            ensure(others == ["125000 100000", "64", swap], || format!("{others:?}"))?;
+            let of = |what: &str| fs::read_to_string(format!("/proc/{}/{what}", vmm["pid"]));
+            let own = of("cgroup").unwrap_or_default();
+            let place = folder.strip_prefix("/sys/fs/cgroup").unwrap_or(&folder);
+            ensure(own.trim() == format!("0::/{}", place.display()), || own.clone())?;
+            let status = of("status").unwrap_or_default();
+            ensure(status.contains("CapEff:\t0000000000000000"), || status.clone())
+        })?;
+        step("so it is after a sleep", || {
+            world.ok(&format!("instance sleep {path}"))?;
+            ensure(!folder.exists(), || format!("{} is left", folder.display()))?;
+            let woken = world.ok(&format!("instance wake {path}"))?;
+            ensure(woken["vmm"]["lacks"] == serde_json::json!([]), || woken["vmm"].to_string())?;
+            world.exec(&path, &["true"]).map(drop)
+        })?;
+        step("one that takes more than its limit is killed, and that is said", || {
+            // Less than its guest has: as if its VMM grew.
+            fs::write(folder.join("memory.max"), (96_u64 << 20).to_string())
+                .map_err(|error| error.to_string())?;
+            let _eats = world.begins(&path, &["tail", "/dev/zero"])?;
+            wait_for("the instance is stopped", Duration::from_secs(120), || {
+                let info = world.ok(&format!("instance info {path}")).ok()?;
+                (info["status"] == "stopped").then_some(info)
+            })
+            .and_then(|info| {
+                let why = info["last_exit"]["why"].as_str().unwrap_or_default().to_owned();
+                ensure(why.contains("needed more memory than its limit"), || why.clone())
+            })?;
+            ensure(!PathBuf::from(CGROUPS).exists(), || "cgroups are left".to_owned())
+        })?;
+        step("and starts again within its limits", || {
+            let again = world.ok_within(&format!("instance start {path}"), START_LIMIT)?;
+            ensure(again["vmm"]["lacks"] == serde_json::json!([]), || again["vmm"].to_string())
+        })
+    });
+}
