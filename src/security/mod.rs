@@ -3,6 +3,7 @@
 pub mod audit;
 pub mod cgroups;
 pub mod jailer;
+pub mod seccomp;
 
 use std::fmt;
 
@@ -14,6 +15,8 @@ pub enum Lack {
     Jail,
     /// A cgroup that limits it.
     Limits,
+    /// A seccomp filter that is more than an empty one.
+    Filter,
 }
 
 impl fmt::Display for Lack {
@@ -21,6 +24,7 @@ impl fmt::Display for Lack {
         match self {
             Self::Jail => f.write_str("no jail"),
             Self::Limits => f.write_str("no limits"),
+            Self::Filter => f.write_str("no seccomp filter"),
         }
     }
 }

@@ -40,7 +40,7 @@ fn a_guest_with_an_agent() {
       gets      1 vCPU, 128 MiB memory, 8 MiB data disk
       revision  REVISION
       base      REVISION
-      vmm       sim 1.16.1, pid PID, no jail, no limits
+      vmm       sim 1.16.1, pid PID, no jail, no limits, no seccomp filter
       worker    has said nothing
       workload  running as pid PID
       made      2026-01-02 03:04:05Z

@@ -59,7 +59,7 @@ fn an_instance_from_create_to_destroy() {
       network   10.240.3.3 of 10.240.3.0/24 via 10.240.3.1, 02:fc:00:03:00:03, tn3i3
       gets      1 vCPU, 128 MiB memory, 8 MiB data disk
       revision  REVISION
-      vmm       sim 1.16.1, pid PID, no jail, no limits
+      vmm       sim 1.16.1, pid PID, no jail, no limits, no seccomp filter
       made      2026-01-02 03:04:05Z
       started   2026-01-02 03:04:05Z
       receipt   start MS ms: reserve MS, disks MS, directory MS, tap MS, spawn MS, configure MS, boot MS, join MS
@@ -100,7 +100,8 @@ fn an_instance_from_create_to_destroy() {
         "uid": 0,
         "lacks": [
           "jail",
-          "limits"
+          "limits",
+          "filter"
         ],
         "parent": "boot"
       },

@@ -9,7 +9,7 @@ use crate::{
     infra::shell::ShellError,
     net::NetError,
     node::NodeError,
-    security::{audit::AuditError, jailer::NoJail},
+    security::audit::AuditError,
     store::StoreError,
     vm::{
         image::{
@@ -424,6 +424,7 @@ impl From<&LifecycleError> for CliError {
             }
             LifecycleError::Install(error) => error.into(),
             LifecycleError::Guest(error) => error.into(),
+            LifecycleError::Unprotected(error) => error.into(),
             LifecycleError::NoBarrier { .. } => {
                 Self::of(Kind::Failed, "no_guest", error).fix("docs/guests.md says what a guest must be")
             }
@@ -467,16 +468,6 @@ impl From<&LifecycleError> for CliError {
             LifecycleError::PortTaken { .. } => {
                 Self::of(Kind::Refused, "port_taken", error).fix("publish another port")
             }
-            LifecycleError::NoJail { why } => {
-                let fix = match why {
-                    NoJail::NoJailer { .. } => "mvm vmm install FILE --jailer FILE",
-                    NoJail::Mounted { .. } => "give MVM_ROOT a file system with dev and exec",
-                    _ => "mvm pool create --insecure makes a pool that takes VMMs without a jail",
-                };
-                Self::of(Kind::Refused, "no_jail", error).fix(fix)
-            }
-            LifecycleError::NoLimits { .. } => Self::of(Kind::Refused, "no_limits", error)
-                .fix("boot with systemd.unified_cgroup_hierarchy=1, or make the pool with --insecure"),
             LifecycleError::Production { .. } => {
                 Self::of(Kind::Refused, "production", error).fix("mvm node set production off")
             }

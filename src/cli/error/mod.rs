@@ -2,6 +2,8 @@
 
 #[cfg(target_os = "linux")]
 mod causes;
+#[cfg(target_os = "linux")]
+mod protection;
 
 use clap::{CommandFactory, error::ErrorKind};
 use serde::Serialize;

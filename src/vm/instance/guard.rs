@@ -7,8 +7,9 @@ use crate::{
     infra::config::Roots,
     security::{
         Lack,
-        cgroups::{self, Cgroup, Limits},
-        jailer,
+        cgroups::{self, Cgroup, Limits, NoLimits},
+        jailer::{self, NoJail},
+        seccomp,
     },
     vm::{
         naming::{Slot, UID_BASE},
@@ -19,9 +20,34 @@ use crate::{
     vmm::process::{self, Jail, Program, Start, TASKS, Vmm},
 };
 
+/// Something that protects others from a VMM is missing, and its pool does not take that, or its node is in production.
+#[derive(Debug, thiserror::Error)]
+pub enum Unprotected {
+    /// It cannot be jailed.
+    #[error("its VMM would run without a jail: {why}")]
+    NoJail {
+        /// What is missing for one.
+        why: NoJail,
+    },
+    /// It cannot be limited.
+    #[error("nothing would limit what its VMM uses: {why}")]
+    NoLimits {
+        /// What is missing for that.
+        why: NoLimits,
+    },
+    /// It has no filter.
+    #[error("its VMM has no seccomp filter: {why}")]
+    NoFilter {
+        /// What is known of it.
+        why: String,
+    },
+}
+
 /// What a VMM that is to be started gets.
 #[derive(Debug)]
 pub struct Guard {
+    /// Is what is missing taken?
+    is_lax: bool,
     jail: Option<Jail>,
     /// Where its cgroup is made.
     hierarchy: Option<PathBuf>,
@@ -31,7 +57,7 @@ impl Guard {
     /// What there is for a VMM in this slot. What is missing is taken where the pool takes it and the node is not in production.
     ///
     /// # Errors
-    /// [`LifecycleError::NoJail`] and [`LifecycleError::NoLimits`] where something is missing and needed.
+    /// [`Unprotected::NoJail`] and [`Unprotected::NoLimits`] where something is missing and needed.
     pub fn of(roots: &Roots, pool: &Pool, program: &Program, slot: Slot) -> Result<Self, LifecycleError> {
         // Who takes the simulated VMM takes it as it is.
         let is_simulated = pool.vmm == VmmKind::Sim;
@@ -39,19 +65,34 @@ impl Guard {
         let jail = match jailer::jail(roots, program, slot.uid()) {
             Ok(jail) => Some(jail),
             Err(_) if is_taken => None,
-            Err(why) => return Err(LifecycleError::NoJail { why }),
+            Err(why) => return Err(Unprotected::NoJail { why }.into()),
         };
         let hierarchy = match cgroups::hierarchy() {
             Ok(hierarchy) => Some(hierarchy).filter(|_| !is_simulated),
             Err(_) if is_taken => None,
-            Err(why) => return Err(LifecycleError::NoLimits { why }),
+            Err(why) => return Err(Unprotected::NoLimits { why }.into()),
         };
-        Ok(Self { jail, hierarchy })
+        Ok(Self { is_lax: is_taken, jail, hierarchy })
     }
 
     /// The user of a jailed VMM.
     pub fn uid(&self) -> Option<u32> {
         self.jail.as_ref().map(|jail| jail.uid)
+    }
+
+    /// Is a VMM filtered that has booted or loaded its guest?
+    ///
+    /// # Errors
+    /// [`Unprotected::NoFilter`] where it is not, and has to be.
+    pub fn check_filter(&self, vmm: &Vmm) -> Result<(), Unprotected> {
+        if self.is_lax {
+            return Ok(());
+        }
+        match seccomp::is_filtered(vmm.identity.pid) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(Unprotected::NoFilter { why: "this build carries an empty one".to_owned() }),
+            Err(error) => Err(Unprotected::NoFilter { why: format!("it cannot be looked at: {error}") }),
+        }
     }
 
     /// Starts a VMM that has these resources in its directory; `shared` is what it finds there beside.
@@ -95,10 +136,15 @@ fn limited(
     Ok(cgroups::make(hierarchy, tenant.tenant_id.as_ref(), tap, [all, own])?)
 }
 
-/// What a VMM that runs lacks, and its limits: as the process and the kernel show it, whoever started it.
+/// What a VMM that runs its guest lacks, and its limits: as the process and the kernel show it, whoever started it.
 pub fn seen(vmm: &Vmm, tap: &str) -> (Vec<Lack>, Option<Limits>) {
+    let is_filtered = seccomp::is_filtered(vmm.identity.pid).unwrap_or(false);
     let is_jailed = process::uid_of(vmm.identity.pid).is_some_and(|uid| uid >= UID_BASE);
     let limits = cgroups::limits(tap).filter(|_| cgroups::holds(tap, vmm.identity.pid));
-    let lacks = [(!is_jailed).then_some(Lack::Jail), limits.is_none().then_some(Lack::Limits)];
+    let lacks = [
+        (!is_jailed).then_some(Lack::Jail),
+        limits.is_none().then_some(Lack::Limits),
+        (!is_filtered).then_some(Lack::Filter),
+    ];
     (lacks.into_iter().flatten().collect(), limits)
 }

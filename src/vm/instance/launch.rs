@@ -413,6 +413,9 @@ pub fn greet_guest(roots: &Roots, instance: &Instance, vmm: &Vmm) -> Result<Vec<
 /// # Errors
 /// When the kernel refuses.
 pub fn join(launch: &mut Launch) -> Result<(), LifecycleError> {
+    if let Some(vmm) = &launch.vmm {
+        launch.guard.check_filter(vmm)?;
+    }
     launch.operator.net()?.join(launch.slot)?;
     Ok(())
 }

@@ -3,11 +3,12 @@
 use crate::{
     infra::shell::ShellError,
     net::NetError,
-    security::{audit::AuditError, cgroups::NoLimits, jailer::NoJail},
+    security::audit::AuditError,
     store::StoreError,
     vm::{
         instance::{
             disk::DiskError,
+            guard::Unprotected,
             guest::GuestError,
             state::{Denial, State},
         },
@@ -103,18 +104,9 @@ pub enum LifecycleError {
         /// What it refuses.
         why: &'static str,
     },
-    /// The VMM cannot be jailed, and must be.
-    #[error("its VMM would run without a jail: {why}")]
-    NoJail {
-        /// What is missing for one.
-        why: NoJail,
-    },
-    /// The VMM cannot be limited, and must be.
-    #[error("nothing would limit what its VMM uses: {why}")]
-    NoLimits {
-        /// What is missing for that.
-        why: NoLimits,
-    },
+    /// Something that protects others from the VMM is missing, and must not be.
+    #[error(transparent)]
+    Unprotected(#[from] Unprotected),
     /// Firecracker does not take that.
     #[error("{why}")]
     Resources {

@@ -1,0 +1,28 @@
+//! What is said where a VMM would run without its jail, its limits or its filter.
+
+use super::{CliError, Kind};
+use crate::{security::jailer::NoJail, vm::instance::guard::Unprotected};
+
+impl From<&Unprotected> for CliError {
+    fn from(error: &Unprotected) -> Self {
+        let (code, fix) = match error {
+            Unprotected::NoJail { why } => {
+                let fix = match why {
+                    NoJail::NoJailer { .. } => "mvm vmm install FILE --jailer FILE",
+                    NoJail::Mounted { .. } => "give MVM_ROOT a file system with dev and exec",
+                    _ => "mvm pool create --insecure makes a pool that takes VMMs without a jail",
+                };
+                ("no_jail", fix)
+            }
+            Unprotected::NoLimits { .. } => (
+                "no_limits",
+                "boot with systemd.unified_cgroup_hierarchy=1, or make the pool with --insecure",
+            ),
+            Unprotected::NoFilter { .. } => (
+                "no_filter",
+                "mvm vmm install FILE, of an official release, or make the pool with --insecure",
+            ),
+        };
+        Self::of(Kind::Refused, code, error).fix(fix)
+    }
+}
