@@ -135,7 +135,7 @@ fn help_names_every_command() {
               [default: firecracker]
 
           --insecure
-              Accept VMMs without a jail
+              Accept VMMs for which this machine has no jail, no limits or no seccomp filter
 
           --egress <POLICY>
               Where guests may connect to: internet, open, deny, or allow:CIDR[:PORT],…

@@ -117,7 +117,7 @@ pub struct CreateArguments {
     /// The VMM, with a version or without
     #[arg(long, value_name = "firecracker[@VERSION]|sim", default_value = "firecracker", value_parser = parse_vmm)]
     pub vmm: (VmmKind, Option<String>),
-    /// Accept VMMs without a jail
+    /// Accept VMMs for which this machine has no jail, no limits or no seccomp filter
     #[arg(long)]
     pub insecure: bool,
     /// Where guests may connect to: internet, open, deny, or allow:CIDR[:PORT],…
