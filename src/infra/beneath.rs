@@ -41,7 +41,7 @@ pub fn tail(folder: &Path, name: &str, bytes: u64) -> Vec<u8> {
 /// How deep folders are gone into: each is a descriptor that is open meanwhile.
 const DEEPEST: usize = 64;
 
-/// Removes a folder with all in it, however deep: what lies deeper than [`DEEPEST`] is moved up first. It is well when there is
+/// Removes a folder with all in it, however deep: what lies very deep is moved up first. It is well when there is
 /// none. Nobody may write there any more.
 ///
 /// # Errors

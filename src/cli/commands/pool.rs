@@ -399,7 +399,7 @@ fn describe(out: &Out, view: &PoolView) -> String {
     ];
     lines.extend(pool.image.as_ref().map(|name| format!("  image      {name}")));
     if pool.insecure {
-        lines.push(out.paint(Tone::Doubtful, "  insecure   accepts VMMs without a jail"));
+        lines.push(out.paint(Tone::Doubtful, "  insecure   accepts VMMs without a jail, limits or a filter"));
     }
     for (key, value) in &pool.labels {
         lines.push(format!("  label      {key}={value}"));
