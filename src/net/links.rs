@@ -406,11 +406,10 @@ pub fn open_tap(name: &str) -> io::Result<fs::File> {
     Ok(file)
 }
 
-/// Lets a TAP stay when its descriptor is closed, with an owner that may open it.
+/// Lets a TAP stay when its descriptor is closed, with an owner that may open it: one without may be opened by anybody.
 fn keep_tap(tap: &fs::File, owner: Option<u32>) -> io::Result<()> {
-    if let Some(owner) = owner {
-        tap_ioctl::set_owner(tap.as_raw_fd(), owner)?;
-    }
+    let owner = owner.unwrap_or_else(|| rustix::process::geteuid().as_raw());
+    tap_ioctl::set_owner(tap.as_raw_fd(), owner)?;
     tap_ioctl::persist(tap.as_raw_fd())
 }
 

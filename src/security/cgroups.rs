@@ -1,7 +1,8 @@
-//! What a VMM may use of the machine: a cgroup of its own, `mvm/<tenant>/<tap>`, below one of its tenant's.
+//! What a VMM may use of the machine: a cgroup of its own, `mvm.<node>/<tenant>/<tap>`, below one of its tenant's. The node's
+//! id is in it since there may be several roots on one machine, each with a network of its own in which TAPs have the same names.
 //!
 //! Version 2 only: version 1 cannot be joined at birth and has no limit of memory that holds for all of it. The VMM is in its
-//! cgroup before it runs anything, so nothing of it was ever outside. What was written is read back: the kernel rounds, and
+//! cgroup before it runs anything where it is jailed, and put there at once where it is not. What was written is read back: the kernel rounds, and
 //! somebody else may write there.
 
 use std::{
@@ -18,14 +19,20 @@ use serde::{Deserialize, Serialize};
 
 use crate::store::StoreError;
 
-/// The cgroup of all of mvm's.
-const ALL: &str = "mvm";
+/// The cgroup of all VMMs of a node.
+fn of_node(hierarchy: &Path, node: &str) -> PathBuf {
+    hierarchy.join(format!("mvm.{node}"))
+}
+
 /// What limits need.
 const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
 /// Memory of a VMM beside its guest's, in MiB: its own, the kernel's tables for the guest, and pages of its disks under way.
 const OVERHEAD_MIB: u64 = 64;
 /// One page of such tables is needed for so many of the guest's.
 const TABLES: u64 = 64;
+/// The most that a quota counts for: VMMs, and memory in MiB.
+const MOST_VMS: u32 = 4096;
+const MOST_MIB: u64 = 1 << 32;
 /// The time of a CPU is given out anew after so many µs.
 const PERIOD_US: u64 = 100_000;
 /// What a VMM's own threads get beside its guest's vCPUs, in µs of each period.
@@ -80,7 +87,9 @@ impl Limits {
 
     /// Those of so many VMMs together, with so many vCPUs and so much memory of guests.
     pub fn of_all(vms: u32, vcpus: u32, mem_mib: u64, tasks: u64) -> Self {
-        let vms = u64::from(vms.max(1));
+        // More are no more on one machine, whatever a quota says; nor is there more memory.
+        let vms = u64::from(vms.clamp(1, MOST_VMS));
+        let mem_mib = mem_mib.min(MOST_MIB);
         Self {
             memory_max: (mem_mib + vms * OVERHEAD_MIB + mem_mib / TABLES) << 20,
             cpu_max_us: u64::from(vcpus.max(1)) * PERIOD_US + vms * OWN_US,
@@ -93,9 +102,9 @@ impl Limits {
 /// What became of a VMM for its limits.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Events {
-    /// How often it had no more memory than this.
-    pub memory_max: u64,
-    /// Processes of it that the kernel killed for that.
+    /// How often its own limit of memory left it none.
+    pub oom: u64,
+    /// Processes of it that the kernel killed for want of memory, its own or the machine's.
     pub oom_kills: u64,
 }
 
@@ -139,18 +148,17 @@ fn mount_of(mounts: &str) -> Option<PathBuf> {
 /// When the kernel refuses, or what it says afterwards is not what it was told.
 pub fn make(
     hierarchy: &Path,
-    tenant: &str,
-    tap: &str,
+    [node, tenant, tap]: [&str; 3],
     [of_tenant, of_vmm]: [Limits; 2],
 ) -> Result<Cgroup, StoreError> {
-    let all = hierarchy.join(ALL);
+    let all = of_node(hierarchy, node);
     let folder = all.join(tenant).join(tap);
     for attempt in 1.. {
         match try_make(hierarchy, [&all, &all.join(tenant), &folder], of_tenant) {
             Ok(()) => break,
             // The last VMM of the tenant went at the same moment.
-            Err(StoreError::Io { source, .. }) if source.kind() == ErrorKind::NotFound && attempt < TRIES => {
-            }
+            Err(StoreError::Io { source, .. })
+                if matches!(source.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) && attempt < TRIES => {}
             Err(error) => return Err(error),
         }
     }
@@ -243,26 +251,26 @@ impl Cgroup {
 }
 
 /// The cgroups of a TAP's VMM: one at most, whoever's it is.
-fn of_tap(tap: &str) -> Vec<PathBuf> {
+fn of_tap(node: &str, tap: &str) -> Vec<PathBuf> {
     let Ok(hierarchy) = hierarchy() else { return Vec::new() };
-    let tenants = fs::read_dir(hierarchy.join(ALL)).into_iter().flatten().flatten();
+    let tenants = fs::read_dir(of_node(&hierarchy, node)).into_iter().flatten().flatten();
     tenants.map(|tenant| tenant.path().join(tap)).filter(|folder| folder.is_dir()).collect()
 }
 
 /// The limits of a TAP's VMM, as they are; none where it has none.
-pub fn limits(tap: &str) -> Option<Limits> {
-    of_tap(tap).first().and_then(|folder| read(folder).ok())
+pub fn limits(node: &str, tap: &str) -> Option<Limits> {
+    of_tap(node, tap).first().and_then(|folder| read(folder).ok())
 }
 
 /// Is this process in the cgroup of a TAP's VMM?
-pub fn holds(tap: &str, pid: i32) -> bool {
+pub fn holds(node: &str, tap: &str, pid: i32) -> bool {
     let of_it = |folder: &PathBuf| fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
-    of_tap(tap).first().map(of_it).is_some_and(|pids| pids.lines().any(|line| line == pid.to_string()))
+    of_tap(node, tap).first().map(of_it).is_some_and(|pids| pids.lines().any(|line| line == pid.to_string()))
 }
 
 /// What became of a TAP's VMM for its limits; none where it has none.
-pub fn events(tap: &str) -> Option<Events> {
-    let text = fs::read_to_string(of_tap(tap).first()?.join("memory.events")).ok()?;
+pub fn events(node: &str, tap: &str) -> Option<Events> {
+    let text = fs::read_to_string(of_tap(node, tap).first()?.join("memory.events")).ok()?;
     Some(parse_events(&text))
 }
 
@@ -271,15 +279,15 @@ fn parse_events(text: &str) -> Events {
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         line.and_then(|number| number.parse().ok()).unwrap_or(0)
     };
-    Events { memory_max: of("max"), oom_kills: of("oom_kill") }
+    Events { oom: of("oom"), oom_kills: of("oom_kill") }
 }
 
 /// Removes a TAP's cgroup, and its tenant's if that was the last one. Whatever is left in it is killed.
 ///
 /// # Errors
 /// When the kernel refuses.
-pub fn remove(tap: &str) -> Result<(), StoreError> {
-    for folder in of_tap(tap) {
+pub fn remove(node: &str, tap: &str) -> Result<(), StoreError> {
+    for folder in of_tap(node, tap) {
         let _ = fs::write(folder.join("cgroup.kill"), "1");
         let mut looks = 0;
         loop {
@@ -317,12 +325,14 @@ mod tests {
         // All that a tenant may run fits below it at one time.
         let all = Limits::of_all(3, 6, 3 * 1024, 64);
         assert!(all.memory_max >= 3 * limits.memory_max && all.cpu_max_us >= 3 * limits.cpu_max_us);
+        // Any quota is one that the kernel takes.
+        assert!(Limits::of_all(u32::MAX, u32::MAX, u64::MAX, 64).pids_max < 1 << 22);
     }
 
     #[test]
     fn kills_are_counted() {
         let text = "low 0\nhigh 0\nmax 12\noom 1\noom_kill 3\noom_group_kill 0\n";
-        assert_eq!(parse_events(text), Events { memory_max: 12, oom_kills: 3 });
+        assert_eq!(parse_events(text), Events { oom: 1, oom_kills: 3 });
         assert_eq!(parse_events(""), Events::default());
     }
 }

@@ -31,7 +31,7 @@ pub enum NoJail {
         version: String,
     },
     /// mvm must be root for it.
-    #[error("it takes root")]
+    #[error("it takes root, with all users of the machine")]
     NotRoot,
     /// A program needs libraries that are not in the jail.
     #[error("{path} is linked dynamically", path = path.display())]
@@ -68,7 +68,10 @@ pub fn jail(roots: &Roots, program: &Program, uid: u32) -> Result<Jail, NoJail> 
     let Some(jailer) = &program.jailer else {
         return Err(NoJail::NoJailer { version: program.version.clone() });
     };
-    if !rustix::process::geteuid().is_root() {
+    // Root of a user namespace has no such users to give.
+    let users = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let all_users = ["0", "0", "4294967295"];
+    if !rustix::process::geteuid().is_root() || users.split_whitespace().ne(all_users) {
         return Err(NoJail::NotRoot);
     }
     for path in [&program.path, jailer] {

@@ -3,10 +3,15 @@
 //! The kernel shows a filter to who traces a thread that is stopped (ptrace(2), `PTRACE_SECCOMP_GET_FILTER`); each is stopped
 //! for a tenth of a millisecond. Firecracker's threads have theirs from the boot or the load on, not before.
 
-use std::{fs, io, ptr};
+use std::{
+    fs, io, ptr,
+    time::{Duration, Instant},
+};
 
 /// `linux/ptrace.h`.
 const GET_FILTER: libc::c_uint = 0x420c;
+/// A thread stops within microseconds.
+const STOP_LIMIT: Duration = Duration::from_millis(200);
 /// An empty policy is compiled to 7 instructions, Firecracker's own to 105 and more.
 const SMALLEST: usize = 32;
 
@@ -38,11 +43,15 @@ impl Traced {
         // From here on it goes on when this is dropped.
         let traced = Self(tid);
         request(libc::PTRACE_INTERRUPT, tid, 0)?;
+        let deadline = Instant::now() + STOP_LIMIT;
         loop {
             let mut status = 0;
             // SAFETY: the status outlives the call.
-            let waited = unsafe { libc::waitpid(tid, &mut status, libc::__WALL) };
+            let waited = unsafe { libc::waitpid(tid, &mut status, libc::__WALL | libc::WNOHANG) };
             match waited {
+                // A thread that cannot be stopped keeps nobody; there is no event for a stop that has a limit.
+                0 if Instant::now() < deadline => std::thread::sleep(Duration::from_micros(20)),
+                0 => return Err(io::ErrorKind::TimedOut.into()),
                 _ if waited == tid && libc::WIFSTOPPED(status) => return Ok(traced),
                 _ if waited == tid => return Err(io::Error::from_raw_os_error(libc::ESRCH)),
                 _ => {

@@ -244,11 +244,12 @@ pub fn find_in(directory: &Path) -> Vec<Vmm> {
         working_directory(pid).as_deref() == Some(directory)
             || folder.is_some() && place().map(|meta| (meta.dev(), meta.ino())) == folder
     };
+    // First what it runs: where others stand is not looked at, it may be a file system that does not answer.
     processes()
-        .filter(|&pid| stands_there(pid))
+        .filter(|&pid| runs_a_vmm(pid) && stands_there(pid))
         .filter_map(adopt)
         // The handle comes first: what is true of the pid afterwards is true of it.
-        .filter(|vmm| stands_there(vmm.identity.pid) && runs_a_vmm(vmm.identity.pid))
+        .filter(|vmm| runs_a_vmm(vmm.identity.pid) && stands_there(vmm.identity.pid))
         .collect()
 }
 

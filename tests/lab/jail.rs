@@ -4,16 +4,24 @@ use std::{fs, path::PathBuf, time::Duration};
 
 use serde_json::Value;
 
-use crate::{ensure, scenario, step, world::wait_for};
+use crate::{
+    ensure, scenario, step,
+    world::{World, wait_for},
+};
 
 /// A first start makes its base before.
 const START_LIMIT: Duration = Duration::from_secs(240);
-/// Where the lab has its cgroups.
-const CGROUPS: &str = "/sys/fs/cgroup/mvm";
 
-fn cgroup(record: &Value) -> PathBuf {
+/// Where the lab has the cgroups of its node.
+fn cgroup_of_all(world: &World) -> PathBuf {
+    let node = fs::read_to_string(world.root().join("node.json")).unwrap_or_default();
+    let node: Value = serde_json::from_str(&node).unwrap_or_default();
+    format!("/sys/fs/cgroup/mvm.{}", node["node_id"].as_str().unwrap_or_default()).into()
+}
+
+fn cgroup(world: &World, record: &Value) -> PathBuf {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    [CGROUPS.to_owned(), text(&record["tenant_id"]), text(&record["net"]["tap_dev"])].iter().collect()
+    cgroup_of_all(world).join(text(&record["tenant_id"])).join(text(&record["net"]["tap_dev"]))
 }
 
 fn says(cgroup: &std::path::Path, name: &str) -> String {
@@ -28,7 +36,7 @@ fn a_jail_with_limits() {
         let path = made["path"].as_str().unwrap_or_default().to_owned();
         let started =
             step("a guest starts", || world.ok_within(&format!("instance start {path}"), START_LIMIT))?;
-        let folder = cgroup(&started);
+        let folder = cgroup(world, &started);
         step("it lacks nothing, and the kernel says what it may use", || {
             let vmm = &started["vmm"];
             ensure(vmm["lacks"] == serde_json::json!([]), || vmm.to_string())?;
@@ -66,7 +74,7 @@ fn a_jail_with_limits() {
                 let why = info["last_exit"]["why"].as_str().unwrap_or_default().to_owned();
                 ensure(why.contains("needed more memory than its limit"), || why.clone())
             })?;
-            ensure(!PathBuf::from(CGROUPS).exists(), || "cgroups are left".to_owned())
+            ensure(!cgroup_of_all(world).exists(), || "cgroups are left".to_owned())
         })?;
         step("and starts again within its limits", || {
             let again = world.ok_within(&format!("instance start {path}"), START_LIMIT)?;

@@ -129,8 +129,7 @@ fn a_folder_that_nobody_may_write_to_is_said() {
     run("umount", &[&folder]);
     guest.ok("sleep");
     lock();
-    // What lies behind a mount of its own is given to no VMM.
-    assert_eq!(guest.refused("wake", 1), "io");
+    assert_eq!(guest.refused("wake", 5), "read_only");
     assert_eq!(guest.status(), "sleeping");
     run("umount", &[&folder]);
     guest.leaves_nothing();

@@ -115,7 +115,7 @@ fn spawn<S: AsRef<OsStr>>(
     let mut pidfd: RawFd = -1;
     // SAFETY: all zeros are a valid value: nothing is asked for.
     let mut how: libc::clone_args = unsafe { std::mem::zeroed() };
-    how.flags = (libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_PIDFD) as u64;
+    how.flags = (libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_PIDFD) as u64;
     how.pidfd = (&raw mut pidfd) as u64;
     how.exit_signal = libc::SIGCHLD as u64;
     if let Some(cgroup) = cell.cgroup {

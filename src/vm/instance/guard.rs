@@ -1,6 +1,9 @@
 //! What keeps a VMM to itself: its jail and its limits, or that the pool takes it without.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use super::lifecycle::LifecycleError;
 use crate::{
@@ -43,6 +46,10 @@ pub enum Unprotected {
     },
 }
 
+/// How often, and how far apart, it is looked whether all threads have their filters.
+const FILTER_LOOKS: u32 = 10;
+const FILTER_PAUSE: Duration = Duration::from_millis(1);
+
 /// What a VMM that is to be started gets.
 #[derive(Debug)]
 pub struct Guard {
@@ -51,6 +58,7 @@ pub struct Guard {
     jail: Option<Jail>,
     /// Where its cgroup is made.
     hierarchy: Option<PathBuf>,
+    node_id: String,
 }
 
 impl Guard {
@@ -59,20 +67,19 @@ impl Guard {
     /// # Errors
     /// [`Unprotected::NoJail`] and [`Unprotected::NoLimits`] where something is missing and needed.
     pub fn of(roots: &Roots, pool: &Pool, program: &Program, slot: Slot) -> Result<Self, LifecycleError> {
-        // Who takes the simulated VMM takes it as it is.
-        let is_simulated = pool.vmm == VmmKind::Sim;
-        let is_taken = (pool.insecure || is_simulated) && !NodeConfig::load(roots)?.production;
+        let node = NodeConfig::load(roots)?;
+        let is_lax = takes_all(pool, &node);
         let jail = match jailer::jail(roots, program, slot.uid()) {
             Ok(jail) => Some(jail),
-            Err(_) if is_taken => None,
+            Err(_) if is_lax => None,
             Err(why) => return Err(Unprotected::NoJail { why }.into()),
         };
         let hierarchy = match cgroups::hierarchy() {
-            Ok(hierarchy) => Some(hierarchy).filter(|_| !is_simulated),
-            Err(_) if is_taken => None,
+            Ok(hierarchy) => Some(hierarchy).filter(|_| pool.vmm != VmmKind::Sim),
+            Err(_) if is_lax => None,
             Err(why) => return Err(Unprotected::NoLimits { why }.into()),
         };
-        Ok(Self { is_lax: is_taken, jail, hierarchy })
+        Ok(Self { is_lax, jail, hierarchy, node_id: node.node_id })
     }
 
     /// The user of a jailed VMM.
@@ -85,13 +92,25 @@ impl Guard {
     /// # Errors
     /// [`Unprotected::NoFilter`] where it is not, and has to be.
     pub fn check_filter(&self, vmm: &Vmm) -> Result<(), Unprotected> {
-        if self.is_lax {
-            return Ok(());
-        }
-        match seccomp::is_filtered(vmm.identity.pid) {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(Unprotected::NoFilter { why: "this build carries an empty one".to_owned() }),
-            Err(error) => Err(Unprotected::NoFilter { why: format!("it cannot be looked at: {error}") }),
+        if self.is_lax { Ok(()) } else { check_filter(vmm) }
+    }
+
+    fn cgroup(
+        &self,
+        tenant: &Tenant,
+        resources: Resources,
+        tap: &str,
+    ) -> Result<Option<Cgroup>, LifecycleError> {
+        let Some(hierarchy) = &self.hierarchy else { return Ok(None) };
+        let quotas = &tenant.quotas;
+        let vms = quotas.max_running.saturating_add(quotas.max_warm);
+        let all = Limits::of_all(vms, quotas.max_vcpus, quotas.max_mem_mib, TASKS);
+        let own = Limits::of_vmm(resources.vcpus, resources.mem_mib, TASKS);
+        let names = [self.node_id.as_str(), tenant.tenant_id.as_ref(), tap];
+        match cgroups::make(hierarchy, names, [all, own]) {
+            // Where they are not mvm's to write, in a container for one: the record says that there are none.
+            Err(_) if self.is_lax => Ok(None),
+            made => Ok(Some(made?)),
         }
     }
 
@@ -108,8 +127,7 @@ impl Guard {
         tap: &str,
         shared: &[(PathBuf, String)],
     ) -> Result<Vmm, LifecycleError> {
-        let cgroup = self.hierarchy.as_ref().map(|hierarchy| limited(hierarchy, tenant, resources, tap));
-        let cgroup = cgroup.transpose()?;
+        let cgroup = self.cgroup(tenant, resources, tap)?;
         let fd = cgroup.as_ref().map(Cgroup::as_fd);
         let start = Start { directory, id: tap, jail: self.jail.as_ref(), shared, cgroup: fd };
         let vmm = process::spawn(program, start)?;
@@ -123,24 +141,44 @@ impl Guard {
     }
 }
 
-fn limited(
-    hierarchy: &Path,
-    tenant: &Tenant,
-    resources: Resources,
-    tap: &str,
-) -> Result<Cgroup, LifecycleError> {
-    let quotas = &tenant.quotas;
-    let vms = quotas.max_running.saturating_add(quotas.max_warm);
-    let all = Limits::of_all(vms, quotas.max_vcpus, quotas.max_mem_mib, TASKS);
-    let own = Limits::of_vmm(resources.vcpus, resources.mem_mib, TASKS);
-    Ok(cgroups::make(hierarchy, tenant.tenant_id.as_ref(), tap, [all, own])?)
+/// May a VMM that was found run on in this pool?
+///
+/// # Errors
+/// Where it has no filter, and has to have one.
+pub fn check(roots: &Roots, pool: &Pool, vmm: &Vmm) -> Result<(), LifecycleError> {
+    let is_lax = takes_all(pool, &NodeConfig::load(roots)?);
+    if is_lax { Ok(()) } else { Ok(check_filter(vmm)?) }
+}
+
+/// Does a pool take what is missing? Who takes the simulated VMM takes it as it is.
+fn takes_all(pool: &Pool, node: &NodeConfig) -> bool {
+    (pool.insecure || pool.vmm == VmmKind::Sim) && !node.production
+}
+
+fn check_filter(vmm: &Vmm) -> Result<(), Unprotected> {
+    let mut looks = 0;
+    loop {
+        let why = match seccomp::is_filtered(vmm.identity.pid) {
+            Ok(true) => return Ok(()),
+            // Its vCPUs' threads take theirs a moment after the load has answered.
+            _ if looks < FILTER_LOOKS => {
+                looks += 1;
+                std::thread::sleep(FILTER_PAUSE);
+                continue;
+            }
+            Ok(false) => "this build carries an empty one".to_owned(),
+            Err(error) => format!("it cannot be looked at: {error}"),
+        };
+        return Err(Unprotected::NoFilter { why });
+    }
 }
 
 /// What a VMM that runs its guest lacks, and its limits: as the process and the kernel show it, whoever started it.
-pub fn seen(vmm: &Vmm, tap: &str) -> (Vec<Lack>, Option<Limits>) {
+pub fn seen(roots: &Roots, vmm: &Vmm, tap: &str) -> (Vec<Lack>, Option<Limits>) {
+    let node = NodeConfig::load(roots).map(|node| node.node_id).unwrap_or_default();
     let is_filtered = seccomp::is_filtered(vmm.identity.pid).unwrap_or(false);
     let is_jailed = process::uid_of(vmm.identity.pid).is_some_and(|uid| uid >= UID_BASE);
-    let limits = cgroups::limits(tap).filter(|_| cgroups::holds(tap, vmm.identity.pid));
+    let limits = cgroups::limits(&node, tap).filter(|_| cgroups::holds(&node, tap, vmm.identity.pid));
     let lacks = [
         (!is_jailed).then_some(Lack::Jail),
         limits.is_none().then_some(Lack::Limits),

@@ -38,7 +38,7 @@ use crate::{
             base::{self, Base, Bases},
             config::{AgentMode, Pool, VmmKind},
         },
-        room,
+        room::{self, NodeConfig},
         tenant::{config::Tenant, quota::Use},
     },
     vmm::{
@@ -123,7 +123,7 @@ pub fn steps<'a>(agent: AgentMode) -> Vec<LaunchStep<'a>> {
             Step { name: "identify", run: identify, undo: None },
         ],
     });
-    steps.push(Step { name: "join", run: join, undo: None });
+    steps.push(Step { name: "join", run: check_and_join, undo: None });
     steps
 }
 
@@ -413,11 +413,24 @@ pub fn greet_guest(roots: &Roots, instance: &Instance, vmm: &Vmm) -> Result<Vec<
 /// # Errors
 /// When the kernel refuses.
 pub fn join(launch: &mut Launch) -> Result<(), LifecycleError> {
-    if let Some(vmm) = &launch.vmm {
-        launch.guard.check_filter(vmm)?;
-    }
     launch.operator.net()?.join(launch.slot)?;
     Ok(())
+}
+
+fn check_and_join(launch: &mut Launch) -> Result<(), LifecycleError> {
+    check_filter(launch)?;
+    join(launch)
+}
+
+/// Has the VMM its filter, where it must?
+///
+/// # Errors
+/// Where it has not.
+pub fn check_filter(launch: &Launch) -> Result<(), LifecycleError> {
+    match &launch.vmm {
+        Some(vmm) => Ok(launch.guard.check_filter(vmm)?),
+        None => Ok(()),
+    }
 }
 
 /// What the instance's record says of the VMM that a launch brought up.
@@ -428,12 +441,19 @@ pub fn record(launch: &Launch) -> Option<VmmRecord> {
         (None, None) => Parent::Boot,
     };
     let (vmm, tap) = (launch.vmm.as_ref()?, &launch.instance.net.tap_dev);
-    Some(record_of(vmm, tap, launch.pool.vmm, &launch.program.version, parent))
+    let roots = &launch.operator.roots;
+    Some(record_of(roots, vmm, tap, (launch.pool.vmm, &launch.program.version), parent))
 }
 
 /// What an instance's record says of this VMM.
-pub fn record_of(vmm: &Vmm, tap: &str, kind: VmmKind, version: &str, parent: Parent) -> VmmRecord {
-    let (lacks, limits) = guard::seen(vmm, tap);
+pub fn record_of(
+    roots: &Roots,
+    vmm: &Vmm,
+    tap: &str,
+    (kind, version): (VmmKind, &str),
+    parent: Parent,
+) -> VmmRecord {
+    let (lacks, limits) = guard::seen(roots, vmm, tap);
     VmmRecord {
         kind,
         version: version.to_owned(),
@@ -510,7 +530,9 @@ pub fn remove_tap(operator: &mut Operator, slot: Slot) -> Result<(), LifecycleEr
 /// When it cannot be removed.
 pub fn remove_directory(operator: &mut Operator, slot: Slot) -> Result<(), LifecycleError> {
     let root = operator.roots.vmm_dir(&slot.tap());
-    cgroups::remove(&slot.tap())?;
+    if cgroups::hierarchy().is_ok() {
+        cgroups::remove(&NodeConfig::load(&operator.roots)?.node_id, &slot.tap())?;
+    }
     Ok(vmm_dir::remove(root.parent().unwrap_or(&root))?)
 }
 

@@ -21,6 +21,9 @@ use crate::{
 /// How many consoles are kept besides the current one.
 const KEPT: u32 = 3;
 
+/// What is read of a log at one time, in bytes: more than a tenant's logs may take unless said.
+const MOST: u64 = 64 << 20;
+
 /// `instances/<i>/logs`.
 pub fn folder(roots: &Roots, path: &InstancePath) -> PathBuf {
     config::folder(roots, path).join("logs")
@@ -122,11 +125,16 @@ fn cut_front(log: &Path, limit: u64) -> Result<(), StoreError> {
     let file = File::options().write(true).open(log).map_err(StoreError::io("open", log))?;
     // Whole pages: a part of one would be filled with zeros, which a reader would see.
     let hole = meta.len().saturating_sub(limit / 2) & !0xfff;
+    if hole == 0 {
+        // It is short, and takes much: what lies behind its end goes.
+        return file.set_len(meta.len()).map_err(StoreError::io("cut", log));
+    }
     rustix::fs::fallocate(&file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, 0, hole)
         .map_err(|errno| StoreError::io("cut", log)(errno.into()))
 }
 
-/// Reads a log from byte `from` on; also returns where the reading ended. Nothing where there is no log.
+/// Reads a log from byte `from` on, no more than [`MOST`] of it at its end; also returns where the reading ended. Nothing where
+/// there is no log. It is the VMM's file, and may be as long as it likes.
 ///
 /// # Errors
 /// When it cannot be read.
@@ -139,11 +147,12 @@ pub fn read(path: &Path, from: u64) -> Result<(Vec<u8>, u64), StoreError> {
     let length = file.metadata().map_err(StoreError::io("look at", path))?.len();
     // A new run began: its log is read from the beginning.
     let from = if length < from { 0 } else { from };
+    let from = from.max(length.saturating_sub(MOST));
     // What was cut off in front is a hole.
     let from = rustix::fs::seek(&file, rustix::fs::SeekFrom::Data(from)).unwrap_or(from);
     let mut bytes = Vec::new();
     file.seek(SeekFrom::Start(from))
-        .and_then(|_| file.read_to_end(&mut bytes))
+        .and_then(|_| file.take(MOST).read_to_end(&mut bytes))
         .map_err(StoreError::io("read", path))?;
     let end = from + bytes.len() as u64;
     Ok((bytes, end))

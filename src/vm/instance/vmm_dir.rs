@@ -7,7 +7,7 @@
 //! what it writes   snapshots                                          in folders of the directory; taken from there by [`take`]
 //! ```
 //! The directory may be a jail's, and a jail is hostile: its VMM may put anything under any name in it, at any time. So nothing
-//! in it is opened but beneath it, through no link, and only if it is the VMM's own file and has no other name.
+//! in it is opened but beneath it, through no link, and taken only if it is the VMM's own file and has no other name.
 
 use std::{
     fs::{self, File, Permissions},

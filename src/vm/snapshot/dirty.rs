@@ -33,7 +33,9 @@ struct Mapping {
 pub fn written_pages(pid: i32, mem: &Path) -> io::Result<Option<Vec<Range<u64>>>> {
     let file = fs::metadata(mem)?;
     let mappings = mappings(pid, mem, &file)?;
-    if mappings.iter().map(|mapping| mapping.pages).sum::<u64>() < file.len().div_ceil(PAGE) {
+    // A VMM may map it as often, and as far beyond its end, as it likes: no more is walked than there is.
+    let pages = file.len().div_ceil(PAGE);
+    if mappings.iter().fold(0_u64, |sum, mapping| sum.saturating_add(mapping.pages)) != pages {
         return Ok(None);
     }
     let pagemap = File::open(format!("/proc/{pid}/pagemap"))?;

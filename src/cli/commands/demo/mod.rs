@@ -83,7 +83,7 @@ fn sweep() {
         let pid = name.strip_prefix(NAME).and_then(|pid| pid.parse().ok());
         let root = folder.join(&name);
         if pid.is_some_and(|pid| !store::is_alive(pid)) && root.join(THROW_AWAY_MARK).exists() {
-            world::end_processes_in(&root);
+            world::end_vmms_in(&root);
             let _ = std::fs::remove_dir_all(&root);
         }
     }
@@ -103,7 +103,7 @@ fn stage(out: &Out) -> Result<u8, CliError> {
         .map_err(|error| lacking(format!("cannot make {}: {error}", root.display())))?;
     let before = World::look(&root);
     let played = std::fs::write(root.join(THROW_AWAY_MARK), "").and_then(|()| played(out, &root, &signals));
-    world::end_processes_in(&root);
+    world::end_vmms_in(&root);
     let host = before.difference(&World::look(&root));
     let _ = std::fs::remove_dir_all(&root);
     // Only now: who reads this may be gone, and then nothing comes after it.

@@ -5,7 +5,8 @@ use std::{collections::BTreeSet, fs, path::Path, time::Duration};
 use crate::{
     infra::shell,
     net::{links, netlink::Socket},
-    vmm::process,
+    security::cgroups,
+    vmm::process::{self, Vmm},
 };
 
 /// What there is.
@@ -29,15 +30,15 @@ impl World {
             String::from_utf8_lossy(&rules).lines().filter(head).map(|line| format!("rule {}", line.trim())),
         );
         seen.extend(mounts().into_iter().map(|mount| format!("mount {mount}")));
-        for (pid, cwd) in process::all_working_directories() {
-            if cwd.starts_with(root) {
-                seen.insert(format!("process {pid}"));
-            }
-        }
-        let unified = ["/sys/fs/cgroup/unified/mvm", "/sys/fs/cgroup/mvm"];
-        seen.extend(
-            unified.iter().filter(|path| Path::new(path).exists()).map(|path| format!("cgroup {path}")),
-        );
+        let there = process::all_working_directories().into_iter();
+        seen.extend(there.filter(|(_, cwd)| cwd.starts_with(root)).map(|(pid, _)| format!("process {pid}")));
+        seen.extend(vmms_in(root).iter().map(|vmm| format!("process {}", vmm.identity.pid)));
+        let cgroups = cgroups::hierarchy().map(fs::read_dir).into_iter().flatten().flatten().flatten();
+        let node = fs::read_to_string(root.join("node.json")).unwrap_or_default();
+        let node: serde_json::Value = serde_json::from_str(&node).unwrap_or_default();
+        let own = format!("mvm.{}", node["node_id"].as_str().unwrap_or_default());
+        let ours = cgroups.filter(|entry| entry.file_name().to_string_lossy() == own);
+        seen.extend(ours.map(|entry| format!("cgroup {}", entry.path().display())));
         Self(seen)
     }
 
@@ -59,12 +60,16 @@ fn mounts() -> Vec<String> {
     text.lines().filter_map(|line| line.split(' ').nth(4).map(str::to_owned)).collect()
 }
 
-/// Ends what still works under `root`.
-pub fn end_processes_in(root: &Path) {
+/// The VMMs of a root: a jailed one's working directory has another name in its own root, so each is looked for in its folder.
+fn vmms_in(root: &Path) -> Vec<Vmm> {
+    let folders = fs::read_dir(root.join("run/firecracker")).into_iter().flatten().flatten();
+    folders.flat_map(|folder| process::find_in(&folder.path().join("root"))).collect()
+}
+
+/// Ends the VMMs that still run under `root`.
+pub fn end_vmms_in(root: &Path) {
     let root = fs::canonicalize(root).unwrap_or_else(|_| root.to_path_buf());
-    for (_, cwd) in process::all_working_directories().into_iter().filter(|(_, cwd)| cwd.starts_with(&root)) {
-        for vmm in process::find_in(&cwd) {
-            let _ = vmm.kill();
-        }
+    for vmm in vmms_in(&root) {
+        let _ = vmm.kill();
     }
 }

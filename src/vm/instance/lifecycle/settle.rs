@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::{
     LifecycleError, Operator,
     destroy::{Volumes, discard},
-    lookup::try_lock,
+    lookup::{load_pool, try_lock},
     pause, receipt, sleep,
     stop::finish_stop,
     wake,
@@ -16,6 +16,7 @@ use crate::{
     vm::{
         instance::{
             config::{Exit, Instance, Operation, Parent},
+            guard,
             guest::GuestError,
             launch::{self, Keep},
             snapshot::{self, Delta},
@@ -23,6 +24,7 @@ use crate::{
         },
         naming::{InstancePath, Slot},
         pool::config::AgentMode,
+        room::NodeConfig,
     },
     vmm::process,
 };
@@ -201,11 +203,13 @@ fn settle_locked(
         None | Some(Operation::Warm | Operation::Resume | Operation::Sleep) => {
             let rebooted = instance.vmm.as_ref().is_some_and(|vmm| vmm.boot_id != boot_id);
             // What its cgroup tells goes with it.
-            let events = cgroups::events(&slot.tap()).unwrap_or_default();
-            let why = match (rebooted, events.oom_kills) {
-                (true, _) => "the host rebooted",
-                (false, 0) => "the VMM ended by itself",
-                (false, _) => "the kernel killed the VMM: it needed more memory than its limit",
+            let node = NodeConfig::load(&roots)?;
+            let events = cgroups::events(&node.node_id, &slot.tap()).unwrap_or_default();
+            let why = match (rebooted, events.oom_kills, events.oom) {
+                (true, ..) => "the host rebooted",
+                (false, 0, _) => "the VMM ended by itself",
+                (false, _, 0) => "the kernel killed the VMM for want of memory",
+                (false, ..) => "the kernel killed the VMM: it needed more memory than its limit",
             };
             launch::teardown(operator, slot, None, Keep::Nothing)?;
             finish_stop(operator, &mut instance, ("died", Phase::Observed), why.into())?;
@@ -246,12 +250,19 @@ fn settle_wake(operator: &mut Operator, instance: &mut Instance) -> Result<(), L
     if let (Some(vmm), Some(delta)) = (found, snapshot::consumed(&roots, &path)?) {
         let origin = &delta.origin;
         let parent = Parent::File(delta.image.mem.file.clone());
-        instance.vmm = Some(launch::record_of(&vmm, &slot.tap(), origin.vmm, &origin.vmm_version, parent));
+        instance.vmm =
+            Some(launch::record_of(&roots, &vmm, &slot.tap(), (origin.vmm, &origin.vmm_version), parent));
         pause::set(operator, instance, State::Running)?;
         let confirmed = match pause::greet(operator, instance, State::Running) {
             Err(LifecycleError::Guest(error)) => return silent(operator, instance, slot, &error),
             greeted => greeted?,
         };
+        let (vmm, pool) = (instance.find_vmm(), load_pool(&roots, &path.pool_path())?.1);
+        if let Some(Err(error)) = vmm.map(|vmm| guard::check(&roots, &pool, &vmm)) {
+            launch::teardown(operator, slot, None, Keep::Nothing)?;
+            let why = format!("it woke, and {error}");
+            return finish_stop(operator, instance, ("wake", Phase::Recovered), why);
+        }
         operator.net()?.join(slot)?;
         let steps = vec![("recover", clock.elapsed().as_secs_f64() * 1000.0)];
         instance.last_receipt = Some(receipt("wake", clock, steps, (instance.agent, confirmed)));

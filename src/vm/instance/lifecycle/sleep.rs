@@ -431,6 +431,11 @@ fn sums(sleeper: &mut Sleeper) -> Result<(), LifecycleError> {
         // A new file, or one that the VMM does not map: all there is.
         _ => data_pages(&file).map_err(StoreError::io("look at", &mem))?,
     };
+    // It is still the VMM's to write to.
+    if pages.iter().any(|range| range.end * PAGE > length) {
+        let why = "its VMM made it longer meanwhile".to_owned();
+        return Err(SnapshotError::Damaged { path: mem, why }.into());
+    }
     let sums = Sums::in_file(&folder.join(sleeper.sums()));
     let (summed, synced) = thread::scope(|scope| {
         let syncing =

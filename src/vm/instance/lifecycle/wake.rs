@@ -201,7 +201,8 @@ fn load(launch: &mut Launch) -> Result<(), LifecycleError> {
         network_overrides: Vec::new(),
     }))?;
     launch.client = Some(client);
-    Ok(())
+    // As long as there is a way back.
+    launch::check_filter(launch)
 }
 
 fn consume(launch: &mut Launch) -> Result<(), LifecycleError> {
