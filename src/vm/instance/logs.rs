@@ -133,7 +133,7 @@ fn cut_front(log: &Path, limit: u64) -> Result<(), StoreError> {
         .map_err(|errno| StoreError::io("cut", log)(errno.into()))
 }
 
-/// Reads a log from byte `from` on, no more than [`MOST`] of it at its end; also returns where the reading ended. Nothing where
+/// Reads a log from byte `from` on, no more than 64 MiB of it at its end; also returns where the reading ended. Nothing where
 /// there is no log. It is the VMM's file, and may be as long as it likes.
 ///
 /// # Errors
