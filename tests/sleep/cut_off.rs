@@ -153,6 +153,9 @@ fn sleeps_that_were_killed_leave_no_files() {
             "{:?}",
             fs::read_dir(guest.delta()).into_iter().flatten().collect::<Vec<_>>()
         );
+        // Nor does the VMM, which runs on, have them under names of its own.
+        let own = guest.sandbox.root().join("run/firecracker").join(&guest.tap).join("root/delta");
+        assert_eq!(fs::read_dir(own).expect("a folder").count(), 0);
     }
     guest.sleeps_well();
 }

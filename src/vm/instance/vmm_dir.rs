@@ -20,7 +20,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{AtFlags, CWD, OFlags, linkat},
+    fs::{AtFlags, CWD, Dir, OFlags, linkat, unlinkat},
     io::Errno,
 };
 
@@ -181,11 +181,19 @@ pub fn take(directory: &Path, name: &str, uid: u32, to: &Path) -> Result<(), Sto
 /// # Errors
 /// When the operating system refuses.
 pub fn drop_written(directory: &Path, name: &str) -> Result<(), StoreError> {
-    let removed = open_parent(directory, name)
-        .and_then(|(folder, name)| rustix::fs::unlinkat(&folder, name, AtFlags::empty()));
+    let removed =
+        open_parent(directory, name).and_then(|(folder, name)| unlinkat(&folder, name, AtFlags::empty()));
     match removed {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
         Err(errno) => Err(StoreError::io("remove", &directory.join(name))(errno.into())),
+    }
+}
+
+/// Removes the files of a folder in which a VMM writes. What cannot be removed goes with the VMM.
+pub fn sweep(directory: &Path, folder: &str) {
+    let Ok(folder) = beneath::open(directory, folder, OFlags::RDONLY | OFlags::DIRECTORY) else { return };
+    for entry in Dir::read_from(&folder).into_iter().flatten().flatten() {
+        let _ = unlinkat(&folder, entry.file_name(), AtFlags::empty());
     }
 }
 

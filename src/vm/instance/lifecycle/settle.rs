@@ -21,6 +21,7 @@ use crate::{
             launch::{self, Keep},
             snapshot::{self, Delta},
             state::State,
+            vmm_dir,
         },
         naming::{InstancePath, Slot},
         pool::config::AgentMode,
@@ -164,6 +165,7 @@ fn settle_locked(
             })?;
             // Whether its last Diff was written is not known: nothing is built on it, and nothing of it is kept.
             snapshot::discard(&roots, &instance.path())?;
+            vmm_dir::sweep(&roots.vmm_dir(&slot.tap()), snapshot::FOLDER);
             if let Some(vmm) = &mut instance.vmm {
                 vmm.parent = Parent::Unknown;
             }
