@@ -128,7 +128,7 @@ fn a_signal_ends_a_command_whose_output_is_stuck() {
     let Some(sandbox) = world() else { return };
     let path = start(&sandbox);
     let (mut child, stdout) = writes_for_ever(&sandbox, &path);
-    support::await_full(&stdout);
+    support::await_stuck(&child);
     // One that asks for something else does not.
     kill_process(Pid::from_child(&child), Signal::USR1).expect("it is there");
     kill_process(Pid::from_child(&child), Signal::TERM).expect("it is there");

@@ -155,7 +155,7 @@ impl Drop for Tap {
 /// The same guest on bare Firecracker: its own copies of the files, and a TAP that is there already.
 pub struct Restored {
     firecracker: PathBuf,
-    folder: PathBuf,
+    pub folder: PathBuf,
     tap: Tap,
 }
 
@@ -190,22 +190,32 @@ impl Restored {
         let start = Instant::now();
         let mut vmm = Vmm::spawn(&self.firecracker, &self.folder)?;
         vmm.call("PUT", "/serial", r#"{"serial_out_path":"console.log"}"#)?;
-        let load = serde_json::json!({
-            "snapshot_path": "vmstate", "mem_backend": { "backend_type": "File", "backend_path": "mem" },
-            "track_dirty_pages": true, "resume_vm": true,
-            "network_overrides": [{ "iface_id": "eth0", "host_dev_name": self.tap.0 }],
-        });
-        vmm.call("PUT", "/snapshot/load", &load.to_string())?;
+        self.load_into(&mut vmm)?;
         growth.beyond(0)?;
         let first = start.elapsed();
         Ok((vmm, growth, first))
     }
 
-    /// Restores it, lets it print so many bytes, and saves it again: pause, Diff onto its own memory file, kill.
-    pub fn cycle(&self, round: u64) -> Result<(Duration, Duration)> {
-        let (mut vmm, growth, wake) = self.wake()?;
-        growth.beyond(round)?;
-        let start = Instant::now();
+    /// Restores it, its last words going into `vmm.log`.
+    pub fn load(&self) -> Result<Vmm> {
+        std::fs::write(self.folder.join("vmm.log"), "")?;
+        let mut vmm = Vmm::spawn(&self.firecracker, &self.folder)?;
+        vmm.call("PUT", "/logger", r#"{"log_path":"vmm.log","level":"Error"}"#)?;
+        self.load_into(&mut vmm)?;
+        Ok(vmm)
+    }
+
+    fn load_into(&self, vmm: &mut Vmm) -> Result<()> {
+        let load = serde_json::json!({
+            "snapshot_path": "vmstate", "mem_backend": { "backend_type": "File", "backend_path": "mem" },
+            "track_dirty_pages": true, "resume_vm": true,
+            "network_overrides": [{ "iface_id": "eth0", "host_dev_name": self.tap.0 }],
+        });
+        vmm.call("PUT", "/snapshot/load", &load.to_string())
+    }
+
+    /// Saves it again: pause, Diff onto its own memory file, kill.
+    pub fn save(&self, mut vmm: Vmm) -> Result<()> {
         vmm.call("PATCH", "/vm", r#"{"state":"Paused"}"#)?;
         vmm.call(
             "PUT",
@@ -213,8 +223,16 @@ impl Restored {
             r#"{"snapshot_type":"Diff","snapshot_path":"vmstate.new","mem_file_path":"mem"}"#,
         )?;
         drop(vmm);
-        let sleep = start.elapsed();
         std::fs::rename(self.folder.join("vmstate.new"), self.folder.join("vmstate"))?;
-        Ok((wake, sleep))
+        Ok(())
+    }
+
+    /// Restores it, lets it print so many bytes, and saves it again.
+    pub fn cycle(&self, round: u64) -> Result<(Duration, Duration)> {
+        let (vmm, growth, wake) = self.wake()?;
+        growth.beyond(round)?;
+        let start = Instant::now();
+        self.save(vmm)?;
+        Ok((wake, start.elapsed()))
     }
 }

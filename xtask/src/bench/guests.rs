@@ -39,7 +39,7 @@ use mvm_proto::{
 use super::{
     Figure, bare,
     bare::{Tap, Vmm},
-    figure, ms, percentile,
+    endurance, figure, ms, percentile,
     root::Mvm,
 };
 
@@ -97,10 +97,17 @@ pub enum Part {
     Reach,
     /// The memory of the last of many clones against a bare restore's
     Memory,
+    /// How often in a row a guest sleeps and wakes, beside one of bare Firecracker; only where it is named
+    Cycles,
+}
+
+impl Part {
+    /// What is measured where no part is named.
+    pub const USUAL: [Self; 3] = [Self::Starts, Self::Reach, Self::Memory];
 }
 
 /// What needs a real guest, inside the lab.
-pub fn in_lab(pairs: u32, parts: &[Part]) -> Result<Vec<Figure>> {
+pub fn in_lab(pairs: u32, cycles: u32, parts: &[Part]) -> Result<Vec<Figure>> {
     let firecracker = bare::firecracker("guests").context("the lab has one")?;
     let mvm = Mvm::in_folder(Path::new("mvm"), &std::env::temp_dir())?;
     symlink(IMAGES, mvm.root.path().join("images"))?;
@@ -113,6 +120,7 @@ pub fn in_lab(pairs: u32, parts: &[Part]) -> Result<Vec<Figure>> {
             Part::Starts => lab.starts(pairs)?,
             Part::Reach => lab.reach(pairs)?,
             Part::Memory => lab.memory()?,
+            Part::Cycles => endurance::measure(&lab.mvm, &lab.roots, &firecracker, cycles)?,
         });
     }
     lab.mvm.ok("tenant destroy acme --yes --wipe-volumes")?;
@@ -207,8 +215,23 @@ impl Bare {
     }
 }
 
+/// Hears a command out, which must succeed.
+pub fn finish_exec(frames: &mut Frames<Connection>) -> Result<()> {
+    loop {
+        match frames.advance()? {
+            Some(Kind::Message) => match frames.parse()? {
+                Answer::Started { .. } => {}
+                Answer::Exited(Exited::Code(0)) => return Ok(()),
+                other => bail!("{other:?}"),
+            },
+            Some(_) => {}
+            None => bail!("the guest closed the connection"),
+        }
+    }
+}
+
 /// What hangs in the lab's emulated nesting is tried again, and said.
-fn again<T>(mut work: impl FnMut() -> Result<T>) -> Result<T> {
+pub fn again<T>(mut work: impl FnMut() -> Result<T>) -> Result<T> {
     for _ in 1..TRIES {
         match work() {
             Ok(done) => return Ok(done),
@@ -407,17 +430,7 @@ impl Lab {
         let argv = argv.iter().map(|&word| word.to_owned()).collect();
         let mut guest = Guest::of(&self.roots, instance)?;
         guest.ask(&Request::Exec(Exec { argv, ..Exec::default() }), LIMIT)?;
-        let mut frames = guest.into_frames();
-        loop {
-            match frames.advance()? {
-                Some(Kind::Message) => match frames.parse()? {
-                    Answer::Exited(Exited::Code(0)) => return Ok(()),
-                    other => bail!("{other:?}"),
-                },
-                Some(_) => {}
-                None => bail!("the guest closed the connection"),
-            }
-        }
+        finish_exec(&mut guest.into_frames())
     }
 
     fn copy(&self, instance: &Instance, file: &Path) -> Result<Duration> {

@@ -3,6 +3,7 @@
 
 mod bare;
 mod disk;
+mod endurance;
 mod fleet;
 mod guest;
 pub mod guests;
@@ -35,6 +36,9 @@ pub struct BenchArguments {
     /// Parts of what is measured of guests, each in a lab of its own; all, where none is named
     #[arg(long, value_delimiter = ',')]
     part: Vec<guests::Part>,
+    /// Sleeps and wakes of the part that counts them
+    #[arg(long, default_value_t = 1000)]
+    cycles: u32,
     /// Instances of the large fleet; a tenth of them runs
     #[arg(long, default_value_t = 10_000)]
     instances: u32,
@@ -105,7 +109,7 @@ pub fn run(arguments: &BenchArguments) -> Result<()> {
     }
     if wanted(What::Guests) {
         // Before there is a namespace: the lab is a machine of its own.
-        figures.extend(crate::lab::measure(arguments.pairs, &arguments.part)?);
+        figures.extend(crate::lab::measure(arguments.pairs, arguments.cycles, &arguments.part)?);
     }
     let program = std::path::absolute("target/release/mvm")?;
     // SAFETY: no other thread runs yet, so nothing else notices that the namespaces change.
@@ -149,7 +153,10 @@ pub fn run(arguments: &BenchArguments) -> Result<()> {
 pub fn run_elsewhere(arguments: &BenchArguments) -> Result<()> {
     match arguments.what.as_slice() {
         [What::Sink] => guests::sink(),
-        _ => report(&guests::in_lab(arguments.pairs, &arguments.part)?, arguments.json.as_deref()),
+        _ => report(
+            &guests::in_lab(arguments.pairs, arguments.cycles, &arguments.part)?,
+            arguments.json.as_deref(),
+        ),
     }
 }
 

@@ -201,7 +201,7 @@ fn names(tests: &Path, rest: &[String]) -> Result<Vec<String>> {
 ///
 /// # Errors
 /// When something cannot be measured.
-pub fn measure(pairs: u32, parts: &[Part]) -> Result<Vec<Figure>> {
+pub fn measure(pairs: u32, cycles: u32, parts: &[Part]) -> Result<Vec<Figure>> {
     let host = match host() {
         Ok(host) => host,
         Err(why) => {
@@ -217,14 +217,21 @@ pub fn measure(pairs: u32, parts: &[Part]) -> Result<Vec<Figure>> {
     let this = job::build(&["build", "--package", "xtask"])?;
     programs.extend(this);
     let guest = guest(&programs)?;
-    let parts = if parts.is_empty() { Part::value_variants() } else { parts };
+    let parts = if parts.is_empty() { &Part::USUAL } else { parts };
     let mut figures = Vec::new();
-    for part in parts.iter().filter_map(Part::to_possible_value) {
+    for part in parts {
+        let limit = match part {
+            // A cycle takes a second, and there are two worlds.
+            Part::Cycles => LIMIT + u64::from(cycles) * 4,
+            _ => LIMIT,
+        };
+        let part = part.to_possible_value().context("a part has a name")?;
         let part = part.get_name();
-        let script =
-            format!("exec xtask bench guests --part {part} --pairs {pairs} --json /out/guests.json\n");
+        let script = format!(
+            "exec xtask bench guests --part {part} --pairs {pairs} --cycles {cycles} --json /out/guests.json\n"
+        );
         let job = Job { programs: programs.clone(), guest: Some(guest.clone()), script };
-        match measure_part(&job) {
+        match measure_part(&job, limit) {
             Ok(measured) => figures.extend(measured),
             Err(error) => println!("NOT MEASURED ({error:#}): {part} of guests in the lab"),
         }
@@ -233,10 +240,10 @@ pub fn measure(pairs: u32, parts: &[Part]) -> Result<Vec<Figure>> {
 }
 
 /// Figures that a job leaves, in a second lab where the first one was lost.
-fn measure_part(job: &Job) -> Result<Vec<Figure>> {
+fn measure_part(job: &Job, limit: u64) -> Result<Vec<Figure>> {
     let file = make::home().join("out/guests.json");
     let _ = fs::remove_file(&file);
-    let limit = Duration::from_secs(LIMIT);
+    let limit = Duration::from_secs(limit);
     let once = || play(job, None, limit, SILENCE, Console::Transcript(console()));
     let ended = match once()? {
         Ended::Lost(why) => {
