@@ -35,7 +35,7 @@ fn a_run_that_is_ended_leaves_no_instance_though_its_output_is_stuck() {
     sandbox.put_image_with("debian", "required");
     let mut child =
         sandbox.command("run debian --vmm sim -n -- yes").stdout(Stdio::piped()).spawn().expect("mvm runs");
-    let stdout = child.stdout.take().expect("a pipe");
+    let _stdout = child.stdout.take().expect("a pipe");
     support::await_stuck(&child);
     kill_process(Pid::from_child(&child), Signal::TERM).expect("it is there");
     assert_eq!(child.wait().expect("it ends").code(), Some(143));

@@ -15,6 +15,7 @@ use super::{
     egress::{Egress, EgressRule},
     elements::{Element, Key, Value},
 };
+use crate::vm::naming::{UID_BASE, UID_LAST};
 
 /// The tables, as family and name.
 pub const TABLES: [(&str, &str); 3] = [("bridge", "mvm"), ("arp", "mvm"), ("inet", "mvm")];
@@ -37,7 +38,8 @@ pub fn tables(owner: &str) -> String {
 
 /// The sets, maps and chains that are there whatever the tenants are. Loaded as one transaction; loading it again changes
 /// nothing but puts chains right that somebody changed. Chains are jumped to: what one of them does not accept, the drop
-/// at the end of its caller ends.
+/// at the end of its caller ends. What a guest sends has no user on the host; what a VMM sends has its own, and no VMM has
+/// anything to send.
 pub fn base() -> String {
     format!(
         r#"
@@ -99,6 +101,7 @@ add chain inet mvm forward {{ type filter hook forward priority filter; policy a
 add chain inet mvm input {{ type filter hook input priority filter; policy accept; }}
 add chain inet mvm dstnat {{ type nat hook prerouting priority dstnat; policy accept; }}
 add chain inet mvm srcnat {{ type nat hook postrouting priority srcnat; policy accept; }}
+add chain inet mvm output {{ type filter hook output priority raw; policy accept; }}
 flush chain inet mvm egress_internet
 flush chain inet mvm egress_open
 flush chain inet mvm egress_deny
@@ -113,6 +116,7 @@ flush chain inet mvm forward
 flush chain inet mvm input
 flush chain inet mvm dstnat
 flush chain inet mvm srcnat
+flush chain inet mvm output
 add rule inet mvm egress_internet tcp dport 25 reject with icmp admin-prohibited
 add rule inet mvm egress_internet ip daddr @not_internet reject with icmp admin-prohibited
 add rule inet mvm egress_internet accept
@@ -152,6 +156,7 @@ add rule inet mvm to_host iifname . ip daddr @gateways icmp type echo-request ac
 add rule inet mvm to_host drop
 add rule inet mvm dstnat iifname != "br-tenant-*" fib daddr type local dnat ip to meta l4proto . th dport map @published
 add rule inet mvm srcnat iifname "br-tenant-*" oifname != "br-tenant-*" masquerade
+add rule inet mvm output meta skuid {UID_BASE}-{UID_LAST} drop
 "#
     )
 }

@@ -8,10 +8,7 @@ pub mod oci;
 use std::{
     ffi::OsStr,
     fs,
-    os::{
-        fd::AsRawFd,
-        unix::{fs::MetadataExt, process::ExitStatusExt},
-    },
+    os::unix::{fs::MetadataExt, process::ExitStatusExt},
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
 };

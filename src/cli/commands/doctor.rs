@@ -14,7 +14,7 @@ use crate::{
     infra::{config::Roots, shell},
     security::{self, jailer},
     store::StoreError,
-    vm::naming::UID_BASE,
+    vm::naming::{UID_BASE, UID_LAST},
     vmm::{install, process::Program},
 };
 
@@ -100,6 +100,7 @@ fn look(roots: &Roots) -> Vec<Check> {
         device("tun", "/dev/net/tun", "modprobe tun", Level::Fail),
         firecracker(roots),
         jail(roots),
+        landlock(),
         program("nft", "nftables"),
         program("mke2fs", "e2fsprogs"),
         cgroups(),
@@ -313,11 +314,26 @@ fn jail(roots: &Roots) -> Check {
     }
 }
 
+/// What fences VMMs off from abstract sockets.
+fn landlock() -> Check {
+    match shell::landlock() {
+        6.. => ok("landlock", "VMMs are kept from TCP, and from abstract sockets of the host"),
+        4 | 5 => {
+            warn("landlock", "VMMs are not kept from abstract sockets of the host", "Linux 6.12 or later")
+        }
+        _ => warn(
+            "landlock",
+            "VMMs are kept from abstract sockets of the host by nothing",
+            "Linux 6.12 or later, with landlock among lsm= on the kernel's command line",
+        ),
+    }
+}
+
 /// The uids of jailed VMMs must be nobody's.
 fn subuid() -> Check {
     let text = fs::read_to_string("/etc/subuid").unwrap_or_default();
     let first = u64::from(UID_BASE);
-    let last = first + (4096 << 16);
+    let last = u64::from(UID_LAST) + 1;
     let clash = text.lines().find(|line| {
         let mut fields = line.split(':').skip(1).filter_map(|field| field.parse::<u64>().ok());
         match (fields.next(), fields.next()) {

@@ -26,7 +26,7 @@ use rustix::{
     process::{Resource, Rlimit, Signal, chdir, set_parent_process_death_signal, setrlimit, setsid},
 };
 
-use super::{STARTING, ShellError, detached::Streams};
+use super::{STARTING, ShellError, detached::Streams, fence};
 
 /// `linux/sched.h`; libc's is too narrow for it.
 const CLONE_INTO_CGROUP: u64 = 1 << 33;
@@ -103,11 +103,13 @@ fn spawn<S: AsRef<OsStr>>(
     let argv: Vec<*const c_char> =
         [&program].into_iter().chain(&arguments).map(|text| text.as_ptr()).chain([ptr::null()]).collect();
     let (reading, writing) = pipe_with(PipeFlags::CLOEXEC)?;
+    let fence = fence::fence()?;
     let child = Child {
         program: &program,
         argv: &argv,
         directory: &directory,
         cell,
+        fence: fence.as_ref().map(AsFd::as_fd),
         streams: [&streams.input, &streams.output, &streams.errors].map(AsFd::as_fd),
         reading: reading.as_raw_fd(),
         writing: writing.as_fd(),
@@ -154,13 +156,14 @@ fn reap(pidfd: &OwnedFd) {
 }
 
 /// What the child does, in order.
-const STEPS: [(&str, Step); 7] = [
+const STEPS: [(&str, Step); 8] = [
     ("tie it to its starter", |child| child.tie()),
     ("give it its streams", |child| child.take_streams()),
     ("keep its mounts to itself", |child| child.keep_mounts()),
     ("enter its folder", |child| child.enter()),
     ("mount what it shares", |child| child.mount()),
     ("limit it", |child| child.limit()),
+    ("fence it in", |child| child.fence.map_or(Ok(()), fence::enter)),
     ("execute it", |child| child.execute()),
 ];
 
@@ -172,6 +175,7 @@ struct Child<'a> {
     argv: &'a [*const c_char],
     directory: &'a CStr,
     cell: &'a Cell<'a>,
+    fence: Option<BorrowedFd<'a>>,
     streams: [BorrowedFd<'a>; 3],
     reading: RawFd,
     writing: BorrowedFd<'a>,
@@ -248,5 +252,54 @@ impl Child<'_> {
         // SAFETY: the vectors end with a null pointer, and all texts outlive the call.
         unsafe { libc::execve(self.program.as_ptr(), self.argv.as_ptr(), [ptr::null()].as_ptr()) };
         Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::Write,
+        net::TcpListener,
+        os::linux::net::SocketAddrExt,
+        os::unix::net::{SocketAddr, UnixListener},
+        process::Command,
+    };
+
+    use super::*;
+
+    /// What it reaches of the host, a word each.
+    const REACH: &str = r#"
+        use Socket;
+        my ($name, $port, $pid) = @ARGV;
+        socket(my $unix, PF_UNIX, SOCK_STREAM, 0) or die;
+        print "abstract " if connect($unix, pack_sockaddr_un("\0$name"));
+        socket(my $tcp, PF_INET, SOCK_STREAM, 0) or die;
+        print "tcp " if connect($tcp, pack_sockaddr_in($port, inet_aton("127.0.0.1")));
+        print "own" if socketpair(my $a, my $b, PF_UNIX, SOCK_STREAM, 0);
+    "#;
+
+    #[test]
+    fn who_is_confined_reaches_no_service_that_has_no_file() {
+        if fence::version() < 6 {
+            let _ = writeln!(io::stderr(), "SKIP (this kernel's Landlock knows no abstract sockets)");
+            return;
+        }
+        let name = format!("mvm-test-{}", std::process::id());
+        let _unix = UnixListener::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
+        let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = tcp.local_addr().unwrap().port().to_string();
+        let arguments = ["-e", REACH, &name, &port];
+        let free = Command::new("perl").args(arguments).output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&free.stdout), "abstract tcp own");
+
+        let dir = tempfile::tempdir().unwrap();
+        let file = |name: &str| File::create(dir.path().join(name)).unwrap();
+        let streams =
+            Streams { input: File::open("/dev/null").unwrap(), output: file("out"), errors: file("err") };
+        let cell = Cell { directory: dir.path(), mounts: Vec::new(), cgroup: None, tasks: 64 };
+        let (_, pidfd) = spawn_confined(Path::new("/usr/bin/perl"), arguments, &cell, &streams).unwrap();
+        reap(&pidfd);
+        let read = |name: &str| std::fs::read_to_string(dir.path().join(name)).unwrap();
+        assert_eq!((read("out").as_str(), read("err").as_str()), ("own", ""));
     }
 }

@@ -2,6 +2,7 @@
 
 mod confined;
 mod detached;
+mod fence;
 
 use std::{
     ffi::OsStr,
@@ -21,6 +22,7 @@ use rustix::{
 pub use self::{
     confined::{Cell, read_only, spawn_confined},
     detached::{Streams, spawn_detached},
+    fence::version as landlock,
 };
 
 /// Why a program did not do what it was asked.

@@ -12,7 +12,7 @@ pub use self::{
         BaseKey, ImageName, InstanceId, InstancePath, InstancePrefix, InstanceRef, PoolId, PoolPath,
         RevisionHash, Scope, TenantId,
     },
-    slots::{Mac, NetId, Offset, Slot, Subnet, UID_BASE},
+    slots::{Mac, NetId, Offset, Slot, Subnet, UID_BASE, UID_LAST},
 };
 
 /// Why a text is not the name or quantity it should be.

@@ -10,6 +10,9 @@ use super::{CLUSTER_CIDR, NameError};
 /// The first uid of jailed VMMs (reference section 1).
 pub const UID_BASE: u32 = 0x7000_0000;
 
+/// The last one: that of the last net id's last offset.
+pub const UID_LAST: u32 = UID_BASE + 0x0fff_ffff;
+
 /// A tenant's number in the cluster, 0 to 4095: its bridge, TAPs, MACs and uids follow from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "u16", into = "u16")]

@@ -1,6 +1,9 @@
 //! Other tenants, and the host: what is offered on the own gateway, and nothing else.
 
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+
+use mvm::vm::naming::{UID_BASE, UID_LAST};
+use rustix::process::Uid;
 
 use crate::network::{
     frames::{Arp, Body},
@@ -199,4 +202,38 @@ pub fn invalid_packets(world: &mut World) -> Verdict {
         world.packet_nowhere(Guest('c'), &c.packet(INTERNET, tcp(from, flags)))?;
     }
     Ok(())
+}
+
+/// Who has left a VMM's jail by a hole in it is in the host's network namespace, and that VMM's user: it reaches nothing.
+pub fn users_of_vmms(_: &mut World) -> Verdict {
+    for address in [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
+        let host = UdpSocket::bind((address, 0)).map_err(|error| error.to_string())?;
+        let to = host.local_addr().map_err(|error| error.to_string())?;
+        for (uid, may_send) in [
+            (UID_BASE - 1, true),
+            (UID_BASE, false),
+            (UID_BASE + 0x0003_0005, false),
+            (UID_LAST, false),
+            (UID_LAST + 1, true),
+        ] {
+            if sends_as(uid, to) != may_send {
+                return Err(format!("user {uid:#x} to {to}: may send is not {may_send}"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Does a packet of this user leave its socket?
+fn sends_as(uid: u32, to: SocketAddr) -> bool {
+    std::thread::scope(|scope| {
+        let sent = scope.spawn(|| {
+            let user = Uid::from_raw(uid);
+            // Only this thread is somebody else, and it ends here.
+            rustix::thread::set_thread_res_uid(user, user, user).expect("root may");
+            let socket = UdpSocket::bind((to.ip(), 0)).expect("a socket");
+            socket.send_to(b"let me out", to).is_ok()
+        });
+        sent.join().expect("it ends")
+    })
 }

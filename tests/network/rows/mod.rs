@@ -33,7 +33,7 @@ pub const ROWS: &[Row] = rows![
         reserved_macs_and_neighbours, reserved_macs_and_learning, before_its_lease;
     host: other_tenants_guests, other_gateways, own_gateway, unoffered_ports, other_host_addresses,
         link_local, host_to_guest, host_asks_as_gateway, through_the_taps_mac, reflection, cluster_addresses,
-        invalid_packets;
+        invalid_packets, users_of_vmms;
     outside: egress_internet, egress_open, egress_deny, egress_allow_list, masquerade, answers_from_outside,
         lan_to_guests, lan_to_gateways, lan_as_a_guest, lan_through_the_host, published_ports, mss;
     limits: arp_rate, broadcast_rate, new_connections, new_connections_to_host, open_connections,

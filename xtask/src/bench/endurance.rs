@@ -83,7 +83,7 @@ fn life(mvm: &Mvm, roots: &Roots, world: World, most: u32) -> Result<(u32, Optio
             break None;
         }
         let cycle = match &restored {
-            Some(restored) => bare_cycle(restored, &instance.instance_id.to_string(), lived == 0),
+            Some(restored) => bare_cycle(restored, instance.instance_id.as_ref(), lived == 0),
             None => mvm_cycle(mvm, roots, &path),
         };
         if let Err(error) = cycle {
@@ -112,7 +112,7 @@ fn mvm_cycle(mvm: &Mvm, roots: &Roots, path: &mvm::vm::naming::InstancePath) -> 
 
 /// Load, ask, pause, Diff, kill. mvm's last sleep prepared the guest, so the first wake is told to it.
 fn bare_cycle(restored: &Restored, instance_id: &str, is_first: bool) -> Result<()> {
-    let mut vmm = restored.load()?;
+    let vmm = restored.load()?;
     if is_first {
         let clock = std::time::UNIX_EPOCH.elapsed()?.as_nanos();
         let wake = Wake {
