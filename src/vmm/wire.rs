@@ -2,6 +2,8 @@
 //!
 //! Field names and limits are those of Firecracker's `firecracker.yaml`. All paths are relative to the VMM's directory.
 
+use std::net::Ipv4Addr;
+
 use serde::{Deserialize, Serialize};
 
 /// One request.
@@ -23,6 +25,10 @@ pub enum Call {
     NetworkUpdate(NetworkUpdate),
     /// `PUT /entropy`
     Entropy,
+    /// `PUT /mmds/config`; a snapshot keeps it
+    MmdsConfig(MmdsConfig),
+    /// `PUT /mmds`: all of what the guest reads there. No snapshot keeps it
+    Mmds(serde_json::Value),
     /// `PUT /serial`
     Serial(Serial),
     /// `PUT /actions`, InstanceStart
@@ -70,6 +76,8 @@ impl Call {
                 return Ok(("PATCH", path, serde_json::to_vec(body)?));
             }
             Call::Entropy => ("/entropy".into(), b"{}".to_vec()),
+            Call::MmdsConfig(body) => ("/mmds/config".into(), serde_json::to_vec(body)?),
+            Call::Mmds(body) => ("/mmds".into(), serde_json::to_vec(body)?),
             Call::Serial(body) => ("/serial".into(), serde_json::to_vec(body)?),
             Call::InstanceStart => {
                 ("/actions".into(), serde_json::to_vec(&Action { action_type: "InstanceStart" })?)
@@ -125,6 +133,17 @@ pub struct Drive {
     /// Its limits.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rate_limiter: Option<RateLimiter>,
+}
+
+/// The metadata service.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct MmdsConfig {
+    /// `V2`: no answer without a token.
+    pub version: &'static str,
+    /// The interfaces on which it is reached.
+    pub network_interfaces: Vec<String>,
+    /// Its address.
+    pub ipv4_address: Ipv4Addr,
 }
 
 /// A network interface.

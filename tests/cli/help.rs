@@ -142,6 +142,12 @@ fn help_names_every_command() {
               
               [default: internet]
 
+          --metadata <BOOL>
+              Whether guests may ask their VMM about themselves, at 169.254.169.254
+              
+              [default: true]
+              [possible values: true, false]
+
           --label <KEY=VALUE>
               A label; may be given again
 

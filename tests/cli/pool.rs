@@ -36,6 +36,7 @@ fn a_pool_from_create_to_destroy() {
         "sleeping": 0
       },
       "egress": "allow:1.1.1.1/32:53",
+      "metadata_enabled": true,
       "runtime_policy": {
         "min_running_seconds": 60,
         "min_warm_seconds": 30,
@@ -65,6 +66,7 @@ fn a_pool_from_create_to_destroy() {
       each       1 vCPU, 128 MiB memory, no data disk
       vmm        sim: it runs no guest
       egress     allow:1.1.1.1/32:53
+      metadata   at 169.254.169.254
       flake      none (minimal)
       made       2026-01-02 03:04:05Z
       label      team=web
@@ -92,6 +94,7 @@ fn a_pool_from_create_to_destroy() {
         "sleeping": 0
       },
       "egress": "internet",
+      "metadata_enabled": true,
       "runtime_policy": {
         "min_running_seconds": 60,
         "min_warm_seconds": 30,
@@ -157,6 +160,7 @@ fn revisions_are_imported_listed_verified_and_rolled_back() {
         "sleeping": 0
       },
       "egress": "internet",
+      "metadata_enabled": true,
       "runtime_policy": {
         "min_running_seconds": 60,
         "min_warm_seconds": 30,

@@ -12,6 +12,7 @@ mod hostile;
 mod identity;
 mod liars;
 mod logs;
+mod metadata;
 mod shown;
 mod signals;
 mod world;

@@ -123,6 +123,9 @@ pub struct CreateArguments {
     /// Where guests may connect to: internet, open, deny, or allow:CIDR[:PORT],…
     #[arg(long, value_name = "POLICY", default_value = "internet")]
     pub egress: Egress,
+    /// Whether guests may ask their VMM about themselves, at 169.254.169.254
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
+    pub metadata: bool,
     /// A label; may be given again
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = super::parse_label)]
     pub labels: Vec<(String, String)>,
@@ -167,6 +170,9 @@ pub struct UpdateArguments {
     /// Where guests may connect to
     #[arg(long, value_name = "POLICY")]
     pub egress: Option<Egress>,
+    /// Whether guests may ask their VMM about themselves, from their next start on
+    #[arg(long, value_name = "BOOL")]
+    pub metadata: Option<bool>,
     /// How long a guest may take to get ready for sleep, in seconds
     #[arg(long, value_name = "SECONDS")]
     pub drain_timeout: Option<u32>,

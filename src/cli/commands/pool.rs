@@ -139,6 +139,7 @@ impl UpdateArguments {
         resources.mem_mib = self.mem.unwrap_or(resources.mem_mib);
         resources.data_disk_mib = self.data_disk.unwrap_or(resources.data_disk_mib);
         pool.egress = self.egress.clone().unwrap_or_else(|| pool.egress.clone());
+        pool.metadata_enabled = self.metadata.unwrap_or(pool.metadata_enabled);
         let policy = &mut pool.runtime_policy;
         policy.drain_timeout_seconds = self.drain_timeout.unwrap_or(policy.drain_timeout_seconds);
         policy.graceful_shutdown_seconds = self.graceful_shutdown.unwrap_or(policy.graceful_shutdown_seconds);
@@ -205,6 +206,7 @@ pub fn make(
         },
         desired_counts: DesiredCounts::default(),
         egress: settings.egress,
+        metadata_enabled: settings.metadata,
         runtime_policy: RuntimePolicy::default(),
         labels: settings.labels.into_iter().collect::<BTreeMap<_, _>>(),
         pinned: false,
@@ -394,6 +396,7 @@ fn describe(out: &Out, view: &PoolView) -> String {
             VmmKind::Sim => format!("  vmm        {}", out.paint(Tone::Doubtful, "sim: it runs no guest")),
         },
         format!("  egress     {}", pool.egress),
+        format!("  metadata   {}", if pool.metadata_enabled { "at 169.254.169.254" } else { "none" }),
         format!("  flake      {} ({})", pool.flake_ref.as_deref().unwrap_or("none"), pool.profile),
         format!("  made       {}", time(pool.created_at)),
     ];

@@ -83,6 +83,7 @@ pub fn run(out: &Out, operator: &mut Operator, arguments: RunArguments) -> Resul
         vmm,
         insecure: true,
         egress: Egress::Internet,
+        metadata: true,
         labels: Vec::new(),
     };
     pool::make(out, operator, &path, settings)?;

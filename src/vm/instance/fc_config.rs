@@ -1,5 +1,7 @@
 //! From an instance to the requests that make its VMM what it should be. Pure: no I/O.
 
+use std::net::Ipv4Addr;
+
 use sha2::{Digest, Sha256};
 
 use super::config::Instance;
@@ -9,13 +11,13 @@ use crate::{
         pool::{
             artifacts::Manifest,
             base,
-            config::{AgentMode, Resources},
+            config::{AgentMode, Pool, Resources},
         },
         tenant::quota::Quotas,
     },
     vmm::wire::{
-        BootSource, Call, Drive, DriveUpdate, MachineConfig, MemBackend, NetworkInterface, NetworkOverride,
-        NetworkUpdate, RateLimiter, Serial, SnapshotLoad, TokenBucket, Vsock,
+        BootSource, Call, Drive, DriveUpdate, MachineConfig, MemBackend, MmdsConfig, NetworkInterface,
+        NetworkOverride, NetworkUpdate, RateLimiter, Serial, SnapshotLoad, TokenBucket, Vsock,
     },
 };
 
@@ -40,6 +42,9 @@ pub mod files {
 /// The guest's vsock address; each guest is alone with its host, so all have the same.
 pub const GUEST_CID: u32 = 3;
 
+/// Where guests look for what they may know of themselves, everywhere.
+const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+
 /// The NIC's name in the API.
 const NIC: &str = "eth0";
 /// The root disk's.
@@ -63,11 +68,13 @@ pub struct Boot<'a> {
     pub boot_args: String,
     /// The limits of its tenant.
     pub quotas: &'a Quotas,
+    /// Whether it may ask its VMM about itself.
+    pub metadata: bool,
 }
 
 impl<'a> Boot<'a> {
     /// The guest of an instance.
-    pub fn of(instance: &'a Instance, manifest: &'a Manifest, quotas: &'a Quotas) -> Self {
+    pub fn of(instance: &'a Instance, pool: &Pool, manifest: &'a Manifest, quotas: &'a Quotas) -> Self {
         Self {
             resources: &instance.resources,
             manifest,
@@ -76,13 +83,14 @@ impl<'a> Boot<'a> {
             mac: instance.net.mac,
             boot_args: command_line(instance, manifest),
             quotas,
+            metadata: pool.metadata_enabled,
         }
     }
 }
 
 /// The requests that configure the VMM and start the guest, in order.
 pub fn requests(boot: &Boot) -> Vec<Call> {
-    let Boot { resources, manifest, agent, tap, mac, boot_args, quotas } = boot;
+    let Boot { resources, manifest, agent, tap, mac, boot_args, quotas, metadata } = boot;
     let (drive_limit, net_limit) = limits(quotas);
     let mut calls = vec![
         Call::MachineConfig(MachineConfig {
@@ -106,6 +114,13 @@ pub fn requests(boot: &Boot) -> Vec<Call> {
         rx_rate_limiter: net_limit.clone(),
         tx_rate_limiter: net_limit,
     }));
+    if *metadata {
+        calls.push(Call::MmdsConfig(MmdsConfig {
+            version: "V2",
+            network_interfaces: vec![NIC.into()],
+            ipv4_address: METADATA,
+        }));
+    }
     calls.push(Call::Vsock(Vsock { guest_cid: GUEST_CID, uds_path: files::VSOCK.into() }));
     calls.push(Call::Entropy);
     calls.push(Call::InstanceStart);
@@ -182,7 +197,7 @@ fn drives(resources: &Resources, manifest: &Manifest, agent: AgentMode) -> Vec<D
 
 /// The devices of a guest, a line each, in the order in which it sees them: what of its VMM's configuration a snapshot
 /// keeps for good. Names and limits of an instance are not among it: they are said anew when it is loaded.
-pub fn devices(resources: &Resources, manifest: &Manifest, agent: AgentMode) -> Vec<String> {
+pub fn devices(resources: &Resources, manifest: &Manifest, agent: AgentMode, metadata: bool) -> Vec<String> {
     let mut lines: Vec<String> = drives(resources, manifest, agent)
         .into_iter()
         .map(|Drive { drive_id, path_on_host, is_root_device, is_read_only, cache_type, rate_limiter: _ }| {
@@ -191,7 +206,9 @@ pub fn devices(resources: &Resources, manifest: &Manifest, agent: AgentMode) -> 
             format!("drive {drive_id} {path_on_host} {root} {access} {cache_type}")
         })
         .collect();
-    lines.extend([format!("nic {NIC}"), format!("vsock {GUEST_CID} {}", files::VSOCK), "entropy".to_owned()]);
+    lines.push(format!("nic {NIC}"));
+    lines.extend(metadata.then(|| format!("metadata V2 {NIC} {METADATA}")));
+    lines.extend([format!("vsock {GUEST_CID} {}", files::VSOCK), "entropy".to_owned()]);
     lines
 }
 

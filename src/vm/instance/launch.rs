@@ -29,7 +29,7 @@ use super::{
 };
 use crate::{
     infra::{config::Roots, failpoint},
-    security::cgroups,
+    security::{cgroups, metadata},
     store::{self, StoreError},
     vm::{
         naming::Slot,
@@ -320,8 +320,8 @@ fn configure(launch: &mut Launch) -> Result<(), LifecycleError> {
     let directory = launch.operator.roots.vmm_dir(&launch.slot.tap());
     let Some(vmm) = &launch.vmm else { return Ok(()) };
     let mut client = Client::connect(&directory, &vmm.pidfd, API_LIMIT)?;
-    let guest = Boot::of(&launch.instance, &launch.manifest, &launch.tenant.quotas);
-    for call in fc_config::requests(&guest) {
+    let guest = Boot::of(&launch.instance, &launch.pool, &launch.manifest, &launch.tenant.quotas);
+    for call in fc_config::requests(&guest).into_iter().chain(metadata::of(&launch.instance, &launch.pool)) {
         if call != Call::InstanceStart {
             client.call(&call)?;
         }
@@ -344,6 +344,7 @@ fn load_base(launch: &mut Launch) -> Result<(), LifecycleError> {
     let (Some(vmm), Some(base)) = (&launch.vmm, &launch.base) else { return Ok(()) };
     let mut client = Client::connect(&directory, &vmm.pidfd, API_LIMIT)?;
     client.call(&fc_config::serial(&launch.tenant.quotas))?;
+    metadata::of(&launch.instance, &launch.pool).map_or(Ok(()), |call| client.call(&call))?;
     let own = fc_config::own(&launch.instance, &base.ingredients.resources, &launch.tenant.quotas);
     client.call(&fc_config::load_base(&launch.instance, own.is_empty()))?;
     for call in &own {

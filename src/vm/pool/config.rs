@@ -50,6 +50,9 @@ pub struct Pool {
     pub desired_counts: DesiredCounts,
     /// Where guests may connect to.
     pub egress: Egress,
+    /// Whether guests may ask their VMM about themselves, at 169.254.169.254.
+    #[serde(default = "yes")]
+    pub metadata_enabled: bool,
     /// Times that bind the sleep policy, and how a guest is ended.
     pub runtime_policy: RuntimePolicy,
     /// Labels, for people.
@@ -61,6 +64,11 @@ pub struct Pool {
     /// Never touched by anything but a person.
     #[serde(default)]
     pub critical: bool,
+}
+
+/// For pools of before: what they get is what a new one gets.
+fn yes() -> bool {
+    true
 }
 
 /// A VMM.

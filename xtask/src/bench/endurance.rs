@@ -28,45 +28,36 @@ const COMMANDS: [&str; 2] = ["sha256sum -c /run/sum", "cat /proc/sys/kernel/rand
 /// What the work is on.
 const PREPARE: &str = "head -c 1000000 /dev/urandom > /run/kept; sha256sum /run/kept > /run/sum";
 
-/// Lets a guest of bare Firecracker, and then one of mvm, sleep and wake so often; another goes on where one ends.
-pub fn measure(mvm: &Mvm, roots: &Roots, firecracker: &Path, cycles: u32) -> Result<Vec<Figure>> {
-    let mut figures = Vec::new();
-    for (name, world) in [("bare Firecracker", World::Bare(firecracker)), ("mvm", World::Mvm)] {
-        let mut ends = Vec::new();
-        let mut done = 0;
-        while done < cycles {
-            let (lived, end) = life(mvm, roots, world, cycles - done)?;
-            done += lived;
-            if let Some(end) = end {
-                println!("{name}: ended after {lived} cycles: {end:#}");
-                ends.push(lived.to_string());
-                done += 1;
-            }
+/// Lets a guest of mvm, or of bare Firecracker, sleep and wake so often; another goes on where one ends.
+pub fn measure(mvm: &Mvm, roots: &Roots, bare: Option<&Path>, cycles: u32) -> Result<Vec<Figure>> {
+    let mut ends = Vec::new();
+    let mut done = 0;
+    while done < cycles {
+        let (lived, end) = life(mvm, roots, bare, cycles - done)?;
+        done += lived;
+        if let Some(end) = end {
+            println!("ended after {lived} cycles: {end:#}");
+            ends.push(lived.to_string());
+            done += 1;
         }
-        let value = match ends.as_slice() {
-            [] => "no guest ended".to_owned(),
-            ends => format!("{} ended, after {} in a row", ends.len(), ends.join(", ")),
-        };
-        figures.push(figure(format!("{cycles} sleeps and wakes of a guest, {name}"), value, "given", true));
     }
-    Ok(figures)
-}
-
-#[derive(Clone, Copy)]
-enum World<'a> {
-    Bare(&'a Path),
-    Mvm,
+    let value = match ends.as_slice() {
+        [] => "no guest ended".to_owned(),
+        ends => format!("{} ended, after {} in a row", ends.len(), ends.join(", ")),
+    };
+    let whose = if bare.is_some() { ", bare Firecracker" } else { "" };
+    Ok(vec![figure(format!("{cycles} sleeps and wakes of a guest{whose}"), value, "given", true)])
 }
 
 /// One guest, until it ends or has slept and woken so often; how often it did, and why it ended.
-fn life(mvm: &Mvm, roots: &Roots, world: World, most: u32) -> Result<(u32, Option<anyhow::Error>)> {
+fn life(mvm: &Mvm, roots: &Roots, bare: Option<&Path>, most: u32) -> Result<(u32, Option<anyhow::Error>)> {
     let path = mvm.create("acme/web")?;
     super::guests::again(|| mvm.ok(&format!("instance start {path}")))?;
     let instance = Instance::load(roots, &path)?;
     exec(roots, &instance, PREPARE)?;
     mvm.ok(&format!("instance sleep {path}"))?;
-    let restored = match world {
-        World::Bare(firecracker) => {
+    let restored = match bare {
+        Some(firecracker) => {
             let restored = Restored::new(mvm, firecracker, &path)?;
             let revisions = mvm.root.path().join("tenants/acme/pools/web/artifacts/revisions");
             let revision = fs::read_dir(revisions)?.next().context("a revision")??.path();
@@ -74,7 +65,7 @@ fn life(mvm: &Mvm, roots: &Roots, world: World, most: u32) -> Result<(u32, Optio
                 symlink(fs::canonicalize(revision.join("rootfs.ext4"))?, restored.folder.join("rootfs.ext4"));
             Some(restored)
         }
-        World::Mvm => None,
+        None => None,
     };
     let started = Instant::now();
     let mut lived = 0;

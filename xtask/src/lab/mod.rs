@@ -221,8 +221,8 @@ pub fn measure(pairs: u32, cycles: u32, parts: &[Part]) -> Result<Vec<Figure>> {
     let mut figures = Vec::new();
     for part in parts {
         let limit = match part {
-            // A cycle takes a second, and there are two worlds.
-            Part::Cycles => LIMIT + u64::from(cycles) * 4,
+            // A cycle takes a second or two.
+            Part::Cycles | Part::BareCycles => LIMIT + u64::from(cycles) * 2,
             _ => LIMIT,
         };
         let part = part.to_possible_value().context("a part has a name")?;

@@ -209,7 +209,7 @@ fn spawn(build: &mut Build) -> Result<(), LifecycleError> {
 
 fn boot(build: &mut Build) -> Result<(), LifecycleError> {
     let Some(vmm) = &build.vmm else { return Ok(()) };
-    let Recipe { tenant, manifest, resources, .. } = build.recipe;
+    let Recipe { tenant, pool, manifest, resources, .. } = build.recipe;
     let directory = build.operator.roots.vmm_dir(&build.slot.tap());
     let mut client = Client::connect(&directory, &vmm.pidfd, API_LIMIT)?;
     let guest = Boot {
@@ -221,6 +221,7 @@ fn boot(build: &mut Build) -> Result<(), LifecycleError> {
         boot_args: fc_config::base_command_line(manifest),
         // Limits are each instance's own; a boot is slow enough.
         quotas: &tenant.quotas.without_rates(),
+        metadata: pool.metadata_enabled,
     };
     for call in fc_config::requests(&guest) {
         client.call(&call)?;

@@ -133,7 +133,9 @@ fn begin(launch: &Launch, instance: &Instance, from: State) -> Result<(), Lifecy
     // One that boots has no other memory: what a power cut brought back of an earlier sleep must not be taken for its own.
     snapshot::discard(&launch.operator.roots, &instance.path())?;
     let requests = match instance.agent {
-        AgentMode::None => fc_config::requests(&Boot::of(instance, &launch.manifest, &launch.tenant.quotas)),
+        AgentMode::None => {
+            fc_config::requests(&Boot::of(instance, &launch.pool, &launch.manifest, &launch.tenant.quotas))
+        }
         // Whether it goes on at once says nothing of what it is.
         AgentMode::Required => vec![fc_config::load_base(instance, false)],
     };

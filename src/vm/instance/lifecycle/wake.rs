@@ -17,7 +17,10 @@ use super::{
 };
 use crate::{
     infra::failpoint,
-    security::audit::{Network, Phase},
+    security::{
+        audit::{Network, Phase},
+        metadata,
+    },
     vm::{
         instance::{
             config::{Instance, Operation},
@@ -193,6 +196,7 @@ fn load(launch: &mut Launch) -> Result<(), LifecycleError> {
         vmm_dir::give(&directory, &folder.join(file), &snapshot::name(file), launch.uid())?;
     }
     client.call(&fc_config::serial(&launch.tenant.quotas))?;
+    metadata::of(&launch.instance, &launch.pool).map_or(Ok(()), |call| client.call(&call))?;
     client.call(&Call::SnapshotLoad(SnapshotLoad {
         snapshot_path: snapshot::name(&delta.image.vmstate.file),
         mem_backend: MemBackend { backend_type: "File", backend_path: snapshot::name(&delta.image.mem.file) },

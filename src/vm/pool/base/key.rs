@@ -53,7 +53,7 @@ impl Ingredients {
             initrd: manifest.initrd.as_ref().map(|initrd| initrd.sha256.clone()),
             rootfs: manifest.rootfs.sha256.clone(),
             cmdline: manifest.cmdline.clone(),
-            devices: fc_config::devices(&resources, manifest, pool.agent),
+            devices: fc_config::devices(&resources, manifest, pool.agent, pool.metadata_enabled),
             resources,
             vmm: pool.vmm,
             vmm_version: vmm_version.to_owned(),

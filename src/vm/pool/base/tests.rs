@@ -450,14 +450,15 @@ fn the_key_knows_every_device_that_the_vmm_is_told_of() {
     make_revision(&world, "quiet");
     let path = make_instance(&world, 1, &of_number(0).key(), State::Ready, false);
     let instance = Instance::load(&world.roots, &path).unwrap();
+    let pool = Pool::load(&world.roots, &world.pool).unwrap();
     let artifacts = Artifacts::of(&world.roots, &world.pool);
     let manifest = artifacts.manifest(&artifacts.current().unwrap().unwrap()).unwrap();
-    let calls = fc_config::requests(&fc_config::Boot::of(&instance, &manifest, &Quotas::default()));
+    let calls = fc_config::requests(&fc_config::Boot::of(&instance, &pool, &manifest, &Quotas::default()));
     let is_device = |call: &&Call| {
         let elsewhere = matches!(call, Call::MachineConfig(_) | Call::BootSource(_) | Call::Serial(_));
         !elsewhere && !matches!(call, Call::InstanceStart)
     };
-    let devices = fc_config::devices(&instance.resources, &manifest, instance.agent);
+    let devices = fc_config::devices(&instance.resources, &manifest, instance.agent, true);
     assert_eq!(calls.iter().filter(is_device).count(), devices.len());
     assert_eq!(
         devices,
@@ -465,6 +466,7 @@ fn the_key_knows_every_device_that_the_vmm_is_told_of() {
             "drive rootfs rootfs.ext4 root rw Writeback",
             "drive data data.ext4 plain rw Writeback",
             "nic eth0",
+            "metadata V2 eth0 169.254.169.254",
             "vsock 3 v.sock",
             "entropy",
         ]

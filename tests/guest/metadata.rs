@@ -1,0 +1,76 @@
+//! What a guest may read of itself from its VMM: there after a start and after a wake, and each guest's own.
+
+use std::{
+    io::{Read, Write},
+    os::unix::net::UnixStream,
+};
+
+use serde_json::{Value, json};
+
+use crate::{
+    support::Sandbox,
+    world::{start, world},
+};
+
+/// What the VMM of an instance says at a path of its API.
+fn api(sandbox: &Sandbox, path: &str, what: &str) -> Value {
+    let tap =
+        sandbox.ok(&format!("instance info {path}"))["net"]["tap_dev"].as_str().expect("a TAP").to_owned();
+    let socket = sandbox.root().join("run/firecracker").join(tap).join("root/api.sock");
+    let mut stream = UnixStream::connect(socket).expect("its VMM listens");
+    write!(stream, "GET {what} HTTP/1.1\r\n\r\n").expect("it reads");
+    let mut answer = Vec::new();
+    // It keeps the connection open, and writes in one piece.
+    while !answer.ends_with(b"}") {
+        let mut piece = [0; 4096];
+        let count = stream.read(&mut piece).expect("it answers");
+        assert!(count > 0, "{}", String::from_utf8_lossy(&answer));
+        answer.extend_from_slice(&piece[..count]);
+    }
+    let at = answer.windows(4).position(|four| four == b"\r\n\r\n").expect("a head");
+    serde_json::from_slice(&answer[at + 4..]).expect("JSON")
+}
+
+#[test]
+fn a_guest_reads_its_own_metadata_after_a_start_and_after_a_wake() {
+    let Some(sandbox) = world() else { return };
+    sandbox.ok("pool update acme/web --label tier=front");
+    let (one, other) = (start(&sandbox), start(&sandbox));
+    for path in [&one, &other] {
+        sandbox.ok(&format!("instance sleep {path}"));
+        sandbox.ok("pool update acme/web --label tier=back");
+        sandbox.ok(&format!("instance wake {path}"));
+    }
+    sandbox.ok(&format!("instance stop {other}"));
+    sandbox.ok(&format!("instance start {other}"));
+    for path in [&one, &other] {
+        let record = sandbox.ok(&format!("instance info {path}"));
+        let said = &api(&sandbox, path, "/mmds")["latest"]["meta-data"];
+        let wanted = json!({
+            "instance-id": record["instance_id"],
+            "local-hostname": record["instance_id"],
+            "local-ipv4": record["net"]["guest_ip"],
+            "gateway": record["net"]["gateway_ip"],
+            "mac": record["net"]["mac"],
+            "tenant": "acme",
+            "pool": "web",
+            "revision": record["revision"],
+            "tags": { "instance": { "tier": "back" } },
+        });
+        assert_eq!(said, &wanted);
+        let config = api(&sandbox, path, "/vm/config");
+        assert_eq!(config["mmds-config"]["version"], "V2");
+        assert_eq!(config["mmds-config"]["ipv4_address"], "169.254.169.254");
+    }
+}
+
+#[test]
+fn a_pool_without_metadata_has_a_base_of_its_own_and_guests_with_nothing_to_ask() {
+    let Some(sandbox) = world() else { return };
+    let with = start(&sandbox);
+    sandbox.ok("pool update acme/web --metadata false");
+    let without = start(&sandbox);
+    let key = |path: &str| sandbox.ok(&format!("instance info {path}"))["base_key"].clone();
+    assert_ne!(key(&with), key(&without));
+    assert_eq!(api(&sandbox, &without, "/vm/config")["mmds-config"], Value::Null);
+}
