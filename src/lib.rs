@@ -33,3 +33,8 @@ pub mod net {
     //! What the command line needs of it.
     pub mod egress;
 }
+#[cfg(not(target_os = "linux"))]
+pub mod security {
+    //! What the command line needs of it.
+    pub mod policy;
+}

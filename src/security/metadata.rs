@@ -3,30 +3,52 @@
 //!
 //! A snapshot keeps that there is such a service, and nothing of what it says: that is put before every load.
 
-use serde_json::{Value, json};
+use std::{collections::BTreeMap, net::Ipv4Addr};
 
-use crate::{
-    vm::{instance::config::Instance, pool::config::Pool},
-    vmm::wire::Call,
-};
+use serde::Serialize;
+use serde_json::json;
 
-/// What the guest of an instance reads; every value is a text, as the form of EC2's service wants it. `None` where its pool
-/// has no metadata.
-pub fn of(instance: &Instance, pool: &Pool) -> Option<Call> {
-    pool.metadata_enabled.then(|| Call::Mmds(contents(instance, pool)))
+use crate::vmm::wire::{Call, MmdsConfig};
+
+/// Where guests look for it, everywhere.
+pub const ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+
+/// What is said, under the names that EC2 has for it where it has one; every value is a text, as that form wants it.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Metadata<'a> {
+    /// The instance.
+    pub instance_id: &'a str,
+    /// Its host name.
+    pub local_hostname: &'a str,
+    /// Its address.
+    pub local_ipv4: Ipv4Addr,
+    /// Its gateway's.
+    pub gateway: Ipv4Addr,
+    /// Its MAC.
+    pub mac: String,
+    /// Its tenant.
+    pub tenant: &'a str,
+    /// Its pool.
+    pub pool: &'a str,
+    /// The revision that it runs.
+    pub revision: String,
+    /// Its pool's labels.
+    pub tags: BTreeMap<&'static str, &'a BTreeMap<String, String>>,
 }
 
-fn contents(instance: &Instance, pool: &Pool) -> Value {
-    let net = &instance.net;
-    json!({ "latest": { "meta-data": {
-        "instance-id": instance.instance_id,
-        "local-hostname": instance.instance_id,
-        "local-ipv4": net.guest_ip,
-        "gateway": net.gateway_ip,
-        "mac": net.mac,
-        "tenant": instance.tenant_id,
-        "pool": instance.pool_id,
-        "revision": instance.revision.as_ref().map(ToString::to_string).unwrap_or_default(),
-        "tags": { "instance": pool.labels },
-    } } })
+impl Metadata<'_> {
+    /// The request that puts it in the place of what was said before.
+    pub fn call(&self) -> Call {
+        Call::Mmds(json!({ "latest": { "meta-data": self } }))
+    }
+}
+
+/// The request that gives a VM the service, on this interface.
+pub fn service(interface: &str) -> Call {
+    Call::MmdsConfig(MmdsConfig {
+        version: "V2",
+        network_interfaces: vec![interface.to_owned()],
+        ipv4_address: ADDRESS,
+    })
 }

@@ -4,6 +4,7 @@ pub mod audit;
 pub mod cgroups;
 pub mod jailer;
 pub mod metadata;
+pub mod policy;
 pub mod seccomp;
 
 use std::fmt;

@@ -94,6 +94,8 @@ pub struct Start<'a> {
     pub shared: &'a [(PathBuf, String)],
     /// The cgroup in which a jailed one comes up.
     pub cgroup: Option<BorrowedFd<'a>>,
+    /// The file in its directory that has its seccomp filters; its own, where there is none.
+    pub filter: Option<&'a str>,
 }
 
 /// Starts a VMM.
@@ -101,7 +103,7 @@ pub struct Start<'a> {
 /// # Errors
 /// When the program cannot be run.
 pub fn spawn(program: &Program, start: Start) -> Result<Vmm, ShellError> {
-    let Start { directory, id, jail, shared, cgroup } = start;
+    let Start { directory, id, jail, shared, cgroup, filter } = start;
     let wrap = |source| ShellError::Spawn { program: program.path.clone(), source };
     let append = |name| File::options().append(true).create(true).open(directory.join(name)).map_err(wrap);
     let streams = Streams {
@@ -109,7 +111,9 @@ pub fn spawn(program: &Program, start: Start) -> Result<Vmm, ShellError> {
         output: append(CONSOLE)?,
         errors: append(LOG)?,
     };
-    let arguments = ["--api-sock", API_SOCKET, "--level", "Error", "--log-path", LOG].map(OsString::from);
+    let filter = filter.map(|file| ["--seccomp-filter", file]);
+    let arguments = [["--api-sock", API_SOCKET], ["--level", "Error"], ["--log-path", LOG]].into_iter();
+    let arguments = arguments.chain(filter).flatten().map(OsString::from);
     let (pid, pidfd) = match jail {
         None => {
             let first = program.first_arguments.iter().cloned().chain(["--id", id].map(OsString::from));

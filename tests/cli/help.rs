@@ -137,6 +137,15 @@ fn help_names_every_command() {
           --insecure
               Accept VMMs for which this machine has no jail, no limits or no seccomp filter
 
+          --seccomp <POLICY>
+              The seccomp filter of its VMMs: Firecracker's own, or a tighter one of mvm's
+
+              Possible values:
+              - baseline: Firecracker's own
+              - strict:   A tighter one of mvm's
+              
+              [default: baseline]
+
           --egress <POLICY>
               Where guests may connect to: internet, open, deny, or allow:CIDR[:PORT],…
               

@@ -25,6 +25,7 @@ fn a_pool_from_create_to_destroy() {
       "vmm": "sim",
       "agent": "none",
       "insecure": false,
+      "seccomp_policy": "baseline",
       "instance_resources": {
         "vcpus": 1,
         "mem_mib": 128,
@@ -66,6 +67,7 @@ fn a_pool_from_create_to_destroy() {
       each       1 vCPU, 128 MiB memory, no data disk
       vmm        sim: it runs no guest
       egress     allow:1.1.1.1/32:53
+      seccomp    baseline
       metadata   at 169.254.169.254
       flake      none (minimal)
       made       2026-01-02 03:04:05Z
@@ -83,6 +85,7 @@ fn a_pool_from_create_to_destroy() {
       "vmm": "firecracker",
       "agent": "none",
       "insecure": false,
+      "seccomp_policy": "baseline",
       "instance_resources": {
         "vcpus": 2,
         "mem_mib": 1024,
@@ -149,6 +152,7 @@ fn revisions_are_imported_listed_verified_and_rolled_back() {
       "vmm": "sim",
       "agent": "none",
       "insecure": false,
+      "seccomp_policy": "baseline",
       "instance_resources": {
         "vcpus": 1,
         "mem_mib": 128,

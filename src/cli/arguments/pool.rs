@@ -7,6 +7,7 @@ use clap::{ArgGroup, Args, Subcommand};
 use super::DestroyArguments;
 use crate::{
     net::egress::Egress,
+    security::policy::SeccompPolicy,
     vm::{
         naming::{ImageName, PoolPath, RevisionHash, TenantId},
         pool::config::{AgentMode, VmmKind},
@@ -120,6 +121,9 @@ pub struct CreateArguments {
     /// Accept VMMs for which this machine has no jail, no limits or no seccomp filter
     #[arg(long)]
     pub insecure: bool,
+    /// The seccomp filter of its VMMs: Firecracker's own, or a tighter one of mvm's
+    #[arg(long, value_name = "POLICY", default_value = "baseline")]
+    pub seccomp: SeccompPolicy,
     /// Where guests may connect to: internet, open, deny, or allow:CIDR[:PORT],…
     #[arg(long, value_name = "POLICY", default_value = "internet")]
     pub egress: Egress,
@@ -173,6 +177,9 @@ pub struct UpdateArguments {
     /// Whether guests may ask their VMM about themselves, from their next start on
     #[arg(long, value_name = "BOOL")]
     pub metadata: Option<bool>,
+    /// The seccomp filter of its VMMs, from their next start or wake on
+    #[arg(long, value_name = "POLICY")]
+    pub seccomp: Option<SeccompPolicy>,
     /// How long a guest may take to get ready for sleep, in seconds
     #[arg(long, value_name = "SECONDS")]
     pub drain_timeout: Option<u32>,

@@ -139,6 +139,7 @@ impl UpdateArguments {
         resources.mem_mib = self.mem.unwrap_or(resources.mem_mib);
         resources.data_disk_mib = self.data_disk.unwrap_or(resources.data_disk_mib);
         pool.egress = self.egress.clone().unwrap_or_else(|| pool.egress.clone());
+        pool.seccomp_policy = self.seccomp.unwrap_or(pool.seccomp_policy);
         pool.metadata_enabled = self.metadata.unwrap_or(pool.metadata_enabled);
         let policy = &mut pool.runtime_policy;
         policy.drain_timeout_seconds = self.drain_timeout.unwrap_or(policy.drain_timeout_seconds);
@@ -199,6 +200,7 @@ pub fn make(
             .agent
             .unwrap_or_else(|| sources.as_ref().map_or(AgentMode::None, |(_, manifest)| manifest.agent)),
         insecure: settings.insecure,
+        seccomp_policy: settings.seccomp,
         instance_resources: Resources {
             vcpus: settings.cpus,
             mem_mib: settings.mem,
@@ -396,6 +398,7 @@ fn describe(out: &Out, view: &PoolView) -> String {
             VmmKind::Sim => format!("  vmm        {}", out.paint(Tone::Doubtful, "sim: it runs no guest")),
         },
         format!("  egress     {}", pool.egress),
+        format!("  seccomp    {}", pool.seccomp_policy),
         format!("  metadata   {}", if pool.metadata_enabled { "at 169.254.169.254" } else { "none" }),
         format!("  flake      {} ({})", pool.flake_ref.as_deref().unwrap_or("none"), pool.profile),
         format!("  made       {}", time(pool.created_at)),

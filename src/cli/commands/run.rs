@@ -20,6 +20,7 @@ use crate::cli::{
 use crate::{
     infra::config::Roots,
     net::egress::Egress,
+    security::policy::SeccompPolicy,
     store::{self, Durability, Lock, Sharing},
     vm::{
         image::{
@@ -82,6 +83,7 @@ pub fn run(out: &Out, operator: &mut Operator, arguments: RunArguments) -> Resul
         agent: None,
         vmm,
         insecure: true,
+        seccomp: SeccompPolicy::Baseline,
         egress: Egress::Internet,
         metadata: true,
         labels: Vec::new(),

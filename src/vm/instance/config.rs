@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::state::State;
 use crate::{
     infra::config::Roots,
-    security::{Lack, cgroups::Limits},
+    security::{Lack, cgroups::Limits, policy::SeccompPolicy},
     store::{self, Durability, Schema, StoreError},
     vm::{
         naming::{
@@ -184,6 +184,9 @@ pub struct VmmRecord {
     /// What it may use of the machine, as the kernel said it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<Limits>,
+    /// The seccomp filter that its threads have, read back from the kernel.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filter: Option<SeccompPolicy>,
     /// What its next snapshot builds on.
     #[serde(default)]
     pub parent: Parent,

@@ -1,11 +1,12 @@
 //! From an instance to the requests that make its VMM what it should be. Pure: no I/O.
 
-use std::net::Ipv4Addr;
+use std::collections::BTreeMap;
 
 use sha2::{Digest, Sha256};
 
 use super::config::Instance;
 use crate::{
+    security::metadata::{self, Metadata},
     vm::{
         naming::Mac,
         pool::{
@@ -16,8 +17,8 @@ use crate::{
         tenant::quota::Quotas,
     },
     vmm::wire::{
-        BootSource, Call, Drive, DriveUpdate, MachineConfig, MemBackend, MmdsConfig, NetworkInterface,
-        NetworkOverride, NetworkUpdate, RateLimiter, Serial, SnapshotLoad, TokenBucket, Vsock,
+        BootSource, Call, Drive, DriveUpdate, MachineConfig, MemBackend, NetworkInterface, NetworkOverride,
+        NetworkUpdate, RateLimiter, Serial, SnapshotLoad, TokenBucket, Vsock,
     },
 };
 
@@ -35,15 +36,14 @@ pub mod files {
     pub const CONSOLE: &str = crate::vmm::process::CONSOLE;
     /// The folder of a base snapshot.
     pub const BASE: &str = "base";
+    /// The seccomp filter that is mvm's, where it is that one.
+    pub const FILTER: &str = "filter.seccomp";
     /// The vsock device's socket.
     pub const VSOCK: &str = "v.sock";
 }
 
 /// The guest's vsock address; each guest is alone with its host, so all have the same.
 pub const GUEST_CID: u32 = 3;
-
-/// Where guests look for what they may know of themselves, everywhere.
-const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 
 /// The NIC's name in the API.
 const NIC: &str = "eth0";
@@ -115,16 +115,29 @@ pub fn requests(boot: &Boot) -> Vec<Call> {
         tx_rate_limiter: net_limit,
     }));
     if *metadata {
-        calls.push(Call::MmdsConfig(MmdsConfig {
-            version: "V2",
-            network_interfaces: vec![NIC.into()],
-            ipv4_address: METADATA,
-        }));
+        calls.push(metadata::service(NIC));
     }
     calls.push(Call::Vsock(Vsock { guest_cid: GUEST_CID, uds_path: files::VSOCK.into() }));
     calls.push(Call::Entropy);
     calls.push(Call::InstanceStart);
     calls
+}
+
+/// What the guest of an instance may read of itself; `None` where its pool has no metadata.
+pub fn metadata(instance: &Instance, pool: &Pool) -> Option<Call> {
+    let net = &instance.net;
+    let of_it = Metadata {
+        instance_id: instance.instance_id.as_ref(),
+        local_hostname: instance.instance_id.as_ref(),
+        local_ipv4: net.guest_ip,
+        gateway: net.gateway_ip,
+        mac: net.mac.to_string(),
+        tenant: instance.tenant_id.as_ref(),
+        pool: instance.pool_id.as_ref(),
+        revision: instance.revision.as_ref().map(ToString::to_string).unwrap_or_default(),
+        tags: BTreeMap::from([("instance", &pool.labels)]),
+    };
+    pool.metadata_enabled.then(|| of_it.call())
 }
 
 /// A tenant's limits of a disk, and of each way of an interface.
@@ -207,7 +220,7 @@ pub fn devices(resources: &Resources, manifest: &Manifest, agent: AgentMode, met
         })
         .collect();
     lines.push(format!("nic {NIC}"));
-    lines.extend(metadata.then(|| format!("metadata V2 {NIC} {METADATA}")));
+    lines.extend(metadata.then(|| format!("metadata V2 {NIC} {}", metadata::ADDRESS)));
     lines.extend([format!("vsock {GUEST_CID} {}", files::VSOCK), "entropy".to_owned()]);
     lines
 }

@@ -1,19 +1,25 @@
 //! What keeps a VMM to itself: its jail and its limits, or that the pool takes it without.
 
 use std::{
+    fs,
+    os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use super::lifecycle::LifecycleError;
+use sha2::{Digest, Sha256};
+
+use super::{fc_config::files, lifecycle::LifecycleError};
 use crate::{
     infra::config::Roots,
     security::{
-        Lack,
+        Lack, audit,
         cgroups::{self, Cgroup, Limits, NoLimits},
         jailer::{self, NoJail},
-        seccomp,
+        policy::SeccompPolicy,
+        seccomp::{self, Strict},
     },
+    store::{self, Durability, StoreError},
     vm::{
         naming::{Slot, UID_BASE},
         pool::config::{Pool, Resources, VmmKind},
@@ -46,6 +52,8 @@ pub enum Unprotected {
     },
 }
 
+/// By every user: each VMM has another.
+const READABLE: u32 = 0o444;
 /// How often, and how far apart, it is looked whether all threads have their filters.
 const FILTER_LOOKS: u32 = 10;
 const FILTER_PAUSE: Duration = Duration::from_millis(1);
@@ -58,6 +66,8 @@ pub struct Guard {
     jail: Option<Jail>,
     /// Where its cgroup is made.
     hierarchy: Option<PathBuf>,
+    /// The filter that it has to have.
+    policy: SeccompPolicy,
     node_id: String,
 }
 
@@ -79,7 +89,32 @@ impl Guard {
             Err(_) if is_lax => None,
             Err(why) => return Err(Unprotected::NoLimits { why }.into()),
         };
-        Ok(Self { is_lax, jail, hierarchy, node_id: node.node_id })
+        let policy = if pool.vmm == VmmKind::Sim { SeccompPolicy::Baseline } else { pool.seccomp_policy };
+        Ok(Self { is_lax, jail, hierarchy, policy, node_id: node.node_id })
+    }
+
+    /// The file with the filter of mvm's that the VMM is told to have; made where it is not there.
+    ///
+    /// # Errors
+    /// [`Unprotected::NoFilter`] where there is no such filter here.
+    pub fn filter_file(&self, roots: &Roots) -> Result<Option<PathBuf>, LifecycleError> {
+        if self.policy == SeccompPolicy::Baseline {
+            return Ok(None);
+        }
+        let file = Strict::new().and_then(|strict| strict.file());
+        let file = file.map_err(|why| Unprotected::NoFilter { why: why.to_string() })?;
+        let name = format!("strict-{}.seccomp", &audit::hex(&Sha256::digest(&file))[..12]);
+        let folder = roots.root.join("run");
+        let path = folder.join(name);
+        // Its name says what is in it, and nobody but root writes there. The mode comes last.
+        if fs::metadata(&path).is_ok_and(|meta| meta.mode() & 0o777 == READABLE) {
+            return Ok(Some(path));
+        }
+        store::make_folder(&folder)?;
+        store::replace(&path, &file, Durability::Durable)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(READABLE))
+            .map_err(StoreError::io("open up", &path))?;
+        Ok(Some(path))
     }
 
     /// The user of a jailed VMM.
@@ -92,7 +127,11 @@ impl Guard {
     /// # Errors
     /// [`Unprotected::NoFilter`] where it is not, and has to be.
     pub fn check_filter(&self, vmm: &Vmm) -> Result<(), Unprotected> {
-        if self.is_lax { Ok(()) } else { check_filter(vmm) }
+        if self.is_lax && self.policy == SeccompPolicy::Baseline {
+            Ok(())
+        } else {
+            check_filter(vmm, self.policy)
+        }
     }
 
     fn cgroup(
@@ -129,7 +168,8 @@ impl Guard {
     ) -> Result<Vmm, LifecycleError> {
         let cgroup = self.cgroup(tenant, resources, tap)?;
         let fd = cgroup.as_ref().map(Cgroup::as_fd);
-        let start = Start { directory, id: tap, jail: self.jail.as_ref(), shared, cgroup: fd };
+        let filter = (self.policy == SeccompPolicy::Strict).then_some(files::FILTER);
+        let start = Start { directory, id: tap, jail: self.jail.as_ref(), shared, cgroup: fd, filter };
         let vmm = process::spawn(program, start)?;
         if let (Some(cgroup), None) = (&cgroup, &self.jail)
             && let Err(error) = cgroup.take_in(vmm.identity.pid)
@@ -147,7 +187,8 @@ impl Guard {
 /// Where it has no filter, and has to have one.
 pub fn check(roots: &Roots, pool: &Pool, vmm: &Vmm) -> Result<(), LifecycleError> {
     let is_lax = takes_all(pool, &NodeConfig::load(roots)?);
-    if is_lax { Ok(()) } else { Ok(check_filter(vmm)?) }
+    // It was started before the pool may have changed its mind.
+    if is_lax { Ok(()) } else { Ok(check_filter(vmm, SeccompPolicy::Baseline)?) }
 }
 
 /// Does a pool take what is missing? Who takes the simulated VMM takes it as it is.
@@ -155,18 +196,19 @@ fn takes_all(pool: &Pool, node: &NodeConfig) -> bool {
     (pool.insecure || pool.vmm == VmmKind::Sim) && !node.production
 }
 
-fn check_filter(vmm: &Vmm) -> Result<(), Unprotected> {
+fn check_filter(vmm: &Vmm, policy: SeccompPolicy) -> Result<(), Unprotected> {
     let mut looks = 0;
     loop {
-        let why = match seccomp::is_filtered(vmm.identity.pid) {
-            Ok(true) => return Ok(()),
+        let why = match seccomp::in_force(vmm.identity.pid) {
+            Ok(Some(filter)) if filter >= policy => return Ok(()),
             // Its vCPUs' threads take theirs a moment after the load has answered.
             _ if looks < FILTER_LOOKS => {
                 looks += 1;
                 std::thread::sleep(FILTER_PAUSE);
                 continue;
             }
-            Ok(false) => "this build carries an empty one".to_owned(),
+            Ok(None) => "this build carries an empty one".to_owned(),
+            Ok(Some(_)) => "it has its own, and not the strict one".to_owned(),
             Err(error) => format!("it cannot be looked at: {error}"),
         };
         return Err(Unprotected::NoFilter { why });
@@ -174,15 +216,15 @@ fn check_filter(vmm: &Vmm) -> Result<(), Unprotected> {
 }
 
 /// What a VMM that runs its guest lacks, and its limits: as the process and the kernel show it, whoever started it.
-pub fn seen(roots: &Roots, vmm: &Vmm, tap: &str) -> (Vec<Lack>, Option<Limits>) {
+pub fn seen(roots: &Roots, vmm: &Vmm, tap: &str) -> (Vec<Lack>, Option<Limits>, Option<SeccompPolicy>) {
     let node = NodeConfig::load(roots).map(|node| node.node_id).unwrap_or_default();
-    let is_filtered = seccomp::is_filtered(vmm.identity.pid).unwrap_or(false);
+    let filter = seccomp::in_force(vmm.identity.pid).unwrap_or(None);
     let is_jailed = process::uid_of(vmm.identity.pid).is_some_and(|uid| uid >= UID_BASE);
     let limits = cgroups::limits(&node, tap).filter(|_| cgroups::holds(&node, tap, vmm.identity.pid));
     let lacks = [
         (!is_jailed).then_some(Lack::Jail),
         limits.is_none().then_some(Lack::Limits),
-        (!is_filtered).then_some(Lack::Filter),
+        filter.is_none().then_some(Lack::Filter),
     ];
-    (lacks.into_iter().flatten().collect(), limits)
+    (lacks.into_iter().flatten().collect(), limits, filter)
 }

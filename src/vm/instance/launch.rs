@@ -29,7 +29,7 @@ use super::{
 };
 use crate::{
     infra::{config::Roots, failpoint},
-    security::{cgroups, metadata},
+    security::cgroups,
     store::{self, StoreError},
     vm::{
         naming::Slot,
@@ -287,6 +287,9 @@ pub fn directory(launch: &mut Launch) -> Result<(), LifecycleError> {
     if launch.instance.resources.data_disk_mib > 0 {
         dir.give(&volumes.join(files::DATA), files::DATA)?;
     }
+    if let Some(filter) = launch.guard.filter_file(roots)? {
+        dir.share(&filter, files::FILTER)?;
+    }
     dir.folder(snapshot::FOLDER)?;
     dir.give(&logs::console(roots, &path), files::CONSOLE)?;
     dir.give(&logs::vmm_log(roots, &path), LOG)?;
@@ -321,7 +324,9 @@ fn configure(launch: &mut Launch) -> Result<(), LifecycleError> {
     let Some(vmm) = &launch.vmm else { return Ok(()) };
     let mut client = Client::connect(&directory, &vmm.pidfd, API_LIMIT)?;
     let guest = Boot::of(&launch.instance, &launch.pool, &launch.manifest, &launch.tenant.quotas);
-    for call in fc_config::requests(&guest).into_iter().chain(metadata::of(&launch.instance, &launch.pool)) {
+    for call in
+        fc_config::requests(&guest).into_iter().chain(fc_config::metadata(&launch.instance, &launch.pool))
+    {
         if call != Call::InstanceStart {
             client.call(&call)?;
         }
@@ -344,7 +349,7 @@ fn load_base(launch: &mut Launch) -> Result<(), LifecycleError> {
     let (Some(vmm), Some(base)) = (&launch.vmm, &launch.base) else { return Ok(()) };
     let mut client = Client::connect(&directory, &vmm.pidfd, API_LIMIT)?;
     client.call(&fc_config::serial(&launch.tenant.quotas))?;
-    metadata::of(&launch.instance, &launch.pool).map_or(Ok(()), |call| client.call(&call))?;
+    fc_config::metadata(&launch.instance, &launch.pool).map_or(Ok(()), |call| client.call(&call))?;
     let own = fc_config::own(&launch.instance, &base.ingredients.resources, &launch.tenant.quotas);
     client.call(&fc_config::load_base(&launch.instance, own.is_empty()))?;
     for call in &own {
@@ -454,7 +459,7 @@ pub fn record_of(
     (kind, version): (VmmKind, &str),
     parent: Parent,
 ) -> VmmRecord {
-    let (lacks, limits) = guard::seen(roots, vmm, tap);
+    let (lacks, limits, filter) = guard::seen(roots, vmm, tap);
     VmmRecord {
         kind,
         version: version.to_owned(),
@@ -464,6 +469,7 @@ pub fn record_of(
         uid: process::uid_of(vmm.identity.pid).unwrap_or_else(|| rustix::process::getuid().as_raw()),
         lacks,
         limits,
+        filter,
         parent,
     }
 }

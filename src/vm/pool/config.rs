@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     infra::config::Roots,
     net::egress::Egress,
+    security::policy::SeccompPolicy,
     store::{self, Schema, StoreError},
     vm::{
         naming::{ImageName, PoolId, PoolPath, TenantId},
@@ -44,6 +45,9 @@ pub struct Pool {
     pub agent: AgentMode,
     /// Accepts VMMs without a jail.
     pub insecure: bool,
+    /// The seccomp filter of its VMMs.
+    #[serde(default = "baseline")]
+    pub seccomp_policy: SeccompPolicy,
     /// What each instance gets.
     pub instance_resources: Resources,
     /// How many instances there shall be, by state.
@@ -64,6 +68,10 @@ pub struct Pool {
     /// Never touched by anything but a person.
     #[serde(default)]
     pub critical: bool,
+}
+
+fn baseline() -> SeccompPolicy {
+    SeccompPolicy::Baseline
 }
 
 /// For pools of before: what they get is what a new one gets.

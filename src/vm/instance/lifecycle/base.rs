@@ -185,6 +185,9 @@ fn directory(build: &mut Build) -> Result<(), LifecycleError> {
     for name in [Some(files::KERNEL), Some(files::ROOT), initrd].into_iter().flatten() {
         dir.share(&revision.join(name), name)?;
     }
+    if let Some(filter) = build.guard.filter_file(roots)? {
+        dir.share(&filter, files::FILTER)?;
+    }
     dir.folder(files::BASE)?;
     for name in [files::CONSOLE, LOG] {
         dir.file(name)?;

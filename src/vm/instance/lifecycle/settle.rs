@@ -11,14 +11,15 @@ use super::{
     wake,
 };
 use crate::{
-    infra::config::Roots,
-    security::{audit::Phase, cgroups},
+    infra::{beneath, config::Roots},
+    security::{audit::Phase, cgroups, seccomp},
     vm::{
         instance::{
             config::{Exit, Instance, Operation, Parent},
             guard,
             guest::GuestError,
             launch::{self, Keep},
+            logs,
             snapshot::{self, Delta},
             state::State,
             vmm_dir,
@@ -27,8 +28,11 @@ use crate::{
         pool::config::AgentMode,
         room::NodeConfig,
     },
-    vmm::process,
+    vmm::{client::LOG, process},
 };
+
+/// How much of the end of a VMM's log may say why it ended, in bytes.
+const LAST_WORDS: u64 = 4096;
 
 /// Loads an instance and settles what was cut off; `None` where it is gone. The caller holds its lock.
 pub(super) fn settled(
@@ -207,14 +211,18 @@ fn settle_locked(
             // What its cgroup tells goes with it.
             let node = NodeConfig::load(&roots)?;
             let events = cgroups::events(&node.node_id, &slot.tap()).unwrap_or_default();
-            let why = match (rebooted, events.oom_kills, events.oom) {
-                (true, ..) => "the host rebooted",
-                (false, 0, _) => "the VMM ended by itself",
-                (false, _, 0) => "the kernel killed the VMM for want of memory",
-                (false, ..) => "the kernel killed the VMM: it needed more memory than its limit",
+            let log = beneath::tail(&logs::folder(&roots, &instance.path()), LOG, LAST_WORDS);
+            let why = match (rebooted, events.oom_kills, events.oom, seccomp::forbidden_call(&log)) {
+                (true, ..) => "the host rebooted".to_owned(),
+                (false, 0, _, Some(call)) => {
+                    format!("the VMM made system call {call}, which its filter forbids, and ended")
+                }
+                (false, 0, _, None) => "the VMM ended by itself".to_owned(),
+                (false, _, 0, _) => "the kernel killed the VMM for want of memory".to_owned(),
+                (false, ..) => "the kernel killed the VMM: it needed more memory than its limit".to_owned(),
             };
             launch::teardown(operator, slot, None, Keep::Nothing)?;
-            finish_stop(operator, &mut instance, ("died", Phase::Observed), why.into())?;
+            finish_stop(operator, &mut instance, ("died", Phase::Observed), why)?;
         }
     }
     Ok(Some(instance))

@@ -17,10 +17,7 @@ use super::{
 };
 use crate::{
     infra::failpoint,
-    security::{
-        audit::{Network, Phase},
-        metadata,
-    },
+    security::audit::{Network, Phase},
     vm::{
         instance::{
             config::{Instance, Operation},
@@ -196,7 +193,7 @@ fn load(launch: &mut Launch) -> Result<(), LifecycleError> {
         vmm_dir::give(&directory, &folder.join(file), &snapshot::name(file), launch.uid())?;
     }
     client.call(&fc_config::serial(&launch.tenant.quotas))?;
-    metadata::of(&launch.instance, &launch.pool).map_or(Ok(()), |call| client.call(&call))?;
+    fc_config::metadata(&launch.instance, &launch.pool).map_or(Ok(()), |call| client.call(&call))?;
     client.call(&Call::SnapshotLoad(SnapshotLoad {
         snapshot_path: snapshot::name(&delta.image.vmstate.file),
         mem_backend: MemBackend { backend_type: "File", backend_path: snapshot::name(&delta.image.mem.file) },

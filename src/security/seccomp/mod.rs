@@ -3,10 +3,15 @@
 //! The kernel shows a filter to who traces a thread that is stopped (ptrace(2), `PTRACE_SECCOMP_GET_FILTER`); each is stopped
 //! for a tenth of a millisecond. Firecracker's threads have theirs from the boot or the load on, not before.
 
+mod strict;
+
 use std::{
     fs, io, ptr,
     time::{Duration, Instant},
 };
+
+pub use self::strict::{NoStrict, Strict};
+use super::policy::SeccompPolicy;
 
 /// `linux/ptrace.h`.
 const GET_FILTER: libc::c_uint = 0x420c;
@@ -15,23 +20,41 @@ const STOP_LIMIT: Duration = Duration::from_millis(200);
 /// An empty policy is compiled to 7 instructions, Firecracker's own to 105 and more.
 const SMALLEST: usize = 32;
 
-/// Has every thread of a process a filter that is more than an empty one?
+/// The filter that every thread of a process has; `None` where one has none, or an empty one.
 ///
 /// # Errors
 /// When they cannot be looked at: without `CAP_SYS_PTRACE` and `CAP_SYS_ADMIN`, or where something else traces them.
-pub fn is_filtered(pid: i32) -> io::Result<bool> {
-    let mut threads = 0;
+pub fn in_force(pid: i32) -> io::Result<Option<SeccompPolicy>> {
+    let strict = Strict::new().ok();
+    let mut weakest = None;
     for entry in fs::read_dir(format!("/proc/{pid}/task"))? {
         let Some(tid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
         match Traced::stop(tid) {
-            Ok(thread) if thread.longest_filter()? < SMALLEST => return Ok(false),
-            Ok(_) => threads += 1,
+            Ok(thread) => {
+                let filters = thread.filters()?;
+                let is_strict = |filter| strict.as_ref().is_some_and(|strict| strict.has(filter));
+                let own = match filters.iter().map(Vec::len).max() {
+                    None | Some(..SMALLEST) => return Ok(None),
+                    _ if filters.iter().any(|filter| is_strict(filter)) => SeccompPolicy::Strict,
+                    _ => SeccompPolicy::Baseline,
+                };
+                weakest = Some(weakest.map_or(own, |other: SeccompPolicy| other.min(own)));
+            }
             // It has ended.
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
             Err(error) => return Err(error),
         }
     }
-    Ok(threads > 0)
+    Ok(weakest)
+}
+
+/// The system call for which a VMM ended, as it says at the end of its log: it made it, and its filter forbids it
+/// (Firecracker's `signal_handler.rs`).
+pub fn forbidden_call(log: &[u8]) -> Option<u32> {
+    const SAID: &str = "intercepting a bad syscall (";
+    let log = String::from_utf8_lossy(log);
+    let (_, number) = log.rsplit_once(SAID)?;
+    number.split_once(')')?.0.parse().ok()
 }
 
 /// A thread that is stopped until this is dropped.
@@ -64,18 +87,30 @@ impl Traced {
         }
     }
 
-    /// Instructions of its longest filter; 0 where it has none.
-    fn longest_filter(&self) -> io::Result<usize> {
-        let mut longest = 0;
+    /// Its filters, an instruction a number.
+    fn filters(&self) -> io::Result<Vec<Vec<u64>>> {
+        let mut filters = Vec::new();
         for index in 0.. {
             match request(GET_FILTER, self.0, index) {
-                Ok(instructions) => longest = longest.max(instructions),
+                Ok(length) => filters.push(self.filter(index, length)?),
                 // No more of them, or none at all.
                 Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EINVAL)) => break,
                 Err(error) => return Err(error),
             }
         }
-        Ok(longest)
+        Ok(filters)
+    }
+
+    /// One that has so many instructions: a filter never changes.
+    fn filter(&self, index: usize, length: usize) -> io::Result<Vec<u64>> {
+        let mut program = vec![0_u64; length];
+        // SAFETY: an instruction takes 8 bytes, and there is room for all of them.
+        let read = unsafe { libc::ptrace(GET_FILTER, self.0, index, program.as_mut_ptr()) };
+        match usize::try_from(read) {
+            Ok(read) if read == length => Ok(program),
+            Ok(_) => Err(io::ErrorKind::InvalidData.into()),
+            Err(_) => Err(io::Error::last_os_error()),
+        }
     }
 }
 
@@ -99,15 +134,29 @@ mod tests {
     use crate::infra::shell::{Streams, spawn_detached};
 
     #[test]
+    fn what_a_vmm_says_of_its_end_is_read() {
+        let said = b"x [fc:main:ERROR] Shutting down VM after intercepting a bad syscall (425).\ny\n";
+        assert_eq!(forbidden_call(said), Some(425));
+        for other in [
+            &b""[..],
+            b"intercepting a bad syscall (",
+            b"a bad syscall (1).",
+            b"intercepting a bad syscall (x)",
+        ] {
+            assert_eq!(forbidden_call(other), None);
+        }
+    }
+
+    #[test]
     fn a_process_without_a_filter_has_none_and_goes_on() {
         let null = || fs::File::options().read(true).write(true).open("/dev/null").unwrap();
         let streams = Streams { input: null(), output: null(), errors: null() };
         let pid = spawn_detached("/bin/sleep".as_ref(), ["1000"], "/".as_ref(), streams).unwrap();
-        assert!(matches!(is_filtered(pid), Ok(false)));
+        assert!(matches!(in_force(pid), Ok(None)));
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
         assert!(status.contains("TracerPid:\t0") && !status.contains("State:\tT"), "{status}");
         // SAFETY: the child of this test.
         unsafe { libc::kill(pid, libc::SIGKILL) };
-        assert!(is_filtered(i32::MAX).is_err());
+        assert!(in_force(i32::MAX).is_err());
     }
 }
