@@ -54,6 +54,18 @@ fn a_jail_with_limits() {
             let status = of("status").unwrap_or_default();
             ensure(status.contains("CapEff:\t0000000000000000"), || status.clone())
         })?;
+        step("the disk is held too, as fast as its two disks may be together", || {
+            world.ok("tenant update acme --disk-mbps 30")?;
+            world.ok(&format!("instance stop {path} --force"))?;
+            let limited = world.ok(&format!("instance start {path}"))?;
+            let io = serde_json::json!({ "bytes_per_s": 60_000_000, "ops_per_s": 0 });
+            ensure(limited["vmm"]["limits"]["io"] == io, || limited["vmm"]["limits"].to_string())?;
+            let said = says(&folder, "io.max");
+            ensure(said.contains("rbps=60000000 wbps=60000000 riops=max wiops=max"), || said.clone())?;
+            world.ok(&format!("instance warm {path}"))?;
+            world.ok(&format!("instance resume {path}"))?;
+            ensure(says(&folder, "io.max") == said, || says(&folder, "io.max"))
+        })?;
         step("so it is after a sleep", || {
             world.ok(&format!("instance sleep {path}"))?;
             ensure(!folder.exists(), || format!("{} is left", folder.display()))?;

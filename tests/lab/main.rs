@@ -10,6 +10,7 @@ mod support;
 mod agent;
 mod guest;
 mod inside;
+mod isolation;
 mod jail;
 mod kill;
 mod memory;

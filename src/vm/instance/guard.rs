@@ -9,12 +9,12 @@ use std::{
 
 use sha2::{Digest, Sha256};
 
-use super::{fc_config::files, lifecycle::LifecycleError};
+use super::{config::Instance, fc_config::files, lifecycle::LifecycleError};
 use crate::{
     infra::config::Roots,
     security::{
         Lack, audit,
-        cgroups::{self, Cgroup, Limits, NoLimits},
+        cgroups::{self, Cgroup, IoRates, Limits, NoLimits},
         jailer::{self, NoJail},
         policy::SeccompPolicy,
         seccomp::{self, Strict},
@@ -24,7 +24,7 @@ use crate::{
         naming::{Slot, UID_BASE},
         pool::config::{Pool, Resources, VmmKind},
         room::NodeConfig,
-        tenant::config::Tenant,
+        tenant::{config::Tenant, quota::Quotas},
     },
     vmm::process::{self, Jail, Program, Start, TASKS, Vmm},
 };
@@ -181,6 +181,31 @@ impl Guard {
     }
 }
 
+/// Limits how fast an instance's VMM uses the disk, as fast as all of its disks together may: also one that was taken over.
+/// Where the kernel cannot, its own rate limiters are all there is.
+pub fn bind_disk(roots: &Roots, instance: &Instance, quotas: &Quotas) {
+    let disks = if instance.resources.data_disk_mib > 0 { 2 } else { 1 };
+    let rates = IoRates {
+        bytes_per_s: u64::from(quotas.disk_mbps) * 1_000_000 * disks,
+        ops_per_s: u64::from(quotas.disk_iops) * disks,
+    };
+    set_disk(roots, instance, rates);
+}
+
+/// Lets a VMM write as fast as the disk is, while its guest is paused and it writes for mvm.
+pub fn free_disk(roots: &Roots, instance: &Instance) {
+    set_disk(roots, instance, IoRates::default());
+}
+
+fn set_disk(roots: &Roots, instance: &Instance, rates: IoRates) {
+    let tap = &instance.net.tap_dev;
+    let (Some(device), Ok(node)) = (cgroups::device_of(&roots.root), NodeConfig::load(roots)) else { return };
+    // The kernel keeps no line for what is not limited.
+    if !rates.is_none() || cgroups::io_rates(&node.node_id, tap, &device).is_some() {
+        cgroups::set_io(&node.node_id, tap, &device, rates);
+    }
+}
+
 /// May a VMM that was found run on in this pool?
 ///
 /// # Errors
@@ -221,6 +246,8 @@ pub fn seen(roots: &Roots, vmm: &Vmm, tap: &str) -> (Vec<Lack>, Option<Limits>, 
     let filter = seccomp::in_force(vmm.identity.pid).unwrap_or(None);
     let is_jailed = process::uid_of(vmm.identity.pid).is_some_and(|uid| uid >= UID_BASE);
     let limits = cgroups::limits(&node, tap).filter(|_| cgroups::holds(&node, tap, vmm.identity.pid));
+    let io = cgroups::device_of(&roots.root).and_then(|device| cgroups::io_rates(&node, tap, &device));
+    let limits = limits.map(|limits| Limits { io, ..limits });
     let lacks = [
         (!is_jailed).then_some(Lack::Jail),
         limits.is_none().then_some(Lack::Limits),

@@ -316,6 +316,7 @@ pub fn spawn(launch: &mut Launch) -> Result<(), LifecycleError> {
     let shared = std::mem::take(&mut launch.mounts);
     let (guard, resources) = (&launch.guard, launch.instance.resources);
     launch.vmm = Some(guard.spawn(&launch.program, &launch.tenant, resources, &directory, &tap, &shared)?);
+    guard::bind_disk(&launch.operator.roots, &launch.instance, &launch.tenant.quotas);
     Ok(())
 }
 

@@ -39,7 +39,7 @@ use mvm_proto::{
 use super::{
     Figure, bare,
     bare::{Tap, Vmm},
-    endurance, figure, ms, percentile,
+    endurance, figure, ms, noise, percentile,
     root::Mvm,
 };
 
@@ -97,6 +97,8 @@ pub enum Part {
     Reach,
     /// The memory of the last of many clones against a bare restore's
     Memory,
+    /// What a guest notices of another tenant's that floods everything it has
+    Noise,
     /// How often in a row a guest sleeps and wakes; only where it is named
     Cycles,
     /// The same on bare Firecracker; only where it is named
@@ -105,7 +107,7 @@ pub enum Part {
 
 impl Part {
     /// What is measured where no part is named.
-    pub const USUAL: [Self; 3] = [Self::Starts, Self::Reach, Self::Memory];
+    pub const USUAL: [Self; 4] = [Self::Starts, Self::Reach, Self::Memory, Self::Noise];
 }
 
 /// What needs a real guest, inside the lab.
@@ -122,6 +124,7 @@ pub fn in_lab(pairs: u32, cycles: u32, parts: &[Part]) -> Result<Vec<Figure>> {
             Part::Starts => lab.starts(pairs)?,
             Part::Reach => lab.reach(pairs)?,
             Part::Memory => lab.memory()?,
+            Part::Noise => noise::measure(&lab.mvm, &lab.roots, pairs)?,
             Part::Cycles => endurance::measure(&lab.mvm, &lab.roots, None, cycles)?,
             Part::BareCycles => endurance::measure(&lab.mvm, &lab.roots, Some(&firecracker), cycles)?,
         });

@@ -8,6 +8,7 @@ mod fleet;
 mod guest;
 pub mod guests;
 mod jail;
+mod noise;
 mod root;
 mod sleep;
 mod start;

@@ -294,7 +294,13 @@ pub(super) fn describe(out: &Out, view: &InstanceView) -> String {
         lines.extend(vmm.limits.map(|limits| {
             let cpus = limits.cpu_max_us as f64 / limits.cpu_period_us as f64;
             let memory = mib(limits.memory_max >> 20);
-            format!("  limits    {cpus} CPUs, {memory} of memory, {} threads", limits.pids_max)
+            let io = limits.io.map_or(String::new(), |io| {
+                let rate = |rate: u64, unit: &str| format!(", {rate} {unit} of the disk");
+                let bytes = (io.bytes_per_s > 0).then(|| rate(io.bytes_per_s / 1_000_000, "MB/s"));
+                let ops = (io.ops_per_s > 0).then(|| rate(io.ops_per_s, "operations/s"));
+                [bytes, ops].into_iter().flatten().collect()
+            });
+            format!("  limits    {cpus} CPUs, {memory} of memory, {} threads{io}", limits.pids_max)
         }));
     }
     if let Some(intent) = &instance.pending {

@@ -13,12 +13,12 @@ use crate::{
     vm::{
         instance::{
             config::{Instance, Operation},
-            launch,
+            guard, launch,
             state::{Event, State},
         },
         naming::InstancePath,
         room,
-        tenant::quota::Use,
+        tenant::{config::Tenant, quota::Use},
     },
     vmm::{client::Client, quirks, wire::Call},
 };
@@ -114,6 +114,9 @@ pub(super) fn settle(operator: &Operator, instance: &mut Instance) -> Result<(),
 /// Tells the VMM to be in this state; it is well when it is.
 pub(super) fn set(operator: &Operator, instance: &Instance, to: State) -> Result<(), LifecycleError> {
     let directory = operator.roots.vmm_dir(&instance.net.tap_dev);
+    // A sleep that was cut off had let its VMM write as fast as it could.
+    let tenant = Tenant::load(&operator.roots, &instance.tenant_id)?;
+    guard::bind_disk(&operator.roots, instance, &tenant.quotas);
     let mut client = Client::connect_now(&directory)?;
     match (to, &instance.vmm) {
         (State::Warm, _) => client.call(&Call::Pause)?,

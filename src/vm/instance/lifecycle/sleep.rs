@@ -29,7 +29,7 @@ use crate::{
     vm::{
         instance::{
             config::{Instance, Operation, Parent, VmmRecord},
-            disk,
+            disk, guard,
             guest::Guest,
             launch::{self, Keep},
             runner::{self, Failed, Step},
@@ -43,6 +43,7 @@ use crate::{
             config::AgentMode,
         },
         snapshot::{Image, Origin, PAGE, SnapshotError, Sums, data_pages, written_pages},
+        tenant::config::Tenant,
     },
     vmm::{
         client::{CALL_LIMIT, Client, VmmError},
@@ -354,12 +355,15 @@ fn pause(sleeper: &mut Sleeper) -> Result<(), LifecycleError> {
     let directory = sleeper.directory();
     let mut client = Client::connect_now(&directory)?;
     client.call(&Call::Pause)?;
+    guard::free_disk(sleeper.roots(), sleeper.instance);
     sleeper.client = Some(client);
     Ok(())
 }
 
 /// The guest goes on, unless it was paused before.
 fn go_on(sleeper: &mut Sleeper) -> Result<(), LifecycleError> {
+    let tenant = Tenant::load(sleeper.roots(), &sleeper.instance.tenant_id)?;
+    guard::bind_disk(sleeper.roots(), sleeper.instance, &tenant.quotas);
     if sleeper.instance.status == State::Running {
         // Not the connection of before: one on which a call took too long may answer that one yet.
         let directory = sleeper.directory();

@@ -5,9 +5,11 @@
 //! cgroup before it runs anything where it is jailed, and put there at once where it is not. What was written is read back: the kernel rounds, and
 //! somebody else may write there.
 
+mod io;
+
 use std::{
     fs,
-    io::{self, ErrorKind},
+    io::ErrorKind,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     thread::sleep,
@@ -17,6 +19,7 @@ use std::{
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
+pub use self::io::{IoRates, device_of};
 use crate::store::StoreError;
 
 /// The cgroup of all VMMs of a node.
@@ -72,6 +75,9 @@ pub struct Limits {
     pub cpu_period_us: u64,
     /// Processes and threads.
     pub pids_max: u64,
+    /// Its use of the disk; none where nothing limits it, or only its own rate limiters do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub io: Option<IoRates>,
 }
 
 impl Limits {
@@ -82,6 +88,7 @@ impl Limits {
             cpu_max_us: u64::from(vcpus) * PERIOD_US + OWN_US,
             cpu_period_us: PERIOD_US,
             pids_max: tasks,
+            io: None,
         }
     }
 
@@ -95,6 +102,7 @@ impl Limits {
             cpu_max_us: u64::from(vcpus.max(1)) * PERIOD_US + vms * OWN_US,
             cpu_period_us: PERIOD_US,
             pids_max: vms * tasks,
+            io: None,
         }
     }
 }
@@ -167,7 +175,7 @@ pub fn make(
     let page = rustix::param::page_size() as u64;
     // Memory is counted in pages.
     if limits != (Limits { memory_max: of_vmm.memory_max & !(page - 1), ..of_vmm }) {
-        let why = io::Error::other(format!("it says {limits:?} after {of_vmm:?} was written"));
+        let why = std::io::Error::other(format!("it says {limits:?} after {of_vmm:?} was written"));
         return Err(StoreError::io("limit", &folder)(why));
     }
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
@@ -199,6 +207,10 @@ fn pass_on(folder: &Path) -> Result<(), StoreError> {
     let passed: Vec<&str> = passed.split_whitespace().collect();
     for controller in CONTROLLERS.into_iter().filter(|one| !passed.contains(one)) {
         write(folder, "cgroup.subtree_control", &format!("+{controller}"))?;
+    }
+    // What no guest needs to be held may be missing: its own rate limiters are there.
+    if !passed.contains(&io::CONTROLLER) {
+        let _ = write(folder, "cgroup.subtree_control", &format!("+{}", io::CONTROLLER));
     }
     Ok(())
 }
@@ -232,6 +244,7 @@ fn read(folder: &Path) -> Result<Limits, StoreError> {
         cpu_max_us: number(cpu.next()),
         cpu_period_us: number(cpu.next()),
         pids_max: number(Some(text("pids.max")?.trim())),
+        io: None,
     })
 }
 
@@ -266,6 +279,17 @@ pub fn limits(node: &str, tap: &str) -> Option<Limits> {
 pub fn holds(node: &str, tap: &str, pid: i32) -> bool {
     let of_it = |folder: &PathBuf| fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
     of_tap(node, tap).first().map(of_it).is_some_and(|pids| pids.lines().any(|line| line == pid.to_string()))
+}
+
+/// Sets how fast a TAP's VMM may read and write this disk; false where it has no cgroup, or that no such limit.
+pub fn set_io(node: &str, tap: &str, device: &str, rates: IoRates) -> bool {
+    let set = |folder: &PathBuf| io::limit(folder, device, rates).is_ok();
+    of_tap(node, tap).first().is_some_and(set)
+}
+
+/// How fast a TAP's VMM may read and write this disk; none where nothing limits that.
+pub fn io_rates(node: &str, tap: &str, device: &str) -> Option<IoRates> {
+    io::read(of_tap(node, tap).first()?, device).filter(|rates| !rates.is_none())
 }
 
 /// What became of a TAP's VMM for its limits; none where it has none.
