@@ -11,7 +11,7 @@ use super::{
     wake,
 };
 use crate::{
-    infra::config::Roots,
+    infra::{config::Roots, relief},
     security::{audit::Phase, cgroups},
     vm::{
         instance::{
@@ -135,6 +135,7 @@ fn settle_locked(
     }
     operator.net()?;
     let roots = operator.roots.clone();
+    let _relief = relief::allow(&roots.root);
     let slot = instance.slot(&roots)?;
     let vmm = instance.find_vmm();
     match instance.pending.as_ref().map(|intent| intent.operation) {
