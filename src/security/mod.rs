@@ -3,6 +3,7 @@
 pub mod audit;
 pub mod cgroups;
 pub mod jailer;
+pub mod node_key;
 pub mod seccomp;
 
 use std::fmt;
