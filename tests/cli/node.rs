@@ -55,7 +55,7 @@ fn the_node_says_what_it_has_and_what_is_in_use() {
       VMs         4000
       disk floor  256 MiB
       production  off
-      key         KEY, PUBLIC
+      key         KEY, PUBLIC, made 2026-01-02 03:04:05Z
     ");
     snapshot!(terminal.sees("node stats"), @"
     node-ID

@@ -1,6 +1,10 @@
 //! `mvm tenant audit`: a tenant's log, whether it is whole, and its head to keep elsewhere.
 
-use std::{io::Read, path::Path};
+use std::{
+    fs::File,
+    io::Read,
+    path::{Path, PathBuf},
+};
 
 use serde_json::json;
 
@@ -10,6 +14,7 @@ use crate::cli::{
     output::{Out, count, time},
 };
 use crate::{
+    infra::config::Roots,
     security::{
         audit::{
             self, Place, Verified,
@@ -32,10 +37,40 @@ use crate::{
 /// A head is some 600 bytes.
 const LONGEST_HEAD: u64 = 64 << 10;
 
-/// A log: whose it is, and where it lies.
+/// A log: its tenant as it is or was, and where it lies.
 struct Log {
-    whose: Whose,
-    folder: std::path::PathBuf,
+    tenant: Tenant,
+    folder: PathBuf,
+}
+
+impl Log {
+    /// The tenant's, or where there is none, that of the last one of that name.
+    fn find(roots: &Roots, id: &TenantId) -> Result<Self, CliError> {
+        match load_tenant(roots, id) {
+            Ok(tenant) => Ok(Self { tenant, folder: config::folder(roots, id) }),
+            Err(error @ LifecycleError::NotFound { .. }) => {
+                let folder = lifecycle::kept_audit_logs_of(roots, id)?.into_iter().next().ok_or(error)?;
+                Self::kept(folder)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn kept(folder: PathBuf) -> Result<Self, CliError> {
+        Ok(Self { tenant: store::read(&folder.join("tenant.json"))?, folder })
+    }
+
+    fn whose(&self, roots: &Roots) -> Result<Whose, CliError> {
+        Ok(Whose {
+            node_id: NodeConfig::load(roots)?.node_id,
+            tenant_id: self.tenant.tenant_id.to_string(),
+            tenant_created_at: self.tenant.created_at,
+        })
+    }
+
+    fn verify(&self, roots: &Roots) -> Result<Verified, CliError> {
+        Ok(audit::verify(roots, self.tenant.tenant_id.as_ref(), &self.folder)?)
+    }
 }
 
 /// Runs the command.
@@ -46,38 +81,15 @@ pub fn run(out: &Out, operator: &Operator, arguments: &AuditArguments) -> Result
         load_tenant(roots, tenant)?;
         super::events::show(out, roots, Some(tenant), usize::MAX, true)?;
     } else if arguments.begin_anew {
-        begin_anew(out, operator, tenant, arguments.yes)?;
+        begin_anew(out, roots, tenant, arguments.yes)?;
     } else if arguments.head {
-        let log = logs(operator, tenant)?.swap_remove(0);
-        // Nothing is signed that is not whole.
-        let verified = audit::verify(roots, tenant.as_ref(), &log.folder)?;
-        let head = KeptHead::of(log.whose, &verified, roots.now());
-        let signed = head
-            .sign(&NodeKey::load_or_make(roots)?)
-            .map_err(|error| StoreError::io("write", Path::new("the head"))(error.into()))?;
-        out.show(&signed, || {
-            let text = |name: &str| signed[name].as_str().unwrap_or_default().to_owned();
-            format!(
-                "{tenant} on {}\n  records    {}\n  hash       {}\n  at         {}\n  key        {}, {}\n  signature  {}\n\
-                 with --json it is what --verify --against FILE takes",
-                text("node_id"),
-                head.count,
-                head.hash,
-                time(head.at),
-                text("key_id"),
-                text("public_key"),
-                text("signature"),
-            )
-        });
+        show_head(out, roots, tenant)?;
     } else if let Some(file) = &arguments.against {
-        against(out, operator, tenant, file)?;
+        against(out, roots, tenant, file)?;
     } else if arguments.verify {
-        let folder = logs(operator, tenant)?.swap_remove(0).folder;
-        let verified = audit::verify(roots, tenant.as_ref(), &folder)?;
-        show_verified(out, tenant, &verified, None);
+        show_verified(out, tenant, &Log::find(roots, tenant)?.verify(roots)?, None);
     } else {
-        let folder = logs(operator, tenant)?.swap_remove(0).folder;
-        let (records, _) = audit::records(&folder, Place::default())?;
+        let (records, _) = audit::records(&Log::find(roots, tenant)?.folder, Place::default())?;
         out.show(&records, || {
             records.iter().map(|record| super::events::line(out, record)).collect::<Vec<_>>().join("\n")
         });
@@ -85,43 +97,49 @@ pub fn run(out: &Out, operator: &Operator, arguments: &AuditArguments) -> Result
     Ok(0)
 }
 
-/// The tenant's log, and those that are kept of earlier tenants of that name; the latest first, and one at least.
-fn logs(operator: &Operator, tenant: &TenantId) -> Result<Vec<Log>, CliError> {
-    let roots = &operator.roots;
-    let node_id = NodeConfig::load(roots)?.node_id;
-    let log = |tenant: Tenant, folder| {
-        let (tenant_id, tenant_created_at) = (tenant.tenant_id.to_string(), tenant.created_at);
-        Log { whose: Whose { node_id: node_id.clone(), tenant_id, tenant_created_at }, folder }
-    };
-    let (mut all, mut missing) = (Vec::new(), None);
-    match load_tenant(roots, tenant) {
-        Ok(there) => all.push(log(there, config::folder(roots, tenant))),
-        Err(error @ LifecycleError::NotFound { .. }) => missing = Some(error),
-        Err(error) => return Err(error.into()),
-    }
-    for folder in lifecycle::kept_audit_logs_of(roots, tenant)? {
-        all.push(log(store::read(&folder.join("tenant.json"))?, folder));
-    }
-    match missing {
-        Some(error) if all.is_empty() => Err(error.into()),
-        _ => Ok(all),
-    }
+fn show_head(out: &Out, roots: &Roots, tenant: &TenantId) -> Result<(), CliError> {
+    let log = Log::find(roots, tenant)?;
+    // Nothing is signed that is not whole.
+    let head = KeptHead::of(log.whose(roots)?, &log.verify(roots)?, roots.now());
+    let signed = head
+        .sign(&NodeKey::load_or_make(roots)?)
+        .map_err(|error| StoreError::io("write", Path::new("the head"))(error.into()))?;
+    out.show(&signed, || {
+        let text = |name: &str| signed[name].as_str().unwrap_or_default().to_owned();
+        format!(
+            "{tenant} on {}\n  records    {}\n  hash       {}\n  at         {}\n  key        {}, {}\n  signature  {}\n\
+             with --json it is what --verify --against FILE takes",
+            head.whose.node_id,
+            head.count,
+            head.hash,
+            time(head.at),
+            text("key_id"),
+            text("public_key"),
+            text("signature"),
+        )
+    });
+    Ok(())
 }
 
-fn against(out: &Out, operator: &Operator, tenant: &TenantId, file: &Path) -> Result<(), CliError> {
-    let roots = &operator.roots;
-    let mut all = logs(operator, tenant)?;
+fn against(out: &Out, roots: &Roots, tenant: &TenantId, file: &Path) -> Result<(), CliError> {
+    let mut log = Log::find(roots, tenant)?;
     let mut text = Vec::new();
-    std::fs::File::open(file)
+    File::open(file)
         .and_then(|file| file.take(LONGEST_HEAD).read_to_end(&mut text))
         .map_err(StoreError::io("read", file))?;
-    let about = |error: CliError| error.about(file.display());
-    let head =
-        KeptHead::read(&text, &NodeKey::load_or_make(roots)?).map_err(|error| about((&error).into()))?;
+    let head = KeptHead::read(&text, &NodeKey::load_or_make(roots)?)
+        .map_err(|error| CliError::from(&error).about(file.display()))?;
     // It may be of an earlier tenant of that name.
-    let at = all.iter().position(|log| log.whose == head.whose).unwrap_or(0);
-    let log = all.swap_remove(at);
-    let verified = head.hold_against(roots, &log.folder, &log.whose)?;
+    if log.whose(roots)? != head.whose {
+        for folder in lifecycle::kept_audit_logs_of(roots, tenant)? {
+            match Log::kept(folder) {
+                Ok(earlier) if earlier.whose(roots)? == head.whose => log = earlier,
+                // One that cannot be read is in the way of nothing else.
+                _ => {}
+            }
+        }
+    }
+    let verified = head.hold_against(roots, &log.folder, &log.whose(roots)?)?;
     show_verified(out, tenant, &verified, Some(&head));
     Ok(())
 }
@@ -141,8 +159,7 @@ fn show_verified(out: &Out, tenant: &TenantId, verified: &Verified, kept: Option
     });
 }
 
-fn begin_anew(out: &Out, operator: &Operator, tenant: &TenantId, yes: bool) -> Result<(), CliError> {
-    let roots = &operator.roots;
+fn begin_anew(out: &Out, roots: &Roots, tenant: &TenantId, yes: bool) -> Result<(), CliError> {
     load_tenant(roots, tenant)?;
     out.confirm(&format!("Give up the audit log of {tenant}, and begin a new one?"), yes)?;
     let why = audit::begin_anew(roots, tenant.as_ref(), &config::folder(roots, tenant))?;

@@ -6,7 +6,7 @@ use super::run;
 use crate::cli::{
     arguments::node::{NodeCommand, Setting, Switch},
     error::CliError,
-    output::{Out, count, mib},
+    output::{Out, count, mib, time},
 };
 use crate::{
     node::{self, Collected, Damage, Recovered},
@@ -22,8 +22,8 @@ pub fn run(out: &Out, operator: &mut Operator, command: NodeCommand) -> Result<u
             let key = NodeKey::load_or_make(&operator.roots)?.public();
             let view = NodeView { node: &node, key: &key };
             out.show(&view, || {
-                let Public { key_id, public_key, .. } = &key;
-                format!("{}\n  key         {key_id}, {public_key}", describe(&node))
+                let Public { key_id, public_key, made_at } = &key;
+                format!("{}\n  key         {key_id}, {public_key}, made {}", describe(&node), time(*made_at))
             });
         }
         NodeCommand::Stats => {

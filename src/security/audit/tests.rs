@@ -105,12 +105,20 @@ fn half_a_line_of_a_killed_writer_is_cut_off() {
 fn lines_of_several_writers_make_one_chain_and_the_last_one_is_its_head() {
     let (dir, roots) = log(1);
     std::thread::scope(|scope| {
-        for writer in 0..8 {
-            let (dir, roots) = (dir.path(), &roots);
+        let (folder, roots) = (dir.path(), &roots);
+        let write = |writer: u64| {
             // They fill a file meanwhile.
-            scope.spawn(move || {
-                (0..5).for_each(|number| add(roots, dir, writer * 5 + number, FULL as usize / 30))
-            });
+            (0..5).for_each(|number| add(roots, folder, writer * 5 + number, FULL as usize / 30));
+        };
+        for writer in 0..8 {
+            scope.spawn(move || write(writer));
+        }
+        // Who verifies meanwhile waits for nobody, and finds it whole.
+        let mut records = 0;
+        while records < 41 {
+            let found = check(&dir, roots).unwrap();
+            assert!(found >= records);
+            records = found;
         }
     });
     assert_eq!(check(&dir, &roots), Ok(41));
