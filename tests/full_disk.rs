@@ -121,6 +121,11 @@ fn on_a_full_disk_stop_sleep_and_destroy_go_on_with_their_records_and_nothing_el
         let (pid, _) = sandbox.vmms().remove(0);
         support::kill_and_wait(pid);
         sandbox.ok("node recover");
+        for command in ["node gc", "pool scale acme/web --running 0"] {
+            disk.fill();
+            sandbox.ok(command);
+        }
+        assert!(sandbox.states().iter().all(|state| !state.ends_with("running")));
         disk.fill();
         sandbox.ok("tenant destroy acme --yes --wipe-volumes");
         let last = sandbox.ok("tenant audit acme").as_array().and_then(|log| log.last().cloned());
