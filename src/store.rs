@@ -13,7 +13,7 @@ use std::{
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwned};
 
-use crate::infra::{failpoint, text::printable};
+use crate::infra::{failpoint, relief, text::printable};
 
 /// Why state could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -170,26 +170,32 @@ pub fn write_with<T: Serialize>(path: &Path, value: &T, durability: Durability) 
 pub fn replace(path: &Path, bytes: &[u8], durability: Durability) -> Result<(), StoreError> {
     let folder = path.parent().unwrap_or(Path::new("/"));
     let temporary = unfinished(path);
-    let written = (|| {
-        let mut file = create(&temporary)?;
-        // In two parts, so that a test can stop between them: a torn temporary file must never count.
-        let (first, rest) = bytes.split_at(bytes.len() / 2);
-        file.write_all(first)?;
-        failpoint::hit("write", "torn")?;
-        file.write_all(rest)?;
-        // A name that leads to an empty file would be worse than the old content.
-        file.sync_data()?;
-        failpoint::hit("write", "before-rename")?;
-        fs::rename(&temporary, path)
-    })();
-    if let Err(source) = written {
-        let _ = fs::remove_file(&temporary);
-        return Err(StoreError::io("write", path)(source));
-    }
+    let written = relief::retry(|| {
+        let written = write_beside(path, &temporary, bytes);
+        if written.is_err() {
+            let _ = fs::remove_file(&temporary);
+        }
+        written
+    });
+    written.map_err(StoreError::io("write", path))?;
     if durability == Durability::Durable {
         sync_folder(folder)?;
     }
     failpoint::hit("write", "after-rename").map_err(StoreError::io("write", path))
+}
+
+/// Writes and syncs a file, and gives it its name.
+fn write_beside(path: &Path, temporary: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = create(temporary)?;
+    // In two parts, so that a test can stop between them: a torn temporary file must never count.
+    let (first, rest) = bytes.split_at(bytes.len() / 2);
+    file.write_all(first)?;
+    failpoint::hit("write", "torn")?;
+    file.write_all(rest)?;
+    // A name that leads to an empty file would be worse than the old content.
+    file.sync_data()?;
+    failpoint::hit("write", "before-rename")?;
+    fs::rename(temporary, path)
 }
 
 /// Makes a folder's entries durable.
@@ -205,7 +211,7 @@ pub fn sync_folder(folder: &Path) -> Result<(), StoreError> {
 /// # Errors
 /// When the operating system refuses.
 pub fn create_file(path: &Path) -> Result<File, StoreError> {
-    create(path).map_err(StoreError::io("create", path))
+    relief::retry(|| create(path)).map_err(StoreError::io("create", path))
 }
 
 fn create(path: &Path) -> io::Result<File> {
@@ -217,7 +223,16 @@ fn create(path: &Path) -> io::Result<File> {
 /// # Errors
 /// When the operating system refuses.
 pub fn make_folder(path: &Path) -> Result<(), StoreError> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(StoreError::io("create", path))
+    let make = || fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+    relief::retry(make).map_err(StoreError::io("create", path))
+}
+
+/// Gives a file or folder another name, in place of what has that name.
+///
+/// # Errors
+/// When the operating system refuses.
+pub fn rename(from: &Path, to: &Path) -> Result<(), StoreError> {
+    relief::retry(|| fs::rename(from, to)).map_err(StoreError::io("rename", from))
 }
 
 /// Removes a folder with all in it; it is well when there is none.
@@ -264,7 +279,7 @@ fn hidden(path: &Path, mark: &str) -> PathBuf {
 /// When the operating system refuses.
 pub fn vanish(path: &Path) -> Result<(), StoreError> {
     let hidden = hidden(path, GONE);
-    gone(fs::rename(path, &hidden)).map_err(StoreError::io("rename", path))?;
+    gone(relief::retry(|| fs::rename(path, &hidden))).map_err(StoreError::io("rename", path))?;
     sync_folder(path.parent().unwrap_or(Path::new("/")))?;
     failpoint::hit("vanish", "hidden").map_err(StoreError::io("remove", path))?;
     remove_folder(&hidden)
@@ -403,12 +418,12 @@ impl Lock {
 fn open_lock(path: &Path) -> Result<File, StoreError> {
     let open =
         || OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
-    match open() {
+    match relief::retry(open) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             if let Some(folder) = path.parent() {
                 make_folder(folder)?;
             }
-            open()
+            relief::retry(open)
         }
         other => other,
     }

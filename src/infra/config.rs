@@ -108,6 +108,14 @@ impl Environment {
     }
 }
 
+#[cfg(test)]
+impl Environment {
+    /// One in which it is always that time.
+    pub fn at(clock: &str) -> Self {
+        Self { fixed_clock: clock.parse().ok(), ..Self::default() }
+    }
+}
+
 fn find_on_path(path: &OsString, program: &str) -> Option<PathBuf> {
     std::env::split_paths(path).map(|dir| dir.join(program)).find(|file| file.is_file())
 }

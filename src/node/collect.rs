@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, fmt::Display};
 
 use super::NodeError;
 use crate::{
-    infra::config::Roots,
+    infra::{config::Roots, relief},
     store::{self, Sharing, StoreError},
     vm::{
         fleet,
@@ -61,6 +61,7 @@ pub struct Collected {
 /// When the state cannot be read, or a file not removed.
 pub fn collect(operator: &Operator, scrub: bool) -> Result<Collected, NodeError> {
     let roots = &operator.roots;
+    let _relief = relief::allow(&roots.root);
     let mut collected = Collected::default();
     let dropped = &mut collected.dropped;
     for pool in fleet::pools(roots, None)? {

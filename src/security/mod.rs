@@ -4,6 +4,7 @@ pub mod audit;
 pub mod cgroups;
 pub mod jailer;
 pub mod metadata;
+pub mod node_key;
 pub mod policy;
 pub mod seccomp;
 

@@ -17,7 +17,7 @@ use super::{
     },
 };
 use crate::{
-    infra::config::Roots,
+    infra::{config::Roots, relief},
     store::{self, Lock, Schema, Sharing, StoreError},
 };
 
@@ -114,6 +114,12 @@ pub enum RoomError {
         /// Where.
         root: String,
     },
+    /// The disk is full.
+    #[error("the disk is full: what a stop or a destroy must be able to write cannot be set aside in {root}")]
+    Relief {
+        /// Where.
+        root: String,
+    },
     /// The state could not be read or written.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -197,12 +203,12 @@ fn write(roots: &Roots, slot: Slot, taken: Use) -> Result<(), StoreError> {
     // Not synced: after a power cut no VMM runs, and `node recover` drops what is left over, and makes what is missing.
     let prefix = format!("{}.", slot.tap());
     match store::names(&folder, |name| name.starts_with(&prefix))?.as_slice() {
-        [] => std::fs::write(&file, b"").map_err(StoreError::io("create", &file)),
+        [] => relief::retry(|| std::fs::write(&file, b"")).map_err(StoreError::io("create", &file)),
         [one, rest @ ..] => {
             for name in rest {
                 store::remove_file(&folder.join(name))?;
             }
-            std::fs::rename(folder.join(one), &file).map_err(StoreError::io("rename", &file))
+            store::rename(&folder.join(one), &file)
         }
     }
 }
@@ -284,17 +290,23 @@ pub fn check_quota(roots: &Roots, tenant: &Tenant, needed_mib: u64) -> Result<()
         .map_err(|exceeded| RoomError::Quota { tenant: tenant.tenant_id.to_string(), exceeded })
 }
 
-/// Is there more free space than the node's floor, after `needed_mib` were written?
+/// Is there more free space than the node's floor, after `needed_mib` were written? Whoever makes something asks that first;
+/// then what a stop and a destroy need on a full disk is set aside, too.
 ///
 /// # Errors
-/// [`RoomError::Disk`] where there is not.
+/// [`RoomError::Disk`] and [`RoomError::Relief`] where there is not.
 pub fn check_disk(roots: &Roots, node: &NodeConfig, needed_mib: u64) -> Result<(), RoomError> {
     let free_mib = free_mib(&roots.root)?;
-    if free_mib >= node.disk_floor_mib.saturating_add(needed_mib) {
-        return Ok(());
-    }
     let root = roots.root.display().to_string();
-    Err(RoomError::Disk { free_mib, needed_mib, floor_mib: node.disk_floor_mib, root })
+    // Nothing is begun on a disk without a page, whatever the floor.
+    let floor_mib = node.disk_floor_mib.max(1);
+    if free_mib < floor_mib.saturating_add(needed_mib) {
+        return Err(RoomError::Disk { free_mib, needed_mib, floor_mib, root });
+    }
+    relief::set_aside(&roots.root).map_err(|error| match relief::is_full(&error) {
+        true => RoomError::Relief { root },
+        false => StoreError::io("set space aside in", &relief::folder(&roots.root))(error).into(),
+    })
 }
 
 /// Free space where a path lies, in MiB.

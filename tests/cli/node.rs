@@ -55,6 +55,7 @@ fn the_node_says_what_it_has_and_what_is_in_use() {
       VMs         4000
       disk floor  256 MiB
       production  off
+      key         KEY, PUBLIC, made 2026-01-02 03:04:05Z
     ");
     snapshot!(terminal.sees("node stats"), @"
     node-ID
@@ -92,7 +93,12 @@ fn the_node_says_what_it_has_and_what_is_in_use() {
       "labels": {
         "rack": "7"
       },
-      "production": false
+      "production": false,
+      "key": {
+        "key_id": "KEY",
+        "public_key": "PUBLIC",
+        "made_at": "2026-01-02T03:04:05Z"
+      }
     }
     "#);
     snapshot!(terminal.sees("pool scale acme/web --running 2"), @"

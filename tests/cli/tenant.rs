@@ -342,17 +342,162 @@ fn the_audit_log_is_a_line_per_event() {
     {
       "ok": true,
       "records": 4,
+      "remarks": [],
       "tenant_id": "acme"
     }
     "#);
     snapshot!(terminal.sees_json("tenant audit acme --head"), @r#"
     {
-      "schema_version": 1,
+      "at": "2026-01-02T03:04:05Z",
       "count": 4,
       "hash": "HASH",
-      "bytes": N
+      "key_id": "KEY",
+      "kind": "mvm-audit-head",
+      "node_id": "node-ID",
+      "public_key": "PUBLIC",
+      "schema_version": 1,
+      "signature": "SIGNATURE",
+      "tenant_created_at": "2026-01-02T03:04:05Z",
+      "tenant_id": "acme"
     }
     "#);
     snapshot!(terminal.sees("events -n 1"), @"2026-01-02 03:04:05Z  uid 0 done      pool.create       acme/web");
     snapshot!(terminal.sees_json("events -n 1"), @r#"{"seq":4,"at":"2026-01-02T03:04:05Z","who":{"uid":0,"via":"cli","pid": N},"what":"pool.create","path":"acme/web","phase":"done","prev":"REVISION"}"#);
+}
+
+#[test]
+fn a_head_that_was_kept_shows_what_root_did_to_the_log() {
+    let Some(terminal) = Terminal::new() else { return };
+    let folder = terminal.sandbox.root().to_path_buf();
+    let log = folder.join("tenants/acme/audit.log");
+    terminal.sees("tenant create acme --net-id 3 --subnet 10.240.3.0/24");
+    snapshot!(terminal.sees("tenant audit acme --head"), @"
+    acme on node-ID
+      records    2
+      hash       HASH
+      at         2026-01-02 03:04:05Z
+      key        KEY, PUBLIC
+      signature  SIGNATURE
+    with --json it is what --verify --against FILE takes
+    ");
+    let kept = folder.join("kept.json");
+    std::fs::write(&kept, terminal.sees_json("tenant audit acme --head")).expect("a file");
+    let against = format!("tenant audit acme --verify --against {}", kept.display());
+    terminal.sees("pool create acme/web --vmm sim");
+    snapshot!(terminal.sees(&against), @"
+    4 records, chain whole
+    as it was at 2026-01-02 03:04:05Z: record 2
+    ");
+    snapshot!(terminal.sees_json(&against), @r#"
+    {
+      "against": {
+        "at": "2026-01-02T03:04:05Z",
+        "count": 2
+      },
+      "ok": true,
+      "records": 4,
+      "remarks": [],
+      "tenant_id": "acme"
+    }
+    "#);
+    snapshot!(terminal.sees("tenant audit acme --against x"), @"
+    error: the following required arguments were not provided:
+      --verify
+
+    Usage: mvm tenant audit --verify --against <FILE> <TENANT>
+
+    For more information, try '--help'.
+    [exit 2]
+    ");
+    let signed = std::fs::read_to_string(&kept).expect("a head");
+    std::fs::write(&kept, signed.replace("\"count\": 2", "\"count\": 1")).expect("a file");
+    snapshot!(terminal.sees(&against), @"
+    ROOT/kept.json: the kept head is not to be believed: its signature does not fit its content
+      try: use another copy: somebody changed this one
+    [exit 1]
+    ");
+    std::fs::write(&kept, "{}").expect("a file");
+    snapshot!(terminal.sees(&against), @"
+    ROOT/kept.json: it is no head of an audit log: missing field `kind`
+      try: keep what mvm tenant audit TENANT --head --json prints
+    [exit 1]
+    ");
+    std::fs::write(&kept, &signed).expect("a file");
+    // Root lets the log begin with another tenant's lines, which are whole in themselves.
+    terminal.sees("tenant create globex --net-id 4 --subnet 10.240.4.0/24");
+    for name in ["audit.log", "audit.head"] {
+        std::fs::copy(folder.join("tenants/globex").join(name), folder.join("tenants/acme").join(name))
+            .expect("a copy");
+    }
+    snapshot!(terminal.sees("tenant audit acme --verify"), @"2 records, chain whole");
+    snapshot!(terminal.sees(&against), @"
+    the audit log was rewritten: record 2 has the hash HASH, and had HASH at 2026-01-02T03:04:05Z
+      try: believe no line of this log that nobody else kept: who did that was root on this node
+    [exit 1]
+    ");
+    // What is edited, cut or removed needs no kept head.
+    let text = std::fs::read_to_string(&log).expect("a log");
+    std::fs::write(&log, text.replacen("uid\":0", "uid\":7", 1)).expect("a log");
+    snapshot!(terminal.sees(&against), @"
+    the audit log ROOT/tenants/acme/audit.log is broken at line 1, record 1: its hash does not fit its content
+      try: put its files back from a copy; or mvm tenant audit TENANT --begin-anew, whose first record says what was lost
+    [exit 1]
+    ");
+    std::fs::write(&log, text.split_inclusive('\n').take(1).collect::<String>()).expect("a log");
+    snapshot!(terminal.sees("tenant audit acme --verify"), @"
+    record 2 is missing from the audit log at its end: ROOT/tenants/acme/audit.log was cut or removed
+      try: put its files back from a copy; or mvm tenant audit TENANT --begin-anew, whose first record says what was lost
+    [exit 1]
+    ");
+    snapshot!(terminal.sees("pool create acme/db --vmm sim"), @"
+    the audit log ROOT/tenants/acme/audit.log is shorter than audit.head says: it was cut
+      try: put its files back from a copy; or mvm tenant audit TENANT --begin-anew, whose first record says what was lost
+    [exit 1]
+    ");
+    std::fs::remove_file(&log).expect("a log");
+    snapshot!(terminal.sees("tenant audit acme --head"), @"
+    records 1 to 2 are missing from the audit log at its end: ROOT/tenants/acme/audit.log was cut or removed
+      try: put its files back from a copy; or mvm tenant audit TENANT --begin-anew, whose first record says what was lost
+    [exit 1]
+    ");
+    snapshot!(terminal.sees("tenant audit acme --begin-anew"), @"
+    Give up the audit log of acme, and begin a new one? nobody is there to answer
+      try: say --yes
+    [exit 2]
+    ");
+    snapshot!(terminal.sees("tenant audit acme --begin-anew --yes"), @"acme has a new audit log, which says why; the files of the old one are beside it, as audit-N.*");
+    snapshot!(terminal.sees("tenant audit acme --begin-anew --yes"), @"
+    the audit log is whole up to its last record, 1: it is not begun anew
+    [exit 4]
+    ");
+    snapshot!(terminal.sees("tenant audit acme"), @"2026-01-02 03:04:05Z  uid 0 done      audit.begin-anew  acme (records 1 to 2 are missing from the audit log at its end: ROOT/tenants/acme/audit.log was cut or removed; its head named record 2, HASH)");
+    snapshot!(terminal.sees(&against), @"
+    the audit log was cut and rewritten: it ends with record 1, and had record 2 at 2026-01-02T03:04:05Z
+      try: believe no line of this log that nobody else kept: who did that was root on this node
+    [exit 1]
+    ");
+    // Another key, and the log that is kept of a tenant that is no more.
+    std::fs::write(&kept, terminal.sees_json("tenant audit acme --head")).expect("a file");
+    terminal.sees("tenant destroy acme --yes");
+    snapshot!(terminal.sees(&against), @"
+    5 records, chain whole
+    as it was at 2026-01-02 03:04:05Z: record 1
+    ");
+    std::fs::remove_file(folder.join("node.key")).expect("a key");
+    snapshot!(terminal.sees(&against), @"
+    ROOT/kept.json: the kept head was signed with the key KEY, and this node's is KEY, made at 2026-01-02T03:04:05Z
+      try: mvm node info shows this node's key: another node signed it, or its node.key was lost and made anew
+    [exit 1]
+    ");
+    std::fs::write(folder.join("node.key"), "{}").expect("a key");
+    snapshot!(terminal.sees(&against), @"
+    ROOT/node.key is damaged: missing field `schema_version` at line 1 column 2
+      try: put it back from a copy; docs/operating.md says what else can be done
+    [exit 1]
+    ");
+    snapshot!(terminal.sees("node info"), @"
+    ROOT/node.key is damaged: missing field `schema_version` at line 1 column 2
+      try: put it back from a copy; docs/operating.md says what else can be done
+    [exit 1]
+    ");
 }

@@ -1,5 +1,10 @@
 //! What is done to tenants, pools and the node.
 
+use mvm::{
+    infra::config::{Environment, Roots},
+    security::audit::{self, Entry, Phase},
+};
+
 use crate::{
     Case, assert_precious, data_disk, destroy_all_instances, kill_everywhere,
     support::{self, Sandbox, was_killed},
@@ -242,4 +247,38 @@ fn vmm_install() {
         finishes_later: true,
     };
     kill_everywhere(&sandbox, &case);
+}
+
+#[test]
+fn the_next_file_of_an_audit_log() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    let folder = sandbox.root().join("tenants/acme");
+    let roots = Roots::new(sandbox.root(), &Environment::default()).expect("roots");
+    let reset = |sandbox: &Sandbox| {
+        if folder.exists() {
+            sandbox.ok("tenant destroy acme --yes");
+            std::fs::remove_dir_all(sandbox.root().join("audit")).expect("what is kept of it");
+        }
+        sandbox.ok("tenant create acme --net-id 3 --subnet 10.240.3.0/24");
+        // The next line is the first of a file.
+        let mut entry = Entry::new("test.fill", "acme", Phase::Done);
+        entry.detail = Some("x".repeat(usize::try_from(audit::FULL).expect("a size")));
+        audit::append(&roots, "acme", &folder, entry).expect("a line");
+    };
+    reset(&sandbox);
+    let operation = "tenant update acme --pinned true";
+    let case = Case { operation, reset: &reset, check: &|_| (), finishes_later: true };
+    kill_everywhere(&sandbox, &case);
+    let full = folder.join("audit.000000000001.log");
+    assert!(!full.exists());
+    for (point, is_there) in [("synced", false), ("renamed", true), ("begun", true)] {
+        assert!(was_killed(&sandbox.run_with(operation, format!("audit.{point}"))), "{point}");
+        assert_eq!(full.exists(), is_there, "{point}");
+        sandbox.ok(operation);
+        assert!(full.exists());
+        let log = sandbox.ok("tenant audit acme");
+        let numbers: Vec<_> = log.as_array().into_iter().flatten().map(|one| one["seq"].clone()).collect();
+        assert_eq!(numbers, [1, 2, 3, 4, 5], "{point}");
+        reset(&sandbox);
+    }
 }

@@ -68,6 +68,12 @@ impl Sandbox {
     /// Puts the root on a btrfs of its own, which has reflinks. False, said visibly, where this machine cannot. The mount
     /// namespace belongs to the test.
     pub fn mount_btrfs(&mut self, size: &str) -> bool {
+        self.mount_disk("btrfs", size)
+    }
+
+    /// Puts the root on a file system of that kind, on a disk of its own. False, said visibly, where this machine cannot. The
+    /// mount namespace belongs to the test.
+    pub fn mount_disk(&mut self, kind: &str, size: &str) -> bool {
         // The mount holds the disk; its name goes with this value.
         let image = tempfile::NamedTempFile::new().expect("a file");
         let works = |program: &str, arguments: &[&OsStr]| {
@@ -76,11 +82,11 @@ impl Sandbox {
         let (image, root) = (image.path().as_os_str(), self.root().as_os_str());
         let mount = [OsStr::new("-o"), OsStr::new("loop,noatime"), image, root];
         self.mounted = works("truncate", &[OsStr::new("-s"), OsStr::new(size), image])
-            && works("mkfs.btrfs", &[OsStr::new("-q"), image])
+            && works(&format!("mkfs.{kind}"), &[OsStr::new("-q"), image])
             && works("mount", &mount);
         match self.mounted {
             true => fs::write(self.root().join(".throw-away"), "").expect("a mark"),
-            false => skip("no btrfs on a loop device here"),
+            false => skip(&format!("no {kind} on a loop device here")),
         }
         self.mounted
     }

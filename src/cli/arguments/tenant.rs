@@ -1,5 +1,7 @@
 //! Arguments of `mvm tenant …`.
 
+use std::path::PathBuf;
+
 use clap::{Args, Subcommand};
 
 use super::DestroyArguments;
@@ -54,19 +56,32 @@ pub enum TenantCommand {
         destroy: DestroyArguments,
     },
     /// Show a tenant's audit log
-    Audit {
-        /// The tenant
-        tenant: TenantId,
-        /// Check the chain of hashes from the first line to the head
-        #[arg(long)]
-        verify: bool,
-        /// Print number and hash of the last line, to keep elsewhere
-        #[arg(long, conflicts_with = "verify")]
-        head: bool,
-        /// Go on as more happens
-        #[arg(short, long, conflicts_with_all = ["verify", "head"])]
-        follow: bool,
-    },
+    Audit(AuditArguments),
+}
+
+/// What is wanted of a log: to see it, where nothing is said.
+#[derive(Debug, Args)]
+pub struct AuditArguments {
+    /// The tenant; the last one of that name, where it was destroyed
+    pub tenant: TenantId,
+    /// Check the chain of hashes from the first line to the head
+    #[arg(long)]
+    pub verify: bool,
+    /// Also check that the log is still the one whose head was kept in this file
+    #[arg(long, value_name = "FILE", requires = "verify")]
+    pub against: Option<PathBuf>,
+    /// Check the log, and print number and hash of its last line, signed by this node, to keep elsewhere
+    #[arg(long, conflicts_with = "verify")]
+    pub head: bool,
+    /// Go on as more happens
+    #[arg(short, long, conflicts_with_all = ["verify", "head"])]
+    pub follow: bool,
+    /// Give up a log that is broken or gone: the next one begins with a record that says so
+    #[arg(long, conflicts_with_all = ["verify", "head", "follow"])]
+    pub begin_anew: bool,
+    /// Do not ask
+    #[arg(long, requires = "begin_anew")]
+    pub yes: bool,
 }
 
 fn parse_range(text: &str) -> Result<(Offset, Offset), String> {

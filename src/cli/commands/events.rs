@@ -9,7 +9,7 @@ use crate::cli::{
 };
 use crate::{
     infra::{config::Roots, watch::Watch},
-    security::audit::{self, Phase, Record},
+    security::audit::{self, Phase, Place, Record},
     store::StoreError,
     vm::{naming::TenantId, tenant},
 };
@@ -30,7 +30,7 @@ pub fn show(
 ) -> Result<(), CliError> {
     let tenants = roots.tenants();
     let watch = Watch::new(&tenants).map_err(StoreError::io("watch", &tenants))?;
-    let mut seen: HashMap<TenantId, u64> = HashMap::new();
+    let mut seen: HashMap<TenantId, Place> = HashMap::new();
     let mut first = true;
     loop {
         let (mut records, mut there) = (Vec::new(), HashMap::new());
@@ -39,7 +39,7 @@ pub fn show(
             let folder = tenant::config::folder(roots, &tenant);
             let from = seen.get(&tenant).copied().unwrap_or_else(|| {
                 watch.add(&folder);
-                0
+                Place::default()
             });
             let (new, end) = audit::records(&folder, from)?;
             records.extend(new);

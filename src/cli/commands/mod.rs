@@ -1,5 +1,6 @@
 //! What each command does and prints, a file per group.
 
+mod audit;
 mod console;
 mod demo;
 mod doctor;

@@ -6,10 +6,11 @@ use super::run;
 use crate::cli::{
     arguments::node::{NodeCommand, Setting, Switch},
     error::CliError,
-    output::{Out, count, mib},
+    output::{Out, count, mib, time},
 };
 use crate::{
     node::{self, Collected, Damage, Recovered},
+    security::node_key::{NodeKey, Public},
     vm::{instance::lifecycle::Operator, room::NodeConfig},
 };
 
@@ -18,7 +19,12 @@ pub fn run(out: &Out, operator: &mut Operator, command: NodeCommand) -> Result<u
     match command {
         NodeCommand::Info => {
             let node = NodeConfig::load(&operator.roots)?;
-            out.show(&node, || describe(&node));
+            let key = NodeKey::load_or_make(&operator.roots)?.public();
+            let view = NodeView { node: &node, key: &key };
+            out.show(&view, || {
+                let Public { key_id, public_key, made_at } = &key;
+                format!("{}\n  key         {key_id}, {public_key}, made {}", describe(&node), time(*made_at))
+            });
         }
         NodeCommand::Stats => {
             let stats = node::stats(&operator.roots)?;
@@ -94,6 +100,14 @@ fn describe(node: &NodeConfig) -> String {
         mib(node.disk_floor_mib),
         if node.production { "on" } else { "off" }
     ) + &labels
+}
+
+/// The node, and the key with which it signs.
+#[derive(Debug, Serialize)]
+struct NodeView<'a> {
+    #[serde(flatten)]
+    node: &'a NodeConfig,
+    key: &'a Public,
 }
 
 /// What was collected, as it is shown.

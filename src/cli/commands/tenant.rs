@@ -7,18 +7,14 @@ use crate::cli::{
     error::CliError,
     output::{Out, count, mib, time},
 };
-use crate::{
-    security::audit,
-    store,
-    vm::{
-        instance::lifecycle::{LifecycleError, Operator, load_tenant},
-        naming::{Slot, TenantId},
-        pool, room,
-        tenant::{
-            config::{self, Tenant},
-            lifecycle::{self, TenantSpec},
-            quota::{Quotas, Use},
-        },
+use crate::vm::{
+    instance::lifecycle::{Operator, load_tenant},
+    naming::Slot,
+    pool, room,
+    tenant::{
+        config::{self, Tenant},
+        lifecycle::{self, TenantSpec},
+        quota::{Quotas, Use},
     },
 };
 
@@ -132,13 +128,7 @@ pub fn run(out: &Out, operator: &mut Operator, command: TenantCommand) -> Result
                 format!("{tenant} destroyed; its audit log is kept")
             });
         }
-        TenantCommand::Audit { tenant, follow: true, .. } => {
-            load_tenant(&operator.roots, &tenant)?;
-            super::events::show(out, &operator.roots, Some(&tenant), usize::MAX, true)?;
-        }
-        TenantCommand::Audit { tenant, verify, head, follow: false } => {
-            return show_audit(out, operator, &tenant, verify, head);
-        }
+        TenantCommand::Audit(arguments) => return super::audit::run(out, operator, &arguments),
     }
     Ok(0)
 }
@@ -170,43 +160,4 @@ fn describe(view: &TenantView) -> String {
         time(tenant.created_at),
         if tenant.pinned { "yes" } else { "no" },
     )
-}
-
-fn show_audit(
-    out: &Out,
-    operator: &Operator,
-    tenant: &TenantId,
-    verify: bool,
-    head: bool,
-) -> Result<u8, CliError> {
-    let folder = match load_tenant(&operator.roots, tenant) {
-        Ok(_) => config::folder(&operator.roots, tenant),
-        Err(error @ LifecycleError::NotFound { .. }) => {
-            lifecycle::kept_audit_log(&operator.roots, tenant)?.ok_or(error)?
-        }
-        Err(error) => return Err(error.into()),
-    };
-    if head {
-        let head = audit::head(&folder)?;
-        out.show(&head, || format!("{} {}", head.count, head.hash));
-    } else if verify {
-        // Not while somebody appends: between line and head the two differ for a moment.
-        let name = format!("audit.{tenant}");
-        let _lock = store::Lock::take(
-            &operator.roots.lock_file(&name),
-            "the audit log",
-            store::Sharing::Exclusive,
-            operator.roots.lock_timeout,
-        )?;
-        let records = audit::verify(&folder)?;
-        out.show(&serde_json::json!({ "tenant_id": tenant, "records": records, "ok": true }), || {
-            format!("{}, chain whole", count(records, "record"))
-        });
-    } else {
-        let (records, _) = audit::records(&folder, 0)?;
-        out.show(&records, || {
-            records.iter().map(|record| super::events::line(out, record)).collect::<Vec<_>>().join("\n")
-        });
-    }
-    Ok(0)
 }

@@ -9,7 +9,7 @@ use crate::{
     infra::shell::ShellError,
     net::NetError,
     node::NodeError,
-    security::audit::AuditError,
+    security::audit::{AuditError, kept::KeptError},
     store::StoreError,
     vm::{
         image::{
@@ -131,6 +131,8 @@ impl From<&RoomError> for CliError {
             }
             RoomError::Node { .. } => Self::of(Kind::Refused, "no_room", error)
                 .fix("mvm node stats, then stop something or mvm node set"),
+            RoomError::Relief { .. } => Self::of(Kind::Refused, "disk_full", error)
+                .fix("mvm node gc, or free space there; stop, sleep and destroy go on"),
             RoomError::Disk { .. } => Self::of(Kind::Refused, "disk_floor", error)
                 .fix("mvm node gc, or mvm node set disk-floor-mib N"),
         }
@@ -203,15 +205,6 @@ impl From<&DiskError> for CliError {
             DiskError::None => Self::of(Kind::NotFound, "no_disk", error),
             DiskError::Lost { .. } => Self::of(Kind::Failed, "disk_lost", error)
                 .fix("put it back from a copy, or destroy the instance"),
-        }
-    }
-}
-
-impl From<&AuditError> for CliError {
-    fn from(error: &AuditError) -> Self {
-        match error {
-            AuditError::Store(error) => error.into(),
-            AuditError::Broken { .. } => Self::of(Kind::Failed, "audit_broken", error),
         }
     }
 }
@@ -504,6 +497,7 @@ by_value!(
     ShellError,
     DiskError,
     AuditError,
+    KeptError,
     ArtifactError,
     SnapshotError,
     ImageError,

@@ -1,6 +1,8 @@
 //! Errors for people: what happened, why, what to do; and the exit code.
 
 #[cfg(target_os = "linux")]
+mod audit;
+#[cfg(target_os = "linux")]
 mod causes;
 #[cfg(target_os = "linux")]
 mod protection;

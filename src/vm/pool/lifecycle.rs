@@ -11,7 +11,7 @@ use super::{
     import,
 };
 use crate::{
-    infra::{config::Roots, failpoint},
+    infra::{config::Roots, failpoint, relief},
     security::audit::{self, AuditError, Entry, Phase},
     store::{self, Lock, Sharing, StoreError},
     vm::{
@@ -394,6 +394,7 @@ pub fn volumes(roots: &Roots, path: &PoolPath) -> Result<Vec<String>, StoreError
 /// [`PoolError::HasVolumes`] where data would be lost and nobody said so.
 pub fn destroy(operator: &mut Operator, path: &PoolPath, wipe_volumes: bool) -> Result<(), PoolError> {
     let roots = operator.roots.clone();
+    let _relief = relief::allow(&roots.root);
     lifecycle::load_pool(&roots, path)?;
     refuse_to_lose(&roots, path, wipe_volumes)?;
     // Who unpacks an image there at this moment would go on in a folder that is being removed.

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 
 use super::lifecycle::{self as pools, PoolError};
 use crate::{
-    infra::config::Roots,
+    infra::{config::Roots, relief},
     store::{Lock, Sharing},
     vm::{
         instance::{
@@ -83,6 +83,8 @@ pub fn scale(
     mut tell: impl FnMut(&Instance, &Move),
 ) -> Result<Vec<LeftOut>, PoolError> {
     let roots = operator.roots.clone();
+    // It may be less that shall run; what is made or started asks for itself whether there is room.
+    let _relief = relief::allow(&roots.root);
     let name = format!("scale.{}.{}", path.tenant, path.pool);
     // Two that count at the same time would both make what is missing.
     let _lock = Lock::take(

@@ -3,7 +3,7 @@
 use std::fs;
 
 use crate::{
-    infra::{config::Roots, failpoint},
+    infra::{config::Roots, failpoint, relief},
     net::NetError,
     security::audit::{self, AuditError, Entry, Phase},
     store::{self, Schema, Sharing, StoreError},
@@ -170,8 +170,8 @@ pub fn create(operator: &mut Operator, spec: &TenantSpec<'_>) -> Result<(Tenant,
     store::write(&new.join("tenant.json"), &tenant)?;
     let mut entry = Entry::new("tenant.create", &spec.id, Phase::Intent);
     entry.detail = Some(format!("net id {} subnet {}", spec.net_id, spec.subnet));
-    audit::append(&roots, spec.id.as_ref(), &new, entry)?;
-    fs::rename(&new, config::folder(&roots, &spec.id)).map_err(StoreError::io("rename", &new))?;
+    audit::begin(&roots, spec.id.as_ref(), &new, entry)?;
+    store::rename(&new, &config::folder(&roots, &spec.id))?;
     store::sync_folder(&folder)?;
     drop(node_lock);
     failpoint::hit("tenant-create", "in-place")?;
@@ -291,6 +291,7 @@ pub fn volumes(roots: &Roots, id: &TenantId) -> Result<Vec<String>, StoreError> 
 pub fn destroy(operator: &mut Operator, id: &TenantId, wipe_volumes: bool) -> Result<(), TenantError> {
     operator.net()?;
     let roots = operator.roots.clone();
+    let _relief = relief::allow(&roots.root);
     lifecycle::load_tenant(&roots, id)?;
     refuse_to_lose(&roots, id, wipe_volumes)?;
     record(&roots, id, Entry::new("tenant.destroy", id, Phase::Intent))?;
@@ -341,16 +342,17 @@ pub fn kept_audit_logs(roots: &Roots) -> std::path::PathBuf {
     roots.root.join("audit")
 }
 
-/// Where the log of the last destroyed tenant of that name is kept; `None` where there is none.
+/// Where the logs of destroyed tenants of that name are kept, the last one first.
 ///
 /// # Errors
 /// When the folder cannot be read.
-pub fn kept_audit_log(roots: &Roots, id: &TenantId) -> Result<Option<std::path::PathBuf>, StoreError> {
+pub fn kept_audit_logs_of(roots: &Roots, id: &TenantId) -> Result<Vec<std::path::PathBuf>, StoreError> {
     let folder = kept_audit_logs(roots);
     let destroyed_at =
         |name: &str| name.strip_prefix::<&str>(id.as_ref())?.strip_prefix('-')?.parse::<u64>().ok();
-    let kept = store::names(&folder, |name| destroyed_at(name).is_some())?;
-    Ok(kept.into_iter().max_by_key(|name| destroyed_at(name)).map(|name| folder.join(name)))
+    let mut kept = store::names(&folder, |name| destroyed_at(name).is_some())?;
+    kept.sort_by_key(|name| std::cmp::Reverse(destroyed_at(name)));
+    Ok(kept.into_iter().map(|name| folder.join(name)).collect())
 }
 
 fn keep_audit_log(roots: &Roots, id: &TenantId) -> Result<(), StoreError> {
@@ -361,13 +363,13 @@ fn keep_audit_log(roots: &Roots, id: &TenantId) -> Result<(), StoreError> {
     let kept = kept.unwrap_or_else(|| folder.join(format!("{id}-{now}")));
     let new = store::unfinished(&kept);
     store::make_folder(&new)?;
-    for name in ["audit.log", "audit.head", "tenant.json"] {
-        let (from, to) = (config::folder(roots, id).join(name), new.join(name));
-        fs::copy(&from, &to)
-            .and_then(|_| fs::File::open(&to)?.sync_all())
-            .map_err(StoreError::io("keep", &from))?;
+    // A second name for each: a log is as large as it is, and the disk may be full.
+    let own = config::folder(roots, id);
+    for name in audit::names(&own)?.into_iter().chain(["tenant.json".to_owned()]) {
+        let (from, to) = (own.join(&name), new.join(&name));
+        relief::retry(|| fs::hard_link(&from, &to)).map_err(StoreError::io("keep", &from))?;
     }
     store::sync_folder(&new)?;
-    fs::rename(&new, &kept).map_err(StoreError::io("rename", &new))?;
+    store::rename(&new, &kept)?;
     store::sync_folder(&folder)
 }

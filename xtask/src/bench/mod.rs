@@ -1,6 +1,7 @@
 //! Measures what has a figure: against the bare thing in the same run, where there is one. Never a test: figures of a busy
 //! machine are looked at by people.
 
+mod audit;
 mod bare;
 mod disk;
 mod endurance;
@@ -62,6 +63,8 @@ enum What {
     Wakes,
     /// Guests with an agent: exec in a simulated one, the rest with real ones in the lab
     Guests,
+    /// A line of an audit log against a bare append; verifying ten thousand
+    Audit,
     /// Not measured: the bare end of a stream, in a guest of the lab
     #[value(hide = true)]
     Sink,
@@ -137,6 +140,9 @@ pub fn run(arguments: &BenchArguments) -> Result<()> {
     }
     if wanted(What::Guests) {
         figures.extend(guests::simulated(&program, arguments.pairs)?);
+    }
+    if wanted(What::Audit) {
+        figures.extend(audit::measure()?);
     }
     if wanted(What::Churn) {
         figures.push(fleet::churn(&program)?);

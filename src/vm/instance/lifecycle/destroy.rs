@@ -7,7 +7,7 @@ use super::{
     lookup::{gone, lock_cancelling_sleep},
 };
 use crate::{
-    infra::{config::Roots, failpoint},
+    infra::{config::Roots, failpoint, relief},
     security::audit::Phase,
     store::{self, Sharing, StoreError},
     vm::{
@@ -44,6 +44,7 @@ pub fn destroy(
 ) -> Result<(), LifecycleError> {
     operator.net()?;
     let roots = operator.roots.clone();
+    let _relief = relief::allow(&roots.root);
     let lock = lock_cancelling_sleep(&roots, path)?;
     let mut instance = match Instance::load_if_there(&roots, path) {
         Ok(Some(instance)) => instance,
@@ -129,13 +130,8 @@ fn keep_volume(roots: &Roots, path: &InstancePath) -> Result<(), StoreError> {
     let kept = kept_folder(roots, &path.pool_path());
     store::make_folder(&kept)?;
     // No two instances of a pool have the same id while a disk is kept under it.
-    renameat_with(
-        CWD,
-        &from,
-        CWD,
-        kept_disk(roots, &path.pool_path(), &path.instance),
-        RenameFlags::NOREPLACE,
-    )
-    .map_err(|errno| StoreError::io("keep", &from)(errno.into()))?;
+    let to = kept_disk(roots, &path.pool_path(), &path.instance);
+    relief::retry(|| Ok(renameat_with(CWD, &from, CWD, &to, RenameFlags::NOREPLACE)?))
+        .map_err(StoreError::io("keep", &from))?;
     store::sync_folder(&kept)
 }

@@ -44,7 +44,7 @@ use super::{
     state::{Denial, Event, State},
 };
 use crate::{
-    infra::config::Roots,
+    infra::{config::Roots, relief},
     net::Net,
     security::audit::{self, AuditError, Entry, Limits, Network, Phase},
     vm::{
@@ -118,6 +118,8 @@ impl Operator {
     /// Writes the line of an operation that failed, and gives the error back: it matters more than one of the log.
     fn failed(&self, instance: &Instance, operation: &str, error: LifecycleError) -> LifecycleError {
         let detail = error.to_string();
+        // It may have failed for want of the page that this needs.
+        let _relief = relief::allow(&self.roots.root);
         let _ = self.audit(instance, operation, Phase::Failed, |entry| entry.detail = Some(detail));
         error
     }

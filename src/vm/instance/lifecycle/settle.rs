@@ -11,7 +11,7 @@ use super::{
     wake,
 };
 use crate::{
-    infra::{beneath, config::Roots},
+    infra::{beneath, config::Roots, relief},
     security::{audit::Phase, cgroups, seccomp},
     vm::{
         instance::{
@@ -139,6 +139,7 @@ fn settle_locked(
     }
     operator.net()?;
     let roots = operator.roots.clone();
+    let _relief = relief::allow(&roots.root);
     let slot = instance.slot(&roots)?;
     let vmm = instance.find_vmm();
     match instance.pending.as_ref().map(|intent| intent.operation) {

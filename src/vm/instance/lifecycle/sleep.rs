@@ -23,7 +23,7 @@ use super::{
     receipt, unchanged,
 };
 use crate::{
-    infra::{config::Roots, failpoint},
+    infra::{config::Roots, failpoint, relief},
     security::audit::Phase,
     store::{self, StoreError},
     vm::{
@@ -114,6 +114,7 @@ fn steps<'a>(sleeper: &Sleeper<'a>) -> Vec<Step<Sleeper<'a>, LifecycleError>> {
 /// where the guest does not get ready in time. Where it fails before its commit, the instance runs on.
 pub fn sleep(operator: &mut Operator, path: &InstancePath, force: bool) -> Result<Outcome, LifecycleError> {
     let roots = operator.roots.clone();
+    let _relief = relief::allow(&roots.root);
     let (_lock, mut instance) = match force {
         // One that waits for its guest is waited for no longer.
         true => locked_cancelling_sleep(operator, path)?,
@@ -381,6 +382,8 @@ fn write(sleeper: &mut Sleeper) -> Result<(), LifecycleError> {
         mem_file_path: snapshot::name(&sleeper.mem),
     });
     let limit = longest(sleeper.instance.resources.mem_mib);
+    // The VMM writes it in one go: what a small snapshot lacks is given back before.
+    relief::make_room();
     let Some(client) = &mut sleeper.client else { return Ok(()) };
     let created = client.call_within(&create, limit);
     match &created {

@@ -8,7 +8,7 @@ use super::{
     pause, unchanged,
 };
 use crate::{
-    infra::failpoint,
+    infra::{failpoint, relief},
     security::audit::Phase,
     vm::{
         instance::{
@@ -34,6 +34,7 @@ const AFTER_GRACE: Duration = Duration::from_secs(10);
 /// Where it fails half-way, the next operation goes on with it.
 pub fn stop(operator: &mut Operator, path: &InstancePath, force: bool) -> Result<Outcome, LifecycleError> {
     let roots = operator.roots.clone();
+    let _relief = relief::allow(&roots.root);
     let (_lock, mut instance) = match force {
         true => locked_as_it_is(operator, path)?,
         false => locked_cancelling_sleep(operator, path)?,

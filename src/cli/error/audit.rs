@@ -1,0 +1,41 @@
+//! What is said of an audit log that is not what was written, and of heads that were kept.
+
+use super::{CliError, Kind};
+use crate::security::audit::{AuditError, kept::KeptError};
+
+/// What can be done where a log is not what it was.
+const PUT_BACK: &str = "put its files back from a copy; or mvm tenant audit TENANT --begin-anew, whose first record says what was lost";
+
+impl From<&AuditError> for CliError {
+    fn from(error: &AuditError) -> Self {
+        match error {
+            AuditError::Store(error) => error.into(),
+            AuditError::Broken { .. }
+            | AuditError::Missing { .. }
+            | AuditError::Cut { .. }
+            | AuditError::NoHead { .. }
+            | AuditError::Gone { .. } => Self::of(Kind::Failed, "audit_broken", error).fix(PUT_BACK),
+            AuditError::Whole { .. } => Self::of(Kind::Refused, "audit_whole", error),
+        }
+    }
+}
+
+impl From<&KeptError> for CliError {
+    fn from(error: &KeptError) -> Self {
+        match error {
+            KeptError::Audit(error) => error.into(),
+            KeptError::NotAHead(_) => Self::of(Kind::Failed, "not_a_head", error)
+                .fix("keep what mvm tenant audit TENANT --head --json prints"),
+            KeptError::Forged(_) => Self::of(Kind::Failed, "head_forged", error)
+                .fix("use another copy: somebody changed this one"),
+            KeptError::OtherKey { .. } => Self::of(Kind::Failed, "head_other_key", error).fix(
+                "mvm node info shows this node's key: another node signed it, or its node.key was lost and made anew",
+            ),
+            KeptError::OtherLog { .. } => Self::of(Kind::Failed, "head_other_log", error),
+            KeptError::Shorter { .. } | KeptError::Rewritten { .. } => {
+                Self::of(Kind::Failed, "audit_rewritten", error)
+                    .fix("believe no line of this log that nobody else kept: who did that was root on this node")
+            }
+        }
+    }
+}
