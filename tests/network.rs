@@ -124,6 +124,11 @@ fn probes_take_no_address_of_an_instance() {
 }
 
 #[test]
+fn a_report_is_signed() {
+    network::commands::a_report_is_signed();
+}
+
+#[test]
 fn a_killed_probe_is_swept() {
     network::commands::a_killed_probe_is_swept();
 }

@@ -91,7 +91,11 @@ impl NodeKey {
         Ok(key)
     }
 
-    fn load(roots: &Roots) -> Result<Option<Self>, StoreError> {
+    /// Reads it; `None` where none was needed yet.
+    ///
+    /// # Errors
+    /// When it cannot be read, or is damaged.
+    pub fn load(roots: &Roots) -> Result<Option<Self>, StoreError> {
         let path = file(roots);
         let Some(stored) = store::read_if_there::<Stored>(&path)? else { return Ok(None) };
         let pair = bytes(&stored.private_key).map(|seed| KeyPair::from_seed(Seed::new(seed)));

@@ -48,6 +48,33 @@ fn pings(sandbox: &Sandbox) -> bool {
     sandbox.tell("tn3i3", &ping)["answered"] == true
 }
 
+/// What an auditor gets: signed, and worthless once a letter of it is another one.
+pub fn a_report_is_signed() {
+    let Some(sandbox) = node() else { return };
+    let file = sandbox.root().join("report.json");
+    sandbox.ok(&format!("net verify --deep --report {}", file.display()));
+    let text = std::fs::read_to_string(&file).expect("a report");
+    let report: Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!((&report["ok"], &report["deep"]), (&json!(true), &json!(true)));
+    assert!(report["checks"].as_array().is_some_and(|checks| checks.len() > 15), "{report:#}");
+    assert_eq!(report["vmms"].as_array().map(Vec::len), Some(2));
+    assert_eq!(report["vmms"][0]["lacks"], json!(["jail", "limits", "filter"]));
+    let check = format!("net verify --check-report {}", file.display());
+    let checked = sandbox.ok(&check);
+    assert_eq!(
+        (&checked["signed"], &checked["this_node"], &checked["ok"]),
+        (&json!(true), &json!(true), &json!(true))
+    );
+    std::fs::write(&file, text.replacen("\"jail\"", "\"none\"", 1)).expect("written");
+    assert_eq!(sandbox.refused(&check, 1), "report_forged");
+    std::fs::write(&file, "{}").expect("written");
+    assert_eq!(sandbox.refused(&check, 1), "report_forged");
+    // Something else that the node signed is no report.
+    let head = sandbox.ok("tenant audit acme --head");
+    std::fs::write(&file, head.to_string()).expect("written");
+    assert_eq!(sandbox.refused(&check, 1), "report_forged");
+}
+
 pub fn probes_disturb_nobody() {
     let Some(sandbox) = node() else { return };
     let before = links();

@@ -11,6 +11,7 @@ mod instance;
 mod net;
 mod node;
 mod pool;
+mod report;
 mod run;
 mod status;
 mod tenant;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::report;
 use crate::cli::{
     arguments::net::{NetCommand, VerifyCommand},
     error::CliError,
@@ -10,7 +11,7 @@ use crate::cli::{
 use crate::{
     net::{Finding, Net, probe::Probe},
     node::{self, Recovered},
-    store::{Sharing, StoreError},
+    store::Sharing,
     vm::{
         instance::{
             lifecycle::{Operator, lock_tenant},
@@ -60,6 +61,9 @@ fn repair(out: &Out, operator: &mut Operator) -> Result<u8, CliError> {
 }
 
 fn verify(out: &Out, operator: &mut Operator, options: &VerifyCommand) -> Result<u8, CliError> {
+    if let Some(file) = &options.check_report {
+        return report::check(out, &operator.roots, file);
+    }
     // Not `operator.net()`: that one repairs what another boot left, and this one only looks.
     let mut net = Net::open(&NodeConfig::load(&operator.roots)?.node_id)?;
     let mut findings = look(operator, &mut net)?;
@@ -75,12 +79,12 @@ fn verify(out: &Out, operator: &mut Operator, options: &VerifyCommand) -> Result
         summary = Some(counted);
     }
     let ok = findings.iter().all(|finding| finding.ok);
-    let report = serde_json::json!({ "checks": findings, "ok": ok });
     let written = match &options.report {
-        Some(file) => std::fs::write(file, format!("{report:#}\n")).map_err(StoreError::io("write", file)),
+        Some(file) => report::write(&operator.roots, file, options.deep, &findings),
         None => Ok(()),
     };
-    out.show(&report, || describe(out, &findings, summary.as_deref()));
+    let view = serde_json::json!({ "checks": findings, "ok": ok });
+    out.show(&view, || describe(out, &findings, summary.as_deref()));
     written?;
     Ok(if ok { 0 } else { 1 })
 }

@@ -1,0 +1,108 @@
+//! `mvm net verify --report` and `--check-report`: what was probed and found, in a form that is signed with the node's key, for who was
+//! not there.
+
+use std::{fs::File, io::Read, path::Path};
+
+use serde_json::{Value, json};
+
+use crate::{
+    cli::{
+        error::{CliError, Kind},
+        output::Out,
+    },
+    infra::config::Roots,
+    net::Finding,
+    security::node_key::{self, NodeKey},
+    store::StoreError,
+    vm::{
+        instance::{config::Instance, guard},
+        pool,
+        room::NodeConfig,
+        tenant,
+    },
+};
+
+/// A report is no longer than that, in bytes: some hundred for each instance.
+const LONGEST: u64 = 64 << 20;
+/// What it calls itself.
+const KIND: &str = "net verify";
+
+/// Writes what was found, and what keeps the VMMs that run to themselves, as the kernel shows it now.
+pub fn write(roots: &Roots, file: &Path, deep: bool, findings: &[Finding]) -> Result<(), CliError> {
+    let check = |finding: &Finding| {
+        // Signed numbers are whole.
+        let us = finding.ms.map(|ms| (ms * 1000.0).round() as u64);
+        json!({ "name": finding.name, "ok": finding.ok, "detail": finding.detail, "us": us })
+    };
+    let node = NodeConfig::load(roots)?;
+    let report = json!({
+        "report": KIND,
+        "node_id": node.node_id,
+        "production": node.production,
+        "at": roots.now(),
+        "mvm_version": env!("CARGO_PKG_VERSION"),
+        "deep": deep,
+        "ok": findings.iter().all(|finding| finding.ok),
+        "checks": findings.iter().map(check).collect::<Vec<_>>(),
+        "vmms": vmms(roots)?,
+    });
+    let fields = report.as_object().cloned().unwrap_or_default();
+    let signed = NodeKey::load_or_make(roots)?.sign(fields);
+    Ok(std::fs::write(file, format!("{signed:#}\n")).map_err(StoreError::io("write", file))?)
+}
+
+/// Every VMM that runs: its jail, its limits, its filter, read back.
+fn vmms(roots: &Roots) -> Result<Vec<Value>, CliError> {
+    let mut vmms = Vec::new();
+    for tenant in tenant::config::ids(roots)? {
+        for pool in pool::config::paths(roots, &tenant)? {
+            for path in crate::vm::instance::config::paths(roots, &pool)? {
+                let Some(instance) = Instance::load_if_there(roots, &path)? else { continue };
+                let (Some(record), Some(vmm)) = (&instance.vmm, instance.find_vmm()) else { continue };
+                let (lacks, limits, filter) = guard::seen(roots, &vmm, &instance.net.tap_dev);
+                vmms.push(json!({
+                    "path": path.to_string(), "kind": record.kind, "version": record.version, "uid": record.uid,
+                    "lacks": lacks, "limits": limits, "filter": filter,
+                }));
+            }
+        }
+    }
+    Ok(vmms)
+}
+
+/// Reads a report that somebody passed on: is it what a node signed, and which one?
+pub fn check(out: &Out, roots: &Roots, file: &Path) -> Result<u8, CliError> {
+    let mut text = Vec::new();
+    File::open(file)
+        .and_then(|file| file.take(LONGEST).read_to_end(&mut text))
+        .map_err(StoreError::io("read", file))?;
+    let report: Value = serde_json::from_slice(&text).unwrap_or_default();
+    let key = node_key::check(&report)
+        .map_err(|why| CliError::new(Kind::Failed, "report_forged", format!("{}: {why}", file.display())))?;
+    let own = NodeKey::load(roots)?.map(|own| own.public().public_key);
+    let text = |name: &str| report[name].as_str().unwrap_or_default().to_owned();
+    if text("report") != KIND {
+        let what = format!("{} is signed, and no report of net verify", file.display());
+        return Err(CliError::new(Kind::Failed, "report_forged", what));
+    }
+    let is_ours = own.as_deref() == Some(key.as_str());
+    let view = json!({
+        "node_id": report["node_id"], "key_id": report["key_id"], "this_node": is_ours, "at": report["at"],
+        "ok": report["ok"], "signed": true,
+    });
+    out.show(&view, || {
+        let checks = report["checks"].as_array().map_or(0, Vec::len);
+        let verdict = if report["ok"] == true { "all as it must be" } else { "not all as it must be" };
+        let whose = match is_ours {
+            true => "this node's key",
+            false => "another node's key: compare it with mvm node info there",
+        };
+        format!(
+            "signed by node {} at {}: {checks} checks, {verdict}\n  key        {} ({whose})",
+            text("node_id"),
+            text("at"),
+            text("key_id")
+        )
+    });
+    Ok(0)
+}
