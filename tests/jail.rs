@@ -292,6 +292,39 @@ fn without_limits_nothing_starts_unless_the_pool_takes_it() {
     }
 }
 
+/// What an instance has belongs to whoever runs its VMM, in whatever order these come: also where it went to sleep as the other.
+#[test]
+fn an_instance_loses_its_jail_and_gets_it_back() {
+    let Some(sandbox) = world() else { return };
+    let path = path(&sandbox);
+    let installed = sandbox.root().join("vmm");
+    let version = fs::read_dir(&installed).expect("a version").flatten().next().expect("one").path();
+    let (jailer, aside) = (version.join("jailer"), version.join("jailer.aside"));
+    let data = || {
+        let folder = sandbox
+            .root()
+            .join("tenants/acme/pools/web/instances")
+            .join(path.rsplit('/').next().expect("an id"));
+        fs::metadata(folder.join("volumes/data.ext4")).expect("a disk").uid()
+    };
+    let is_jailed = |record: &Value| !lacks(record).contains(&"jail");
+    let jailed = data();
+    assert!(jailed >= 0x7000_0000);
+    for round in 0..2 {
+        fs::rename(&jailer, &aside).expect("renamed");
+        sandbox.ok(&format!("instance sleep {path}"));
+        assert!(!is_jailed(&sandbox.ok(&format!("instance wake {path}"))), "round {round}");
+        sandbox.ok(&format!("instance stop --force {path}"));
+        assert!(!is_jailed(&sandbox.ok(&format!("instance start {path}"))));
+        fs::rename(&aside, &jailer).expect("renamed");
+        sandbox.ok(&format!("instance sleep {path}"));
+        assert!(is_jailed(&sandbox.ok(&format!("instance wake {path}"))), "round {round}");
+        assert_eq!(data(), jailed);
+        sandbox.ok(&format!("instance stop --force {path}"));
+        assert!(is_jailed(&sandbox.ok(&format!("instance start {path}"))));
+    }
+}
+
 /// Makes a pool whose VMMs have mvm's own filter, and starts an instance of it; its record.
 fn start_strict(sandbox: &Sandbox) -> Value {
     sandbox.ok("pool create acme/strict --mem 128 --data-disk 8 --insecure --seccomp strict");
