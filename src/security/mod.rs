@@ -3,6 +3,8 @@
 pub mod audit;
 pub mod cgroups;
 pub mod jailer;
+pub mod master_key;
+pub mod sealing;
 pub mod seccomp;
 
 use std::fmt;

@@ -9,7 +9,10 @@ use crate::{
     net::egress::Egress,
     vm::{
         naming::{ImageName, PoolPath, RevisionHash, TenantId},
-        pool::config::{AgentMode, VmmKind},
+        pool::{
+            config::{AgentMode, VmmKind},
+            on_rotate::OnRotate,
+        },
     },
 };
 
@@ -123,6 +126,9 @@ pub struct CreateArguments {
     /// Where guests may connect to: internet, open, deny, or allow:CIDR[:PORT],…
     #[arg(long, value_name = "POLICY", default_value = "internet")]
     pub egress: Egress,
+    /// Who hears in guests that secrets have changed: none, signal:NAME (the workload), or exec:PATH (a program in the guest)
+    #[arg(long, value_name = "WHO", default_value = "none")]
+    pub on_rotate: OnRotate,
     /// A label; may be given again
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = super::parse_label)]
     pub labels: Vec<(String, String)>,
@@ -167,6 +173,9 @@ pub struct UpdateArguments {
     /// Where guests may connect to
     #[arg(long, value_name = "POLICY")]
     pub egress: Option<Egress>,
+    /// Who hears in guests that secrets have changed
+    #[arg(long, value_name = "WHO")]
+    pub on_rotate: Option<OnRotate>,
     /// How long a guest may take to get ready for sleep, in seconds
     #[arg(long, value_name = "SECONDS")]
     pub drain_timeout: Option<u32>,

@@ -11,6 +11,7 @@ mod net;
 mod node;
 mod pool;
 mod run;
+mod secrets;
 mod status;
 mod tenant;
 mod vmm;

@@ -142,6 +142,7 @@ impl UpdateArguments {
         let policy = &mut pool.runtime_policy;
         policy.drain_timeout_seconds = self.drain_timeout.unwrap_or(policy.drain_timeout_seconds);
         policy.graceful_shutdown_seconds = self.graceful_shutdown.unwrap_or(policy.graceful_shutdown_seconds);
+        pool.on_rotate = self.on_rotate.clone().unwrap_or_else(|| pool.on_rotate.clone());
         pool.pinned = self.pinned.unwrap_or(pool.pinned);
         pool.critical = self.critical.unwrap_or(pool.critical);
         for (key, value) in &self.labels {
@@ -206,6 +207,7 @@ pub fn make(
         desired_counts: DesiredCounts::default(),
         egress: settings.egress,
         runtime_policy: RuntimePolicy::default(),
+        on_rotate: settings.on_rotate,
         labels: settings.labels.into_iter().collect::<BTreeMap<_, _>>(),
         pinned: false,
         critical: false,

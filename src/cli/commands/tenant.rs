@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::secrets;
 use crate::cli::{
     arguments::tenant::TenantCommand,
     error::CliError,
@@ -132,6 +133,7 @@ pub fn run(out: &Out, operator: &mut Operator, command: TenantCommand) -> Result
                 format!("{tenant} destroyed; its audit log is kept")
             });
         }
+        TenantCommand::Secrets(command) => return secrets::run(out, operator, command),
         TenantCommand::Audit { tenant, follow: true, .. } => {
             load_tenant(&operator.roots, &tenant)?;
             super::events::show(out, &operator.roots, Some(&tenant), usize::MAX, true)?;

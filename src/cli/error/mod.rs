@@ -4,6 +4,8 @@
 mod causes;
 #[cfg(target_os = "linux")]
 mod protection;
+#[cfg(target_os = "linux")]
+mod secrets;
 
 use clap::{CommandFactory, error::ErrorKind};
 use serde::Serialize;

@@ -15,6 +15,7 @@ mod error;
 mod grow;
 mod lookup;
 mod pause;
+mod secrets;
 mod settle;
 mod sleep;
 mod start;
@@ -29,6 +30,7 @@ pub use self::{
     grow::grow_disk,
     lookup::{effective_state, load_pool, load_tenant, lock_tenant, resolve, try_lock},
     pause::{resume, warm},
+    secrets::{Delivered, behind, give_all},
     settle::{needs_settling, settle, settle_unasked},
     sleep::sleep,
     start::{fix_version, start},
@@ -182,6 +184,12 @@ fn receipt(
             .map(|Confirmed { fact, value, ms }| config::Confirmed { fact, value, ms: round(ms) })
             .collect(),
     }
+}
+
+/// What there is to say, in one line.
+fn joined(parts: [Option<String>; 2]) -> Option<String> {
+    let parts: Vec<String> = parts.into_iter().flatten().collect();
+    (!parts.is_empty()).then(|| parts.join(", "))
 }
 
 fn unchanged(instance: Instance) -> Outcome {

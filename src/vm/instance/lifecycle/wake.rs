@@ -9,9 +9,9 @@
 use std::time::Instant;
 
 use super::{
-    LifecycleError, Operator, Outcome, intent,
+    LifecycleError, Operator, Outcome, intent, joined,
     lookup::{Decided, decide, locked_cancelling_sleep},
-    receipt,
+    receipt, secrets,
     settle::settled,
     unchanged,
 };
@@ -34,6 +34,7 @@ use crate::{
             config::{AgentMode, VmmKind},
         },
         room::{self, NodeConfig},
+        tenant,
     },
     vmm::{
         client::Client,
@@ -53,6 +54,10 @@ pub fn wake(operator: &mut Operator, path: &InstancePath, force: bool) -> Result
     };
     if NodeConfig::load(&roots)?.production && pool.vmm == VmmKind::Sim {
         return Err(LifecycleError::Production { why: "it does not run the simulated VMM" });
+    }
+    if before.agent == AgentMode::Required {
+        // Its snapshot is not used up for a guest that could not be given its secrets.
+        tenant::secrets::open(&roots, &path.tenant)?;
     }
     let Some(delta) = Delta::load(&roots, path)? else {
         return Err(LifecycleError::NoSnapshot { path: path.clone() });
@@ -80,6 +85,7 @@ pub fn wake(operator: &mut Operator, path: &InstancePath, force: bool) -> Result
     let awake = runner::run("wake", &awake_steps(instance.agent), &mut launch).and_then(|more| {
         times.extend(more);
         let confirmed = std::mem::take(&mut launch.confirmed);
+        instance.secrets = launch.secrets.or(instance.secrets);
         instance.last_receipt = Some(receipt("wake", clock, times, (instance.agent, confirmed)));
         finish(launch.operator, &mut instance, Phase::Done).map_err(failed("record"))
     });
@@ -221,8 +227,8 @@ pub(super) fn finish(
     operator.audit(instance, "wake", phase, |entry| {
         entry.from = Some(State::Sleeping.to_string());
         entry.to = Some(State::Running.to_string());
-        entry.detail =
-            instance.vmm.as_ref().map(|vmm| format!("{} {} pid {}", vmm.kind, vmm.version, vmm.pid));
+        let vmm = instance.vmm.as_ref().map(|vmm| format!("{} {} pid {}", vmm.kind, vmm.version, vmm.pid));
+        entry.detail = joined([vmm, secrets::detail(instance)]);
     })?;
     failpoint::hit("wake", "audited")?;
     instance.pending = None;
