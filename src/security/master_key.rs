@@ -180,7 +180,8 @@ mod tests {
         use std::os::unix::fs::PermissionsExt;
         let dir = tempfile::tempdir().unwrap();
         let given = |places: MasterKeyPlaces| {
-            let environment = Environment { master_key: places, ..Environment::default() };
+            let mut environment = Environment::default();
+            environment.master_key = places;
             given(&Roots::new(dir.path(), &environment).unwrap()).map(|found| found.map(|(_, source)| source))
         };
         let write = |name: &str, content: &[u8], mode: u32| {

@@ -6,6 +6,7 @@ pub mod jailer;
 pub mod master_key;
 pub mod sealing;
 pub mod seccomp;
+pub mod storage;
 
 use std::fmt;
 

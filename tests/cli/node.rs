@@ -119,6 +119,7 @@ fn the_node_says_what_it_has_and_what_is_in_use() {
 fn production_refuses_what_is_only_for_trying_out() {
     let Some(terminal) = Terminal::with_pool() else { return };
     terminal.sees("instance create acme/web");
+    terminal.sees("node set plain-storage-waiver on");
     terminal.sees("node set production on");
     snapshot!(terminal.sees("instance start acme/web/i-0f3a91c2"), @"
     this node is in production: it does not run the simulated VMM

@@ -49,6 +49,9 @@ struct ChangeView<'a> {
     failed: Vec<String>,
     /// Instances that run without an agent, and get none.
     no_agent: Vec<String>,
+    /// The master key that was made for that, where none was given: beside what it protects.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    master_key_made: Option<String>,
 }
 
 fn view<'a>(name: &'a SecretName, all: &'a Secrets) -> Option<SecretView<'a>> {
@@ -101,12 +104,10 @@ fn change(
 ) -> Result<u8, CliError> {
     let had_key = operator.roots.own_master_key().exists();
     let (all, changed) = secrets::change(&operator.roots, tenant, name, change)?;
-    if !had_key && operator.roots.own_master_key().exists() {
-        let file = operator.roots.own_master_key();
-        out.note(format!(
-            "no master key was given: one was made, {}, beside what it protects",
-            file.display()
-        ));
+    let file = operator.roots.own_master_key();
+    let master_key_made = (!had_key && file.exists()).then(|| file.display().to_string());
+    if let Some(file) = &master_key_made {
+        out.note(format!("no master key was given: one was made, {file}, beside what it protects"));
     }
     let progress = out.progress("giving it to guests that run");
     let delivered = lifecycle::give_all(operator, tenant)?;
@@ -128,7 +129,8 @@ fn change(
             }
         }
     }
-    let view = ChangeView { tenant_id: tenant, secret: view(name, &all), changed, given, failed, no_agent };
+    let secret = view(name, &all);
+    let view = ChangeView { tenant_id: tenant, secret, changed, given, failed, no_agent, master_key_made };
     out.done(&view, || {
         let what = match (&view.secret, changed) {
             (Some(secret), true) => format!("{name} is version {} now", secret.version),

@@ -586,6 +586,7 @@ impl From<&PoolError> for CliError {
 impl From<&NodeError> for CliError {
     fn from(error: &NodeError) -> Self {
         match error {
+            NodeError::PlainStorage { .. } => Self::plain_storage(error),
             NodeError::Store(error) => error.into(),
             NodeError::Net(error) => error.into(),
             NodeError::Lifecycle(error) => error.into(),

@@ -1,7 +1,8 @@
-//! What is said of tenants' secrets and of the keys that they are sealed with.
+//! What is said of tenants' secrets and of the keys that they are sealed with, and of storage that is not encrypted.
 
 use super::{CliError, Kind};
 use crate::{
+    node::NodeError,
     security::master_key::{MasterKeyError, Source},
     vm::tenant::secrets::SecretsError,
 };
@@ -34,6 +35,14 @@ impl From<&SecretsError> for CliError {
                 Self::of(Kind::Failed, "damaged", error).fix("put the file back from a copy")
             }
         }
+    }
+}
+
+impl CliError {
+    /// Guests' memory would lie on a disk in the clear.
+    pub(super) fn plain_storage(error: &NodeError) -> Self {
+        let fix = "put MVM_ROOT on dm-crypt, or mvm node set plain-storage-waiver on";
+        Self::of(Kind::Refused, "plain_storage", error).fix(fix)
     }
 }
 

@@ -30,7 +30,7 @@ pub use self::{
     grow::grow_disk,
     lookup::{effective_state, load_pool, load_tenant, lock_tenant, resolve, try_lock},
     pause::{resume, warm},
-    secrets::{Delivered, behind, give_all},
+    secrets::{Delivered, DeliveryOutcome, behind, give_all},
     settle::{needs_settling, settle, settle_unasked},
     sleep::sleep,
     start::{fix_version, start},
@@ -48,10 +48,13 @@ use super::{
 use crate::{
     infra::config::Roots,
     net::Net,
-    security::audit::{self, AuditError, Entry, Limits, Network, Phase},
+    security::{
+        audit::{self, AuditError, Entry, Limits, Network, Phase},
+        storage,
+    },
     vm::{
         naming::InstancePath,
-        pool::config::{AgentMode, Resources},
+        pool::config::{AgentMode, Resources, VmmKind},
         room::NodeConfig,
         tenant,
     },
@@ -153,6 +156,20 @@ impl From<&InstanceNet> for Network {
     fn from(net: &InstanceNet) -> Self {
         Self { tap_dev: net.tap_dev.clone(), mac: net.mac.to_string(), guest_ip: net.guest_ip }
     }
+}
+
+/// What a node in production does not run, and where.
+fn check_production(roots: &Roots, node: &NodeConfig, vmm: VmmKind) -> Result<(), LifecycleError> {
+    let why = match (node.production, vmm) {
+        (false, _) => return Ok(()),
+        (true, VmmKind::Sim) => "it does not run the simulated VMM",
+        (true, VmmKind::Firecracker) if node.plain_storage_waiver => return Ok(()),
+        (true, VmmKind::Firecracker) => match storage::look(&roots.root).is_encrypted() {
+            true => return Ok(()),
+            false => "its MVM_ROOT must lie on encrypted storage, or plain-storage-waiver be on",
+        },
+    };
+    Err(LifecycleError::Production { why })
 }
 
 fn intent(roots: &Roots, operation: Operation) -> Intent {

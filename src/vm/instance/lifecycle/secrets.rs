@@ -35,11 +35,14 @@ pub enum Delivered {
     NoAgent,
 }
 
+/// What became of one instance, or why it has not what it should.
+pub type DeliveryOutcome = Result<Delivered, LifecycleError>;
+
 /// Gives the guest of an instance its tenant's secrets, if it runs and has others.
 ///
 /// # Errors
 /// When it does not confirm them: it runs on with those that it had, or with some of the new ones unsaid.
-fn give(operator: &mut Operator, path: &InstancePath) -> Result<Delivered, LifecycleError> {
+fn give(operator: &mut Operator, path: &InstancePath) -> DeliveryOutcome {
     let roots = operator.roots.clone();
     let (_lock, mut instance) = locked(operator, path)?;
     if instance.status == State::Running && instance.agent == AgentMode::None {
@@ -70,7 +73,7 @@ pub(super) fn detail(instance: &Instance) -> Option<String> {
 pub fn give_all(
     operator: &Operator,
     tenant: &TenantId,
-) -> Result<Vec<(InstancePath, Result<Delivered, LifecycleError>)>, LifecycleError> {
+) -> Result<Vec<(InstancePath, DeliveryOutcome)>, LifecycleError> {
     let roots = &operator.roots;
     let mut paths = Vec::new();
     for pool in pool::config::paths(roots, tenant)? {
@@ -95,7 +98,7 @@ pub fn give_all(
         }
     });
     let mut results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
-    results.sort_by(|(one, _), (other, _)| one.to_string().cmp(&other.to_string()));
+    results.sort_by_key(|(path, _)| path.to_string());
     Ok(results)
 }
 

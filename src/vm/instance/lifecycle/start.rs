@@ -1,8 +1,8 @@
 //! Starting an instance: a guest without an agent boots, one with an agent is loaded from its base and told who it is.
 
 use super::{
-    LifecycleError, Operator, Outcome, base, denied, effective_state, intent, joined, load_pool, lock_tenant,
-    lookup::locked, receipt, secrets,
+    LifecycleError, Operator, Outcome, base, check_production, denied, effective_state, intent, joined,
+    load_pool, lock_tenant, lookup::locked, receipt, secrets,
 };
 use crate::{
     infra::failpoint,
@@ -51,9 +51,7 @@ pub fn start(operator: &mut Operator, path: &InstancePath) -> Result<Outcome, Li
     };
     let node = NodeConfig::load(&roots)?;
     room::check_disk(&roots, &node, 0)?;
-    if node.production && pool.vmm == VmmKind::Sim {
-        return Err(LifecycleError::Production { why: "it does not run the simulated VMM" });
-    }
+    check_production(&roots, &node, pool.vmm)?;
     let program = launch::program(operator, pool.vmm, pool.vmm_version.as_deref())?;
     if pool.vmm == VmmKind::Firecracker && pool.vmm_version.is_none() {
         fix_version(operator, &pool.path(), &program.version)?;

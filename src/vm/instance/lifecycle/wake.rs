@@ -9,7 +9,7 @@
 use std::time::Instant;
 
 use super::{
-    LifecycleError, Operator, Outcome, intent, joined,
+    LifecycleError, Operator, Outcome, check_production, intent, joined,
     lookup::{Decided, decide, locked_cancelling_sleep},
     receipt, secrets,
     settle::settled,
@@ -29,10 +29,7 @@ use crate::{
             vmm_dir,
         },
         naming::InstancePath,
-        pool::{
-            artifacts::Artifacts,
-            config::{AgentMode, VmmKind},
-        },
+        pool::{artifacts::Artifacts, config::AgentMode},
         room::{self, NodeConfig},
         tenant,
     },
@@ -52,9 +49,7 @@ pub fn wake(operator: &mut Operator, path: &InstancePath, force: bool) -> Result
     let Some(Decided { tenant, pool, .. }) = decide(&roots, &before, Event::Wake)? else {
         return Ok(unchanged(before));
     };
-    if NodeConfig::load(&roots)?.production && pool.vmm == VmmKind::Sim {
-        return Err(LifecycleError::Production { why: "it does not run the simulated VMM" });
-    }
+    check_production(&roots, &NodeConfig::load(&roots)?, pool.vmm)?;
     if before.agent == AgentMode::Required {
         // Its snapshot is not used up for a guest that could not be given its secrets.
         tenant::secrets::open(&roots, &path.tenant)?;
