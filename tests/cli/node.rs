@@ -92,7 +92,8 @@ fn the_node_says_what_it_has_and_what_is_in_use() {
       "labels": {
         "rack": "7"
       },
-      "production": false
+      "production": false,
+      "plain_storage_waiver": false
     }
     "#);
     snapshot!(terminal.sees("pool scale acme/web --running 2"), @"
@@ -253,5 +254,5 @@ fn doctor_names_each_thing_that_it_looked_at() {
     let report: serde_json::Value = serde_json::from_str(&terminal.sees_json("doctor")).expect("JSON");
     let names: Vec<_> =
         report["checks"].as_array().expect("checks").iter().map(|c| c["name"].clone()).collect();
-    snapshot!(serde_json::json!(names).to_string(), @r#"["root","kvm","tun","firecracker","jail","nft","mke2fs","cgroups","reflinks","neighbours","br_netfilter","forward chains","conntrack","nofile","subuid","overcommit"]"#);
+    snapshot!(serde_json::json!(names).to_string(), @r#"["root","kvm","tun","firecracker","jail","master-key","storage","nft","mke2fs","cgroups","reflinks","neighbours","br_netfilter","forward chains","conntrack","nofile","subuid","overcommit"]"#);
 }

@@ -23,7 +23,10 @@ use crate::{
     vm::{
         instance::lifecycle::{self, Delivered, Operator, load_tenant},
         naming::{SecretName, TenantId},
-        tenant::secrets::{self, Change, Secrets},
+        tenant::{
+            lifecycle::TenantError,
+            secrets::{self, Change, Secret, Secrets, SecretsError},
+        },
     },
 };
 
@@ -31,6 +34,14 @@ use crate::{
 #[derive(Debug, Serialize)]
 struct SecretView<'a> {
     name: &'a SecretName,
+    /// None where it was removed.
+    #[serde(flatten)]
+    is: Option<ContentView<'a>>,
+}
+
+/// What can be said of a content.
+#[derive(Debug, Serialize)]
+struct ContentView<'a> {
     version: u64,
     hash: &'a str,
     updated_at: Timestamp,
@@ -41,7 +52,7 @@ struct SecretView<'a> {
 struct ChangeView<'a> {
     tenant_id: &'a TenantId,
     #[serde(flatten)]
-    secret: Option<SecretView<'a>>,
+    secret: SecretView<'a>,
     changed: bool,
     /// Instances whose guests have got it now.
     given: Vec<String>,
@@ -54,9 +65,13 @@ struct ChangeView<'a> {
     master_key_made: Option<String>,
 }
 
-fn view<'a>(name: &'a SecretName, all: &'a Secrets) -> Option<SecretView<'a>> {
-    let secret = all.secrets.get(name)?;
-    Some(SecretView { name, version: secret.version, hash: &secret.hash, updated_at: secret.updated_at })
+fn view<'a>(name: &'a SecretName, all: &'a Secrets) -> SecretView<'a> {
+    let is = |secret: &'a Secret| ContentView {
+        version: secret.version,
+        hash: &secret.hash,
+        updated_at: secret.updated_at,
+    };
+    SecretView { name, is: all.secrets.get(name).map(is) }
 }
 
 /// Runs the command.
@@ -74,11 +89,11 @@ pub fn run(out: &Out, operator: &mut Operator, command: SecretsCommand) -> Resul
         SecretsCommand::List { tenant } => {
             load_tenant(&operator.roots, &tenant)?;
             let all = secrets::stored(&operator.roots, &tenant)?.unwrap_or_default();
-            let views: Vec<SecretView> = all.secrets.keys().filter_map(|name| view(name, &all)).collect();
+            let views: Vec<SecretView> = all.secrets.keys().map(|name| view(name, &all)).collect();
             let behind = lifecycle::behind(operator, &tenant)?;
             out.show(&views, || list(out, &tenant, &views));
             for path in behind {
-                out.note(format!("{path} has older ones: mvm tenant secrets rotate gives it these"));
+                out.note(format!("{path} has older ones: the last change again gives it these, as its next start or wake does"));
             }
             Ok(0)
         }
@@ -90,9 +105,10 @@ fn list(out: &Out, tenant: &TenantId, views: &[SecretView]) -> String {
         return format!("no secrets yet        next: mvm tenant secrets set {tenant} NAME --file FILE");
     }
     let row = |view: &SecretView| {
-        vec![view.name.to_string(), view.version.to_string(), view.hash.to_owned(), time(view.updated_at)]
+        let is = view.is.as_ref()?;
+        Some(vec![view.name.to_string(), is.version.to_string(), is.hash.to_owned(), time(is.updated_at)])
     };
-    out.table(&["name", "version", "hash", "since"], views.iter().map(row).collect())
+    out.table(&["name", "version", "hash", "since"], views.iter().filter_map(row).collect())
 }
 
 fn change(
@@ -103,7 +119,15 @@ fn change(
     change: &Change,
 ) -> Result<u8, CliError> {
     let had_key = operator.roots.own_master_key().exists();
-    let (all, changed) = secrets::change(&operator.roots, tenant, name, change)?;
+    let (all, changed) = match secrets::change(&operator.roots, tenant, name, change) {
+        // Removed by a command that was cut off before all guests had heard of it.
+        Err(TenantError::Secrets(SecretsError::NotFound { .. }))
+            if matches!(change, Change::Remove) && !lifecycle::behind(operator, tenant)?.is_empty() =>
+        {
+            (secrets::stored(&operator.roots, tenant)?.unwrap_or_default(), false)
+        }
+        changed => changed?,
+    };
     let file = operator.roots.own_master_key();
     let master_key_made = (!had_key && file.exists()).then(|| file.display().to_string());
     if let Some(file) = &master_key_made {
@@ -132,9 +156,9 @@ fn change(
     let secret = view(name, &all);
     let view = ChangeView { tenant_id: tenant, secret, changed, given, failed, no_agent, master_key_made };
     out.done(&view, || {
-        let what = match (&view.secret, changed) {
-            (Some(secret), true) => format!("{name} is version {} now", secret.version),
-            (Some(secret), false) => format!("{name} is like that already, version {}", secret.version),
+        let what = match (&view.secret.is, changed) {
+            (Some(is), true) => format!("{name} is version {} now", is.version),
+            (Some(is), false) => format!("{name} is like that already, version {}", is.version),
             (None, _) => format!("{name} removed"),
         };
         let to = match view.given.len() as u64 {
