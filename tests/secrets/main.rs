@@ -9,5 +9,4 @@ mod cut_off;
 mod delivery;
 mod keys;
 mod search;
-mod searcher;
 mod world;

@@ -12,8 +12,11 @@ use std::{
 };
 
 use crate::{
-    searcher::{Needles, marker},
-    support::{Sandbox, kill_and_wait, wait_until},
+    support::{
+        Sandbox, kill_and_wait,
+        searcher::{Needles, marker},
+        wait_until,
+    },
     world::{KEY, feed},
 };
 
