@@ -31,7 +31,7 @@ pub enum Source {
     Variable,
     /// A credential of systemd's.
     Credential(PathBuf),
-    /// `MVM_ROOT/master.key`: beside what it protects.
+    /// `MVM_ROOT/master.key`, or another file in there: beside what it protects.
     Root(PathBuf),
 }
 
@@ -86,6 +86,7 @@ pub fn given(roots: &Roots) -> Result<Option<(Key, Source)>, MasterKeyError> {
     let places = &roots.master_key;
     let source = match (&places.file, &places.variable, &places.credentials) {
         (Some(_), Some(_), _) => return Err(MasterKeyError::Two),
+        (Some(file), None, _) if lies_below(file, &roots.root) => Source::Root(file.clone()),
         (Some(file), None, _) => Source::File(file.clone()),
         (None, Some(text), _) => {
             let from = Source::Variable;
@@ -109,6 +110,12 @@ pub fn given(roots: &Roots) -> Result<Option<(Key, Source)>, MasterKeyError> {
         Some(key) => Ok(Some((key, source))),
         None => Err(MasterKeyError::Malformed { from: source }),
     }
+}
+
+/// Also where a link leads there.
+fn lies_below(file: &Path, folder: &Path) -> bool {
+    let real = |path| fs::canonicalize(path).ok();
+    real(file).zip(real(folder)).is_some_and(|(file, folder)| file.starts_with(folder))
 }
 
 /// A file's key. systemd sees to the rights of its credentials itself.
@@ -178,29 +185,37 @@ mod tests {
     #[test]
     fn the_first_that_is_given_counts_and_what_is_wrong_with_it_is_said() {
         use std::os::unix::fs::PermissionsExt;
-        let dir = tempfile::tempdir().unwrap();
+        let (dir, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let given = |places: MasterKeyPlaces| {
             let mut environment = Environment::default();
             environment.master_key = places;
             given(&Roots::new(dir.path(), &environment).unwrap()).map(|found| found.map(|(_, source)| source))
         };
-        let write = |name: &str, content: &[u8], mode: u32| {
-            let path = dir.path().join(name);
+        let write_in = |folder: &Path, name: &str, content: &[u8], mode: u32| {
+            let path = folder.join(name);
             fs::write(&path, content).unwrap();
             fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
             path
         };
+        let write = |name: &str, content: &[u8], mode: u32| write_in(elsewhere.path(), name, content, mode);
         let none = MasterKeyPlaces::default;
         let variable = |text: &str| Some(Hidden::new(text.to_owned()));
         assert_eq!(given(none()).unwrap(), None);
-        let own = write("master.key", HEX.as_bytes(), 0o600);
-        assert_eq!(given(none()).unwrap(), Some(Source::Root(own)));
-        let credentials = Some(dir.path().join("credentials"));
+        let own = write_in(dir.path(), "master.key", HEX.as_bytes(), 0o600);
+        assert_eq!(given(none()).unwrap(), Some(Source::Root(own.clone())));
+        // Whoever names it: it lies where it lies.
+        let link = elsewhere.path().join("link");
+        std::os::unix::fs::symlink(&own, &link).unwrap();
+        for file in [own, link] {
+            let places = MasterKeyPlaces { file: Some(file.clone()), ..none() };
+            assert_eq!(given(places).unwrap(), Some(Source::Root(file)));
+        }
+        let credentials = Some(elsewhere.path().join("credentials"));
         assert!(matches!(
             given(MasterKeyPlaces { credentials: credentials.clone(), ..none() }),
             Ok(Some(Source::Root(_)))
         ));
-        fs::create_dir(dir.path().join("credentials")).unwrap();
+        fs::create_dir(elsewhere.path().join("credentials")).unwrap();
         let credential = write("credentials/mvm-master-key", BASE64.as_bytes(), 0o440);
         let places = MasterKeyPlaces { credentials, ..none() };
         assert_eq!(given(places.clone()).unwrap(), Some(Source::Credential(credential)));
@@ -214,8 +229,8 @@ mod tests {
             wrong(write("open", HEX.as_bytes(), 0o640)),
             MasterKeyError::Open { mode: 0o640, .. }
         ));
-        assert!(matches!(wrong(dir.path().join("none")), MasterKeyError::Unreadable { .. }));
-        assert!(matches!(wrong(dir.path().to_owned()), MasterKeyError::Unreadable { .. }));
+        assert!(matches!(wrong(elsewhere.path().join("none")), MasterKeyError::Unreadable { .. }));
+        assert!(matches!(wrong(elsewhere.path().to_owned()), MasterKeyError::Unreadable { .. }));
         for content in [&b""[..], b"secret", &[0xff; 10 << 20]] {
             assert!(matches!(wrong(write("bad", content, 0o600)), MasterKeyError::Malformed { .. }));
         }

@@ -3,8 +3,8 @@
 use std::{fs, os::unix::fs::PermissionsExt, process::Output};
 
 use crate::{
-    support::Sandbox,
-    world::{KEY, OTHER_KEY, error, feed, world},
+    support::{Sandbox, own_mounts, run},
+    world::{KEY, OTHER_KEY, error, faulty_world, feed, start, world},
 };
 
 fn with(sandbox: &Sandbox, key: Option<&str>, arguments: &str, content: &[u8]) -> Output {
@@ -130,6 +130,44 @@ fn a_node_in_production_takes_no_key_that_lies_beside_what_it_protects() {
     let moved = fs::read_to_string(&key).expect("a key");
     fs::remove_file(&key).expect("a key");
     assert!(set("B", Some(&moved)).status.success());
+}
+
+/// The only program that gets mvm's own environment is the one that mvm becomes.
+#[test]
+fn a_program_that_mvm_becomes_gets_no_master_key() {
+    let Some(sandbox) = world() else { return };
+    let path = start(&sandbox);
+    own_mounts();
+    run("mount", &["-t", "tmpfs", "tmpfs", "/usr/local/sbin"]);
+    fs::write("/usr/local/sbin/ssh", "#!/bin/sh\nenv\n").expect("a script");
+    fs::set_permissions("/usr/local/sbin/ssh", fs::Permissions::from_mode(0o755)).expect("it can be run");
+    let mut command = sandbox.command(&format!("instance ssh {path}"));
+    let output = command.env("MVM_MASTER_KEY", KEY).output().expect("mvm runs");
+    let said = String::from_utf8(output.stdout).expect("a text");
+    assert!(said.contains("MVM_ROOT="), "{said}");
+    assert!(!said.contains("MVM_MASTER_KEY") && !said.contains(KEY), "{said}");
+}
+
+/// A node that was in production before anybody asked for that.
+#[test]
+fn a_node_in_production_starts_nothing_on_plain_storage() {
+    let Some(sandbox) = faulty_world() else { return };
+    if mvm::security::storage::look(sandbox.root()).is_encrypted() {
+        return crate::support::skip("the temporary folder lies on encrypted storage");
+    }
+    let (ready, sleeper) = (sandbox.instance("acme/web"), start(&sandbox));
+    sandbox.ok(&format!("instance sleep {sleeper}"));
+    let file = sandbox.root().join("node.json");
+    let node = fs::read_to_string(&file).expect("a file");
+    fs::write(&file, node.replace("\"production\": false", "\"production\": true")).expect("a file");
+    for verb in ["start", "wake"] {
+        let path = if verb == "start" { &ready } else { &sleeper };
+        let (code, word, what) = error(&sandbox.run(&format!("instance {verb} {path} --json")));
+        assert_eq!((code, word.as_str()), (Some(4), "production"), "{what}");
+        assert!(what.contains("must lie on encrypted storage"), "{what}");
+    }
+    fs::write(&file, node).expect("a file");
+    sandbox.ok(&format!("instance wake {sleeper}"));
 }
 
 #[test]

@@ -13,14 +13,17 @@ use crate::{
 const GIVE: &str =
     "give it by systemd's LoadCredential=mvm-master-key:FILE, or MVM_MASTER_KEY_FILE, and remove it there";
 
-fn is_production(roots: &Roots) -> Option<NodeConfig> {
+fn in_production(roots: &Roots) -> Option<NodeConfig> {
     roots.node_file().exists().then(|| NodeConfig::load(roots).ok()).flatten().filter(|node| node.production)
 }
 
 /// Is the master key the one that tenants' keys are sealed with, and not beside them?
 pub(super) fn master_key(roots: &Roots) -> Check {
     const NAME: &str = "master-key";
-    let sealed = sealed_keys(roots).unwrap_or_default();
+    let sealed = match sealed_keys(roots) {
+        Ok(sealed) => sealed,
+        Err(error) => return fail(NAME, error.to_string(), "put the file back from a copy"),
+    };
     let first = sealed.first();
     match (master_key::given(roots), first) {
         (Err(error), _) => fail(NAME, error.to_string(), "docs/security.md says where it may come from"),
@@ -37,7 +40,7 @@ pub(super) fn master_key(roots: &Roots) -> Check {
             match from {
                 Source::Root(path) => {
                     let detail = format!("{} lies beside what it protects", path.display());
-                    match is_production(roots) {
+                    match in_production(roots) {
                         Some(_) => fail(NAME, detail + ": production does not take it", GIVE),
                         None => warn(NAME, detail, GIVE),
                     }
@@ -51,7 +54,7 @@ pub(super) fn master_key(roots: &Roots) -> Check {
 /// Does guests' memory lie on encrypted storage?
 pub(super) fn storage(roots: &Roots) -> Check {
     const NAME: &str = "storage";
-    let node = is_production(roots);
+    let node = in_production(roots);
     match (storage::look(&roots.root), node) {
         (Storage::Encrypted(device), _) => ok(NAME, format!("MVM_ROOT is encrypted by dm-crypt ({device})")),
         (Storage::Plain(on), node) => {
