@@ -251,6 +251,24 @@ pub fn remove_file(path: &Path) -> Result<(), StoreError> {
     gone(fs::remove_file(path)).map_err(StoreError::io("remove", path))
 }
 
+/// Removes a file whose content must not be found any more: it is overwritten where it lies and synced before it goes. What a file
+/// system or a disk has kept elsewhere of it is not reached. It is well when there is none; after a kill it can be done again.
+///
+/// # Errors
+/// When the operating system refuses.
+pub fn shred(path: &Path) -> Result<(), StoreError> {
+    let overwrite = || {
+        let mut file = OpenOptions::new().write(true).open(path)?;
+        let length = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX).min(1 << 20);
+        file.write_all(&vec![0; length])?;
+        file.sync_all()?;
+        failpoint::hit("shred", "overwritten")
+    };
+    gone(overwrite()).map_err(StoreError::io("overwrite", path))?;
+    remove_file(path)?;
+    sync_folder(path.parent().unwrap_or(Path::new("/")))
+}
+
 fn gone(removed: io::Result<()>) -> io::Result<()> {
     match removed {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),

@@ -214,6 +214,7 @@ fn is_refused_unless_taken(sandbox: &Sandbox, [strict, any]: &[String; 2], why: 
         assert!(shown.contains("no jail"), "{shown}");
     }
     sandbox.ok(&format!("instance stop --force {any}"));
+    sandbox.ok("node set plain-storage-waiver on");
     sandbox.ok("node set production on");
     assert_eq!(sandbox.refused(&format!("instance start {any}"), 4), "no_jail");
     sandbox.ok("node set production off");

@@ -2,11 +2,14 @@
 
 use std::{
     ffi::OsString,
+    fmt,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
 use jiff::Timestamp;
+use zeroize::Zeroizing;
 
 /// Where state lives when nobody says otherwise.
 pub const DEFAULT_ROOT: &str = "/var/lib/mvm";
@@ -18,12 +21,24 @@ pub const ENVIRONMENT: &[(&str, &str)] = &[
     ("JAILER_BIN", "the jailer that goes with it"),
     ("MVM_LOCK_TIMEOUT_MS", "how long a command waits for another one's lock (default 30000)"),
     ("MVM_GUEST_TIMEOUT_MS", "how long a guest's agent may take for an answer (default 10000)"),
+    (
+        "MVM_MASTER_KEY_FILE",
+        "the file that holds the master key of tenants' secrets: 32 bytes, or their hex or base64",
+    ),
+    ("MVM_MASTER_KEY", "the master key itself, as hex or base64; no program that mvm starts gets it"),
+    (
+        "CREDENTIALS_DIRECTORY",
+        "set by systemd: the master key is its mvm-master-key, where none of the two above is set",
+    ),
     ("NO_COLOR", "no colours, as --no-color"),
     ("COLUMNS", "the width of tables, where output is not a terminal"),
     ("MVM_FAILPOINT", "for tests, in a root marked throw-away: kill or fail the process at this point"),
     ("MVM_FIXED_CLOCK", "for tests, in a root marked throw-away: the time that is now"),
     ("MVM_FIXED_IDS", "for tests, in a root marked throw-away: the first instance id, counted up from there"),
 ];
+
+/// The variable that no program gets which mvm starts or becomes.
+pub const MASTER_KEY: &str = "MVM_MASTER_KEY";
 
 /// The file that marks a root as made for a test or a demo: failpoints and fixed clocks work only beside it.
 pub const THROW_AWAY_MARK: &str = ".throw-away";
@@ -43,6 +58,8 @@ pub struct Roots {
     pub jailer_bin: Option<PathBuf>,
     /// Who acts, for the audit log.
     pub actor: Actor,
+    /// Where the master key is said to be.
+    pub master_key: MasterKeyPlaces,
     fixed_clock: Option<Timestamp>,
     fixed_ids: Option<u32>,
 }
@@ -56,6 +73,39 @@ pub struct Actor {
     pub via: String,
     /// The process that did it.
     pub pid: u32,
+}
+
+/// Where the environment says that the master key is.
+#[derive(Debug, Clone, Default)]
+pub struct MasterKeyPlaces {
+    /// `MVM_MASTER_KEY_FILE`.
+    pub file: Option<PathBuf>,
+    /// `MVM_MASTER_KEY`.
+    pub variable: Option<Hidden>,
+    /// `CREDENTIALS_DIRECTORY`.
+    pub credentials: Option<PathBuf>,
+}
+
+/// A text that is shown nowhere, and wiped when the last one who has it is gone.
+#[derive(Clone)]
+pub struct Hidden(Arc<Zeroizing<String>>);
+
+impl Hidden {
+    /// This one.
+    pub fn new(text: String) -> Self {
+        Self(Arc::new(Zeroizing::new(text)))
+    }
+
+    /// What it is.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Hidden {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Hidden(..)")
+    }
 }
 
 /// What the environment says.
@@ -77,6 +127,8 @@ pub struct Environment {
     pub jailer_bin: Option<PathBuf>,
     /// `SUDO_UID`, else the real uid.
     pub uid: u32,
+    /// Where the master key is.
+    pub master_key: MasterKeyPlaces,
     failpoint: Option<String>,
     fixed_clock: Option<Timestamp>,
     fixed_ids: Option<u32>,
@@ -101,6 +153,11 @@ impl Environment {
             uid: text("SUDO_UID")
                 .and_then(|value| value.parse().ok())
                 .unwrap_or_else(|| rustix::process::getuid().as_raw()),
+            master_key: MasterKeyPlaces {
+                file: text("MVM_MASTER_KEY_FILE").map(PathBuf::from),
+                variable: text(MASTER_KEY).map(Hidden::new),
+                credentials: text("CREDENTIALS_DIRECTORY").map(PathBuf::from),
+            },
             failpoint: text("MVM_FAILPOINT"),
             fixed_clock: text("MVM_FIXED_CLOCK").and_then(|value| value.parse().ok()),
             fixed_ids: text("MVM_FIXED_IDS").and_then(|value| u32::from_str_radix(&value, 16).ok()),
@@ -135,6 +192,7 @@ impl Roots {
             firecracker_bin: environment.firecracker_bin.clone(),
             jailer_bin: environment.jailer_bin.clone(),
             actor: Actor { uid: environment.uid, via: "cli".into(), pid: std::process::id() },
+            master_key: environment.master_key.clone(),
             fixed_clock: environment.fixed_clock.filter(|_| throw_away),
             fixed_ids: environment.fixed_ids.filter(|_| throw_away),
         })
@@ -156,6 +214,11 @@ impl Roots {
     /// `node.json`.
     pub fn node_file(&self) -> PathBuf {
         self.root.join("node.json")
+    }
+
+    /// `master.key`: where none is given, and the node is not in production.
+    pub fn own_master_key(&self) -> PathBuf {
+        self.root.join("master.key")
     }
 
     /// `locks/<name>`.
@@ -207,5 +270,16 @@ mod tests {
         std::fs::write(dir.path().join(THROW_AWAY_MARK), "").unwrap();
         let roots = Roots::new(dir.path(), &environment).unwrap();
         assert_eq!(roots.id_bits(1), 8);
+    }
+
+    #[test]
+    fn a_key_is_shown_by_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let master_key =
+            MasterKeyPlaces { variable: Some(Hidden::new("a5a5a5".into())), ..MasterKeyPlaces::default() };
+        let environment = Environment { master_key, ..Environment::default() };
+        let roots = Roots::new(dir.path(), &environment).unwrap();
+        assert_eq!(roots.master_key.variable.as_ref().map(Hidden::reveal), Some("a5a5a5"));
+        assert!(!format!("{environment:?} {roots:?}").contains("a5a5"));
     }
 }

@@ -3,6 +3,8 @@
 mod collect;
 mod recover;
 
+use std::path::PathBuf;
+
 use serde::Serialize;
 
 pub use self::{
@@ -12,6 +14,7 @@ pub use self::{
 use crate::{
     infra::config::Roots,
     net::NetError,
+    security::storage::{self, Storage},
     store::{self, Lock, StoreError},
     vm::{
         fleet,
@@ -25,6 +28,14 @@ use crate::{
 /// Why something could not be done for the node.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
+    /// Guests' memory would lie on a disk in the clear.
+    #[error("production needs encrypted storage: {root} lies on {on}, which is not known to be", root = root.display())]
+    PlainStorage {
+        /// `MVM_ROOT`.
+        root: PathBuf,
+        /// What it lies on.
+        on: String,
+    },
     /// The state could not be read or written.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -104,15 +115,26 @@ pub fn stats(roots: &Roots) -> Result<Stats, StoreError> {
     })
 }
 
+fn needs_encryption(node: &NodeConfig) -> bool {
+    node.production && !node.plain_storage_waiver
+}
+
 /// Changes the node's configuration under its lock.
 ///
 /// # Errors
-/// When it cannot be read or written.
-pub fn update(roots: &Roots, change: impl FnOnce(&mut NodeConfig)) -> Result<NodeConfig, StoreError> {
+/// When it cannot be read or written, or production would begin on storage that is not encrypted and nobody said that it may.
+pub fn update(roots: &Roots, change: impl FnOnce(&mut NodeConfig)) -> Result<NodeConfig, NodeError> {
     NodeConfig::load(roots)?;
     let _lock: Lock = room::lock(roots)?;
-    let mut node: NodeConfig = store::read(&roots.node_file())?;
+    let before: NodeConfig = store::read(&roots.node_file())?;
+    let mut node = before.clone();
     change(&mut node);
+    if needs_encryption(&node)
+        && !needs_encryption(&before)
+        && let Storage::Plain(on) = storage::look(&roots.root)
+    {
+        return Err(NodeError::PlainStorage { root: roots.root.clone(), on });
+    }
     store::write(&roots.node_file(), &node)?;
     Ok(node)
 }

@@ -33,6 +33,9 @@ pub struct Metadata<'a> {
     pub pool: &'a str,
     /// The revision that it runs.
     pub revision: String,
+    /// Which set of its tenant's secrets is the current one: another number, other secrets.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub secrets_generation: Option<String>,
     /// Its pool's labels.
     pub tags: BTreeMap<&'static str, &'a BTreeMap<String, String>>,
 }

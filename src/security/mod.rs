@@ -3,10 +3,13 @@
 pub mod audit;
 pub mod cgroups;
 pub mod jailer;
+pub mod master_key;
 pub mod metadata;
 pub mod node_key;
 pub mod policy;
+pub mod sealing;
 pub mod seccomp;
+pub mod storage;
 
 use std::fmt;
 

@@ -26,6 +26,7 @@ pub mod instance {
 pub mod pool {
     //! What the command line needs of it.
     pub mod config;
+    pub mod on_rotate;
 }
 #[cfg(not(target_os = "linux"))]
 pub mod tenant {

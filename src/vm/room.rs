@@ -47,6 +47,9 @@ pub struct NodeConfig {
     /// Refuses what is only for trying out: the simulated VMM, unjailed VMMs.
     #[serde(default)]
     pub production: bool,
+    /// Somebody has said that production goes without encrypted storage here.
+    #[serde(default)]
+    pub plain_storage_waiver: bool,
 }
 
 impl NodeConfig {
@@ -72,6 +75,7 @@ impl NodeConfig {
             disk_floor_mib: 256,
             labels: std::collections::BTreeMap::new(),
             production: false,
+            plain_storage_waiver: false,
         };
         store::write(&roots.node_file(), &node)?;
         Ok(node)

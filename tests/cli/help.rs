@@ -157,6 +157,12 @@ fn help_names_every_command() {
               [default: true]
               [possible values: true, false]
 
+          --on-rotate <WHO>
+              Who hears in guests that secrets have changed: none, signal:NAME (the workload), or exec:PATH (a
+              program in the guest)
+              
+              [default: none]
+
           --label <KEY=VALUE>
               A label; may be given again
 
@@ -204,6 +210,7 @@ fn malformed_arguments_are_refused_with_what_was_expected() {
       info     Show a tenant
       update   Change a tenant's quotas
       destroy  Destroy a tenant with its pools and instances
+      secrets  A tenant's secrets: files in /run/secrets of its guests
       audit    Show a tenant's audit log
       help     Print this message or the help of the given subcommand(s)
 

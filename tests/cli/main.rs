@@ -11,6 +11,7 @@ mod instance;
 mod net;
 mod node;
 mod pool;
+mod secrets;
 mod sleeper;
 mod tenant;
 
@@ -107,6 +108,8 @@ fn filters() -> Vec<(&'static str, &'static str)> {
         (r"(?m)^[0-9a-f]{12}  ", "SHORT         "),
         (r"(sim          )[0-9a-f]{12}", "${1}SHORT       "),
         (r"(sim  )[0-9a-f]{12}", "${1}SHORT       "),
+        (r#""hash": "[0-9a-f]{16}""#, r#""hash": "KEYED""#),
+        (r"(DB_PASSWORD  [0-9]+ +)[0-9a-f]{16}", "${1}KEYED           "),
         (r"\bpid [0-9]+", "pid PID"),
         (r#""(pid|start_time)": ?[0-9]+"#, r#""$1": N"#),
         (r#""(ms|total_ms)": [0-9.]+"#, r#""$1": MS"#),

@@ -94,6 +94,7 @@ fn the_node_says_what_it_has_and_what_is_in_use() {
         "rack": "7"
       },
       "production": false,
+      "plain_storage_waiver": false,
       "key": {
         "key_id": "KEY",
         "public_key": "PUBLIC",
@@ -125,6 +126,7 @@ fn the_node_says_what_it_has_and_what_is_in_use() {
 fn production_refuses_what_is_only_for_trying_out() {
     let Some(terminal) = Terminal::with_pool() else { return };
     terminal.sees("instance create acme/web");
+    terminal.sees("node set plain-storage-waiver on");
     terminal.sees("node set production on");
     snapshot!(terminal.sees("instance start acme/web/i-0f3a91c2"), @"
     this node is in production: it does not run the simulated VMM
@@ -258,5 +260,5 @@ fn doctor_names_each_thing_that_it_looked_at() {
     let report: serde_json::Value = serde_json::from_str(&terminal.sees_json("doctor")).expect("JSON");
     let names: Vec<_> =
         report["checks"].as_array().expect("checks").iter().map(|c| c["name"].clone()).collect();
-    snapshot!(serde_json::json!(names).to_string(), @r#"["root","kvm","tun","firecracker","jail","landlock","nft","mke2fs","cgroups","reflinks","neighbours","br_netfilter","forward chains","conntrack","nofile","subuid","overcommit"]"#);
+    snapshot!(serde_json::json!(names).to_string(), @r#"["root","kvm","tun","firecracker","jail","landlock","master-key","storage","nft","mke2fs","cgroups","reflinks","neighbours","br_netfilter","forward chains","conntrack","nofile","subuid","overcommit"]"#);
 }

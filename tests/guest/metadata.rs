@@ -74,3 +74,19 @@ fn a_pool_without_metadata_has_a_base_of_its_own_and_guests_with_nothing_to_ask(
     assert_ne!(key(&with), key(&without));
     assert_eq!(api(&sandbox, &without, "/vm/config")["mmds-config"], Value::Null);
 }
+
+#[test]
+fn a_guest_that_runs_reads_that_its_secrets_are_others_now() {
+    let Some(sandbox) = world() else { return };
+    let path = start(&sandbox);
+    let said = |path: &str| api(&sandbox, path, "/mmds")["latest"]["meta-data"]["secrets-generation"].clone();
+    assert_eq!(said(&path), Value::Null);
+    let file = sandbox.root().join("content");
+    for (verb, content, generation) in [("set", "one", "1"), ("rotate", "two", "2")] {
+        std::fs::write(&file, content).expect("written");
+        sandbox.ok(&format!("tenant secrets {verb} acme DB --file {}", file.display()));
+        assert_eq!(said(&path), generation);
+    }
+    let later = start(&sandbox);
+    assert_eq!(said(&later), "2");
+}

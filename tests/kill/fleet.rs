@@ -37,6 +37,7 @@ fn tenant_destroy_with_all_in_it() {
         sandbox.pool("sim");
         let path = sandbox.instance("acme/web");
         sandbox.ok(&format!("instance start {path}"));
+        sandbox.ok(&format!("tenant secrets set acme DB --file {}", secret(sandbox, "one")));
     };
     reset(&sandbox);
     let case = Case {
@@ -174,6 +175,66 @@ fn pool_update_of_the_egress_policy() {
 fn tenant_update_of_quotas() {
     let holds = |sandbox: &Sandbox| sandbox.ok("tenant info acme")["quotas"]["max_conns"] == 77;
     change_case("tenant update acme --max-conns 77", "tenant update acme --max-conns 88", &holds);
+}
+
+/// A file that holds this.
+pub fn secret(sandbox: &Sandbox, content: &str) -> String {
+    let path = sandbox.root().join(format!("secret.{content}"));
+    std::fs::write(&path, content).expect("a file");
+    path.display().to_string()
+}
+
+/// A change of secrets, also made and made to fail with a guest that is given them.
+fn secrets_case(verb: &str, back: &dyn Fn(&Sandbox), wanted: Option<&str>) {
+    let Some(sandbox) = Sandbox::new() else { return };
+    sandbox.agent_pool("sim");
+    let path = sandbox.instance("acme/web");
+    sandbox.ok(&format!("instance start {path}"));
+    let file = secret(&sandbox, "new");
+    let operation = match verb {
+        "remove" => "tenant secrets remove acme DB".to_owned(),
+        _ => format!("tenant secrets {verb} acme DB --file {file}"),
+    };
+    back(&sandbox);
+    let case = Case {
+        operation: &operation,
+        reset: &|sandbox| {
+            // What is removed already is not there any more.
+            let again = sandbox.run(&operation);
+            assert!(matches!(again.status.code(), Some(0 | 3)), "{again:?}");
+            let has = sandbox.run(&format!("instance exec -n {path} -- cat /run/secrets/DB"));
+            let has = has.status.success().then(|| String::from_utf8_lossy(&has.stdout).into_owned());
+            assert_eq!(has.as_deref(), wanted, "{operation} again does not bring it about");
+            back(sandbox);
+        },
+        check: &|_| (),
+        finishes_later: true,
+    };
+    kill_everywhere(&sandbox, &case);
+}
+
+fn clear(sandbox: &Sandbox) {
+    let _ = sandbox.run("tenant secrets remove acme DB");
+}
+
+fn old(sandbox: &Sandbox) {
+    clear(sandbox);
+    sandbox.ok(&format!("tenant secrets set acme DB --file {}", secret(sandbox, "old")));
+}
+
+#[test]
+fn secrets_set() {
+    secrets_case("set", &clear, Some("new"));
+}
+
+#[test]
+fn secrets_rotate() {
+    secrets_case("rotate", &old, Some("new"));
+}
+
+#[test]
+fn secrets_remove() {
+    secrets_case("remove", &old, None);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! What is done to one instance, with an agent in its guest and without.
 
 use crate::{
-    Case, assert_clean_but_files, assert_precious, data_disk, destroy_all_instances, kill_everywhere,
+    Case, assert_clean_but_files, assert_precious, data_disk, destroy_all_instances, fleet, kill_everywhere,
     support::{self, Sandbox},
     write_precious,
 };
@@ -51,6 +51,7 @@ fn instance_start() {
 fn agent_start_case(reset_base: bool) {
     let Some(sandbox) = Sandbox::new() else { return };
     sandbox.agent_pool("sim");
+    sandbox.ok(&format!("tenant secrets set acme DB --file {}", fleet::secret(&sandbox, "one")));
     let path = sandbox.instance("acme/web");
     write_precious(&sandbox, &path);
     let operation = format!("instance start {path}");
@@ -72,6 +73,7 @@ fn agent_start_case(reset_base: bool) {
             assert_precious(&data_disk(sandbox, &path));
             if sandbox.states()[0].ends_with("running") {
                 assert_is_itself(sandbox, &path);
+                assert_has_secret(sandbox, &path);
             }
         },
         // What a base was made in is cleared by who makes the next one.
@@ -84,6 +86,12 @@ fn agent_start_case(reset_base: bool) {
 fn assert_is_itself(sandbox: &Sandbox, path: &str) {
     let output = sandbox.run(&format!("instance exec -n {path} -- hostname"));
     assert_eq!(path.rsplit('/').next(), Some(String::from_utf8_lossy(&output.stdout).trim()), "{output:?}");
+}
+
+/// What its tenant's guests have, it has.
+fn assert_has_secret(sandbox: &Sandbox, path: &str) {
+    let output = sandbox.run(&format!("instance exec -n {path} -- cat /run/secrets/DB"));
+    assert_eq!(output.stdout, b"one", "{output:?}");
 }
 
 #[test]
@@ -175,9 +183,11 @@ fn jailed_case(verb: &str, from: &[&str], back: &[&str]) {
 fn agent_memory_case(verb: &str, from: &[&str], back: &[&str]) {
     let Some(sandbox) = Sandbox::new() else { return };
     sandbox.agent_pool("sim");
+    sandbox.ok(&format!("tenant secrets set acme DB --file {}", fleet::secret(&sandbox, "one")));
     memory_case_in(&sandbox, verb, from, back, &write_memory, &|sandbox, path| {
         assert_memory(sandbox, path);
         assert_is_itself(sandbox, path);
+        assert_has_secret(sandbox, path);
     });
 }
 

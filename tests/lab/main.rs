@@ -15,6 +15,7 @@ mod jail;
 mod kill;
 mod memory;
 mod oci;
+mod secrets;
 mod sleep;
 mod story;
 mod vsock;

@@ -4,6 +4,7 @@
 
 pub mod faulty;
 pub mod oci;
+pub mod searcher;
 
 use std::{
     ffi::OsStr,

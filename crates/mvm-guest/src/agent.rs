@@ -14,6 +14,7 @@ use std::{
 use mvm_proto::{
     Answer, Code, Frames, Hello, ProtoError, Request,
     message::{Confirmed, Identity, Receipt, Refused, Status, Wake, Worker, facts},
+    secrets::SecretSet,
 };
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -23,7 +24,7 @@ use serde::Serialize;
 
 use crate::{
     drain::Drain,
-    exec, identify,
+    exec, identify, secrets,
     system::{State, System},
 };
 
@@ -45,6 +46,8 @@ pub struct Agent<S> {
     /// Requests of users that are being served.
     users: AtomicUsize,
     instance_id: Mutex<Option<String>>,
+    /// One set after the other.
+    secrets: Mutex<()>,
 }
 
 impl<S: System> Agent<S> {
@@ -57,6 +60,7 @@ impl<S: System> Agent<S> {
             drain: Drain::new(draining),
             users: AtomicUsize::new(0),
             instance_id: Mutex::new(instance_id),
+            secrets: Mutex::new(()),
         }
     }
 
@@ -138,6 +142,7 @@ impl<S: System> Agent<S> {
                 return Ok(());
             }
             Request::Wake(wake) => self.wake(&wake),
+            Request::Secrets(set) => return self.take_secrets(connection, frames, &set),
             Request::SleepPrep { drain_ms } => self.prepare(Duration::from_millis(drain_ms)),
             Request::Logs { since_unix_ms, follow } => match self.seat() {
                 Some(_seat) => return self.log(connection, since_unix_ms, follow),
@@ -259,6 +264,26 @@ impl<S: System> Agent<S> {
             self.remember();
         }
         Answer::Receipt(with_instance(receipt, &wake.instance_id))
+    }
+
+    /// Secrets come before a guest is somebody, so that its workload finds them, and whenever they are others.
+    fn take_secrets(
+        &self,
+        connection: &File,
+        frames: &mut Frames<&File>,
+        set: &SecretSet,
+    ) -> Result<(), ProtoError> {
+        if let Err(why) = set.check() {
+            return self.send(frames, &secrets::refuse(why));
+        }
+        self.send(frames, &Answer::Ready {})?;
+        limit_reading(connection, Some(HELLO_LIMIT));
+        let taken = secrets::take(set, connection)?;
+        let answer = {
+            let _alone = self.secrets.lock().unwrap_or_else(PoisonError::into_inner);
+            secrets::put(&self.system, &taken, &set.tell)
+        };
+        self.send(frames, &answer)
     }
 
     fn prepare(&self, limit: Duration) -> Answer {

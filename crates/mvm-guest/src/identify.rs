@@ -5,9 +5,12 @@
 
 use std::{net::Ipv4Addr, time::Instant};
 
-use mvm_proto::message::{Confirmed, DataDisk, Entropy, Failure, Identity, Receipt, Wake, facts};
+use mvm_proto::{
+    message::{Confirmed, DataDisk, Entropy, Failure, Identity, Receipt, Wake, facts},
+    secrets::Tell,
+};
 
-use crate::system::System;
+use crate::{secrets::Secrets, system::System};
 
 /// What the thread that mounts the data disk needs.
 const STACK: usize = 128 << 10;
@@ -39,6 +42,10 @@ pub enum Fact<'a> {
     SshKeys(&'a [String]),
     /// The data disk: checked, and mounted.
     Data(&'a DataDisk),
+    /// These secrets are there, and no others.
+    Secrets(&'a Secrets),
+    /// Who has to hear of that has heard it.
+    Told(&'a Tell),
     /// The workload runs.
     Workload,
 }
@@ -59,6 +66,8 @@ impl Fact<'_> {
             Fact::HostKey => facts::HOST_KEY,
             Fact::SshKeys(_) => facts::SSH_KEYS,
             Fact::Data(_) => facts::DATA,
+            Fact::Secrets(_) => facts::SECRETS,
+            Fact::Told(_) => facts::TOLD,
             Fact::Workload => facts::WORKLOAD,
         }
     }

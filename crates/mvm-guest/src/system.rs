@@ -8,6 +8,8 @@ use mvm_proto::{
 };
 use serde::{Deserialize, Serialize};
 
+use zeroize::Zeroizing;
+
 use crate::{identify::Fact, log::Log};
 
 /// A machine: a Linux guest, or the simulated one.
@@ -20,6 +22,12 @@ pub trait System: Send + Sync + 'static {
     /// # Errors
     /// Where it is not true afterwards.
     fn apply(&self, fact: &Fact<'_>) -> io::Result<String>;
+
+    /// The secrets that are there, sorted by name.
+    ///
+    /// # Errors
+    /// Where they cannot be read.
+    fn secrets(&self) -> io::Result<Vec<(String, Zeroizing<Vec<u8>>)>>;
 
     /// The guest is somebody, and the host has heard it: what need not be waited for may begin.
     fn identified(&self) {}

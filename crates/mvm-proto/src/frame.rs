@@ -141,6 +141,28 @@ impl<S: Read> Frames<S> {
         }
     }
 
+    /// Reads a frame of data that is as long as this, and keeps no copy of it.
+    ///
+    /// # Errors
+    /// As [`Frames::advance`], and where it is none or of another length.
+    pub fn data_into(&mut self, content: &mut [u8]) -> Result<(), ProtoError> {
+        let mut head = [0; HEAD];
+        self.read_whole(&mut head)?;
+        let [length @ .., kind] = head;
+        let length = u32::from_le_bytes(length) as usize;
+        if kind != Kind::Data as u8 || length != content.len() {
+            return Err(ProtoError::Unexpected);
+        }
+        self.read_whole(content)
+    }
+
+    fn read_whole(&mut self, bytes: &mut [u8]) -> Result<(), ProtoError> {
+        self.stream.read_exact(bytes).map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => ProtoError::Closed,
+            _ => error.into(),
+        })
+    }
+
     /// The message that was read last.
     ///
     /// # Errors
@@ -169,6 +191,20 @@ impl<S: Write> Frames<S> {
         self.begin(kind);
         self.write.extend_from_slice(bytes);
         self.finish(MAX_DATA)
+    }
+
+    /// Writes bytes, and keeps no copy of them.
+    ///
+    /// # Errors
+    /// As [`Frames::data`].
+    pub fn data_uncopied(&mut self, kind: Kind, bytes: &[u8]) -> Result<(), ProtoError> {
+        let length = bytes.len();
+        if length > MAX_DATA {
+            return Err(ProtoError::TooLong { length, most: MAX_DATA });
+        }
+        let [a, b, c, d] = (length as u32).to_le_bytes();
+        self.stream.write_all(&[a, b, c, d, kind as u8])?;
+        Ok(self.stream.write_all(bytes)?)
     }
 
     /// Writes bytes that `fill` puts behind those that are there, and returns how many: they are not copied once more.
@@ -236,6 +272,27 @@ mod tests {
             assert_eq!(back.content(), content.as_bytes());
         }
         assert_eq!(back.advance().unwrap(), None);
+    }
+
+    #[test]
+    fn what_is_secret_passes_without_a_copy() {
+        let mut out = Frames::on(Vec::new());
+        for piece in [&b"secret"[..], b""] {
+            out.data_uncopied(Kind::Data, piece).unwrap();
+        }
+        assert_eq!(out.write.capacity(), 0);
+        let bytes = out.stream().clone();
+        let mut back = frames(&bytes);
+        let (mut six, mut none) = ([0; 6], [0; 0]);
+        back.data_into(&mut six).unwrap();
+        back.data_into(&mut none).unwrap();
+        assert_eq!((&six, back.read.capacity()), (b"secret", 0));
+        assert!(matches!(back.data_into(&mut six), Err(ProtoError::Closed)));
+        for length in [5, 7] {
+            let wrong = frames(&bytes).data_into(&mut vec![0; length]);
+            assert!(matches!(wrong, Err(ProtoError::Unexpected)), "{length}");
+        }
+        assert!(matches!(frames(&bytes[..7]).data_into(&mut six), Err(ProtoError::Closed)));
     }
 
     #[test]

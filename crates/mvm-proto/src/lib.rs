@@ -22,6 +22,7 @@ pub mod disk;
 pub mod frame;
 pub mod hello;
 pub mod message;
+pub mod secrets;
 pub mod settings;
 pub mod ssh_key;
 

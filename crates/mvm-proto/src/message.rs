@@ -6,11 +6,14 @@
 //! | Exec | Started; data, errors and Took from the guest, data and [`Input`] from the host; Exited |
 //! | Put | the host: entries as in [`super::copy`], End; the guest: Copied |
 //! | Get | the guest: entries, End |
+//! | Secrets | Ready; the host: what [`super::secrets`] says; Receipt |
 //! | Logs | a Line each, End; none where it follows, until the host closes the connection |
 
 use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
+
+use crate::secrets::SecretSet;
 
 /// What the host asks for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +25,8 @@ pub enum Request {
     Identify(Box<Identity>),
     /// You slept: here is what has changed since.
     Wake(Wake),
+    /// Have these secrets, and no others.
+    Secrets(SecretSet),
     /// You are about to sleep: finish what is under way, take nothing new, sync. Taken back by Wake.
     SleepPrep {
         /// How long that may take, in ms.
@@ -68,9 +73,9 @@ pub enum Request {
 pub enum Answer {
     /// To Status.
     Status(Status),
-    /// To Identify and Wake.
+    /// To Identify, Wake and Secrets.
     Receipt(Receipt),
-    /// To SleepPrep: nothing is under way any more, and the disks are synced.
+    /// To SleepPrep: nothing is under way any more, and the disks are synced. To Secrets: let them come.
     Ready {},
     /// To Exec: it runs.
     Started {
@@ -263,6 +268,10 @@ pub mod facts {
     pub const DATA: &str = "data";
     /// The instance's id.
     pub const INSTANCE: &str = "instance";
+    /// The secrets: [`crate::secrets::confirmation`] of what is there.
+    pub const SECRETS: &str = "secrets";
+    /// Who heard that they are others now, and what came of it.
+    pub const TOLD: &str = "told";
     /// The workload is started; its pid, where it has one.
     pub const WORKLOAD: &str = "workload";
 }

@@ -50,6 +50,11 @@ pub enum Setting {
         /// on or off
         switch: Switch,
     },
+    /// Let production go without encrypted storage
+    PlainStorageWaiver {
+        /// on or off
+        switch: Switch,
+    },
     /// A label, for who places work on nodes
     Label {
         /// KEY=VALUE; an empty value removes it

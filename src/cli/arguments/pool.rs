@@ -10,7 +10,10 @@ use crate::{
     security::policy::SeccompPolicy,
     vm::{
         naming::{ImageName, PoolPath, RevisionHash, TenantId},
-        pool::config::{AgentMode, VmmKind},
+        pool::{
+            config::{AgentMode, VmmKind},
+            on_rotate::OnRotate,
+        },
     },
 };
 
@@ -130,6 +133,9 @@ pub struct CreateArguments {
     /// Whether guests may ask their VMM about themselves, at 169.254.169.254
     #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
     pub metadata: bool,
+    /// Who hears in guests that secrets have changed: none, signal:NAME (the workload), or exec:PATH (a program in the guest)
+    #[arg(long, value_name = "WHO", default_value = "none")]
+    pub on_rotate: OnRotate,
     /// A label; may be given again
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = super::parse_label)]
     pub labels: Vec<(String, String)>,
@@ -180,6 +186,9 @@ pub struct UpdateArguments {
     /// The seccomp filter of its VMMs, from their next start or wake on
     #[arg(long, value_name = "POLICY")]
     pub seccomp: Option<SeccompPolicy>,
+    /// Who hears in guests that secrets have changed
+    #[arg(long, value_name = "WHO")]
+    pub on_rotate: Option<OnRotate>,
     /// How long a guest may take to get ready for sleep, in seconds
     #[arg(long, value_name = "SECONDS")]
     pub drain_timeout: Option<u32>,

@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 
 use super::DestroyArguments;
 use crate::vm::{
-    naming::{NetId, Offset, Subnet, TenantId},
+    naming::{NetId, Offset, SecretName, Subnet, TenantId},
     tenant::quota::Quotas,
 };
 
@@ -55,6 +55,9 @@ pub enum TenantCommand {
         #[command(flatten)]
         destroy: DestroyArguments,
     },
+    /// A tenant's secrets: files in /run/secrets of its guests
+    #[command(subcommand)]
+    Secrets(SecretsCommand),
     /// Show a tenant's audit log
     Audit(AuditArguments),
 }
@@ -82,6 +85,39 @@ pub struct AuditArguments {
     /// Do not ask
     #[arg(long, requires = "begin_anew")]
     pub yes: bool,
+}
+
+/// What can be done with secrets. A value comes from a file or from stdin, byte for byte: arguments are seen by everybody.
+#[derive(Debug, Subcommand)]
+pub enum SecretsCommand {
+    /// Set a secret, and give it to the guests that run
+    Set(SecretArguments),
+    /// Give a secret another content; guests that run get it at once, others when they start or wake
+    Rotate(SecretArguments),
+    /// List secrets: names, versions and hashes
+    List {
+        /// The tenant
+        tenant: TenantId,
+    },
+    /// Remove a secret, also from the guests that run
+    Remove {
+        /// The tenant
+        tenant: TenantId,
+        /// Its name
+        name: SecretName,
+    },
+}
+
+/// Which secret, and where its content is.
+#[derive(Debug, Args)]
+pub struct SecretArguments {
+    /// The tenant
+    pub tenant: TenantId,
+    /// Its name: that of the file in the guest
+    pub name: SecretName,
+    /// The file that holds it, at most 64 KiB [default: stdin]
+    #[arg(long, value_name = "FILE")]
+    pub file: Option<PathBuf>,
 }
 
 fn parse_range(text: &str) -> Result<(Offset, Offset), String> {

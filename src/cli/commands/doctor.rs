@@ -1,6 +1,8 @@
 //! `mvm doctor`: settings of this host that hurt, each with what to do about it. Looks at everything; changes only what
 //! `--fix` says.
 
+mod at_rest;
+
 use std::{fs, path::Path, time::Duration};
 
 use serde::Serialize;
@@ -101,6 +103,8 @@ fn look(roots: &Roots) -> Vec<Check> {
         firecracker(roots),
         jail(roots),
         landlock(),
+        at_rest::master_key(roots),
+        at_rest::storage(roots),
         program("nft", "nftables"),
         program("mke2fs", "e2fsprogs"),
         cgroups(),

@@ -13,6 +13,7 @@ mod node;
 mod pool;
 mod report;
 mod run;
+mod secrets;
 mod status;
 mod tenant;
 mod vmm;

@@ -54,6 +54,7 @@ pub fn run(out: &Out, operator: &mut Operator, command: NodeCommand) -> Result<u
                 Setting::MaxVms { number } => node.max_vms = number,
                 Setting::DiskFloorMib { mib } => node.disk_floor_mib = mib,
                 Setting::Production { switch } => node.production = switch == Switch::On,
+                Setting::PlainStorageWaiver { switch } => node.plain_storage_waiver = switch == Switch::On,
                 Setting::Label { label: (key, value) } if value.is_empty() => drop(node.labels.remove(&key)),
                 Setting::Label { label: (key, value) } => drop(node.labels.insert(key, value)),
             })?;
@@ -98,7 +99,11 @@ fn describe(node: &NodeConfig) -> String {
         node.node_id,
         node.max_vms,
         mib(node.disk_floor_mib),
-        if node.production { "on" } else { "off" }
+        match (node.production, node.plain_storage_waiver) {
+            (false, _) => "off",
+            (true, false) => "on",
+            (true, true) => "on, without encrypted storage",
+        }
     ) + &labels
 }
 

@@ -144,6 +144,7 @@ impl UpdateArguments {
         let policy = &mut pool.runtime_policy;
         policy.drain_timeout_seconds = self.drain_timeout.unwrap_or(policy.drain_timeout_seconds);
         policy.graceful_shutdown_seconds = self.graceful_shutdown.unwrap_or(policy.graceful_shutdown_seconds);
+        pool.on_rotate = self.on_rotate.clone().unwrap_or_else(|| pool.on_rotate.clone());
         pool.pinned = self.pinned.unwrap_or(pool.pinned);
         pool.critical = self.critical.unwrap_or(pool.critical);
         for (key, value) in &self.labels {
@@ -210,6 +211,7 @@ pub fn make(
         egress: settings.egress,
         metadata_enabled: settings.metadata,
         runtime_policy: RuntimePolicy::default(),
+        on_rotate: settings.on_rotate,
         labels: settings.labels.into_iter().collect::<BTreeMap<_, _>>(),
         pinned: false,
         critical: false,

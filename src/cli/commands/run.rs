@@ -36,6 +36,7 @@ use crate::{
             artifacts::Artifacts,
             config::{self as pools, AgentMode, VmmKind},
             import,
+            on_rotate::OnRotate,
         },
         tenant::{
             config::Tenant,
@@ -74,6 +75,7 @@ pub fn run(out: &Out, operator: &mut Operator, arguments: RunArguments) -> Resul
         pool: name.parse().map_err(|error| CliError::new(Kind::Usage, "name", format!("{error}")))?,
     };
     let settings = CreateArguments {
+        on_rotate: OnRotate::default(),
         flake: None,
         image: Some(image.clone()),
         profile: "minimal".to_owned(),

@@ -2,16 +2,18 @@
 
 use serde::Serialize;
 
+use super::secrets;
 use crate::cli::{
     arguments::tenant::TenantCommand,
     error::CliError,
     output::{Out, count, mib, time},
 };
 use crate::vm::{
-    instance::lifecycle::{Operator, load_tenant},
+    instance::lifecycle::{Operator, behind, load_tenant},
     naming::Slot,
     pool, room,
     tenant::{
+        self,
         config::{self, Tenant},
         lifecycle::{self, TenantSpec},
         quota::{Quotas, Use},
@@ -29,6 +31,17 @@ struct TenantView {
     sleeping: usize,
     vcpus_used: u32,
     mem_used_mib: u64,
+    /// Nothing where it never had any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    secrets: Option<SecretsView>,
+}
+
+/// A tenant's secrets, and whose guests have an older set.
+#[derive(Debug, Serialize)]
+struct SecretsView {
+    count: usize,
+    generation: u64,
+    behind: Vec<String>,
 }
 
 fn view(operator: &Operator, tenant: Tenant) -> Result<TenantView, CliError> {
@@ -39,7 +52,20 @@ fn view(operator: &Operator, tenant: Tenant) -> Result<TenantView, CliError> {
     let is_asleep = |(slot, taken): &&(Slot, Use)| slot.net_id == net_id && taken.vms() == 0;
     let sleeping = reserved.iter().filter(is_asleep).count();
     let pools = pool::config::paths(&operator.roots, &tenant.tenant_id)?.len();
-    Ok(TenantView { tenant, pools, running, warm, sleeping, vcpus_used: vcpus, mem_used_mib: mem_mib })
+    let (vcpus_used, mem_used_mib) = (vcpus, mem_mib);
+    Ok(TenantView { tenant, pools, running, warm, sleeping, vcpus_used, mem_used_mib, secrets: None })
+}
+
+/// The same with its secrets: for that all its instances are looked at.
+fn view_with_secrets(operator: &Operator, tenant: Tenant) -> Result<TenantView, CliError> {
+    let stored = tenant::secrets::stored(&operator.roots, &tenant.tenant_id)?;
+    let behind = behind(operator, &tenant.tenant_id)?.iter().map(ToString::to_string).collect();
+    let secrets = stored.map(|stored| SecretsView {
+        count: stored.secrets.len(),
+        generation: stored.generation,
+        behind,
+    });
+    Ok(TenantView { secrets, ..view(operator, tenant)? })
 }
 
 /// Runs the command.
@@ -91,7 +117,7 @@ pub fn run(out: &Out, operator: &mut Operator, command: TenantCommand) -> Result
             return Ok(wrong.iter().map(|error| out.error(error)).max().unwrap_or(0));
         }
         TenantCommand::Info { tenant } => {
-            let view = view(operator, load_tenant(&operator.roots, &tenant)?)?;
+            let view = view_with_secrets(operator, load_tenant(&operator.roots, &tenant)?)?;
             out.show(&view, || describe(&view));
         }
         TenantCommand::Update { tenant, pinned, retention_days, quotas } => {
@@ -129,6 +155,7 @@ pub fn run(out: &Out, operator: &mut Operator, command: TenantCommand) -> Result
             });
         }
         TenantCommand::Audit(arguments) => return super::audit::run(out, operator, &arguments),
+        TenantCommand::Secrets(command) => return secrets::run(out, operator, command),
     }
     Ok(0)
 }
@@ -159,5 +186,11 @@ fn describe(view: &TenantView) -> String {
         quotas.max_pools,
         time(tenant.created_at),
         if tenant.pinned { "yes" } else { "no" },
-    )
+    ) + &view.secrets.as_ref().map_or(String::new(), |secrets| {
+        let behind = match secrets.behind.len() as u64 {
+            0 => String::new(),
+            behind => format!(", older ones in {}: {}", count(behind, "guest"), secrets.behind.join(", ")),
+        };
+        format!("\n  secrets   {}{behind}", secrets.count)
+    })
 }

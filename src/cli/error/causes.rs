@@ -348,7 +348,10 @@ impl From<&GuestError> for CliError {
         let made = Self::of(kind, code, error);
         match error {
             GuestError::Request { .. } => made.fix("mvm instance cp takes files of any length"),
-            GuestError::Incompatible(_) => made.fix("make the image again with this mvm, and import it"),
+            GuestError::Incompatible(_)
+            | GuestError::Refused { code: Code::Unsupported, request: "Secrets", .. } => {
+                made.fix("make the image again with this mvm, and import it")
+            }
             GuestError::Refused { code: Code::OtherIdentity, .. } => {
                 made.fix("mvm instance list: another instance has its place now")
             }
@@ -403,6 +406,7 @@ impl From<&LifecycleError> for CliError {
     fn from(error: &LifecycleError) -> Self {
         match error {
             LifecycleError::Room(error) => error.into(),
+            LifecycleError::Secrets(error) => error.into(),
             LifecycleError::Store(error) => error.into(),
             LifecycleError::Net(error) => error.into(),
             LifecycleError::Vmm(error) => error.into(),
@@ -513,6 +517,7 @@ impl From<&TenantError> for CliError {
     fn from(error: &TenantError) -> Self {
         match error {
             TenantError::Room(error) => error.into(),
+            TenantError::Secrets(error) => error.into(),
             TenantError::Store(error) => error.into(),
             TenantError::Net(error) => error.into(),
             TenantError::Audit(error) => error.into(),
@@ -575,6 +580,7 @@ impl From<&PoolError> for CliError {
 impl From<&NodeError> for CliError {
     fn from(error: &NodeError) -> Self {
         match error {
+            NodeError::PlainStorage { .. } => Self::plain_storage(error),
             NodeError::Store(error) => error.into(),
             NodeError::Net(error) => error.into(),
             NodeError::Lifecycle(error) => error.into(),

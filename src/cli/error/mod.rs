@@ -6,6 +6,8 @@ mod audit;
 mod causes;
 #[cfg(target_os = "linux")]
 mod protection;
+#[cfg(target_os = "linux")]
+mod secrets;
 
 use clap::{CommandFactory, error::ErrorKind};
 use serde::Serialize;

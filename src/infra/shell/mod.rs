@@ -19,6 +19,8 @@ use rustix::{
     process::{Pid, PidfdFlags, Signal, getppid, pidfd_open, set_parent_process_death_signal},
 };
 
+use super::config::MASTER_KEY;
+
 pub use self::{
     confined::{Cell, read_only, spawn_confined},
     detached::{Streams, spawn_detached},
@@ -190,10 +192,10 @@ fn wait_for_end(child: &Child, limit: Duration) -> bool {
     ended_within(&pidfd, limit)
 }
 
-/// This process becomes that program, with its terminal, its environment and its id. Returns why not.
+/// This process becomes that program, with its terminal, its environment but for keys, and its id. Returns why not.
 pub fn replace<S: AsRef<OsStr>>(program: &Path, arguments: impl IntoIterator<Item = S>) -> std::io::Error {
     use std::os::unix::process::CommandExt;
-    Command::new(program).args(arguments).exec()
+    Command::new(program).args(arguments).env_remove(MASTER_KEY).exec()
 }
 
 /// Waits until the process behind a pidfd has ended; false when `limit` passes first.

@@ -55,6 +55,9 @@ pub struct Instance {
     /// The public half of its guest's SSH host key, which is made anew at each start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_key: Option<String>,
+    /// Which set of its tenant's secrets its guest has; none where it was never given any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secrets: Option<u64>,
     /// The revision that it was last started with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<RevisionHash>,
@@ -286,6 +289,7 @@ impl Instance {
             resources: pool.instance_resources,
             agent: pool.agent,
             host_key: None,
+            secrets: None,
             revision: None,
             base_key: None,
             vmm: None,

@@ -10,17 +10,17 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use mvm_proto::{Code, message::Confirmed};
+use mvm_proto::message::Confirmed;
 
 use super::{
     config::{self, Instance, Parent, VmmRecord},
-    disk,
+    delivery, disk,
     fc_config::{self, Boot, files},
     guard::{self, Guard},
-    guest::{Guest, GuestError, identity},
+    guest::{Guest, identity},
     lifecycle::{LifecycleError, Operator},
     logs,
     runner::Step,
@@ -51,9 +51,6 @@ use crate::{
 /// How long a VMM may take until its API is up; it takes milliseconds.
 pub const API_LIMIT: Duration = Duration::from_secs(10);
 
-/// Between two greetings of a guest that has no place for one.
-const AGAIN: Duration = Duration::from_millis(20);
-
 /// What a launch works on; each step fills in what it made.
 pub struct Launch<'a> {
     /// The node.
@@ -82,6 +79,8 @@ pub struct Launch<'a> {
     pub base: Option<Base>,
     /// What the guest's agent confirmed.
     pub confirmed: Vec<Confirmed>,
+    /// Which set of its tenant's secrets it has.
+    pub secrets: Option<u64>,
     /// What a wake loads.
     pub delta: Option<Delta>,
     /// Whether a wake takes disks whose time alone has changed.
@@ -155,6 +154,7 @@ impl<'a> Launch<'a> {
             client: None,
             base: None,
             confirmed: Vec::new(),
+            secrets: None,
             delta: None,
             force: false,
         })
@@ -325,13 +325,12 @@ fn configure(launch: &mut Launch) -> Result<(), LifecycleError> {
     let Some(vmm) = &launch.vmm else { return Ok(()) };
     let mut client = Client::connect(&directory, &vmm.pidfd, API_LIMIT)?;
     let guest = Boot::of(&launch.instance, &launch.pool, &launch.manifest, &launch.tenant.quotas);
-    for call in
-        fc_config::requests(&guest).into_iter().chain(fc_config::metadata(&launch.instance, &launch.pool))
-    {
+    for call in fc_config::requests(&guest) {
         if call != Call::InstanceStart {
             client.call(&call)?;
         }
     }
+    delivery::put_metadata(&mut client, &launch.operator.roots, &launch.instance, &launch.pool)?;
     launch.client = Some(client);
     Ok(())
 }
@@ -350,7 +349,7 @@ fn load_base(launch: &mut Launch) -> Result<(), LifecycleError> {
     let (Some(vmm), Some(base)) = (&launch.vmm, &launch.base) else { return Ok(()) };
     let mut client = Client::connect(&directory, &vmm.pidfd, API_LIMIT)?;
     client.call(&fc_config::serial(&launch.tenant.quotas))?;
-    fc_config::metadata(&launch.instance, &launch.pool).map_or(Ok(()), |call| client.call(&call))?;
+    delivery::put_metadata(&mut client, &launch.operator.roots, &launch.instance, &launch.pool)?;
     let own = fc_config::own(&launch.instance, &base.ingredients.resources, &launch.tenant.quotas);
     client.call(&fc_config::load_base(&launch.instance, own.is_empty()))?;
     for call in &own {
@@ -371,13 +370,17 @@ pub fn resume(launch: &mut Launch) -> Result<(), LifecycleError> {
     Ok(())
 }
 
-/// The guest becomes who it shall be. It has no network before it has confirmed all of that.
+/// The guest becomes who it shall be. It has no network before it has confirmed all of that. Its secrets come first: its workload is
+/// started by its becoming somebody.
 fn identify(launch: &mut Launch) -> Result<(), LifecycleError> {
     let Some(vmm) = &launch.vmm else { return Ok(()) };
     let mtu = launch.operator.net()?.mtu(launch.slot)?;
-    let guest = Guest::await_loaded(&launch.operator.roots, &launch.instance, vmm)?;
-    let identity = identity::of(&launch.operator.roots, &launch.instance, mtu)?;
-    launch.confirmed = identity::identify(guest, identity)?;
+    let (roots, instance) = (&launch.operator.roots, &launch.instance);
+    let given = delivery::give(roots, instance, || Guest::await_loaded(roots, instance, vmm))?;
+    let guest = Guest::await_loaded(roots, instance, vmm)?;
+    let identity = identity::of(roots, instance, mtu)?;
+    launch.secrets = given.generation;
+    launch.confirmed = [given.confirmed, identity::identify(guest, identity)?].concat();
     Ok(())
 }
 
@@ -387,31 +390,9 @@ fn identify(launch: &mut Launch) -> Result<(), LifecycleError> {
 /// When it does not confirm that.
 pub fn greet(launch: &mut Launch) -> Result<(), LifecycleError> {
     let Some(vmm) = &launch.vmm else { return Ok(()) };
-    launch.confirmed = greet_guest(&launch.operator.roots, &launch.instance, vmm)?;
+    let greeted = delivery::greet(&launch.operator.roots, &launch.instance, vmm)?;
+    (launch.confirmed, launch.secrets) = (greeted.confirmed, greeted.generation);
     Ok(())
-}
-
-/// The same for a guest that goes on, whoever let it; one without an agent is not asked.
-///
-/// # Errors
-/// When it does not confirm it.
-pub fn greet_guest(roots: &Roots, instance: &Instance, vmm: &Vmm) -> Result<Vec<Confirmed>, LifecycleError> {
-    if instance.agent == AgentMode::None {
-        return Ok(Vec::new());
-    }
-    let deadline = Instant::now() + roots.guest_timeout;
-    loop {
-        let guest = Guest::await_loaded(roots, instance, vmm)?;
-        match identity::wake(roots, guest, instance) {
-            // Those who were connected before a sleep are a moment in finding out that they are no more.
-            Err(GuestError::Refused { code: Code::Busy, .. } | GuestError::Closed { .. })
-                if Instant::now() < deadline && !vmm.has_ended() =>
-            {
-                std::thread::sleep(AGAIN);
-            }
-            greeted => return Ok(greeted?),
-        }
-    }
 }
 
 /// The guest joins the network: one without an agent as soon as its VMM runs, since there is nobody to ask whether it is ready,

@@ -1,6 +1,7 @@
 //! Instances: one microVM each, with a state machine. Everything that changes one is in [`lifecycle`].
 
 pub mod config;
+pub mod delivery;
 pub mod disk;
 pub mod fc_config;
 pub mod guard;

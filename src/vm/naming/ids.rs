@@ -84,6 +84,24 @@ fn is_label(text: &str) -> bool {
         && inner(bytes[bytes.len() - 1])
 }
 
+/// The name of a tenant's secret: that of a file in one folder of a guest.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct SecretName(String);
+
+impl FromStr for SecretName {
+    type Err = NameError;
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        // As `mvm_proto::secrets::is_name`, which is there for Linux alone.
+        let inner = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+        match (1..=128).contains(&text.len()) && !text.starts_with('.') && text.bytes().all(inner) {
+            true => Ok(Self(text.to_owned())),
+            false => Err(NameError::Secret { text: text.to_owned() }),
+        }
+    }
+}
+text_type!(SecretName);
+
 /// An instance's id: `i-` and 8 lower-case hex digits.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]

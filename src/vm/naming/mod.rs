@@ -10,7 +10,7 @@ use ipnet::Ipv4Net;
 pub use self::{
     ids::{
         BaseKey, ImageName, InstanceId, InstancePath, InstancePrefix, InstanceRef, PoolId, PoolPath,
-        RevisionHash, Scope, TenantId,
+        RevisionHash, Scope, SecretName, TenantId,
     },
     slots::{Mac, NetId, Offset, Slot, Subnet, UID_BASE, UID_LAST},
 };
@@ -77,6 +77,14 @@ pub enum NameError {
     /// Outside the cluster's CIDR.
     #[error("{text} lies outside the cluster's network {CLUSTER_CIDR}")]
     OutsideCluster {
+        /// The text.
+        text: String,
+    },
+    /// Not the name of a secret.
+    #[error(
+        "{text:?} is not the name of a secret: 1 to 128 of A-Z, a-z, 0-9, '.', '_' and '-', not beginning with '.'"
+    )]
+    Secret {
         /// The text.
         text: String,
     },

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::on_rotate::OnRotate;
 use crate::{
     infra::config::Roots,
     net::egress::Egress,
@@ -59,6 +60,9 @@ pub struct Pool {
     pub metadata_enabled: bool,
     /// Times that bind the sleep policy, and how a guest is ended.
     pub runtime_policy: RuntimePolicy,
+    /// Who hears in its guests that their secrets have changed.
+    #[serde(default, skip_serializing_if = "OnRotate::is_nobody")]
+    pub on_rotate: OnRotate,
     /// Labels, for people.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,

@@ -6,4 +6,5 @@ pub mod checks;
 pub mod config;
 pub mod import;
 pub mod lifecycle;
+pub mod on_rotate;
 pub mod scale;

@@ -18,6 +18,7 @@ use crate::{
         tenant::{
             config::{self, Tenant, TenantNetwork},
             quota::{self, Quotas},
+            secrets::{self, SecretsError},
         },
     },
 };
@@ -87,6 +88,9 @@ pub enum TenantError {
         /// Where.
         disks: String,
     },
+    /// Its secrets.
+    #[error(transparent)]
+    Secrets(#[from] SecretsError),
     /// No room.
     #[error(transparent)]
     Room(#[from] RoomError),
@@ -311,6 +315,9 @@ pub fn destroy(operator: &mut Operator, id: &TenantId, wipe_volumes: bool) -> Re
         operator.net()?.remove_tenant(&wiring::tenant_net(&tenant))?;
     }
     failpoint::hit("tenant-destroy", "network")?;
+    // From here on it has nothing that could need them.
+    secrets::shred(&roots, id)?;
+    failpoint::hit("tenant-destroy", "shredded")?;
     record(&roots, id, Entry::new("tenant.destroy", id, Phase::Done))?;
     keep_audit_log(&roots, id)?;
     store::vanish(&config::folder(&roots, id))?;

@@ -5,7 +5,7 @@
 //! boot ── from the kernel's first program to the identity barrier        power ── signals, the end
 //! listener ── connections ── the agent (library) ── System for Linux
 //!    launch, session, cgroup, children, users    programs, and their end     workload, console, worker
-//!    files, net, netlink, kernel, data           the facts of an identity    stats, screen
+//!    files, net, netlink, kernel, data, secrets  the facts of an identity    stats, screen
 //! ```
 //! At the barrier the guest is nobody: it has no address, its data disk is not open, its workload not started, and nothing
 //! was made from randomness. A snapshot of it can become anybody.
@@ -23,6 +23,7 @@ mod net;
 mod netlink;
 mod power;
 mod screen;
+mod secrets;
 mod session;
 mod stats;
 mod users;
@@ -44,7 +45,9 @@ use mvm_proto::{
     Code, Frames, ProtoError,
     copy::{self, CopyError, Limits, SendError},
     message::{Copied, Exec, Refused, Stats, Worker as Word, WorkloadStatus},
+    secrets::Tell,
 };
+use zeroize::Zeroizing;
 
 use self::{
     cgroup::Cgroups,
@@ -55,6 +58,7 @@ use self::{
     net::Interface,
     power::Signals,
     screen::Screen,
+    secrets::Place as Secrets,
     session::Handle,
     worker::Worker,
     workload::Workload,
@@ -135,6 +139,7 @@ struct Parts {
     data: Mutex<Option<PathBuf>>,
     /// The host key that was made: the same identity said twice keeps it.
     host_key: Mutex<Option<String>>,
+    secrets: Secrets,
 }
 
 impl Parts {
@@ -203,6 +208,7 @@ fn run(place: &Place, screen: Screen, owns_root: bool, keep_clock: bool) -> io::
         ending: AtomicBool::new(false),
         data: Mutex::new(None),
         host_key: Mutex::new(None),
+        secrets: Secrets::default(),
     });
     spawn("reaper", move || children.reap())?;
     let agent = Arc::new(Agent::new(Linux(parts.clone()), crate::PROGRAM, State::default()));
@@ -266,8 +272,19 @@ impl System for Linux {
                 *self.0.data() = Some(PathBuf::from(&disk.mount));
                 Ok(uuid)
             }
+            Fact::Secrets(secrets) => {
+                self.0.secrets.put(&secrets.files, workload::user()?)?;
+                Ok(secrets.confirm(&secrets::read()?))
+            }
+            Fact::Told(Tell::Signal(number)) => self.0.workload.signal(*number),
+            Fact::Told(Tell::Exec(program)) => self.0.workload.run_hook(program),
+            Fact::Told(_) => Err(io::Error::other("this agent does not know whom to tell")),
             Fact::Workload => self.0.workload.start(),
         }
+    }
+
+    fn secrets(&self) -> io::Result<Vec<(String, Zeroizing<Vec<u8>>)>> {
+        secrets::read()
     }
 
     fn identified(&self) {

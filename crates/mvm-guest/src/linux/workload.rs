@@ -5,7 +5,7 @@ use std::{
     fs::{self, File},
     io::{self, Read},
     os::fd::AsFd,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -20,7 +20,7 @@ use super::{
     launch::{Launched, Launcher, Plan, Streams},
     screen::Screen,
     session::Session,
-    spawn,
+    spawn, users,
 };
 
 const FILE: &str = Settings::FILE;
@@ -28,6 +28,11 @@ const FILE: &str = Settings::FILE;
 /// From one end to the next start: twice as long each time, up to the longest. One that ran as long as that is well again.
 const SHORTEST: Duration = Duration::from_millis(100);
 const LONGEST: Duration = Duration::from_secs(30);
+
+/// How long a program may take that is told of other secrets.
+const HOOK: Duration = Duration::from_secs(10);
+/// What is said where nobody was told, since nothing runs that could hear it.
+const NOBODY: &str = "nobody";
 
 /// The workload.
 pub struct Workload {
@@ -238,6 +243,52 @@ impl Workload {
         self.log.push(Line { at_unix_ms, errors, text });
     }
 
+    /// Sends it a signal, where it runs. Returns what was done.
+    ///
+    /// # Errors
+    /// Where there is no such signal.
+    pub fn signal(&self, number: i32) -> io::Result<String> {
+        if !(1..=64).contains(&number) {
+            return Err(io::Error::other(format!("there is no signal {number}")));
+        }
+        let Some((session, _)) = self.state().session.clone() else { return Ok(NOBODY.to_owned()) };
+        session.signal(number);
+        Ok(format!("signal {number}"))
+    }
+
+    /// Runs a program as the workload would be, once that has been started. Its output is the workload's. Returns what was done.
+    ///
+    /// # Errors
+    /// Where it does not end well, and in time.
+    pub fn run_hook(self: &Arc<Self>, program: &str) -> io::Result<String> {
+        if self.state().status.is_none() {
+            return Ok(NOBODY.to_owned());
+        }
+        let (argv, settings) = ([program.to_owned()], settings()?);
+        let (env, cwd, user) = match &settings {
+            Some(settings) => (settings.env.as_slice(), settings.cwd.as_str(), settings.user.as_str()),
+            None => Default::default(),
+        };
+        let plan = Plan { argv: &argv, env, cwd, user, streams: Streams::Pipes { stdin: false } };
+        let mut launched = self.launcher.launch(plan).map_err(|refused| io::Error::other(refused.why))?;
+        let (session, own, (done, ended)) = (launched.session.clone(), self.clone(), mpsc::channel());
+        spawn("hook", move || {
+            let exited = own.listen(&mut launched);
+            launched.session.kill();
+            // Who waited for it may have given up.
+            let _ = done.send(exited);
+        })?;
+        let why = match ended.recv_timeout(HOOK) {
+            Ok(Exited::Code(0)) => return Ok(format!("{program} ended well")),
+            Ok(exited) => words(exited),
+            Err(_) => {
+                session.kill();
+                format!("did not end within {} s", HOOK.as_secs())
+            }
+        };
+        Err(io::Error::other(format!("{program} {why}")))
+    }
+
     /// Asks it to end, and makes it end when its time is over.
     pub fn stop(&self, grace: Duration) {
         let deadline = Instant::now() + grace;
@@ -263,6 +314,17 @@ fn words(exited: Exited) -> String {
         Exited::Code(code) => format!("ended with code {code}"),
         Exited::Signal(signal) => format!("was ended by signal {signal}"),
     }
+}
+
+/// Who it runs as: user and group.
+///
+/// # Errors
+/// Where that is not said clearly.
+pub fn user() -> io::Result<(u32, u32)> {
+    let wanted = settings()?.map(|settings| settings.user).unwrap_or_default();
+    let read = |file: &str| fs::read_to_string(file).unwrap_or_default();
+    let user = users::find(&wanted, &read("/etc/passwd"), &read("/etc/group")).map_err(io::Error::other)?;
+    Ok((user.uid, user.gid))
 }
 
 fn settings() -> io::Result<Option<Settings>> {

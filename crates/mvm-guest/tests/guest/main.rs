@@ -13,6 +13,7 @@ mod end;
 mod exec;
 mod identity;
 mod nonsense;
+mod secrets;
 mod service;
 mod terminal;
 mod workload;

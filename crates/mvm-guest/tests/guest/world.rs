@@ -12,10 +12,14 @@ use std::{
 use mvm_proto::{
     Answer, Frames, Hello, Input, Kind, Request,
     message::{DataDisk, Entropy, Exec, Exited, Identity, Net, Receipt, Status},
+    secrets::{SecretFile, SecretSet, Tell},
 };
 
 /// Far more than anything here takes.
 pub const LONG: Duration = Duration::from_secs(30);
+
+/// What the host makes up for a set of secrets.
+pub const SALT: [u8; 32] = [3; 32];
 
 /// The folders that the agent writes to are covered by empty ones, in a mount namespace. Its network has one interface.
 const SCRIPT: &str = r#"
@@ -139,6 +143,22 @@ impl World {
             Answer::Receipt(receipt) => receipt,
             other => panic!("{other:?}"),
         }
+    }
+
+    /// Gives the guest these secrets, and no others.
+    pub fn give(&self, secrets: &[(&str, &[u8])], tell: Tell) -> Answer {
+        let file =
+            |(name, content): &(&str, &[u8])| SecretFile { name: (*name).to_owned(), size: content.len() };
+        let set = SecretSet { salt: SALT, files: secrets.iter().map(file).collect(), tell };
+        let mut frames = self.ask(&Request::Secrets(set));
+        match frames.message().unwrap() {
+            Answer::Ready {} => {}
+            other => return other,
+        }
+        for (_, content) in secrets {
+            frames.data_uncopied(Kind::Data, content).unwrap();
+        }
+        frames.message().unwrap()
     }
 
     /// Starts a command.

@@ -114,7 +114,7 @@ pub fn identify(mut guest: Guest, identity: Identity) -> Result<Vec<Confirmed>, 
     let told = identity.clock_unix_ns;
     let asked = Instant::now();
     match guest.ask(&Request::Identify(Box::new(identity)), guest.identify_limit())? {
-        Answer::Receipt(receipt) => check(receipt, &expected, told, asked.elapsed()),
+        Answer::Receipt(receipt) => check_with_clock(receipt, &expected, told, asked.elapsed()),
         _ => Err(guest.unexpected()),
     }
 }
@@ -135,7 +135,7 @@ pub fn wake(roots: &Roots, mut guest: Guest, instance: &Instance) -> Result<Vec<
     ];
     let asked = Instant::now();
     match guest.ask(&Request::Wake(wake), guest.identify_limit())? {
-        Answer::Receipt(receipt) => check(receipt, &expected, told, asked.elapsed()),
+        Answer::Receipt(receipt) => check_with_clock(receipt, &expected, told, asked.elapsed()),
         _ => Err(guest.unexpected()),
     }
 }
@@ -145,7 +145,20 @@ pub fn host_key(confirmed: &[Confirmed]) -> Option<String> {
     confirmed.iter().find(|one| one.fact == facts::HOST_KEY).map(|one| one.value.clone())
 }
 
-fn check(
+/// What a receipt confirms, where that is all that was expected; a clock is none of it.
+///
+/// # Errors
+/// [`GuestError`] says what is not as it should be.
+pub fn check(receipt: Receipt, expected: &[(&str, Option<String>)]) -> Result<Vec<Confirmed>, GuestError> {
+    check_with_clock(receipt, expected, 0, Duration::ZERO)
+}
+
+/// Milliseconds, as a guest says them.
+pub fn plausible(ms: f64) -> f64 {
+    if ms.is_finite() { ms.clamp(0.0, 1e6) } else { 0.0 }
+}
+
+fn check_with_clock(
     receipt: Receipt,
     expected: &[(&str, Option<String>)],
     told_clock: u64,
@@ -177,8 +190,8 @@ fn check(
             }
             _ => {}
         }
-        let ms = if said.ms.is_finite() { said.ms.clamp(0.0, 1e6) } else { 0.0 };
-        confirmed.push(Confirmed { fact: (*fact).to_owned(), value: printable(&said.value), ms });
+        let (value, ms) = (printable(&said.value), plausible(said.ms));
+        confirmed.push(Confirmed { fact: (*fact).to_owned(), value, ms });
     }
     Ok(confirmed)
 }
@@ -218,7 +231,7 @@ mod tests {
             said(facts::CLOCK, "1000000000"),
             said(facts::HOST_KEY, &key),
         ];
-        let check = |receipt| check(receipt, &expected, 1_000_000_000, Duration::ZERO);
+        let check = |receipt| check_with_clock(receipt, &expected, 1_000_000_000, Duration::ZERO);
         assert_eq!(check(receipt(whole.clone())).unwrap(), whole);
         for (at, lie) in
             [(0, "02:fc:00:03:00:06"), (1, "9000000000"), (1, "noon"), (2, "ssh-ed25519 x\ny"), (2, "")]

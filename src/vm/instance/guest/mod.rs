@@ -9,7 +9,7 @@ use std::{
 };
 
 use mvm_proto::{
-    Answer, Code, Frames, Hello, Incompatible, ProtoError, Request,
+    Answer, Code, Frames, Hello, Incompatible, Kind, ProtoError, Request,
     message::{Refused, Stats, Status},
 };
 
@@ -195,6 +195,14 @@ impl Guest {
         Ok(())
     }
 
+    /// Sends bytes that belong to the request, and keeps no copy of them.
+    ///
+    /// # Errors
+    /// Where the guest does not take them.
+    pub fn send(&mut self, bytes: &[u8]) -> Result<(), GuestError> {
+        self.frames.data_uncopied(Kind::Data, bytes).map_err(|error| self.explain(error))
+    }
+
     /// The next answer.
     ///
     /// # Errors
@@ -335,6 +343,7 @@ fn name_of(request: &Request) -> &'static str {
         Request::Status {} => "Status",
         Request::Identify(_) => "Identify",
         Request::Wake(_) => "Wake",
+        Request::Secrets(_) => "Secrets",
         Request::SleepPrep { .. } => "SleepPrep",
         Request::Exec(_) => "Exec",
         Request::Put { .. } => "Put",

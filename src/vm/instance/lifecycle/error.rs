@@ -16,7 +16,7 @@ use crate::{
         pool::{artifacts::ArtifactError, lifecycle::PoolError},
         room::RoomError,
         snapshot::SnapshotError,
-        tenant::quota::Exceeded,
+        tenant::{quota::Exceeded, secrets::SecretsError},
     },
     vmm::{client::VmmError, install::InstallError},
 };
@@ -132,6 +132,9 @@ pub enum LifecycleError {
         /// What could not be undone.
         left: Vec<String>,
     },
+    /// The secrets of its tenant cannot be given to it.
+    #[error(transparent)]
+    Secrets(#[from] SecretsError),
     /// No room.
     #[error(transparent)]
     Room(#[from] RoomError),

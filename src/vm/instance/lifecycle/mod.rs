@@ -15,6 +15,7 @@ mod error;
 mod grow;
 mod lookup;
 mod pause;
+mod secrets;
 mod settle;
 mod sleep;
 mod start;
@@ -29,6 +30,7 @@ pub use self::{
     grow::grow_disk,
     lookup::{effective_state, load_pool, load_tenant, lock_tenant, resolve, try_lock},
     pause::{resume, warm},
+    secrets::{Delivered, DeliveryOutcome, behind, give_all},
     settle::{needs_settling, settle, settle_unasked},
     sleep::sleep,
     start::{fix_version, start},
@@ -46,10 +48,13 @@ use super::{
 use crate::{
     infra::{config::Roots, relief},
     net::Net,
-    security::audit::{self, AuditError, Entry, Limits, Network, Phase},
+    security::{
+        audit::{self, AuditError, Entry, Limits, Network, Phase},
+        storage,
+    },
     vm::{
         naming::InstancePath,
-        pool::config::{AgentMode, Resources},
+        pool::config::{AgentMode, Resources, VmmKind},
         room::NodeConfig,
         tenant,
     },
@@ -155,6 +160,20 @@ impl From<&InstanceNet> for Network {
     }
 }
 
+/// What a node in production does not run, and where.
+fn check_production(roots: &Roots, node: &NodeConfig, vmm: VmmKind) -> Result<(), LifecycleError> {
+    let why = match (node.production, vmm) {
+        (false, _) => return Ok(()),
+        (true, VmmKind::Sim) => "it does not run the simulated VMM",
+        (true, VmmKind::Firecracker) if node.plain_storage_waiver => return Ok(()),
+        (true, VmmKind::Firecracker) => match storage::look(&roots.root).is_encrypted() {
+            true => return Ok(()),
+            false => "its MVM_ROOT must lie on encrypted storage, or plain-storage-waiver be on",
+        },
+    };
+    Err(LifecycleError::Production { why })
+}
+
 fn intent(roots: &Roots, operation: Operation) -> Intent {
     Intent { operation, since: roots.now(), pid: std::process::id() }
 }
@@ -184,6 +203,12 @@ fn receipt(
             .map(|Confirmed { fact, value, ms }| config::Confirmed { fact, value, ms: round(ms) })
             .collect(),
     }
+}
+
+/// What there is to say, in one line.
+fn joined(parts: [Option<String>; 2]) -> Option<String> {
+    let parts: Vec<String> = parts.into_iter().flatten().collect();
+    (!parts.is_empty()).then(|| parts.join(", "))
 }
 
 fn unchanged(instance: Instance) -> Outcome {

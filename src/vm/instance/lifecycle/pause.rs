@@ -1,7 +1,5 @@
 //! Warm and back: the vCPUs of an instance pause and go on, and its memory stays where it is.
 
-use mvm_proto::message::Confirmed;
-
 use super::{
     LifecycleError, Operator, Outcome, intent,
     lookup::{Decided, decide, locked},
@@ -13,6 +11,7 @@ use crate::{
     vm::{
         instance::{
             config::{Instance, Operation},
+            delivery::{self, Given},
             guard, launch,
             state::{Event, State},
         },
@@ -66,10 +65,11 @@ fn switch(
             failpoint::hit(operation.name(), "reserved")?;
             set(operator, &instance, to)?;
             failpoint::hit(operation.name(), "switched")?;
-            greet(operator, &instance, to).map(drop)
+            greet(operator, &instance, to)
         });
     match done {
-        Ok(()) => {
+        Ok(given) => {
+            instance.secrets = given.generation.or(instance.secrets);
             finish(operator, &mut instance, to, Phase::Done)?;
             Ok(Outcome { instance, changed: true })
         }
@@ -126,28 +126,27 @@ pub(super) fn set(operator: &Operator, instance: &Instance, to: State) -> Result
     Ok(())
 }
 
-/// Tells a guest that goes on what time it is: its clock may have stood still, and it may have been told to get ready for a
-/// sleep that did not come.
-pub(super) fn greet(
-    operator: &Operator,
-    instance: &Instance,
-    to: State,
-) -> Result<Vec<Confirmed>, LifecycleError> {
+/// Tells a guest that goes on what time it is, and gives it its secrets: its clock may have stood still, these may be others by now, and
+/// it may have been told to get ready for a sleep that did not come.
+pub(super) fn greet(operator: &Operator, instance: &Instance, to: State) -> Result<Given, LifecycleError> {
     match instance.find_vmm() {
-        Some(vmm) if to != State::Warm => launch::greet_guest(&operator.roots, instance, &vmm),
-        _ => Ok(Vec::new()),
+        Some(vmm) if to != State::Warm => delivery::greet(&operator.roots, instance, &vmm),
+        _ => Ok(Given::default()),
     }
 }
 
 /// The same where the guest goes on whatever it answers: one that is silent keeps nobody from stopping it.
 pub(super) fn greet_if_it_hears(
     operator: &Operator,
-    instance: &Instance,
+    instance: &mut Instance,
     to: State,
 ) -> Result<(), LifecycleError> {
     match greet(operator, instance, to) {
         Err(LifecycleError::Guest(_)) => Ok(()),
-        greeted => greeted.map(drop),
+        greeted => {
+            instance.secrets = greeted?.generation.or(instance.secrets);
+            Ok(())
+        }
     }
 }
 

@@ -163,7 +163,8 @@ fn settle_locked(
         }
         Some(Operation::Sleep) if vmm.is_some() => {
             pause::set(operator, &instance, instance.status)?;
-            pause::greet_if_it_hears(operator, &instance, instance.status)?;
+            let status = instance.status;
+            pause::greet_if_it_hears(operator, &mut instance, status)?;
             operator.audit(&instance, "sleep", Phase::Recovered, |entry| {
                 entry.to = Some(instance.status.to_string());
                 entry.detail = Some("a sleep was cut off before its commit: the guest goes on".into());
@@ -266,7 +267,11 @@ fn settle_wake(operator: &mut Operator, instance: &mut Instance) -> Result<(), L
         pause::set(operator, instance, State::Running)?;
         let confirmed = match pause::greet(operator, instance, State::Running) {
             Err(LifecycleError::Guest(error)) => return silent(operator, instance, slot, &error),
-            greeted => greeted?,
+            greeted => {
+                let given = greeted?;
+                instance.secrets = given.generation.or(instance.secrets);
+                given.confirmed
+            }
         };
         let (vmm, pool) = (instance.find_vmm(), load_pool(&roots, &path.pool_path())?.1);
         if let Some(Err(error)) = vmm.map(|vmm| guard::check(&roots, &pool, &vmm)) {

@@ -29,7 +29,7 @@ use crate::{
     vm::{
         instance::{
             config::{Instance, Operation, Parent, VmmRecord},
-            disk, guard,
+            delivery, disk, guard,
             guest::Guest,
             launch::{self, Keep},
             runner::{self, Failed, Step},
@@ -331,7 +331,7 @@ fn take_new(sleeper: &mut Sleeper) -> Result<(), LifecycleError> {
     }
     match instance.find_vmm() {
         // One that does not answer would not have answered before either: its VMM is as it was.
-        Some(vmm) => launch::greet_guest(roots, instance, &vmm).map(drop).or_else(|error| match error {
+        Some(vmm) => delivery::greet(roots, instance, &vmm).map(drop).or_else(|error| match error {
             LifecycleError::Guest(_) => Ok(()),
             error => Err(error),
         }),

@@ -1,8 +1,8 @@
 //! Starting an instance: a guest without an agent boots, one with an agent is loaded from its base and told who it is.
 
 use super::{
-    LifecycleError, Operator, Outcome, base, denied, effective_state, intent, load_pool, lock_tenant,
-    lookup::locked, receipt,
+    LifecycleError, Operator, Outcome, base, check_production, denied, effective_state, intent, joined,
+    load_pool, lock_tenant, lookup::locked, receipt, secrets,
 };
 use crate::{
     infra::failpoint,
@@ -26,6 +26,7 @@ use crate::{
             config::{AgentMode, VmmKind},
         },
         room::{self, NodeConfig},
+        tenant,
     },
 };
 
@@ -50,12 +51,14 @@ pub fn start(operator: &mut Operator, path: &InstancePath) -> Result<Outcome, Li
     };
     let node = NodeConfig::load(&roots)?;
     room::check_disk(&roots, &node, 0)?;
-    if node.production && pool.vmm == VmmKind::Sim {
-        return Err(LifecycleError::Production { why: "it does not run the simulated VMM" });
-    }
+    check_production(&roots, &node, pool.vmm)?;
     let program = launch::program(operator, pool.vmm, pool.vmm_version.as_deref())?;
     if pool.vmm == VmmKind::Firecracker && pool.vmm_version.is_none() {
         fix_version(operator, &pool.path(), &program.version)?;
+    }
+    if pool.agent == AgentMode::Required {
+        // Nothing is begun for a guest whose secrets it cannot be given.
+        tenant::secrets::open(&roots, &path.tenant)?;
     }
     operator.net()?;
     let mut instance = before.clone();
@@ -63,7 +66,7 @@ pub fn start(operator: &mut Operator, path: &InstancePath) -> Result<Outcome, Li
     instance.revision = Some(revision.clone());
     instance.agent = pool.agent;
     // What boots stands on no base, whatever it was started from before.
-    (instance.base_key, instance.host_key) = (None, None);
+    (instance.base_key, instance.host_key, instance.secrets) = (None, None, None);
     instance.resources = pool.instance_resources;
     // A disk that was grown stays grown, also where the record did not hear of it.
     let data = config::folder(&roots, path).join("volumes").join(fc_config::files::DATA);
@@ -101,6 +104,7 @@ pub fn start(operator: &mut Operator, path: &InstancePath) -> Result<Outcome, Li
         Ok(()) => runner::run("start", &steps, &mut launch).and_then(|times| {
             let confirmed = std::mem::take(&mut launch.confirmed);
             instance.host_key = identity::host_key(&confirmed);
+            instance.secrets = launch.secrets;
             instance.last_receipt = Some(receipt("start", clock, times, (instance.agent, confirmed)));
             record(&launch, &mut instance, state).map_err(|error| Failed {
                 step: "record",
@@ -160,8 +164,8 @@ fn record(launch: &Launch, instance: &mut Instance, from: State) -> Result<(), L
         entry.from = Some(from.to_string());
         entry.to = Some(State::Running.to_string());
         entry.revision = instance.revision.as_ref().map(ToString::to_string);
-        entry.detail =
-            instance.vmm.as_ref().map(|vmm| format!("{} {} pid {}", vmm.kind, vmm.version, vmm.pid));
+        let vmm = instance.vmm.as_ref().map(|vmm| format!("{} {} pid {}", vmm.kind, vmm.version, vmm.pid));
+        entry.detail = joined([vmm, secrets::detail(instance)]);
     })?;
     failpoint::hit("start", "audited")?;
     instance.save(roots)?;

@@ -119,7 +119,7 @@ pub(super) fn finish_stop(
     failpoint::hit("stop", "audited")?;
     instance.pending = None;
     instance.status = State::Stopped;
-    instance.vmm = None;
+    (instance.vmm, instance.secrets) = (None, None);
     instance.entered_stopped_at = Some(now);
     instance.last_exit = Some(Exit { when: now, why });
     instance.save(&operator.roots)?;

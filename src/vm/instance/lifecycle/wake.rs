@@ -9,9 +9,9 @@
 use std::time::Instant;
 
 use super::{
-    LifecycleError, Operator, Outcome, intent,
+    LifecycleError, Operator, Outcome, check_production, intent, joined,
     lookup::{Decided, decide, locked_cancelling_sleep},
-    receipt,
+    receipt, secrets,
     settle::settled,
     unchanged,
 };
@@ -21,7 +21,7 @@ use crate::{
     vm::{
         instance::{
             config::{Instance, Operation},
-            fc_config,
+            delivery, fc_config,
             launch::{self, Launch, LaunchStep},
             runner::{self, Failed, Step},
             snapshot::{self, Delta},
@@ -29,11 +29,9 @@ use crate::{
             vmm_dir,
         },
         naming::InstancePath,
-        pool::{
-            artifacts::Artifacts,
-            config::{AgentMode, VmmKind},
-        },
+        pool::{artifacts::Artifacts, config::AgentMode},
         room::{self, NodeConfig},
+        tenant,
     },
     vmm::{
         client::Client,
@@ -51,8 +49,10 @@ pub fn wake(operator: &mut Operator, path: &InstancePath, force: bool) -> Result
     let Some(Decided { tenant, pool, .. }) = decide(&roots, &before, Event::Wake)? else {
         return Ok(unchanged(before));
     };
-    if NodeConfig::load(&roots)?.production && pool.vmm == VmmKind::Sim {
-        return Err(LifecycleError::Production { why: "it does not run the simulated VMM" });
+    check_production(&roots, &NodeConfig::load(&roots)?, pool.vmm)?;
+    if before.agent == AgentMode::Required {
+        // Its snapshot is not used up for a guest that could not be given its secrets.
+        tenant::secrets::open(&roots, &path.tenant)?;
     }
     let Some(delta) = Delta::load(&roots, path)? else {
         return Err(LifecycleError::NoSnapshot { path: path.clone() });
@@ -80,6 +80,7 @@ pub fn wake(operator: &mut Operator, path: &InstancePath, force: bool) -> Result
     let awake = runner::run("wake", &awake_steps(instance.agent), &mut launch).and_then(|more| {
         times.extend(more);
         let confirmed = std::mem::take(&mut launch.confirmed);
+        instance.secrets = launch.secrets.or(instance.secrets);
         instance.last_receipt = Some(receipt("wake", clock, times, (instance.agent, confirmed)));
         finish(launch.operator, &mut instance, Phase::Done).map_err(failed("record"))
     });
@@ -193,7 +194,7 @@ fn load(launch: &mut Launch) -> Result<(), LifecycleError> {
         vmm_dir::give(&directory, &folder.join(file), &snapshot::name(file), launch.uid())?;
     }
     client.call(&fc_config::serial(&launch.tenant.quotas))?;
-    fc_config::metadata(&launch.instance, &launch.pool).map_or(Ok(()), |call| client.call(&call))?;
+    delivery::put_metadata(&mut client, &launch.operator.roots, &launch.instance, &launch.pool)?;
     client.call(&Call::SnapshotLoad(SnapshotLoad {
         snapshot_path: snapshot::name(&delta.image.vmstate.file),
         mem_backend: MemBackend { backend_type: "File", backend_path: snapshot::name(&delta.image.mem.file) },
@@ -222,8 +223,8 @@ pub(super) fn finish(
     operator.audit(instance, "wake", phase, |entry| {
         entry.from = Some(State::Sleeping.to_string());
         entry.to = Some(State::Running.to_string());
-        entry.detail =
-            instance.vmm.as_ref().map(|vmm| format!("{} {} pid {}", vmm.kind, vmm.version, vmm.pid));
+        let vmm = instance.vmm.as_ref().map(|vmm| format!("{} {} pid {}", vmm.kind, vmm.version, vmm.pid));
+        entry.detail = joined([vmm, secrets::detail(instance)]);
     })?;
     failpoint::hit("wake", "audited")?;
     instance.pending = None;

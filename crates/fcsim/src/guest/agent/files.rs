@@ -213,6 +213,9 @@ pub(super) fn read(machine: &Machine, sim: &Sim, path: &str) -> Option<Vec<u8>> 
     if let Some(Node::File { content, .. }) = machine.files.get(path) {
         return Some(content.as_slice().to_vec());
     }
+    if let Some(name) = path.strip_prefix("/run/secrets/") {
+        return machine.secrets.get(name).map(|content| content.as_slice().to_vec());
+    }
     let line = |text: &str| Some(format!("{text}\n").into_bytes());
     match path {
         "/etc/hostname" | "/proc/sys/kernel/hostname" => line(&machine.hostname),

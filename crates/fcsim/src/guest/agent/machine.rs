@@ -42,6 +42,9 @@ pub(super) struct Machine {
     /// How often it was started again.
     pub restarts: u32,
     pub lines: Vec<Line>,
+    /// `/run/secrets`: a tmpfs too.
+    #[serde(default)]
+    pub secrets: BTreeMap<String, Bytes>,
     /// Files, folders and links by path; a tmpfs.
     pub files: BTreeMap<String, Node>,
 }

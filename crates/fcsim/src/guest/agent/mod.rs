@@ -26,10 +26,12 @@ use mvm_proto::{
     Answer, Code, Frames, Hello, Kind, ProtoError,
     frame::MAX_MESSAGE,
     message::{Copied, DataDisk, Exec, Line, Refused, Stats, Worker, WorkloadStatus},
+    secrets::Tell,
 };
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
 
-use self::machine::{Full, Machine};
+use self::machine::{Bytes, Full, Machine};
 use super::{Shared, gate::Gate, lock, nic::Nic};
 use crate::{fault::AgentFault, wire::devices::MacAddr};
 
@@ -199,6 +201,22 @@ impl Sim {
         Ok(uuid)
     }
 
+    /// Says to the workload, where it runs, that its secrets have changed: it prints what it heard. A program it is not run, but for
+    /// one that fails.
+    fn tell(&self, tell: &Tell) -> io::Result<String> {
+        let said = match tell {
+            _ if self.machine().workload.is_none() => return Ok("nobody".to_owned()),
+            Tell::Signal(number) => format!("signal {number}"),
+            Tell::Exec(program) if program.ends_with("/false") => {
+                return Err(io::Error::other(format!("{program} ended with code 1")));
+            }
+            Tell::Exec(program) => format!("{program} ended well"),
+            Tell::Nobody | Tell::Unknown => return Err(io::ErrorKind::Unsupported.into()),
+        };
+        self.print(false, &format!("workload hears of other secrets: {said}"))?;
+        Ok(said)
+    }
+
     /// Starts it, where it has not been started.
     fn start_workload(&self) -> io::Result<String> {
         match self.machine().workload.clone() {
@@ -225,7 +243,9 @@ fn claim(fact: &Fact<'_>) -> String {
         Fact::Gateway(gateway) => gateway.to_string(),
         Fact::Hostname(text) | Fact::MachineId(text) => (*text).to_owned(),
         Fact::Data(data) => data.uuid.clone(),
-        Fact::Entropy(_) | Fact::Dns(_) | Fact::HostKey | Fact::SshKeys(_) | Fact::Workload => String::new(),
+        Fact::Secrets(secrets) => secrets.confirm(&secrets.files),
+        Fact::Entropy(_) | Fact::Dns(_) | Fact::HostKey | Fact::SshKeys(_) => String::new(),
+        Fact::Told(_) | Fact::Workload => String::new(),
     }
 }
 
@@ -306,8 +326,24 @@ impl System for Sim {
                 machine.ssh_keys.len().to_string()
             })?,
             Fact::Data(data) => self.mount(data)?,
+            Fact::Secrets(secrets) => {
+                let bytes = |content: &Zeroizing<Vec<u8>>| content.to_vec().into();
+                let files = &secrets.files;
+                self.change(|machine| {
+                    machine.secrets =
+                        files.iter().map(|(name, content)| (name.clone(), bytes(content))).collect();
+                })?;
+                secrets.confirm(&self.secrets()?)
+            }
+            Fact::Told(tell) => self.tell(tell)?,
             Fact::Workload => self.start_workload()?,
         })
+    }
+
+    fn secrets(&self) -> io::Result<Vec<(String, Zeroizing<Vec<u8>>)>> {
+        let copy =
+            |(name, content): (&String, &Bytes)| (name.clone(), Zeroizing::new(content.as_slice().to_vec()));
+        Ok(self.machine().secrets.iter().map(copy).collect())
     }
 
     fn remember(&self, state: &State) {

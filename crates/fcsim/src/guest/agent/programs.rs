@@ -15,6 +15,7 @@ use mvm_guest::{Agent, Control, Process, System};
 use mvm_proto::{
     Code,
     message::{Exec, Exited, Refused, Size, Worker, WorkloadStatus},
+    secrets::FOLDER,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -96,6 +97,7 @@ fn program(name: &str) -> Option<Program> {
         "echo" => echo,
         "cat" => cat,
         "wc" => wc,
+        "ls" => ls,
         "sh" => shell,
         "env" => |run| {
             let env = run.env.join("\n");
@@ -263,6 +265,16 @@ fn cat(run: &mut Run) -> Result<i32, End> {
         }
     }
     Ok(0)
+}
+
+/// `ls /run/secrets`: nothing else is a folder that can be listed.
+fn ls(run: &mut Run) -> Result<i32, End> {
+    match run.arguments() {
+        [folder] if folder == FOLDER => {
+            run.say_of(|machine| machine.secrets.keys().map(String::as_str).collect::<Vec<_>>().join("\n"))
+        }
+        _ => run.complain("No such file or directory"),
+    }
 }
 
 /// Counts the bytes that come in.

@@ -1,0 +1,72 @@
+//! What protects what lies on disks: the master key of tenants' secrets, and encrypted storage.
+
+use super::{Check, fail, ok, warn};
+use crate::{
+    infra::config::Roots,
+    security::{
+        master_key::{self, Source},
+        storage::{self, Storage},
+    },
+    vm::{room::NodeConfig, tenant::secrets::sealed_keys},
+};
+
+const GIVE: &str =
+    "give it by systemd's LoadCredential=mvm-master-key:FILE, or MVM_MASTER_KEY_FILE, and remove it there";
+
+fn in_production(roots: &Roots) -> Option<NodeConfig> {
+    roots.node_file().exists().then(|| NodeConfig::load(roots).ok()).flatten().filter(|node| node.production)
+}
+
+/// Is the master key the one that tenants' keys are sealed with, and not beside them?
+pub(super) fn master_key(roots: &Roots) -> Check {
+    const NAME: &str = "master-key";
+    let sealed = match sealed_keys(roots) {
+        Ok(sealed) => sealed,
+        Err(error) => return fail(NAME, error.to_string(), "put the file back from a copy"),
+    };
+    let first = sealed.first();
+    match (master_key::given(roots), first) {
+        (Err(error), _) => fail(NAME, error.to_string(), "docs/security.md says where it may come from"),
+        (Ok(None), None) => ok(NAME, "none is needed yet: no tenant has secrets"),
+        (Ok(None), Some((tenant, id))) => {
+            fail(NAME, format!("none is given, and tenant {tenant} needs {id}"), "give mvm that master key")
+        }
+        (Ok(Some((key, from))), _) => {
+            let id = key.id();
+            if let Some((tenant, needed)) = sealed.iter().find(|(_, needed)| *needed != id) {
+                let detail = format!("{from} is {id}, and tenant {tenant} needs {needed}");
+                return fail(NAME, detail, "give mvm that master key");
+            }
+            match from {
+                Source::Root(path) => {
+                    let detail = format!("{} lies beside what it protects", path.display());
+                    match in_production(roots) {
+                        Some(_) => fail(NAME, detail + ": production does not take it", GIVE),
+                        None => warn(NAME, detail, GIVE),
+                    }
+                }
+                from => ok(NAME, format!("{from} is {id}")),
+            }
+        }
+    }
+}
+
+/// Does guests' memory lie on encrypted storage?
+pub(super) fn storage(roots: &Roots) -> Check {
+    const NAME: &str = "storage";
+    let node = in_production(roots);
+    match (storage::look(&roots.root), node) {
+        (Storage::Encrypted(device), _) => ok(NAME, format!("MVM_ROOT is encrypted by dm-crypt ({device})")),
+        (Storage::Plain(on), node) => {
+            let detail = format!(
+                "MVM_ROOT lies on {on}, not known to be encrypted: guests' memory and disks are readable there"
+            );
+            let fix = "put it on dm-crypt";
+            match node {
+                Some(node) if !node.plain_storage_waiver => fail(NAME, detail, fix),
+                Some(_) => warn(NAME, detail + " (waived)", fix),
+                None => warn(NAME, detail, fix),
+            }
+        }
+    }
+}

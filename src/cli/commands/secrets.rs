@@ -1,0 +1,206 @@
+//! `mvm tenant secrets …`: values come in by a file or stdin, and never go out.
+
+use std::{
+    fs::File,
+    io::{self, IsTerminal, Read},
+    os::fd::AsFd,
+    path::Path,
+};
+
+use jiff::Timestamp;
+use mvm_proto::secrets::MAX_SIZE;
+use serde::Serialize;
+use zeroize::Zeroizing;
+
+use crate::cli::{
+    arguments::tenant::{SecretArguments, SecretsCommand},
+    error::{CliError, Kind},
+    output::{Out, count, time},
+};
+use crate::{
+    security::sealing::Plain,
+    store::StoreError,
+    vm::{
+        instance::lifecycle::{self, Delivered, Operator, load_tenant},
+        naming::{SecretName, TenantId},
+        tenant::{
+            lifecycle::TenantError,
+            secrets::{self, Change, Secret, Secrets, SecretsError},
+        },
+    },
+};
+
+/// A secret, but for its content.
+#[derive(Debug, Serialize)]
+struct SecretView<'a> {
+    name: &'a SecretName,
+    /// None where it was removed.
+    #[serde(flatten)]
+    is: Option<ContentView<'a>>,
+}
+
+/// What can be said of a content.
+#[derive(Debug, Serialize)]
+struct ContentView<'a> {
+    version: u64,
+    hash: &'a str,
+    updated_at: Timestamp,
+}
+
+/// A secret that was changed, and who has it.
+#[derive(Debug, Serialize)]
+struct ChangeView<'a> {
+    tenant_id: &'a TenantId,
+    #[serde(flatten)]
+    secret: SecretView<'a>,
+    changed: bool,
+    /// Instances whose guests have got it now.
+    given: Vec<String>,
+    /// Instances that run and have not got it, or whose workload was not told.
+    failed: Vec<String>,
+    /// Instances that run without an agent, and get none.
+    no_agent: Vec<String>,
+    /// The master key that was made for that, where none was given: beside what it protects.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    master_key_made: Option<String>,
+}
+
+fn view<'a>(name: &'a SecretName, all: &'a Secrets) -> SecretView<'a> {
+    let is = |secret: &'a Secret| ContentView {
+        version: secret.version,
+        hash: &secret.hash,
+        updated_at: secret.updated_at,
+    };
+    SecretView { name, is: all.secrets.get(name).map(is) }
+}
+
+/// Runs the command.
+pub fn run(out: &Out, operator: &mut Operator, command: SecretsCommand) -> Result<u8, CliError> {
+    match command {
+        SecretsCommand::Set(SecretArguments { tenant, name, file }) => {
+            load_tenant(&operator.roots, &tenant)?;
+            change(out, operator, &tenant, &name, &Change::Set(content(file.as_deref())?))
+        }
+        SecretsCommand::Rotate(SecretArguments { tenant, name, file }) => {
+            load_tenant(&operator.roots, &tenant)?;
+            change(out, operator, &tenant, &name, &Change::Rotate(content(file.as_deref())?))
+        }
+        SecretsCommand::Remove { tenant, name } => change(out, operator, &tenant, &name, &Change::Remove),
+        SecretsCommand::List { tenant } => {
+            load_tenant(&operator.roots, &tenant)?;
+            let all = secrets::stored(&operator.roots, &tenant)?.unwrap_or_default();
+            let views: Vec<SecretView> = all.secrets.keys().map(|name| view(name, &all)).collect();
+            let behind = lifecycle::behind(operator, &tenant)?;
+            out.show(&views, || list(out, &tenant, &views));
+            for path in behind {
+                out.note(format!("{path} has older ones: the last change again gives it these, as its next start or wake does"));
+            }
+            Ok(0)
+        }
+    }
+}
+
+fn list(out: &Out, tenant: &TenantId, views: &[SecretView]) -> String {
+    if views.is_empty() {
+        return format!("no secrets yet        next: mvm tenant secrets set {tenant} NAME --file FILE");
+    }
+    let row = |view: &SecretView| {
+        let is = view.is.as_ref()?;
+        Some(vec![view.name.to_string(), is.version.to_string(), is.hash.to_owned(), time(is.updated_at)])
+    };
+    out.table(&["name", "version", "hash", "since"], views.iter().filter_map(row).collect())
+}
+
+fn change(
+    out: &Out,
+    operator: &mut Operator,
+    tenant: &TenantId,
+    name: &SecretName,
+    change: &Change,
+) -> Result<u8, CliError> {
+    let had_key = operator.roots.own_master_key().exists();
+    let (all, changed) = match secrets::change(&operator.roots, tenant, name, change) {
+        // Removed by a command that was cut off before all guests had heard of it.
+        Err(TenantError::Secrets(SecretsError::NotFound { .. }))
+            if matches!(change, Change::Remove) && !lifecycle::behind(operator, tenant)?.is_empty() =>
+        {
+            (secrets::stored(&operator.roots, tenant)?.unwrap_or_default(), false)
+        }
+        changed => changed?,
+    };
+    let file = operator.roots.own_master_key();
+    let master_key_made = (!had_key && file.exists()).then(|| file.display().to_string());
+    if let Some(file) = &master_key_made {
+        out.note(format!("no master key was given: one was made, {file}, beside what it protects"));
+    }
+    let progress = out.progress("giving it to guests that run");
+    let delivered = lifecycle::give_all(operator, tenant)?;
+    drop(progress);
+    let (mut given, mut failed, mut no_agent, mut errors) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for (path, one) in delivered {
+        match one {
+            Ok(Delivered::Given) => given.push(path.to_string()),
+            Ok(Delivered::Not) => {}
+            Ok(Delivered::NoAgent) => no_agent.push(path.to_string()),
+            Ok(Delivered::Untold(why)) => {
+                failed.push(path.to_string());
+                let what = format!("{path} has its secrets, and nobody in it was told: {why}");
+                errors.push(CliError::new(Kind::Failed, "not_told", what));
+            }
+            Err(error) => {
+                failed.push(path.to_string());
+                errors.push(CliError::from(error).about(&path));
+            }
+        }
+    }
+    let secret = view(name, &all);
+    let view = ChangeView { tenant_id: tenant, secret, changed, given, failed, no_agent, master_key_made };
+    out.done(&view, || {
+        let what = match (&view.secret.is, changed) {
+            (Some(is), true) => format!("{name} is version {} now", is.version),
+            (Some(is), false) => format!("{name} is like that already, version {}", is.version),
+            (None, _) => format!("{name} removed"),
+        };
+        let to = match view.given.len() as u64 {
+            0 => String::new(),
+            guests => format!("; {} got it", count(guests, "guest")),
+        };
+        let none = match view.no_agent.len() as u64 {
+            0 => String::new(),
+            guests => format!("; {} without an agent get none", count(guests, "guest")),
+        };
+        format!("{tenant}: {what}{to}{none}")
+    });
+    Ok(errors.iter().map(|error| out.error(error)).max().unwrap_or(0))
+}
+
+/// What a file or stdin holds: as it is, also its last line's end.
+fn content(file: Option<&Path>) -> Result<Plain, CliError> {
+    let (mut from, name) = match file {
+        Some(path) => (File::open(path).map_err(StoreError::io("read", path))?, path),
+        None if io::stdin().is_terminal() => {
+            let what = "a secret is not typed where it can be seen";
+            let fix = "--file FILE, or the secret through a pipe";
+            return Err(CliError::new(Kind::Usage, "usage", what).fix(fix));
+        }
+        // Not std's own, which keeps what it has read.
+        None => {
+            let stdin = io::stdin().as_fd().try_clone_to_owned();
+            let name = Path::new("stdin");
+            (File::from(stdin.map_err(StoreError::io("read", name))?), name)
+        }
+    };
+    // One byte more than may be: then it is too long.
+    let mut content = Zeroizing::new(vec![0; MAX_SIZE + 1]);
+    let mut length = 0;
+    while length < content.len() {
+        match from.read(&mut content[length..]) {
+            Ok(0) => break,
+            Ok(count) => length += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(StoreError::io("read", name)(error).into()),
+        }
+    }
+    content.truncate(length);
+    Ok(content)
+}

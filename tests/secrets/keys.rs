@@ -1,0 +1,186 @@
+//! Master keys: given, wrong, missing, and what a node in production takes.
+
+use std::{fs, os::unix::fs::PermissionsExt, process::Output};
+
+use crate::{
+    support::{Sandbox, own_mounts, run},
+    world::{KEY, OTHER_KEY, error, faulty_world, feed, start, world},
+};
+
+fn with(sandbox: &Sandbox, key: Option<&str>, arguments: &str, content: &[u8]) -> Output {
+    let mut command = sandbox.command(&format!("{arguments} --json"));
+    command.envs(key.map(|key| ("MVM_MASTER_KEY", key)));
+    feed(command, content)
+}
+
+#[track_caller]
+fn refused(output: &Output) -> String {
+    let (code, word, what) = error(output);
+    assert_eq!((code, word.as_str()), (Some(5), "master_key"), "{what}");
+    what
+}
+
+#[test]
+fn a_wrong_master_key_is_said_and_makes_nothing_new() {
+    let Some(sandbox) = world() else { return };
+    let set = "tenant secrets set acme DB";
+    assert!(with(&sandbox, Some(KEY), set, b"one").status.success());
+    assert!(!sandbox.root().join("master.key").exists(), "one was given");
+    let files = || {
+        ["secrets.json", "secrets.key"]
+            .map(|name| fs::read(sandbox.root().join("tenants/acme").join(name)).expect("a file"))
+    };
+    let before = files();
+    let what = refused(&with(&sandbox, Some(OTHER_KEY), "tenant secrets rotate acme DB", b"two"));
+    let is_id = |word: &&str| word.len() == 16 && word.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let ids: Vec<&str> = what.split([' ', ',']).filter(is_id).collect();
+    assert!(matches!(ids[..], [expected, given] if expected != given), "{what}");
+    assert!(!what.contains(OTHER_KEY), "{what}");
+    let what = refused(&with(&sandbox, None, set, b"one"));
+    assert!(what.contains(ids[0]) && what.ends_with("no master key is given"), "{what}");
+    assert_eq!(files(), before);
+    // Names and hashes need no key; guests do, and nothing is begun for them.
+    assert_eq!(sandbox.ok("tenant secrets list acme")[0]["name"], "DB");
+    let path = sandbox.instance("acme/web");
+    let go = |verb: &str, key| with(&sandbox, key, &format!("instance {verb} {path}"), b"");
+    let status = || sandbox.ok(&format!("instance info {path}"))["status"].clone();
+    refused(&go("start", Some(OTHER_KEY)));
+    assert_eq!((status(), sandbox.leaks()), ("ready".into(), vec![]));
+    assert!(go("start", Some(KEY)).status.success());
+    assert!(go("sleep", None).status.success());
+    refused(&go("wake", None));
+    assert_eq!((status(), sandbox.leaks()), ("sleeping".into(), vec![]));
+    assert!(go("wake", Some(KEY)).status.success());
+    // Another tenant's key is sealed with the same one, or not at all.
+    sandbox.ok("tenant create globex --net-id 4 --subnet 10.240.4.0/24");
+    refused(&with(&sandbox, Some(OTHER_KEY), "tenant secrets set globex DB", b"one"));
+    refused(&with(&sandbox, None, "tenant secrets set globex DB", b"one"));
+    assert!(
+        !sandbox.root().join("tenants/globex/secrets.key").exists()
+            && !sandbox.root().join("master.key").exists()
+    );
+    assert!(with(&sandbox, Some(KEY), "tenant secrets set globex DB", b"one").status.success());
+}
+
+#[test]
+fn a_master_key_comes_from_a_file_or_from_systemd() {
+    let Some(sandbox) = world() else { return };
+    let file = sandbox.root().join("key.in");
+    let credentials = sandbox.root().join("credentials");
+    fs::create_dir(&credentials).expect("a folder");
+    fs::write(credentials.join("mvm-master-key"), format!("{KEY}\n")).expect("a file");
+    fs::write(&file, KEY).expect("a file");
+    let run = |verb: &str, variables: &[(&str, &str)]| {
+        let mut command = sandbox.command(&format!("tenant secrets {verb} acme DB --json"));
+        command.envs(variables.iter().copied());
+        feed(command, b"one")
+    };
+    let given = [("MVM_MASTER_KEY_FILE", file.to_str().expect("a path"))];
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).expect("it can be changed");
+    assert!(refused(&run("set", &given)).contains("may be read by others: its mode is 644"));
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).expect("it can be changed");
+    assert!(run("set", &given).status.success());
+    assert!(
+        run("rotate", &[("CREDENTIALS_DIRECTORY", credentials.to_str().expect("a path"))]).status.success()
+    );
+    refused(&run("rotate", &[given[0], ("MVM_MASTER_KEY", KEY)]));
+    for bad in [vec![0xff; 10 << 20], b"password\n".to_vec(), vec![]] {
+        fs::write(&file, bad).expect("a file");
+        assert!(refused(&run("rotate", &given)).starts_with("there is no master key in"));
+    }
+    fs::remove_file(&file).expect("a file");
+    assert!(refused(&run("rotate", &given)).contains("cannot be read"));
+}
+
+#[test]
+fn a_node_in_production_takes_no_key_that_lies_beside_what_it_protects() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    sandbox.ok("tenant create acme --net-id 3 --subnet 10.240.3.0/24");
+    let key = sandbox.root().join("master.key");
+    let set = |name: &str, key| with(&sandbox, key, &format!("tenant secrets set acme {name}"), b"one");
+    let production = |switch: &str| drop(sandbox.ok(&format!("node set production {switch}")));
+    let doctor = || {
+        let checks = sandbox.run("doctor --json").stdout;
+        let checks: serde_json::Value = serde_json::from_slice(&checks).expect("JSON");
+        let check = |name: &str| {
+            let all = checks["checks"].as_array().expect("checks");
+            all.iter().find(|check| check["name"] == name).cloned().unwrap_or_default()
+        };
+        (check("master-key"), check("storage"))
+    };
+    sandbox.ok("node set plain-storage-waiver on");
+    production("on");
+    refused(&set("A", None));
+    assert!(!key.exists() && !sandbox.root().join("tenants/acme/secrets.key").exists());
+    production("off");
+    let made = set("A", None);
+    assert!(String::from_utf8_lossy(&made.stdout).contains("master_key_made"), "it is said");
+    assert_eq!(fs::metadata(&key).expect("a key").permissions().mode() & 0o777, 0o600);
+    let (check, _) = doctor();
+    assert_eq!(check["level"], "warn", "{check}");
+    assert!(
+        check["detail"].as_str().is_some_and(|detail| detail.contains("beside what it protects")),
+        "{check}"
+    );
+    production("on");
+    refused(&set("B", None));
+    refused(&set("B", Some(OTHER_KEY)));
+    assert_eq!(doctor().0["level"], "fail");
+    // The same key, given from elsewhere.
+    let moved = fs::read_to_string(&key).expect("a key");
+    fs::remove_file(&key).expect("a key");
+    assert!(set("B", Some(&moved)).status.success());
+}
+
+/// The only program that gets mvm's own environment is the one that mvm becomes.
+#[test]
+fn a_program_that_mvm_becomes_gets_no_master_key() {
+    let Some(sandbox) = world() else { return };
+    let path = start(&sandbox);
+    own_mounts();
+    run("mount", &["-t", "tmpfs", "tmpfs", "/usr/local/sbin"]);
+    fs::write("/usr/local/sbin/ssh", "#!/bin/sh\nenv\n").expect("a script");
+    fs::set_permissions("/usr/local/sbin/ssh", fs::Permissions::from_mode(0o755)).expect("it can be run");
+    let mut command = sandbox.command(&format!("instance ssh {path}"));
+    let output = command.env("MVM_MASTER_KEY", KEY).output().expect("mvm runs");
+    let said = String::from_utf8(output.stdout).expect("a text");
+    assert!(said.contains("MVM_ROOT="), "{said}");
+    assert!(!said.contains("MVM_MASTER_KEY") && !said.contains(KEY), "{said}");
+}
+
+/// A node that was in production before anybody asked for that.
+#[test]
+fn a_node_in_production_starts_nothing_on_plain_storage() {
+    let Some(sandbox) = faulty_world() else { return };
+    if mvm::security::storage::look(sandbox.root()).is_encrypted() {
+        return crate::support::skip("the temporary folder lies on encrypted storage");
+    }
+    let (ready, sleeper) = (sandbox.instance("acme/web"), start(&sandbox));
+    sandbox.ok(&format!("instance sleep {sleeper}"));
+    let file = sandbox.root().join("node.json");
+    let node = fs::read_to_string(&file).expect("a file");
+    fs::write(&file, node.replace("\"production\": false", "\"production\": true")).expect("a file");
+    for verb in ["start", "wake"] {
+        let path = if verb == "start" { &ready } else { &sleeper };
+        let (code, word, what) = error(&sandbox.run(&format!("instance {verb} {path} --json")));
+        assert_eq!((code, word.as_str()), (Some(4), "production"), "{what}");
+        assert!(what.contains("must lie on encrypted storage"), "{what}");
+    }
+    fs::write(&file, node).expect("a file");
+    sandbox.ok(&format!("instance wake {sleeper}"));
+}
+
+#[test]
+fn production_needs_encrypted_storage_or_a_word_that_it_does_not() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    if mvm::security::storage::look(sandbox.root()).is_encrypted() {
+        return crate::support::skip("the temporary folder lies on encrypted storage");
+    }
+    assert_eq!(sandbox.refused("node set production on", 4), "plain_storage");
+    assert_eq!(sandbox.ok("node info")["production"], false);
+    sandbox.ok("node set plain-storage-waiver on");
+    assert_eq!(sandbox.ok("node set production on")["plain_storage_waiver"], true);
+    assert_eq!(sandbox.refused("node set plain-storage-waiver off", 4), "plain_storage");
+    sandbox.ok("node set production off");
+    sandbox.ok("node set plain-storage-waiver off");
+}
