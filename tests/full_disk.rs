@@ -74,10 +74,12 @@ fn on_a_full_disk_stop_sleep_and_destroy_go_on_with_their_records_and_nothing_el
     on_each(|disk| {
         let sandbox = &disk.sandbox;
         let [stopped, asleep, destroyed, left] = [(); 4].map(|()| disk.started());
-        // One that has slept has its place on the disk.
+        // One that has slept has its place on the disk, but for a mebibyte, which its VMM writes.
         for verb in ["sleep", "wake"] {
             sandbox.ok(&format!("instance {verb} {asleep}"));
         }
+        let tap = sandbox.ok(&format!("instance info {asleep}"))["net"]["tap_dev"].clone();
+        sandbox.tell(tap.as_str().unwrap_or_default(), &json!({ "cmd": "dirty", "pages": 250 }));
         let ready = sandbox.instance("acme/web");
         assert_eq!(disk.pieces(), 32);
         disk.fill();
