@@ -138,6 +138,10 @@ pub fn check(document: &Value) -> Result<String, NotSigned> {
     let text = |name: &str| document.get(name).and_then(Value::as_str);
     let public: [u8; 32] = text("public_key").and_then(bytes).ok_or(NotSigned::None)?;
     let signature: [u8; 64] = text(SIGNATURE).and_then(bytes).ok_or(NotSigned::None)?;
+    // People compare the id: a stranger's key must not pass for one by it.
+    if text("key_id") != Some(id_of(&public).as_str()) {
+        return Err(NotSigned::Other);
+    }
     let mut signed = document.clone();
     if let Some(fields) = signed.as_object_mut() {
         fields.remove(SIGNATURE);
@@ -232,8 +236,16 @@ mod tests {
         assert_eq!(check(&json!([1])), Err(NotSigned::None));
         // Another key's signature, under this key's name.
         let (_other_dir, other) = self::roots();
-        let theirs = signed(&NodeKey::load_or_make(&other).unwrap());
+        let other = NodeKey::load_or_make(&other).unwrap();
+        let theirs = signed(&other);
         assert_eq!(changed(&|one| one["signature"] = theirs["signature"].clone()), Err(NotSigned::Other));
+        // Its own document, which says that this key signed it.
+        let mut claims = theirs.clone();
+        claims["key_id"] = key.public().key_id.into();
+        claims.as_object_mut().unwrap().remove(SIGNATURE);
+        let signature = other.pair.sk.sign(claims.to_string(), None);
+        claims[SIGNATURE] = hex(&signature[..]).into();
+        assert_eq!(check(&claims), Err(NotSigned::Other));
     }
 
     /// Test 1 of RFC 8032, 7.1: the crate's signatures are everybody's.

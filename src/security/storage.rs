@@ -66,7 +66,8 @@ fn source_of(mounts: &str, number: &str) -> Option<PathBuf> {
 
 fn is_crypt(blocks: &Path, device: &Path, depth: u32) -> bool {
     let uuid = fs::read_to_string(device.join("dm/uuid")).unwrap_or_default();
-    if uuid.starts_with("CRYPT-") {
+    // dm-integrity and dm-verity of cryptsetup's begin like that, too.
+    if ["CRYPT-LUKS1-", "CRYPT-LUKS2-", "CRYPT-PLAIN-"].iter().any(|kind| uuid.starts_with(kind)) {
         return true;
     }
     if depth == 0 {

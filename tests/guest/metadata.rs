@@ -89,4 +89,10 @@ fn a_guest_that_runs_reads_that_its_secrets_are_others_now() {
     }
     let later = start(&sandbox);
     assert_eq!(said(&later), "2");
+    // One that did not run meanwhile.
+    sandbox.ok(&format!("instance warm {path}"));
+    std::fs::write(&file, "three").expect("written");
+    sandbox.ok(&format!("tenant secrets rotate acme DB --file {}", file.display()));
+    sandbox.ok(&format!("instance resume {path}"));
+    assert_eq!(said(&path), "3");
 }

@@ -64,7 +64,15 @@ fn a_jail_with_limits() {
             ensure(said.contains("rbps=60000000 wbps=60000000 riops=max wiops=max"), || said.clone())?;
             world.ok(&format!("instance warm {path}"))?;
             world.ok(&format!("instance resume {path}"))?;
-            ensure(says(&folder, "io.max") == said, || says(&folder, "io.max"))
+            ensure(says(&folder, "io.max") == said, || says(&folder, "io.max"))?;
+            // A sleep that does not come about lets it go, and takes it back.
+            world.ok("pool update acme/web --drain-timeout 1")?;
+            world.exec(&path, &["touch", "/run/mvm/worker-busy"])?;
+            ensure(world.ok(&format!("instance sleep {path}")).is_err(), || "it slept at work".to_owned())?;
+            world.killed_at("sleep.sums", &format!("instance sleep {path} --force"))?;
+            world.ok("node recover")?;
+            world.exec(&path, &["touch", "/run/mvm/worker-idle"])?;
+            ensure(says(&folder, "io.max") == said, || format!("after sleeps: {}", says(&folder, "io.max")))
         })?;
         step("so it is after a sleep", || {
             world.ok(&format!("instance sleep {path}"))?;

@@ -8,6 +8,7 @@
 mod support;
 
 mod agent;
+mod attack;
 mod guest;
 mod inside;
 mod isolation;

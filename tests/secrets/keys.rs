@@ -4,7 +4,7 @@ use std::{fs, os::unix::fs::PermissionsExt, process::Output};
 
 use crate::{
     support::{Sandbox, own_mounts, run},
-    world::{KEY, OTHER_KEY, error, faulty_world, feed, start, world},
+    world::{KEY, OTHER_KEY, error, faulty_world, feed, says, start, world},
 };
 
 fn with(sandbox: &Sandbox, key: Option<&str>, arguments: &str, content: &[u8]) -> Output {
@@ -60,6 +60,31 @@ fn a_wrong_master_key_is_said_and_makes_nothing_new() {
             && !sandbox.root().join("master.key").exists()
     );
     assert!(with(&sandbox, Some(KEY), "tenant secrets set globex DB", b"one").status.success());
+}
+
+/// Who has no master key can stop what runs, and leaves nothing half done by trying something else.
+#[test]
+fn without_a_master_key_what_runs_can_be_stopped() {
+    let Some(sandbox) = world() else { return };
+    sandbox.ok("pool update acme/web --drain-timeout 0");
+    assert!(with(&sandbox, Some(KEY), "tenant secrets set acme DB", b"one").status.success());
+    let path = sandbox.instance("acme/web");
+    let go = |verb: &str, key| with(&sandbox, key, &format!("instance {verb} {path}"), b"");
+    let state = || {
+        let info = sandbox.ok(&format!("instance info {path}"));
+        (info["status"].clone(), info["pending"].clone())
+    };
+    assert!(go("start", Some(KEY)).status.success());
+    assert!(go("warm", None).status.success());
+    refused(&go("resume", None));
+    assert_eq!(state(), ("warm".into(), serde_json::Value::Null));
+    assert!(go("resume", Some(KEY)).status.success());
+    // Its guest is at work, so it does not sleep; what undoes that cannot open its secrets.
+    says(&sandbox, &path, "worker busy");
+    assert_eq!(go("sleep", None).status.code(), Some(4));
+    assert_eq!(state(), ("running".into(), serde_json::Value::Null));
+    assert!(go("stop", None).status.success());
+    assert_eq!((state().0, sandbox.leaks()), ("stopped".into(), vec![]));
 }
 
 #[test]

@@ -7,6 +7,8 @@
 //!                                              <──  Receipt: secrets "COUNT DIGEST"; told, where somebody was
 //! ```
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -18,6 +20,8 @@ pub const MAX_FILES: usize = 64;
 pub const MAX_SIZE: usize = 64 << 10;
 /// Bytes of all of them at most.
 pub const MAX_TOTAL: usize = 1 << 20;
+/// How long a program may take that is told of other secrets.
+pub const HOOK_LIMIT: Duration = Duration::from_secs(10);
 /// Bytes of a name at most.
 pub const MAX_NAME: usize = 128;
 

@@ -10,7 +10,7 @@ use crate::{
         error::{CliError, Kind},
         output::Out,
     },
-    infra::config::Roots,
+    infra::{config::Roots, text::printable},
     net::Finding,
     security::node_key::{self, NodeKey},
     store::StoreError,
@@ -51,7 +51,7 @@ pub fn write(roots: &Roots, file: &Path, deep: bool, findings: &[Finding]) -> Re
     Ok(std::fs::write(file, format!("{signed:#}\n")).map_err(StoreError::io("write", file))?)
 }
 
-/// Every VMM that runs: its jail, its limits, its filter, read back.
+/// Every instance's VMM that runs: its jail, its limits, its filter, read back.
 fn vmms(roots: &Roots) -> Result<Vec<Value>, CliError> {
     let mut vmms = Vec::new();
     for tenant in tenant::config::ids(roots)? {
@@ -90,19 +90,18 @@ pub fn check(out: &Out, roots: &Roots, file: &Path) -> Result<u8, CliError> {
         "node_id": report["node_id"], "key_id": report["key_id"], "this_node": is_ours, "at": report["at"],
         "ok": report["ok"], "signed": true,
     });
+    let ok = report["ok"] == true;
     out.show(&view, || {
         let checks = report["checks"].as_array().map_or(0, Vec::len);
-        let verdict = if report["ok"] == true { "all as it must be" } else { "not all as it must be" };
+        let verdict = if ok { "all as it must be" } else { "not all as it must be" };
         let whose = match is_ours {
             true => "this node's key",
-            false => "another node's key: compare it with mvm node info there",
+            false => "not this node's; compare it with what mvm node info says there",
         };
+        let [node, at, key_id] = ["node_id", "at", "key_id"].map(|name| printable(&text(name), 100));
         format!(
-            "signed by node {} at {}: {checks} checks, {verdict}\n  key        {} ({whose})",
-            text("node_id"),
-            text("at"),
-            text("key_id")
+            "signed by node {node} at {at}: {checks} checks, {verdict}\n  key        {key_id}, {key}: {whose}"
         )
     });
-    Ok(0)
+    Ok(if ok { 0 } else { 1 })
 }

@@ -270,7 +270,7 @@ mod tests {
     /// What it reaches of the host, a word each.
     const REACH: &str = r#"
         use Socket;
-        my ($name, $port, $pid) = @ARGV;
+        my ($name, $port) = @ARGV;
         socket(my $unix, PF_UNIX, SOCK_STREAM, 0) or die;
         print "abstract " if connect($unix, pack_sockaddr_un("\0$name"));
         socket(my $tcp, PF_INET, SOCK_STREAM, 0) or die;

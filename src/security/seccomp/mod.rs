@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub use self::strict::{NoStrict, Strict};
+pub use self::strict::{NoStrict, STRICT_FOR, Strict};
 use super::policy::SeccompPolicy;
 
 /// `linux/ptrace.h`.

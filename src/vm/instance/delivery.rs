@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use mvm_proto::{
     Answer, Code, Request,
     message::{Confirmed, facts},
-    secrets::{SecretFile, SecretSet, Tell, confirmation},
+    secrets::{HOOK_LIMIT, SecretFile, SecretSet, Tell, confirmation},
 };
 
 use super::{
@@ -24,7 +24,10 @@ use crate::{
         },
         tenant::secrets::{self, Opened, Secrets},
     },
-    vmm::{client::Client, process::Vmm},
+    vmm::{
+        client::{Client, VmmError},
+        process::Vmm,
+    },
 };
 
 /// Between two greetings of a guest that has no place for one.
@@ -108,12 +111,19 @@ pub fn give(
         _ => return Ok(Given::default()),
     };
     let pool = Pool::load(roots, &instance.path().pool_path())?;
-    let tell = match pool.on_rotate {
+    let tell = match pool.on_rotate.clone() {
         OnRotate::Nobody => Tell::Nobody,
         OnRotate::Signal(number) => Tell::Signal(number),
         OnRotate::Exec(path) => Tell::Exec(path),
     };
-    Ok(send(connect()?, &opened, tell)?)
+    let given = send(connect()?, &opened, tell)?;
+    // What it reads of itself names the set, and was said before this one was there.
+    let mut client = Client::connect_now(&roots.vmm_dir(&instance.net.tap_dev))?;
+    match put_metadata(&mut client, roots, instance, &pool) {
+        // One that was started without such a service has none that could say it.
+        Ok(()) | Err(LifecycleError::Vmm(VmmError::Refused { .. })) => Ok(given),
+        Err(error) => Err(error),
+    }
 }
 
 fn send(mut guest: Guest, Opened { generation, secrets }: &Opened, tell: Tell) -> Result<Given, GuestError> {
@@ -128,7 +138,7 @@ fn send(mut guest: Guest, Opened { generation, secrets }: &Opened, tell: Tell) -
         secrets.iter().map(|(name, content)| SecretFile { name: name.to_string(), size: content.len() });
     let request = Request::Secrets(SecretSet { salt, files: files.collect(), tell });
     // None is on its way before the guest has said that it takes them.
-    match guest.ask(&request, guest.identify_limit()).map_err(old)? {
+    match guest.ask(&request, guest.identify_limit() + HOOK_LIMIT).map_err(old)? {
         Answer::Ready {} => {}
         _ => return Err(guest.unexpected()),
     }

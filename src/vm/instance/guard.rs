@@ -2,7 +2,6 @@
 
 use std::{
     fs,
-    os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -19,12 +18,12 @@ use crate::{
         policy::SeccompPolicy,
         seccomp::{self, Strict},
     },
-    store::{self, Durability, StoreError},
+    store::{self, Durability, Lock, Sharing},
     vm::{
         naming::{Slot, UID_BASE},
         pool::config::{Pool, Resources, VmmKind},
         room::NodeConfig,
-        tenant::{config::Tenant, quota::Quotas},
+        tenant::config::Tenant,
     },
     vmm::process::{self, Jail, Program, Start, TASKS, Vmm},
 };
@@ -52,8 +51,6 @@ pub enum Unprotected {
     },
 }
 
-/// By every user: each VMM has another.
-const READABLE: u32 = 0o444;
 /// How often, and how far apart, it is looked whether all threads have their filters.
 const FILTER_LOOKS: u32 = 10;
 const FILTER_PAUSE: Duration = Duration::from_millis(1);
@@ -90,6 +87,14 @@ impl Guard {
             Err(why) => return Err(Unprotected::NoLimits { why }.into()),
         };
         let policy = if pool.vmm == VmmKind::Sim { SeccompPolicy::Baseline } else { pool.seccomp_policy };
+        if policy == SeccompPolicy::Strict && !program.version.starts_with(seccomp::STRICT_FOR) {
+            let why = format!(
+                "the strict one is for Firecracker {}x, and this is {}",
+                seccomp::STRICT_FOR,
+                program.version
+            );
+            return Err(Unprotected::NoFilter { why }.into());
+        }
         Ok(Self { is_lax, jail, hierarchy, policy, node_id: node.node_id })
     }
 
@@ -106,14 +111,15 @@ impl Guard {
         let name = format!("strict-{}.seccomp", &audit::hex(&Sha256::digest(&file))[..12]);
         let folder = roots.root.join("run");
         let path = folder.join(name);
-        // Its name says what is in it, and nobody but root writes there. The mode comes last.
-        if fs::metadata(&path).is_ok_and(|meta| meta.mode() & 0o777 == READABLE) {
-            return Ok(Some(path));
+        let is_there = || fs::read(&path).is_ok_and(|there| there == file);
+        if !is_there() {
+            store::make_folder(&folder)?;
+            let lock = roots.lock_file("filter");
+            let _lock = Lock::take(&lock, "the seccomp filter", Sharing::Exclusive, roots.lock_timeout)?;
+            if !is_there() {
+                store::replace(&path, &file, Durability::Durable)?;
+            }
         }
-        store::make_folder(&folder)?;
-        store::replace(&path, &file, Durability::Durable)?;
-        fs::set_permissions(&path, fs::Permissions::from_mode(READABLE))
-            .map_err(StoreError::io("open up", &path))?;
         Ok(Some(path))
     }
 
@@ -183,22 +189,24 @@ impl Guard {
 
 /// Limits how fast an instance's VMM uses the disk, as fast as all of its disks together may: also one that was taken over.
 /// Where the kernel cannot, its own rate limiters are all there is.
-pub fn bind_disk(roots: &Roots, instance: &Instance, quotas: &Quotas) {
+pub fn bind_disk(roots: &Roots, instance: &Instance) {
+    // A record that cannot be read keeps no guest from going on.
+    let Ok(Tenant { quotas, .. }) = Tenant::load(roots, &instance.tenant_id) else { return };
     let disks = if instance.resources.data_disk_mib > 0 { 2 } else { 1 };
     let rates = IoRates {
         bytes_per_s: u64::from(quotas.disk_mbps) * 1_000_000 * disks,
         ops_per_s: u64::from(quotas.disk_iops) * disks,
     };
-    set_disk(roots, instance, rates);
+    set_disk(roots, &instance.net.tap_dev, rates);
 }
 
-/// Lets a VMM write as fast as the disk is, while its guest is paused and it writes for mvm.
-pub fn free_disk(roots: &Roots, instance: &Instance) {
-    set_disk(roots, instance, IoRates::default());
+/// Lets the VMM of a TAP write as fast as the disk is: while its guest is paused and it writes for mvm, and where it is about to be
+/// killed, and ends no sooner than what it has written.
+pub fn free_disk(roots: &Roots, tap: &str) {
+    set_disk(roots, tap, IoRates::default());
 }
 
-fn set_disk(roots: &Roots, instance: &Instance, rates: IoRates) {
-    let tap = &instance.net.tap_dev;
+fn set_disk(roots: &Roots, tap: &str, rates: IoRates) {
     let (Some(device), Ok(node)) = (cgroups::device_of(&roots.root), NodeConfig::load(roots)) else { return };
     // The kernel keeps no line for what is not limited.
     if !rates.is_none() || cgroups::io_rates(&node.node_id, tap, &device).is_some() {

@@ -316,7 +316,6 @@ pub fn spawn(launch: &mut Launch) -> Result<(), LifecycleError> {
     let shared = std::mem::take(&mut launch.mounts);
     let (guard, resources) = (&launch.guard, launch.instance.resources);
     launch.vmm = Some(guard.spawn(&launch.program, &launch.tenant, resources, &directory, &tap, &shared)?);
-    guard::bind_disk(&launch.operator.roots, &launch.instance, &launch.tenant.quotas);
     Ok(())
 }
 
@@ -401,6 +400,8 @@ pub fn greet(launch: &mut Launch) -> Result<(), LifecycleError> {
 /// # Errors
 /// When the kernel refuses.
 pub fn join(launch: &mut Launch) -> Result<(), LifecycleError> {
+    // Not before it has answered: the memory of one that was loaded is read from the disk as it is touched.
+    guard::bind_disk(&launch.operator.roots, &launch.instance);
     launch.operator.net()?.join(launch.slot)?;
     Ok(())
 }
@@ -548,6 +549,7 @@ pub fn teardown(
     let roots = operator.roots.clone();
     // It has no network before it is asked for: not under two threads.
     operator.net()?;
+    guard::free_disk(&roots, &slot.tap());
     let found = if known.is_some() { Vec::new() } else { vmms_in(&roots, slot)? };
     let vmms: Vec<&Vmm> = known.into_iter().chain(&found).collect();
     for vmm in &vmms {

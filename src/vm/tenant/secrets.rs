@@ -367,7 +367,8 @@ fn make_key(roots: &Roots, tenant: &TenantId) -> Result<Key, TenantError> {
 pub fn sealed_keys(roots: &Roots) -> Result<Vec<(TenantId, KeyId)>, StoreError> {
     let mut keys = Vec::new();
     for tenant in config::ids(roots)? {
-        let file = store::read_if_there::<KeyFile>(&key_file(roots, &tenant))?;
+        // One that is damaged, or was shredded half-way, is in the way of no other tenant.
+        let file = store::read_if_there::<KeyFile>(&key_file(roots, &tenant)).unwrap_or(None);
         keys.extend(file.map(|file| (tenant, file.master_key)));
     }
     Ok(keys)

@@ -12,6 +12,7 @@ use std::{
 use mvm_guest::log::{Log, Splitter};
 use mvm_proto::{
     message::{Exited, Line, WorkloadStatus},
+    secrets::HOOK_LIMIT,
     settings::{Restart, Workload as Settings},
 };
 use rustix::event::{PollFd, PollFlags, poll};
@@ -29,8 +30,6 @@ const FILE: &str = Settings::FILE;
 const SHORTEST: Duration = Duration::from_millis(100);
 const LONGEST: Duration = Duration::from_secs(30);
 
-/// How long a program may take that is told of other secrets.
-const HOOK: Duration = Duration::from_secs(10);
 /// What is said where nobody was told, since nothing runs that could hear it.
 const NOBODY: &str = "nobody";
 
@@ -278,12 +277,12 @@ impl Workload {
             // Who waited for it may have given up.
             let _ = done.send(exited);
         })?;
-        let why = match ended.recv_timeout(HOOK) {
+        let why = match ended.recv_timeout(HOOK_LIMIT) {
             Ok(Exited::Code(0)) => return Ok(format!("{program} ended well")),
             Ok(exited) => words(exited),
             Err(_) => {
                 session.kill();
-                format!("did not end within {} s", HOOK.as_secs())
+                format!("did not end within {} s", HOOK_LIMIT.as_secs())
             }
         };
         Err(io::Error::other(format!("{program} {why}")))

@@ -16,8 +16,9 @@ use crate::{
             state::{Event, State},
         },
         naming::InstancePath,
+        pool::config::AgentMode,
         room,
-        tenant::{config::Tenant, quota::Use},
+        tenant::{self, quota::Use},
     },
     vmm::{client::Client, quirks, wire::Call},
 };
@@ -49,6 +50,10 @@ fn switch(
     let Some(Decided { tenant, from, to, .. }) = decide(&roots, &instance, event)? else {
         return Ok(unchanged(instance));
     };
+    if to != State::Warm && instance.agent == AgentMode::Required {
+        // Nothing is begun for a guest that could not be given its secrets.
+        tenant::secrets::open(&roots, &path.tenant)?;
+    }
     let slot = instance.slot(&roots)?;
     let takes = launch::takes_of(&roots, &instance)?;
     let before = room::of_slot(&roots, slot)?;
@@ -115,8 +120,7 @@ pub(super) fn settle(operator: &Operator, instance: &mut Instance) -> Result<(),
 pub(super) fn set(operator: &Operator, instance: &Instance, to: State) -> Result<(), LifecycleError> {
     let directory = operator.roots.vmm_dir(&instance.net.tap_dev);
     // A sleep that was cut off had let its VMM write as fast as it could.
-    let tenant = Tenant::load(&operator.roots, &instance.tenant_id)?;
-    guard::bind_disk(&operator.roots, instance, &tenant.quotas);
+    guard::bind_disk(&operator.roots, instance);
     let mut client = Client::connect_now(&directory)?;
     match (to, &instance.vmm) {
         (State::Warm, _) => client.call(&Call::Pause)?,
@@ -142,7 +146,7 @@ pub(super) fn greet_if_it_hears(
     to: State,
 ) -> Result<(), LifecycleError> {
     match greet(operator, instance, to) {
-        Err(LifecycleError::Guest(_)) => Ok(()),
+        Err(LifecycleError::Guest(_) | LifecycleError::Secrets(_)) => Ok(()),
         greeted => {
             instance.secrets = greeted?.generation.or(instance.secrets);
             Ok(())

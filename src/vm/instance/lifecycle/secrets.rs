@@ -14,13 +14,9 @@ use crate::{
             state::State,
         },
         naming::{InstancePath, TenantId},
-        pool::{
-            self,
-            config::{AgentMode, Pool},
-        },
+        pool::{self, config::AgentMode},
         tenant,
     },
-    vmm::client::{Client, VmmError},
 };
 
 /// So many guests are asked at a time.
@@ -57,23 +53,12 @@ fn give(operator: &mut Operator, path: &InstancePath) -> DeliveryOutcome {
         return Ok(Delivered::Not);
     }
     let given = delivery::give(&roots, &instance, || Guest::of(&roots, &instance))
-        .and_then(|given| say_anew(operator, &instance).map(|()| given))
         .map_err(|error| operator.failed(&instance, "secrets", error))?;
     failpoint::hit("secrets", "given")?;
     instance.secrets = given.generation.or(instance.secrets);
     operator.audit(&instance, "secrets", Phase::Done, |entry| entry.detail = detail(&instance))?;
     instance.save(&roots)?;
     Ok(given.untold.map_or(Delivered::Given, Delivered::Untold))
-}
-
-/// What a guest reads of itself names the set. One that was started without such a service has none that could say it.
-fn say_anew(operator: &Operator, instance: &Instance) -> Result<(), LifecycleError> {
-    let (roots, pool) = (&operator.roots, Pool::load(&operator.roots, &instance.path().pool_path())?);
-    let mut client = Client::connect_now(&roots.vmm_dir(&instance.net.tap_dev))?;
-    match delivery::put_metadata(&mut client, roots, instance, &pool) {
-        Err(LifecycleError::Vmm(VmmError::Refused { .. })) => Ok(()),
-        said => said,
-    }
 }
 
 /// Which set an instance's guest has, for the audit log.

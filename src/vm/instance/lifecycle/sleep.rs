@@ -43,7 +43,6 @@ use crate::{
             config::AgentMode,
         },
         snapshot::{Image, Origin, PAGE, SnapshotError, Sums, data_pages, written_pages},
-        tenant::config::Tenant,
     },
     vmm::{
         client::{CALL_LIMIT, Client, VmmError},
@@ -330,9 +329,10 @@ fn take_new(sleeper: &mut Sleeper) -> Result<(), LifecycleError> {
         return Ok(Client::connect_now(&directory)?.call(&Call::Pause)?);
     }
     match instance.find_vmm() {
-        // One that does not answer would not have answered before either: its VMM is as it was.
+        // One that does not answer would not have answered before either: its VMM is as it was. Secrets that cannot be opened are
+        // no reason to leave it half asleep: it keeps those that it has.
         Some(vmm) => delivery::greet(roots, instance, &vmm).map(drop).or_else(|error| match error {
-            LifecycleError::Guest(_) => Ok(()),
+            LifecycleError::Guest(_) | LifecycleError::Secrets(_) => Ok(()),
             error => Err(error),
         }),
         None => Ok(()),
@@ -356,15 +356,14 @@ fn pause(sleeper: &mut Sleeper) -> Result<(), LifecycleError> {
     let directory = sleeper.directory();
     let mut client = Client::connect_now(&directory)?;
     client.call(&Call::Pause)?;
-    guard::free_disk(sleeper.roots(), sleeper.instance);
+    guard::free_disk(sleeper.roots(), &sleeper.instance.net.tap_dev);
     sleeper.client = Some(client);
     Ok(())
 }
 
 /// The guest goes on, unless it was paused before.
 fn go_on(sleeper: &mut Sleeper) -> Result<(), LifecycleError> {
-    let tenant = Tenant::load(sleeper.roots(), &sleeper.instance.tenant_id)?;
-    guard::bind_disk(sleeper.roots(), sleeper.instance, &tenant.quotas);
+    guard::bind_disk(sleeper.roots(), sleeper.instance);
     if sleeper.instance.status == State::Running {
         // Not the connection of before: one on which a call took too long may answer that one yet.
         let directory = sleeper.directory();
