@@ -8,7 +8,6 @@
 mod support;
 
 mod agent;
-mod attack;
 mod guest;
 mod inside;
 mod isolation;

@@ -40,12 +40,18 @@ pub fn in_force(pid: i32) -> io::Result<Option<SeccompPolicy>> {
                 };
                 weakest = Some(weakest.map_or(own, |other: SeccompPolicy| other.min(own)));
             }
-            // It has ended.
-            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) || is_over(pid, tid) => {}
             Err(error) => return Err(error),
         }
     }
     Ok(weakest)
+}
+
+/// Has a thread ended? One that has not been reaped yet cannot be traced (ptrace(2), EPERM).
+fn is_over(pid: i32, tid: libc::pid_t) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/task/{tid}/stat"));
+    let state = stat.ok().and_then(|stat| stat.rsplit_once(") ")?.1.chars().next());
+    state.is_none_or(|state| ['Z', 'X', 'x'].contains(&state))
 }
 
 /// The system call for which a VMM ended, as it says at the end of its log: it made it, and its filter forbids it
@@ -157,6 +163,12 @@ mod tests {
         assert!(status.contains("TracerPid:\t0") && !status.contains("State:\tT"), "{status}");
         // SAFETY: the child of this test.
         unsafe { libc::kill(pid, libc::SIGKILL) };
+        // One that has ended and was not reaped has no thread that could be looked at.
+        let is_zombie = || fs::read_to_string(format!("/proc/{pid}/stat")).unwrap().contains(") Z ");
+        while !is_zombie() {
+            std::thread::yield_now();
+        }
+        assert!(matches!(in_force(pid), Ok(None)));
         assert!(in_force(i32::MAX).is_err());
     }
 }

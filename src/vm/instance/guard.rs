@@ -234,6 +234,7 @@ fn check_filter(vmm: &Vmm, policy: SeccompPolicy) -> Result<(), Unprotected> {
     loop {
         let why = match seccomp::in_force(vmm.identity.pid) {
             Ok(Some(filter)) if filter >= policy => return Ok(()),
+            _ if vmm.has_ended() => "it has ended".to_owned(),
             // Its vCPUs' threads take theirs a moment after the load has answered.
             _ if looks < FILTER_LOOKS => {
                 looks += 1;
