@@ -20,7 +20,7 @@ use std::{
 
 pub use self::{
     files::{FULL, Place, current as log_file, names, records},
-    record::{Entry, Limits, Network, Phase, Record, hex},
+    record::{Entry, Limits, Network, Phase, Record},
     verify::{Remark, Verified, verify},
 };
 use self::{
@@ -254,6 +254,24 @@ pub fn close_cut_off(
     folder: &Path,
     is_unsettled: impl Fn(&str) -> bool,
 ) -> Result<usize, AuditError> {
+    let mut cut_off = open_intents(folder)?;
+    let is_over = |record: &Record| !store::is_alive(record.who.pid);
+    cut_off.retain(|record| is_over(record) && !is_unsettled(&record.entry.path));
+    if !cut_off.is_empty() {
+        // One that wrote its outcome after the log was read, and ended then, was not cut off. The dead write no more.
+        let still = open_intents(folder)?;
+        cut_off.retain(|record| still.contains(record));
+    }
+    for record in &cut_off {
+        let mut entry = Entry::new(&record.entry.what, &record.entry.path, Phase::Recovered);
+        entry.detail = Some("it was cut off, and nothing of it is open any more".into());
+        append(roots, tenant, folder, entry)?;
+    }
+    Ok(cut_off.len())
+}
+
+/// The intents that no outcome follows.
+fn open_intents(folder: &Path) -> Result<Vec<Record>, AuditError> {
     let mut open: Vec<Record> = Vec::new();
     for record in records(folder, Place::default())?.0 {
         let entry = &record.entry;
@@ -262,14 +280,7 @@ pub fn close_cut_off(
             open.push(record);
         }
     }
-    let is_over = |record: &Record| !store::is_alive(record.who.pid);
-    open.retain(|record| is_over(record) && !is_unsettled(&record.entry.path));
-    for record in &open {
-        let mut entry = Entry::new(&record.entry.what, &record.entry.path, Phase::Recovered);
-        entry.detail = Some("it was cut off, and nothing of it is open any more".into());
-        append(roots, tenant, folder, entry)?;
-    }
-    Ok(open.len())
+    Ok(open)
 }
 
 /// Gives up a log that is broken or gone: its files are put aside, and the next one begins with a record that says why. Returns

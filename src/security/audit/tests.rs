@@ -299,3 +299,25 @@ fn only_a_head_that_this_node_signed_is_believed() {
     assert!(matches!(said, KeptError::OtherKey { .. }));
     assert!(said.to_string().contains(&key.public().key_id), "{said}");
 }
+
+#[test]
+fn what_was_cut_off_gets_an_outcome_and_what_ended_meanwhile_keeps_its_own() {
+    let (dir, mut roots) = log(1);
+    // Nobody has this id.
+    roots.actor.pid = i32::MAX.unsigned_abs();
+    let write = |path: &str, phase| {
+        append(&roots, "acme", dir.path(), Entry::new("test.do", path, phase)).unwrap();
+    };
+    ["killed", "ends", "unsettled"].into_iter().for_each(|path| write(path, Phase::Intent));
+    let is_unsettled = |path: &str| {
+        // Its last line, before it was seen to be no more.
+        if path == "ends" {
+            write(path, Phase::Done);
+        }
+        path == "unsettled"
+    };
+    assert_eq!(close_cut_off(&roots, "acme", dir.path(), is_unsettled).unwrap(), 1);
+    let (records, _) = records(dir.path(), Place::default()).unwrap();
+    let recovered = records.iter().filter(|record| record.entry.phase == Phase::Recovered);
+    assert_eq!(recovered.map(|record| record.entry.path.as_str()).collect::<Vec<_>>(), ["killed"]);
+}
