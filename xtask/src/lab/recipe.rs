@@ -57,7 +57,7 @@ pub const MACHINE: [&str; 14] = [
 pub const CMDLINE: &str = "console=ttyS0 quiet loglevel=3 mitigations=off panic=-1 reboot=k";
 
 /// Of what the making does beside the recipe: where that changes, so does this number.
-const FORMAT: &str = "2";
+const FORMAT: &str = "3";
 
 /// The lab's name.
 ///
