@@ -4,6 +4,7 @@ pub mod beneath;
 pub mod config;
 pub mod entropy;
 pub mod failpoint;
+pub mod mounts;
 pub mod relief;
 pub mod shell;
 pub mod sparse;

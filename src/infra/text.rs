@@ -25,6 +25,16 @@ pub fn printable(text: &str, most: usize) -> String {
     escaped
 }
 
+/// Bytes as lower-case hex digits.
+pub fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        // A string takes whatever is written.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
 /// The last lines of a log, each after a line break; empty where there are none.
 pub fn last_lines(bytes: &[u8]) -> String {
     const MOST: usize = 5;

@@ -105,7 +105,7 @@ pub fn stats(roots: &Roots) -> Result<Stats, StoreError> {
         instances: fleet::instances(roots)?.len(),
         vms: used.vms(),
         max_vms: node.max_vms,
-        mem_used_mib: used.mem_mib + u64::from(used.vms()) * room::VMM_OVERHEAD_MIB,
+        mem_used_mib: used.mem_mib + u64::from(used.vms()) * room::EXPECTED_VMM_MIB,
         mem_limit_mib: node.memory_mib(room::memory_total_mib()),
         vcpus_used: used.vcpus,
         cpus: std::thread::available_parallelism().map_or(1, usize::from),

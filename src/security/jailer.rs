@@ -2,7 +2,7 @@
 //!
 //! A jailed VMM has a user and a group of its own, its directory as its root, namespaces of its own of processes and of mounts,
 //! and no core dumps. What it shares with others is mounted there, read-only, where nobody else sees it. Firecracker's own
-//! jailer does the first two ([`Jail`]), mvm the rest before it becomes the jailer ([`crate::infra::shell::spawn_confined`]).
+//! jailer does the first two ([`Jail`]), mvm the rest before it becomes the jailer ([`crate::infra::shell::spawn_detached`]).
 
 use std::{
     fs::File,

@@ -11,9 +11,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use super::audit::hex;
 use crate::{
-    infra::{config::Roots, entropy},
+    infra::{config::Roots, entropy, text::hex},
     store::{self, Lock, Schema, Sharing, StoreError},
 };
 

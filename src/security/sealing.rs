@@ -13,8 +13,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
-use super::audit::hex;
-use crate::infra::entropy;
+use crate::infra::{entropy, text::hex};
 
 const KEY: usize = 32;
 const NONCE: usize = 24;

@@ -14,6 +14,8 @@ use std::{
 
 use rustix::fs::{major, minor};
 
+use crate::infra::mounts::{self, Mount};
+
 /// How deep devices are made of devices.
 const DEPTH: u32 = 16;
 
@@ -33,35 +35,62 @@ impl Storage {
     }
 }
 
-/// How the content of this folder is stored; of one that is not there yet, how that of the one above it is.
+/// How the content of this folder is stored, also of what is mounted in it; of one that is not there yet, how that of the one
+/// above it is.
 pub fn look(folder: &Path) -> Storage {
-    look_in(folder, Path::new("/sys/dev/block"), Path::new("/proc/self/mountinfo"))
+    look_in(folder, Path::new("/sys"), &mounts::all())
 }
 
-fn look_in(folder: &Path, blocks: &Path, mounts: &Path) -> Storage {
+fn look_in(folder: &Path, sys: &Path, mounts: &[Mount]) -> Storage {
+    let folder = fs::canonicalize(folder).unwrap_or_else(|_| folder.to_path_buf());
     let there = folder.ancestors().find_map(|path| fs::metadata(path).ok());
     let Some(meta) = there else { return Storage::Plain("nothing that can be looked at".to_owned()) };
-    let number = |device: u64| format!("{}:{}", major(device), minor(device));
-    let mounts = fs::read_to_string(mounts).unwrap_or_default();
-    let (own, source) = (number(meta.dev()), source_of(&mounts, &number(meta.dev())));
-    // Some file systems have a number of their own, and say in the table of mounts what they are on.
-    let of_source = source.as_ref().and_then(|path| fs::metadata(path).ok()).map(|meta| number(meta.rdev()));
-    let found = [Some(own.clone()), of_source].into_iter().flatten().find(|one| blocks.join(one).exists());
+    let below =
+        mounts.iter().filter(|mount| mount.place.starts_with(&folder)).map(|mount| mount.device.clone());
+    let mut found =
+        [number(meta.dev())].into_iter().chain(below).map(|device| storage_of(&device, sys, mounts));
+    let own = found.next().unwrap_or_else(|| Storage::Plain(folder.display().to_string()));
+    match own {
+        Storage::Plain(_) => own,
+        Storage::Encrypted(_) => found.find(|one| !one.is_encrypted()).unwrap_or(own),
+    }
+}
+
+fn number(device: u64) -> String {
+    format!("{}:{}", major(device), minor(device))
+}
+
+/// How the file system with this number is stored. Some have a number of their own, and say in the table of mounts what they
+/// are on.
+fn storage_of(own: &str, sys: &Path, mounts: &[Mount]) -> Storage {
+    let blocks = sys.join("dev/block");
+    let mount = mounts.iter().find(|mount| mount.device == own);
+    let source = mount.and_then(|mount| fs::metadata(&mount.source).ok()).map(|meta| number(meta.rdev()));
+    let found = [Some(own.to_owned()), source].into_iter().flatten().find(|one| blocks.join(one).exists());
+    let is_crypt = |device: &Path| is_crypt(&blocks, device, DEPTH);
     match found {
-        Some(device) if is_crypt(blocks, &blocks.join(&device), DEPTH) => Storage::Encrypted(device),
+        Some(device) if all_of(sys, &blocks.join(&device)).iter().all(|one| is_crypt(one)) => {
+            Storage::Encrypted(device)
+        }
         found => {
-            let named = source.map(|path| path.display().to_string()).or(found);
-            Storage::Plain(named.unwrap_or(own))
+            let named = mount.map(|mount| mount.source.display().to_string()).or(found);
+            Storage::Plain(named.unwrap_or_else(|| own.to_owned()))
         }
     }
 }
 
-/// What the file system with this number is on, as the table of mounts says.
-fn source_of(mounts: &str, number: &str) -> Option<PathBuf> {
-    mounts.lines().find_map(|line| {
-        let (before, after) = line.split_once(" - ")?;
-        (before.split(' ').nth(2) == Some(number)).then(|| after.split(' ').nth(1).map(PathBuf::from))?
-    })
+/// The devices of a file system that has this one among them: btrfs takes several.
+fn all_of(sys: &Path, device: &Path) -> Vec<PathBuf> {
+    let place = fs::canonicalize(device).ok();
+    let systems = fs::read_dir(sys.join("fs/btrfs")).into_iter().flatten().flatten();
+    for system in systems {
+        let devices = fs::read_dir(system.path().join("devices")).into_iter().flatten().flatten();
+        let devices: Vec<PathBuf> = devices.map(|one| one.path()).collect();
+        if devices.iter().any(|one| fs::canonicalize(one).ok() == place) {
+            return devices;
+        }
+    }
+    vec![device.to_path_buf()]
 }
 
 fn is_crypt(blocks: &Path, device: &Path, depth: u32) -> bool {
@@ -157,21 +186,47 @@ mod tests {
         }
     }
 
+    /// A device that is here on every machine stands for the one that a file system is on.
+    fn mount(device: &str, place: &Path, source: &str) -> Mount {
+        let (device, place, source) = (device.to_owned(), place.to_path_buf(), source.into());
+        Mount { device, place, kind: "btrfs".to_owned(), source }
+    }
+
     #[test]
     fn a_folders_device_is_found_by_its_number_or_by_its_mount() {
         let (sys, dir) = (Sys::new(), tempfile::tempdir().unwrap());
         let meta = fs::metadata(dir.path()).unwrap();
         let own = format!("{}:{}", major(meta.dev()), minor(meta.dev()));
-        let mounts = dir.path().join("mountinfo");
-        let look = || look_in(&dir.path().join("not/there/yet"), &sys.0.path().join("dev/block"), &mounts);
-        assert_eq!(look(), Storage::Plain(own.clone()));
-        // A device that is here on every machine stands for the one that the file system is on.
-        let null = fs::metadata("/dev/null").unwrap().rdev();
-        let line = format!("36 29 {own} / /var rw - btrfs /dev/null rw,subvol=/\n");
-        fs::write(&mounts, format!("35 29 0:1 / /x rw - tmpfs tmpfs rw\n{line}")).unwrap();
-        assert_eq!(look(), Storage::Plain("/dev/null".into()));
-        let number = format!("{}:{}", major(null), minor(null));
-        sys.device("dm-0", &number, Some("CRYPT-LUKS2-0"), &[]);
-        assert_eq!(look(), Storage::Encrypted(number));
+        let look = |mounts: &[Mount]| look_in(&dir.path().join("not/there/yet"), sys.0.path(), mounts);
+        assert_eq!(look(&[]), Storage::Plain(own.clone()));
+        let mounts = [mount("0:1", "/x".as_ref(), "tmpfs"), mount(&own, "/var".as_ref(), "/dev/null")];
+        assert_eq!(look(&mounts), Storage::Plain("/dev/null".into()));
+        let null = number(fs::metadata("/dev/null").unwrap().rdev());
+        sys.device("dm-0", &null, Some("CRYPT-LUKS2-0"), &[]);
+        assert_eq!(look(&mounts), Storage::Encrypted(null));
+    }
+
+    #[test]
+    fn what_is_mounted_below_counts_and_so_does_each_disk_of_a_btrfs() {
+        let (sys, dir) = (Sys::new(), tempfile::tempdir().unwrap());
+        let own = number(fs::metadata(dir.path()).unwrap().dev());
+        let [null, zero] = ["/dev/null", "/dev/zero"].map(|path| number(fs::metadata(path).unwrap().rdev()));
+        sys.device("dm-0", &null, Some("CRYPT-LUKS2-0"), &[]);
+        sys.device("sda", &zero, None, &[]);
+        let on_dm = mount(&own, "/".as_ref(), "/dev/null");
+        let look = |below: &Path| {
+            let mounts = [on_dm.clone(), mount("0:99", below, "/dev/zero")];
+            look_in(dir.path(), sys.0.path(), &mounts)
+        };
+        let folder = fs::canonicalize(dir.path()).unwrap();
+        assert_eq!(look("/elsewhere".as_ref()), Storage::Encrypted(null.clone()));
+        assert_eq!(look(&folder.join("tenants")), Storage::Plain("/dev/zero".into()));
+        let devices = sys.0.path().join("fs/btrfs/an-id/devices");
+        fs::create_dir_all(&devices).unwrap();
+        let add = |name: &str| symlink(sys.0.path().join("devices").join(name), devices.join(name)).unwrap();
+        add("dm-0");
+        assert!(look("/elsewhere".as_ref()).is_encrypted());
+        add("sda");
+        assert_eq!(look("/elsewhere".as_ref()), Storage::Plain("/dev/null".into()));
     }
 }

@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// Memory that one VMM needs besides its guest's, in MiB (Firecracker promises at most 5).
-pub const VMM_OVERHEAD_MIB: u64 = 5;
+pub const EXPECTED_VMM_MIB: u64 = 5;
 
 /// `node.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -192,7 +192,7 @@ pub fn reserve(roots: &Roots, tenant: &Tenant, slot: Slot, wanted: Use) -> Resul
         .admit(used, wanted)
         .map_err(|exceeded| RoomError::Quota { tenant: tenant.tenant_id.to_string(), exceeded })?;
     let all = others.iter().fold(Use::default(), |sum, (_, one)| sum.plus(*one));
-    let overhead = |u: Use| u.mem_mib.saturating_add(u64::from(u.vms()) * VMM_OVERHEAD_MIB);
+    let overhead = |u: Use| u.mem_mib.saturating_add(u64::from(u.vms()) * EXPECTED_VMM_MIB);
     within("VMs", all.vms().into(), wanted.vms().into(), node.max_vms.into())
         .and_then(|()| within("memory in MiB", overhead(all), overhead(wanted), node.memory_mib(machine)))
         .map_err(|exceeded| RoomError::Node { exceeded })?;

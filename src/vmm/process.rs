@@ -114,29 +114,24 @@ pub fn spawn(program: &Program, start: Start) -> Result<Vmm, ShellError> {
     let filter = filter.map(|file| ["--seccomp-filter", file]);
     let arguments = [["--api-sock", API_SOCKET], ["--level", "Error"], ["--log-path", LOG]].into_iter();
     let arguments = arguments.chain(filter).flatten().map(OsString::from);
-    let (pid, pidfd) = match jail {
+    let (run, first, cell) = match jail {
         None => {
             let first = program.first_arguments.iter().cloned().chain(["--id", id].map(OsString::from));
-            let pid = shell::spawn_detached(&program.path, first.chain(arguments), directory, streams)?;
-            (pid, handle(pid))
+            (&program.path, first.collect(), None)
         }
         Some(jail) => {
             let mount = |(file, name): &(PathBuf, String)| -> io::Result<_> {
                 Ok((shell::read_only(file)?, CString::new(name.as_str())?))
             };
             let mounts = shared.iter().map(mount).collect::<io::Result<_>>().map_err(wrap)?;
-            let cell = Cell { directory, mounts, cgroup, tasks: TASKS };
-            let first = jail.arguments(program, id);
-            let (pid, pidfd) =
-                shell::spawn_confined(&jail.jailer, first.into_iter().chain(arguments), &cell, &streams)?;
-            (pid, Some(pidfd))
+            (&jail.jailer, jail.arguments(program, id), Some(Cell { mounts, cgroup, tasks: TASKS }))
         }
     };
-    match (pidfd, stat(pid)) {
-        (Some(pidfd), Some(Stat { start_time, .. })) => {
-            Ok(Vmm { identity: Identity { pid, start_time }, pidfd })
-        }
-        _ => Err(wrap(io::Error::other("it ended at once"))),
+    let arguments = first.into_iter().chain(arguments);
+    let (pid, pidfd) = shell::spawn_detached(run, arguments, directory, &streams, cell.as_ref())?;
+    match stat(pid) {
+        Some(Stat { start_time, .. }) => Ok(Vmm { identity: Identity { pid, start_time }, pidfd }),
+        None => Err(wrap(io::Error::other("it ended at once"))),
     }
 }
 
@@ -257,12 +252,16 @@ pub fn find_in(directory: &Path) -> Vec<Vmm> {
         .collect()
 }
 
-/// Is its executable a Firecracker, a jailer that is about to become one, or this program in the role of the simulated one?
+/// Is it a Firecracker, a jailer that is about to become one, this program in the role of the simulated one, or a child of
+/// this program's that is about to become any of them?
 fn runs_a_vmm(pid: i32) -> bool {
     let name = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
     // A program that was replaced while it runs keeps its name with this mark.
     let name = name.file_name().unwrap_or_default().to_string_lossy();
-    if ["firecracker", "jailer"].contains(&name.trim_end_matches(" (deleted)")) {
+    let comm = std::fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
+    if ["firecracker", "jailer"].contains(&name.trim_end_matches(" (deleted)"))
+        || comm.trim_ascii_end() == shell::ABOUT_TO_BE.to_bytes()
+    {
         return true;
     }
     let arguments = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
@@ -365,14 +364,12 @@ mod tests {
         Streams { input: File::open("/dev/null").unwrap(), output: log(), errors: log() }
     }
 
-    fn sleeper(directory: &Path) -> Vmm {
-        let program = directory.join("firecracker");
+    fn sleeper(directory: &Path, name: &str) -> Vmm {
+        let program = directory.join(name);
         std::fs::copy("/bin/sleep", &program).unwrap();
-        let pid = shell::spawn_detached(&program, ["1000"], directory, streams(directory)).unwrap();
-        Vmm {
-            identity: Identity { pid, start_time: stat(pid).unwrap().start_time },
-            pidfd: handle(pid).unwrap(),
-        }
+        let (pid, pidfd) =
+            shell::spawn_detached(&program, ["1000"], directory, &streams(directory), None).unwrap();
+        Vmm { identity: Identity { pid, start_time: stat(pid).unwrap().start_time }, pidfd }
     }
 
     /// What is typed before anybody reads waits; those who type may come and go; with the reader the console is gone.
@@ -398,15 +395,17 @@ mod tests {
     #[test]
     fn a_process_is_found_by_its_directory_and_by_its_identity() {
         let dir = tempfile::tempdir().unwrap();
-        let vmm = sleeper(dir.path());
+        let vmm = sleeper(dir.path(), "firecracker");
         let found = find_in(dir.path());
         assert_eq!(found.iter().map(|vmm| vmm.identity).collect::<Vec<_>>(), [vmm.identity]);
         assert!(find(vmm.identity).is_some());
-        let bystander =
-            shell::spawn_detached(Path::new("/bin/sleep"), ["1000"], dir.path(), streams(dir.path()))
-                .unwrap();
+        let (sleep, streams) = (Path::new("/bin/sleep"), streams(dir.path()));
+        let (bystander, _) = shell::spawn_detached(sleep, ["1000"], dir.path(), &streams, None).unwrap();
         assert_eq!(find_in(dir.path()).len(), 1, "another program may stand there");
         adopt(bystander).unwrap().kill().unwrap();
+        let child = sleeper(dir.path(), shell::ABOUT_TO_BE.to_str().unwrap());
+        assert_eq!(find_in(dir.path()).len(), 2, "one that was not executed before its starter was killed");
+        child.kill().unwrap();
         let other = Identity { start_time: vmm.identity.start_time + 1, ..vmm.identity };
         assert!(find(other).is_none() && !is_alive(other), "a pid that was used again is nobody of ours");
         vmm.kill().unwrap();

@@ -12,29 +12,8 @@ use mvm::{
 };
 use serde_json::Value;
 
+pub use crate::support::agents::{faulty_world, says, start, world};
 use crate::support::{Sandbox, faulty};
-
-/// A pool acme/web on the simulated VMM, whose guests have an agent.
-pub fn world() -> Option<Sandbox> {
-    let sandbox = Sandbox::new()?;
-    sandbox.agent_pool("sim");
-    Some(sandbox)
-}
-
-/// The same on a VMM that has the faults which are set once the base snapshot is there.
-pub fn faulty_world() -> Option<Sandbox> {
-    let sandbox = Sandbox::new()?;
-    faulty::install(&sandbox, &serde_json::json!({}));
-    sandbox.agent_pool("firecracker");
-    Some(sandbox)
-}
-
-/// Makes and starts an instance, and returns its path.
-pub fn start(sandbox: &Sandbox) -> String {
-    let path = sandbox.instance("acme/web");
-    sandbox.ok(&format!("instance start {path}"));
-    path
-}
 
 /// Starts an instance anew, whose agent answers a request of this name with these frames, and then with those again and again.
 pub fn start_hostile(sandbox: &Sandbox, path: &str, request: &str, says: &Value, again: &Value) {
@@ -47,15 +26,6 @@ pub fn start_hostile(sandbox: &Sandbox, path: &str, request: &str, says: &Value,
 /// Runs a command in a guest without input.
 pub fn exec(sandbox: &Sandbox, path: &str, command: &str) -> Output {
     sandbox.run(&format!("instance exec -n {path} -- {command}"))
-}
-
-/// What a command in a guest prints, which must succeed.
-#[track_caller]
-pub fn says(sandbox: &Sandbox, path: &str, command: &str) -> String {
-    let output = exec(sandbox, path, command);
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "{command}: {:?} {said}", output.status.code());
-    String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
 }
 
 /// Runs a command in a guest with this input.

@@ -7,32 +7,12 @@ use std::{
 
 use serde_json::Value;
 
-use crate::support::{Sandbox, faulty};
+use crate::support::Sandbox;
+pub use crate::support::agents::{faulty_world, says, start, world};
 
 /// A master key, and another one.
 pub const KEY: &str = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
 pub const OTHER_KEY: &str = "f00102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
-
-/// A pool acme/web on the simulated VMM, whose guests have an agent.
-pub fn world() -> Option<Sandbox> {
-    let sandbox = Sandbox::new()?;
-    sandbox.agent_pool("sim");
-    Some(sandbox)
-}
-
-/// The same on a VMM that has the faults which are set once the base snapshot is there.
-pub fn faulty_world() -> Option<Sandbox> {
-    let sandbox = Sandbox::new()?;
-    faulty::install(&sandbox, &serde_json::json!({}));
-    sandbox.agent_pool("firecracker");
-    Some(sandbox)
-}
-
-pub fn start(sandbox: &Sandbox) -> String {
-    let path = sandbox.instance("acme/web");
-    sandbox.ok(&format!("instance start {path}"));
-    path
-}
 
 /// Runs a command with this on its stdin.
 pub fn feed(mut command: Command, input: &[u8]) -> Output {
@@ -71,14 +51,6 @@ pub fn error(output: &Output) -> (Option<i32>, String, String) {
     let text = |field: &str| said["error"][field].as_str().unwrap_or_default().to_owned();
     let what = format!("{}{}", text("what"), String::from_utf8_lossy(&output.stdout));
     (output.status.code(), text("code"), what)
-}
-
-/// What a command in a guest prints, which must succeed.
-#[track_caller]
-pub fn says(sandbox: &Sandbox, path: &str, command: &str) -> String {
-    let output = sandbox.run(&format!("instance exec -n {path} -- {command}"));
-    assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
 }
 
 /// The content of a secret, as a guest has it.

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, clippy::allow_attributes, reason = "each test binary uses a part of it")]
 
+pub mod agents;
 pub mod faulty;
 pub mod oci;
 pub mod searcher;
@@ -397,14 +398,8 @@ pub fn await_stuck(child: &std::process::Child) {
             tasks.flatten().filter_map(|task| fs::read_to_string(task.path().join("syscall")).ok());
         calls.any(|call| call.starts_with(writes))
     };
-    for _ in 0..2000 {
-        // It may just be at it; twice in the same page of output is not told apart, and does no harm.
-        if is_stuck() {
-            return;
-        }
-        std::thread::sleep(std::time::Duration::from_millis(5));
-    }
-    panic!("it is not stuck");
+    // It may just be at it; twice in the same page of output is not told apart, and does no harm.
+    wait_until("it is stuck", is_stuck);
 }
 
 /// The real Firecracker that tests use; `None`, said visibly, where there is none or it cannot run.

@@ -107,7 +107,7 @@ fn look(roots: &Roots) -> Vec<Check> {
         at_rest::storage(roots),
         program("nft", "nftables"),
         program("mke2fs", "e2fsprogs"),
-        cgroups(),
+        cgroups(roots),
         reflinks(roots),
         neighbours(),
         bridge_netfilter(),
@@ -182,9 +182,19 @@ fn program(name: &'static str, package: &str) -> Check {
     }
 }
 
-fn cgroups() -> Check {
+fn cgroups(roots: &Roots) -> Check {
     match security::cgroups::hierarchy() {
-        Ok(path) => ok("cgroups", format!("version 2 at {}, with what limits need", path.display())),
+        Ok(path) if security::cgroups::limits_disk(&path, &roots.root) => {
+            ok("cgroups", format!("version 2 at {}, with what limits need", path.display()))
+        }
+        Ok(path) => warn(
+            "cgroups",
+            format!(
+                "version 2 at {}, but nothing limits how fast a VMM uses the disk beside its own rate limiters",
+                path.display()
+            ),
+            "the io controller, and MVM_ROOT on a file system of one disk (io.max)",
+        ),
         Err(why) => warn(
             "cgroups",
             format!("what a VMM uses cannot be limited: {why}"),

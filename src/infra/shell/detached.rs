@@ -1,20 +1,42 @@
-//! Programs that outlive this process, by `posix_spawn`: unlike fork it copies nothing of this process, however large it is.
-//! The standard library uses it too, but not for a program with a session of its own.
+//! Programs that outlive this process, and may be confined to namespaces of their own: of processes, where the program is number
+//! one, and of mounts, so that what is mounted for it is seen by nobody else and goes with it.
+//!
+//! By `clone3`, since nothing else makes both at once, joins a cgroup on the way and returns a handle that is never another
+//! process's. The child shares nothing with this process, and does nothing but system calls: other threads may hold any lock.
+//! Until it is in its folder, where whoever cleans up looks for it, it dies with the thread that starts it.
 
 use std::{
-    ffi::{CString, OsStr, c_char, c_int, c_short},
+    ffi::{CStr, CString, OsStr, c_char},
     fs::File,
-    io,
-    mem::MaybeUninit,
-    os::{fd::AsRawFd, unix::ffi::OsStrExt},
+    io::{self, Read},
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+        unix::ffi::OsStrExt,
+    },
     path::Path,
     ptr,
     sync::PoisonError,
 };
 
-use super::{PATH, STARTING, ShellError};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    fs::CWD,
+    io::Errno,
+    mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags, mount_change, move_mount, open_tree},
+    pipe::{PipeFlags, pipe_with},
+    process::{Resource, Rlimit, Signal, chdir, set_parent_process_death_signal, setrlimit, setsid},
+    thread::set_name,
+};
 
-/// What a detached program reads and writes.
+use super::{PATH, STARTING, ShellError, fence};
+
+/// `linux/sched.h`; libc's is too narrow for it.
+const CLONE_INTO_CGROUP: u64 = 1 << 33;
+
+/// What a child calls itself until it is its program (`comm`, proc(5)): what it runs and its arguments are still this process's.
+pub const ABOUT_TO_BE: &CStr = c"about-to-be";
+
+/// What a program reads and writes.
 #[derive(Debug)]
 pub struct Streams {
     /// Its stdin.
@@ -25,20 +47,62 @@ pub struct Streams {
     pub errors: File,
 }
 
-/// Starts a program that shall outlive this process: its own session, its own working directory, its own streams. Returns
-/// its pid; it is a child of this process, and reaped by whoever waits for it.
+/// What keeps a program to itself.
+#[derive(Debug)]
+pub struct Cell<'a> {
+    /// What is mounted in its working directory, and under which names; each is a file already.
+    pub mounts: Vec<(OwnedFd, CString)>,
+    /// The cgroup that it is in from the beginning.
+    pub cgroup: Option<BorrowedFd<'a>>,
+    /// How many processes and threads its user may have.
+    pub tasks: u64,
+}
+
+/// A file that can be mounted elsewhere, to be read and nothing else.
 ///
 /// # Errors
-/// When it cannot be started.
+/// When there is none, or the kernel is older than 5.12.
+pub fn read_only(file: &Path) -> io::Result<OwnedFd> {
+    let tree = open_tree(CWD, file, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
+    let attributes = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_RDONLY
+            | libc::MOUNT_ATTR_NOSUID
+            | libc::MOUNT_ATTR_NODEV
+            | libc::MOUNT_ATTR_NOEXEC,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: 0,
+    };
+    // SAFETY: the text and the attributes outlive the call, and the size is the attributes'.
+    let set = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const attributes,
+            size_of_val(&attributes),
+        )
+    };
+    if set == 0 { Ok(tree) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Starts a program that shall outlive this process: its own session, its own working directory, its own streams; where there is
+/// a cell, in namespaces of its own. Returns its pid here, and a handle; it is a child of this process, and reaped by whoever
+/// waits for it. One in a cell is killed with the thread that starts it until it takes another user.
+///
+/// # Errors
+/// When it cannot be executed, or what it shall find not be made.
 pub fn spawn_detached<S: AsRef<OsStr>>(
     program: &Path,
     arguments: impl IntoIterator<Item = S>,
     directory: &Path,
-    streams: Streams,
-) -> Result<i32, ShellError> {
+    streams: &Streams,
+    cell: Option<&Cell>,
+) -> Result<(i32, OwnedFd), ShellError> {
     let error = |source| ShellError::Spawn { program: program.to_path_buf(), source };
     let _shared = STARTING.read().unwrap_or_else(PoisonError::into_inner);
-    spawn(program, arguments, directory, &streams).map_err(error)
+    spawn(program, arguments, directory, streams, cell).map_err(error)
 }
 
 fn spawn<S: AsRef<OsStr>>(
@@ -46,100 +110,251 @@ fn spawn<S: AsRef<OsStr>>(
     arguments: impl IntoIterator<Item = S>,
     directory: &Path,
     streams: &Streams,
-) -> io::Result<i32> {
+    cell: Option<&Cell>,
+) -> io::Result<(i32, OwnedFd)> {
     let text = |text: &OsStr| CString::new(text.as_bytes()).map_err(io::Error::from);
     let program = text(program.as_os_str())?;
     let directory = text(directory.as_os_str())?;
     let arguments =
         arguments.into_iter().map(|argument| text(argument.as_ref())).collect::<io::Result<Vec<_>>>()?;
-    let environment = [text(OsStr::new(&format!("PATH={PATH}")))?, text(OsStr::new("TZ=UTC"))?];
-    let pointers = |texts: &mut dyn Iterator<Item = &CString>| -> Vec<*mut c_char> {
-        texts.map(|text| text.as_ptr().cast_mut()).chain([ptr::null_mut()]).collect()
+    let environment = match cell {
+        None => vec![text(OsStr::new(&format!("PATH={PATH}")))?, text(OsStr::new("TZ=UTC"))?],
+        Some(_) => Vec::new(),
+    };
+    let pointers = |texts: &mut dyn Iterator<Item = &CString>| -> Vec<*const c_char> {
+        texts.map(|text| text.as_ptr()).chain([ptr::null()]).collect()
     };
     let argv = pointers(&mut [&program].into_iter().chain(&arguments));
     let envp = pointers(&mut environment.iter());
-    let actions = Actions::new(&directory, streams)?;
-    let attributes = Attributes::new()?;
-    let mut pid = 0;
-    // SAFETY: both objects are initialised; all texts and vectors outlive the call, the vectors end with a null pointer.
-    done(unsafe {
-        libc::posix_spawn(
-            &mut pid,
-            program.as_ptr(),
-            actions.0.as_ptr(),
-            attributes.0.as_ptr(),
-            argv.as_ptr(),
-            envp.as_ptr(),
-        )
-    })?;
-    Ok(pid)
-}
-
-fn done(code: c_int) -> io::Result<()> {
-    if code == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(code)) }
-}
-
-/// What the child does before it is the program.
-struct Actions(MaybeUninit<libc::posix_spawn_file_actions_t>);
-
-impl Actions {
-    fn new(directory: &CString, streams: &Streams) -> io::Result<Self> {
-        let mut actions = MaybeUninit::uninit();
-        // SAFETY: it initialises what it is given.
-        done(unsafe { libc::posix_spawn_file_actions_init(actions.as_mut_ptr()) })?;
-        let mut actions = Self(actions);
-        for (number, stream) in (0..).zip([&streams.input, &streams.output, &streams.errors]) {
-            // SAFETY: it is initialised.
-            done(unsafe {
-                libc::posix_spawn_file_actions_adddup2(actions.0.as_mut_ptr(), stream.as_raw_fd(), number)
-            })?;
+    let (reading, writing) = pipe_with(PipeFlags::CLOEXEC)?;
+    let fence = cell.map_or(Ok(None), |_| fence::fence())?;
+    let child = Child {
+        program: &program,
+        argv: &argv,
+        envp: &envp,
+        directory: &directory,
+        cell,
+        fence: fence.as_ref().map(AsFd::as_fd),
+        streams: [&streams.input, &streams.output, &streams.errors].map(AsFd::as_fd),
+        reading: reading.as_raw_fd(),
+        writing: writing.as_fd(),
+    };
+    let mut pidfd: RawFd = -1;
+    // SAFETY: all zeros are a valid value: nothing is asked for.
+    let mut how: libc::clone_args = unsafe { std::mem::zeroed() };
+    how.flags = libc::CLONE_PIDFD as u64;
+    if cell.is_some() {
+        how.flags |= (libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWIPC) as u64;
+    }
+    how.pidfd = (&raw mut pidfd) as u64;
+    how.exit_signal = libc::SIGCHLD as u64;
+    if let Some(cgroup) = cell.and_then(|cell| cell.cgroup) {
+        how.flags |= CLONE_INTO_CGROUP;
+        how.cgroup = cgroup.as_raw_fd() as u64;
+    }
+    // SAFETY: without CLONE_VM it is a fork: the child has a copy of everything, and does only system calls, up to its end.
+    let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const how, size_of_val(&how)) };
+    match pid {
+        0 => child.become_it(),
+        ..0 => return Err(io::Error::last_os_error()),
+        _ => {}
+    }
+    drop(writing);
+    // SAFETY: the kernel has just made it, and nobody else has it.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    let pid = i32::try_from(pid).map_err(io::Error::other)?;
+    // The end of the pipe is that it was executed.
+    let mut failure = Vec::new();
+    File::from(reading).read_to_end(&mut failure)?;
+    match failure[..] {
+        [] => Ok((pid, pidfd)),
+        [step, a, b, c, d] => {
+            reap(&pidfd);
+            let why = io::Error::from_raw_os_error(i32::from_ne_bytes([a, b, c, d]));
+            let step = STEPS.get(usize::from(step)).map_or("start it", |(name, _)| name);
+            Err(io::Error::new(why.kind(), format!("cannot {step}: {why}")))
         }
-        // SAFETY: it is initialised, and copies the text.
-        done(unsafe {
-            libc::posix_spawn_file_actions_addchdir_np(actions.0.as_mut_ptr(), directory.as_ptr())
-        })?;
-        Ok(actions)
+        _ => Err(io::ErrorKind::InvalidData.into()),
     }
 }
 
-impl Drop for Actions {
-    fn drop(&mut self) {
-        // SAFETY: it is initialised, and nobody uses it any more.
-        unsafe { libc::posix_spawn_file_actions_destroy(self.0.as_mut_ptr()) };
-    }
+fn reap(pidfd: &OwnedFd) {
+    use rustix::process::{WaitId, WaitIdOptions, waitid};
+    let _ = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED);
 }
 
-/// What the program finds: a session of its own, no signal blocked, none ignored.
-struct Attributes(MaybeUninit<libc::posix_spawnattr_t>);
+/// What the child does, in order.
+const STEPS: [(&str, Step); 10] = [
+    ("tie it to its starter", |child| child.tie()),
+    ("give it its streams", |child| child.take_streams()),
+    ("give it its signals", |child| child.take_signals()),
+    ("take its starter's keys from it", |child| child.cell.map_or(Ok(()), |_| child.leave_keys())),
+    ("keep its mounts to itself", |child| child.cell.map_or(Ok(()), |_| child.keep_mounts())),
+    ("enter its folder", |child| child.enter()),
+    ("mount what it shares", |child| child.cell.map_or(Ok(()), |cell| child.mount(cell))),
+    ("limit it", |child| child.cell.map_or(Ok(()), |cell| child.limit(cell))),
+    ("fence it in", |child| child.fence.map_or(Ok(()), fence::enter)),
+    ("execute it", |child| child.execute()),
+];
 
-impl Attributes {
-    fn new() -> io::Result<Self> {
-        let flags = libc::POSIX_SPAWN_SETSID as c_int
-            | libc::POSIX_SPAWN_SETSIGMASK as c_int
-            | libc::POSIX_SPAWN_SETSIGDEF as c_int;
-        let (mut none, mut pipe) = (MaybeUninit::uninit(), MaybeUninit::uninit());
-        let mut attributes = MaybeUninit::uninit();
-        // SAFETY: it initialises what it is given.
-        done(unsafe { libc::posix_spawnattr_init(attributes.as_mut_ptr()) })?;
-        let mut attributes = Self(attributes);
-        let at = attributes.0.as_mut_ptr();
-        // SAFETY: the sets are made before they are used, and the attributes are initialised.
+type Step = fn(&Child) -> Result<(), Errno>;
+
+/// What the child has: all of it is there before it is.
+struct Child<'a> {
+    program: &'a CStr,
+    argv: &'a [*const c_char],
+    envp: &'a [*const c_char],
+    directory: &'a CStr,
+    cell: Option<&'a Cell<'a>>,
+    fence: Option<BorrowedFd<'a>>,
+    streams: [BorrowedFd<'a>; 3],
+    reading: RawFd,
+    writing: BorrowedFd<'a>,
+}
+
+impl Child<'_> {
+    /// Becomes the program, or says why not and ends.
+    fn become_it(&self) -> ! {
+        for (number, (_, step)) in (0..).zip(STEPS) {
+            if let Err(errno) = step(self) {
+                let [a, b, c, d] = errno.raw_os_error().to_ne_bytes();
+                let _ = rustix::io::write(self.writing, &[number, a, b, c, d]);
+                break;
+            }
+        }
+        // SAFETY: it ends here, and runs nothing of what it has a copy of.
+        unsafe { libc::_exit(127) }
+    }
+
+    /// It dies with its starter: nobody would know of it. Until it is in its folder, or, in a cell, takes another user.
+    fn tie(&self) -> Result<(), Errno> {
+        set_parent_process_death_signal(Some(Signal::KILL))?;
+        // SAFETY: the copy that the child has; nothing uses it.
+        unsafe { libc::close(self.reading) };
+        // A starter that was gone before holds the pipe no more.
+        let mut fds = [PollFd::from_borrowed_fd(self.writing, PollFlags::empty())];
+        match poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))? {
+            0 => setsid().map(drop),
+            _ => Err(Errno::PIPE),
+        }
+    }
+
+    /// Keys belong to a session, and who is in it has them, whatever its user.
+    fn leave_keys(&self) -> Result<(), Errno> {
+        const JOIN_SESSION_KEYRING: libc::c_long = 1;
+        // SAFETY: a plain system call; without a name the session is a new one.
+        match unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, 0_usize) } {
+            0.. => Ok(()),
+            _ => match Errno::from_io_error(&io::Error::last_os_error()) {
+                // A kernel without keys has none to leave, and a container's filter that is in the way keeps who comes of it, too.
+                Some(Errno::NOSYS | Errno::PERM) => Ok(()),
+                errno => Err(errno.unwrap_or(Errno::IO)),
+            },
+        }
+    }
+
+    fn take_streams(&self) -> Result<(), Errno> {
+        for (number, stream) in (0..).zip(self.streams) {
+            // SAFETY: the numbers of the three streams are no object's.
+            if unsafe { libc::dup2(stream.as_raw_fd(), number) } < 0 {
+                return Err(Errno::BADF);
+            }
+        }
+        Ok(())
+    }
+
+    /// None is blocked, and none ignored: Rust's programs ignore SIGPIPE, and what they start would too.
+    fn take_signals(&self) -> Result<(), Errno> {
+        // SAFETY: plain system calls on a set of the child's own.
         unsafe {
-            libc::sigemptyset(none.as_mut_ptr());
-            libc::sigemptyset(pipe.as_mut_ptr());
-            // Rust's programs ignore it, and what they start would too.
-            libc::sigaddset(pipe.as_mut_ptr(), libc::SIGPIPE);
-            done(libc::posix_spawnattr_setflags(at, flags as c_short))?;
-            done(libc::posix_spawnattr_setsigmask(at, none.as_ptr()))?;
-            done(libc::posix_spawnattr_setsigdefault(at, pipe.as_ptr()))?;
+            let mut none = std::mem::zeroed();
+            libc::sigemptyset(&mut none);
+            libc::sigprocmask(libc::SIG_SETMASK, &none, ptr::null_mut());
+            libc::signal(libc::SIGPIPE, libc::SIG_DFL);
         }
-        Ok(attributes)
+        Ok(())
+    }
+
+    fn keep_mounts(&self) -> Result<(), Errno> {
+        mount_change(c"/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
+    }
+
+    /// By its path: descriptors lead into the namespace of before.
+    fn enter(&self) -> Result<(), Errno> {
+        set_name(ABOUT_TO_BE)?;
+        chdir(self.directory)?;
+        match self.cell {
+            Some(_) => Ok(()),
+            None => set_parent_process_death_signal(None),
+        }
+    }
+
+    fn mount(&self, cell: &Cell) -> Result<(), Errno> {
+        for (tree, name) in &cell.mounts {
+            move_mount(tree, c"", CWD, name.as_c_str(), MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+        }
+        Ok(())
+    }
+
+    fn limit(&self, cell: &Cell) -> Result<(), Errno> {
+        let at_most = |number| Rlimit { current: Some(number), maximum: Some(number) };
+        setrlimit(Resource::Core, at_most(0))?;
+        setrlimit(Resource::Nproc, at_most(cell.tasks))
+    }
+
+    fn execute(&self) -> Result<(), Errno> {
+        // SAFETY: the vectors end with a null pointer, and all texts outlive the call.
+        unsafe { libc::execve(self.program.as_ptr(), self.argv.as_ptr(), self.envp.as_ptr()) };
+        Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO))
     }
 }
 
-impl Drop for Attributes {
-    fn drop(&mut self) {
-        // SAFETY: it is initialised, and nobody uses it any more.
-        unsafe { libc::posix_spawnattr_destroy(self.0.as_mut_ptr()) };
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::Write,
+        net::TcpListener,
+        os::linux::net::SocketAddrExt,
+        os::unix::net::{SocketAddr, UnixListener},
+        process::Command,
+    };
+
+    use super::*;
+
+    /// What it reaches of the host, a word each.
+    const REACH: &str = r#"
+        use Socket;
+        my ($name, $port) = @ARGV;
+        socket(my $unix, PF_UNIX, SOCK_STREAM, 0) or die;
+        print "abstract " if connect($unix, pack_sockaddr_un("\0$name"));
+        socket(my $tcp, PF_INET, SOCK_STREAM, 0) or die;
+        print "tcp " if connect($tcp, pack_sockaddr_in($port, inet_aton("127.0.0.1")));
+        print "own" if socketpair(my $a, my $b, PF_UNIX, SOCK_STREAM, 0);
+    "#;
+
+    #[test]
+    fn who_is_in_a_cell_reaches_no_service_that_has_no_file() {
+        if fence::version() < 6 {
+            let _ = writeln!(io::stderr(), "SKIP (this kernel's Landlock knows no abstract sockets)");
+            return;
+        }
+        let name = format!("mvm-test-{}", std::process::id());
+        let _unix = UnixListener::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
+        let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = tcp.local_addr().unwrap().port().to_string();
+        let arguments = ["-e", REACH, &name, &port];
+        let free = Command::new("perl").args(arguments).output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&free.stdout), "abstract tcp own");
+
+        let dir = tempfile::tempdir().unwrap();
+        let file = |name: &str| File::create(dir.path().join(name)).unwrap();
+        let streams =
+            Streams { input: File::open("/dev/null").unwrap(), output: file("out"), errors: file("err") };
+        let cell = Cell { mounts: Vec::new(), cgroup: None, tasks: 64 };
+        let perl = Path::new("/usr/bin/perl");
+        let (_, pidfd) = spawn_detached(perl, arguments, dir.path(), &streams, Some(&cell)).unwrap();
+        reap(&pidfd);
+        let read = |name: &str| std::fs::read_to_string(dir.path().join(name)).unwrap();
+        assert_eq!((read("out").as_str(), read("err").as_str()), ("own", ""));
     }
 }

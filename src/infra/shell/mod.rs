@@ -1,6 +1,5 @@
 //! The only spawner of processes: argument vectors, a cleared environment, a time limit, stderr kept.
 
-mod confined;
 mod detached;
 mod fence;
 
@@ -22,8 +21,7 @@ use rustix::{
 use super::config::MASTER_KEY;
 
 pub use self::{
-    confined::{Cell, read_only, spawn_confined},
-    detached::{Streams, spawn_detached},
+    detached::{ABOUT_TO_BE, Cell, Streams, read_only, spawn_detached},
     fence::version as landlock,
 };
 

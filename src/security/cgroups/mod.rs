@@ -20,7 +20,10 @@ use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
 pub use self::io::{IoRates, device_of};
-use crate::store::StoreError;
+use crate::{
+    infra::mounts::{self, Mount},
+    store::StoreError,
+};
 
 /// The cgroup of all VMMs of a node.
 fn of_node(hierarchy: &Path, node: &str) -> PathBuf {
@@ -30,7 +33,7 @@ fn of_node(hierarchy: &Path, node: &str) -> PathBuf {
 /// What limits need.
 const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
 /// Memory of a VMM beside its guest's, in MiB: its own, the kernel's tables for the guest, and pages of its disks under way.
-const OVERHEAD_MIB: u64 = 64;
+const BESIDE_GUEST_MIB: u64 = 64;
 /// One page of such tables is needed for so many of the guest's.
 const TABLES: u64 = 64;
 /// The most that a quota counts for: VMMs, and memory in MiB.
@@ -84,7 +87,7 @@ impl Limits {
     /// Those of a VMM with such a guest.
     pub fn of_vmm(vcpus: u32, mem_mib: u64, tasks: u64) -> Self {
         Self {
-            memory_max: (mem_mib + OVERHEAD_MIB + mem_mib / TABLES) << 20,
+            memory_max: (mem_mib + BESIDE_GUEST_MIB + mem_mib / TABLES) << 20,
             cpu_max_us: u64::from(vcpus) * PERIOD_US + OWN_US,
             cpu_period_us: PERIOD_US,
             pids_max: tasks,
@@ -98,7 +101,7 @@ impl Limits {
         let vms = u64::from(vms.clamp(1, MOST_VMS));
         let mem_mib = mem_mib.min(MOST_MIB);
         Self {
-            memory_max: (mem_mib + vms * OVERHEAD_MIB + mem_mib / TABLES) << 20,
+            memory_max: (mem_mib + vms * BESIDE_GUEST_MIB + mem_mib / TABLES) << 20,
             cpu_max_us: u64::from(vcpus.max(1)) * PERIOD_US + vms * OWN_US,
             cpu_period_us: PERIOD_US,
             pids_max: vms * tasks,
@@ -130,8 +133,7 @@ pub struct Cgroup {
 /// # Errors
 /// [`NoLimits`] says what is missing.
 pub fn hierarchy() -> Result<PathBuf, NoLimits> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let root = mount_of(&mounts).ok_or(NoLimits::NotMounted)?;
+    let root = of_mounts(mounts::all()).ok_or(NoLimits::NotMounted)?;
     let there = fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default();
     let there: Vec<&str> = there.split_whitespace().collect();
     let missing: Vec<&str> = CONTROLLERS.into_iter().filter(|one| !there.contains(one)).collect();
@@ -141,13 +143,14 @@ pub fn hierarchy() -> Result<PathBuf, NoLimits> {
     }
 }
 
-/// proc_pid_mountinfo(5): the fifth field is where, and what follows a lone hyphen is what.
-fn mount_of(mounts: &str) -> Option<PathBuf> {
-    mounts.lines().find_map(|line| {
-        let (place, what) = line.split_once(" - ")?;
-        let is_it = what.split(' ').next() == Some("cgroup2");
-        place.split(' ').nth(4).filter(|_| is_it).map(PathBuf::from)
-    })
+/// Can the disk on which a folder lies be limited there?
+pub fn limits_disk(hierarchy: &Path, folder: &Path) -> bool {
+    let there = fs::read_to_string(hierarchy.join("cgroup.controllers")).unwrap_or_default();
+    there.split_whitespace().any(|one| one == io::CONTROLLER) && device_of(folder).is_some()
+}
+
+fn of_mounts(mounts: Vec<Mount>) -> Option<PathBuf> {
+    mounts.into_iter().find(|mount| mount.kind == "cgroup2").map(|mount| mount.place)
 }
 
 /// Makes a VMM's cgroup, empty and limited, and its tenant's where there is none.
@@ -336,9 +339,10 @@ mod tests {
     #[test]
     fn only_version_two_counts() {
         let v1 = "31 24 0:27 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n";
-        assert_eq!(mount_of(v1), None);
+        let found = |table: &str| of_mounts(mounts::parse(table.as_bytes()));
+        assert_eq!(found(v1), None);
         let both = format!("{v1}40 24 0:30 / /sys/fs/cgroup/unified rw,nosuid shared:9 - cgroup2 none rw\n");
-        assert_eq!(mount_of(&both), Some("/sys/fs/cgroup/unified".into()));
+        assert_eq!(found(&both), Some("/sys/fs/cgroup/unified".into()));
     }
 
     #[test]

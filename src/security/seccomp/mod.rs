@@ -25,14 +25,14 @@ const SMALLEST: usize = 32;
 /// # Errors
 /// When they cannot be looked at: without `CAP_SYS_PTRACE` and `CAP_SYS_ADMIN`, or where something else traces them.
 pub fn in_force(pid: i32) -> io::Result<Option<SeccompPolicy>> {
-    let strict = Strict::new().ok();
+    let strict = Strict::get().ok();
     let mut weakest = None;
     for entry in fs::read_dir(format!("/proc/{pid}/task"))? {
         let Some(tid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
         match Traced::stop(tid) {
             Ok(thread) => {
                 let filters = thread.filters()?;
-                let is_strict = |filter| strict.as_ref().is_some_and(|strict| strict.has(filter));
+                let is_strict = |filter| strict.is_some_and(|strict| strict.has(filter));
                 let own = match filters.iter().map(Vec::len).max() {
                     None | Some(..SMALLEST) => return Ok(None),
                     _ if filters.iter().any(|filter| is_strict(filter)) => SeccompPolicy::Strict,
@@ -157,7 +157,8 @@ mod tests {
     fn a_process_without_a_filter_has_none_and_goes_on() {
         let null = || fs::File::options().read(true).write(true).open("/dev/null").unwrap();
         let streams = Streams { input: null(), output: null(), errors: null() };
-        let pid = spawn_detached("/bin/sleep".as_ref(), ["1000"], "/".as_ref(), streams).unwrap();
+        let sleep = spawn_detached("/bin/sleep".as_ref(), ["1000"], "/".as_ref(), &streams, None);
+        let (pid, _) = sleep.unwrap();
         assert!(matches!(in_force(pid), Ok(None)));
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
         assert!(status.contains("TracerPid:\t0") && !status.contains("State:\tT"), "{status}");

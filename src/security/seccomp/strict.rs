@@ -8,7 +8,7 @@
 //! Firecracker takes filters as a map of threads to programs, in the form of the `bitcode` crate
 //! (docs/seccompiler.md there). Another build that reads it in another way does not start.
 
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, sync::LazyLock};
 
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
@@ -47,11 +47,16 @@ pub struct Strict {
 }
 
 impl Strict {
-    /// Compiles them.
+    /// They are compiled once a process.
     ///
     /// # Errors
     /// Where the machine's architecture has no tables.
-    pub fn new() -> Result<Self, NoStrict> {
+    pub fn get() -> Result<&'static Self, NoStrict> {
+        static COMPILED: LazyLock<Result<Strict, NoStrict>> = LazyLock::new(Strict::compile);
+        COMPILED.as_ref().map_err(NoStrict::clone)
+    }
+
+    fn compile() -> Result<Self, NoStrict> {
         if !cfg!(target_arch = "x86_64") {
             return Err(NoStrict(format!("there is no strict one for {}", std::env::consts::ARCH)));
         }
@@ -232,7 +237,7 @@ mod tests {
 
     #[test]
     fn filters_are_compiled_and_known_again() {
-        let Ok(strict) = Strict::new() else { return };
+        let Ok(strict) = Strict::get() else { return };
         assert_eq!(strict.threads.keys().collect::<Vec<_>>(), [&"api", &"vcpu", &"vmm"]);
         assert!(strict.threads.values().all(|program| strict.has(program)));
         let mut other = strict.threads["vmm"].clone();
@@ -243,7 +248,7 @@ mod tests {
     /// What the form is to who reads it: a map with these names, each an array of numbers.
     #[test]
     fn the_file_is_a_map_of_threads_to_programs() {
-        let Ok(strict) = Strict::new() else { return };
+        let Ok(strict) = Strict::get() else { return };
         let read: std::collections::HashMap<String, Vec<u64>> =
             bitcode::deserialize(&strict.file().unwrap()).unwrap();
         assert_eq!(read.len(), 3);

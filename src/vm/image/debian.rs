@@ -31,8 +31,8 @@ use crate::{
         config::Roots,
         failpoint,
         shell::{self, Surroundings},
+        text::hex,
     },
-    security::audit::hex,
     store::{self, Schema, Sharing, StoreError},
     vm::{
         instance::fc_config::files,

@@ -238,7 +238,7 @@ pub fn hash(calls: &[Call]) -> String {
         hasher.update(format!("{method} {path} "));
         hasher.update(body);
     }
-    format!("sha256:{}", crate::security::audit::hex(&hasher.finalize()))
+    format!("sha256:{}", crate::infra::text::hex(&hasher.finalize()))
 }
 
 /// The revision's command line, and how a guest without an agent learns who it is.

@@ -8,12 +8,12 @@ use std::{
 
 use sha2::{Digest, Sha256};
 
-use super::{config::Instance, fc_config::files, lifecycle::LifecycleError};
+use super::{fc_config::files, lifecycle::LifecycleError};
 use crate::{
-    infra::config::Roots,
+    infra::{config::Roots, text::hex},
     security::{
-        Lack, audit,
-        cgroups::{self, Cgroup, IoRates, Limits, NoLimits},
+        Lack,
+        cgroups::{self, Cgroup, Limits, NoLimits},
         jailer::{self, NoJail},
         policy::SeccompPolicy,
         seccomp::{self, Strict},
@@ -25,7 +25,10 @@ use crate::{
         room::NodeConfig,
         tenant::config::Tenant,
     },
-    vmm::process::{self, Jail, Program, Start, TASKS, Vmm},
+    vmm::{
+        client::{VmmError, log_tail},
+        process::{self, Jail, Program, Start, TASKS, Vmm},
+    },
 };
 
 /// Something that protects others from a VMM is missing, and its pool does not take that, or its node is in production.
@@ -106,9 +109,9 @@ impl Guard {
         if self.policy == SeccompPolicy::Baseline {
             return Ok(None);
         }
-        let file = Strict::new().and_then(|strict| strict.file());
+        let file = Strict::get().and_then(Strict::file);
         let file = file.map_err(|why| Unprotected::NoFilter { why: why.to_string() })?;
-        let name = format!("strict-{}.seccomp", &audit::hex(&Sha256::digest(&file))[..12]);
+        let name = format!("strict-{}.seccomp", &hex(&Sha256::digest(&file))[..12]);
         let folder = roots.root.join("run");
         let path = folder.join(name);
         let is_there = || fs::read(&path).is_ok_and(|there| there == file);
@@ -128,15 +131,15 @@ impl Guard {
         self.jail.as_ref().map(|jail| jail.uid)
     }
 
-    /// Is a VMM filtered that has booted or loaded its guest?
+    /// Is a VMM filtered that has booted or loaded its guest? Its directory says why it has ended, where it has.
     ///
     /// # Errors
     /// [`Unprotected::NoFilter`] where it is not, and has to be.
-    pub fn check_filter(&self, vmm: &Vmm) -> Result<(), Unprotected> {
+    pub fn check_filter(&self, vmm: &Vmm, directory: &Path) -> Result<(), LifecycleError> {
         if self.is_lax && self.policy == SeccompPolicy::Baseline {
             Ok(())
         } else {
-            check_filter(vmm, self.policy)
+            check_filter(vmm, directory, self.policy)
         }
     }
 
@@ -187,41 +190,14 @@ impl Guard {
     }
 }
 
-/// Limits how fast an instance's VMM uses the disk, as fast as all of its disks together may: also one that was taken over.
-/// Where the kernel cannot, its own rate limiters are all there is.
-pub fn bind_disk(roots: &Roots, instance: &Instance) {
-    // A record that cannot be read keeps no guest from going on.
-    let Ok(Tenant { quotas, .. }) = Tenant::load(roots, &instance.tenant_id) else { return };
-    let disks = if instance.resources.data_disk_mib > 0 { 2 } else { 1 };
-    let rates = IoRates {
-        bytes_per_s: u64::from(quotas.disk_mbps) * 1_000_000 * disks,
-        ops_per_s: u64::from(quotas.disk_iops) * disks,
-    };
-    set_disk(roots, &instance.net.tap_dev, rates);
-}
-
-/// Lets the VMM of a TAP write as fast as the disk is: while its guest is paused and it writes for mvm, and where it is about to be
-/// killed, and ends no sooner than what it has written.
-pub fn free_disk(roots: &Roots, tap: &str) {
-    set_disk(roots, tap, IoRates::default());
-}
-
-fn set_disk(roots: &Roots, tap: &str, rates: IoRates) {
-    let (Some(device), Ok(node)) = (cgroups::device_of(&roots.root), NodeConfig::load(roots)) else { return };
-    // The kernel keeps no line for what is not limited.
-    if !rates.is_none() || cgroups::io_rates(&node.node_id, tap, &device).is_some() {
-        cgroups::set_io(&node.node_id, tap, &device, rates);
-    }
-}
-
-/// May a VMM that was found run on in this pool?
+/// May a VMM that was found in this slot run on in this pool?
 ///
 /// # Errors
 /// Where it has no filter, and has to have one.
-pub fn check(roots: &Roots, pool: &Pool, vmm: &Vmm) -> Result<(), LifecycleError> {
+pub fn check(roots: &Roots, pool: &Pool, vmm: &Vmm, slot: Slot) -> Result<(), LifecycleError> {
     let is_lax = takes_all(pool, &NodeConfig::load(roots)?);
     // It was started before the pool may have changed its mind.
-    if is_lax { Ok(()) } else { Ok(check_filter(vmm, SeccompPolicy::Baseline)?) }
+    if is_lax { Ok(()) } else { check_filter(vmm, &roots.vmm_dir(&slot.tap()), SeccompPolicy::Baseline) }
 }
 
 /// Does a pool take what is missing? Who takes the simulated VMM takes it as it is.
@@ -229,12 +205,16 @@ fn takes_all(pool: &Pool, node: &NodeConfig) -> bool {
     (pool.insecure || pool.vmm == VmmKind::Sim) && !node.production
 }
 
-fn check_filter(vmm: &Vmm, policy: SeccompPolicy) -> Result<(), Unprotected> {
+fn check_filter(vmm: &Vmm, directory: &Path, policy: SeccompPolicy) -> Result<(), LifecycleError> {
     let mut looks = 0;
     loop {
         let why = match seccomp::in_force(vmm.identity.pid) {
             Ok(Some(filter)) if filter >= policy => return Ok(()),
-            _ if vmm.has_ended() => "it has ended".to_owned(),
+            // Nothing of it can be looked at any more, which is no lack.
+            _ if vmm.has_ended() => {
+                let request = "the look at its filter".to_owned();
+                return Err(VmmError::Ended { request, log: log_tail(directory) }.into());
+            }
             // Its vCPUs' threads take theirs a moment after the load has answered.
             _ if looks < FILTER_LOOKS => {
                 looks += 1;
@@ -245,7 +225,7 @@ fn check_filter(vmm: &Vmm, policy: SeccompPolicy) -> Result<(), Unprotected> {
             Ok(Some(_)) => "it has its own, and not the strict one".to_owned(),
             Err(error) => format!("it cannot be looked at: {error}"),
         };
-        return Err(Unprotected::NoFilter { why });
+        return Err(Unprotected::NoFilter { why }.into());
     }
 }
 

@@ -17,7 +17,7 @@ use mvm_proto::message::Confirmed;
 
 use super::{
     config::{self, Instance, Parent, VmmRecord},
-    delivery, disk,
+    delivery, disk, disk_rates,
     fc_config::{self, Boot, files},
     guard::{self, Guard},
     guest::{Guest, identity},
@@ -401,7 +401,7 @@ pub fn greet(launch: &mut Launch) -> Result<(), LifecycleError> {
 /// When the kernel refuses.
 pub fn join(launch: &mut Launch) -> Result<(), LifecycleError> {
     // Not before it has answered: the memory of one that was loaded is read from the disk as it is touched.
-    guard::bind_disk(&launch.operator.roots, &launch.instance);
+    disk_rates::bind(&launch.operator.roots, &launch.instance);
     launch.operator.net()?.join(launch.slot)?;
     Ok(())
 }
@@ -416,8 +416,9 @@ fn check_and_join(launch: &mut Launch) -> Result<(), LifecycleError> {
 /// # Errors
 /// Where it has not.
 pub fn check_filter(launch: &Launch) -> Result<(), LifecycleError> {
+    let directory = launch.operator.roots.vmm_dir(&launch.slot.tap());
     match &launch.vmm {
-        Some(vmm) => Ok(launch.guard.check_filter(vmm)?),
+        Some(vmm) => launch.guard.check_filter(vmm, &directory),
         None => Ok(()),
     }
 }
@@ -549,7 +550,7 @@ pub fn teardown(
     let roots = operator.roots.clone();
     // It has no network before it is asked for: not under two threads.
     operator.net()?;
-    guard::free_disk(&roots, &slot.tap());
+    disk_rates::free(&roots, &slot.tap());
     let found = if known.is_some() { Vec::new() } else { vmms_in(&roots, slot)? };
     let vmms: Vec<&Vmm> = known.into_iter().chain(&found).collect();
     for vmm in &vmms {

@@ -3,6 +3,7 @@
 pub mod config;
 pub mod delivery;
 pub mod disk;
+pub mod disk_rates;
 pub mod fc_config;
 pub mod guard;
 pub mod guest;

@@ -14,8 +14,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::{
-    infra::{config::Roots, failpoint},
-    security::audit::hex,
+    infra::{config::Roots, failpoint, text::hex},
     store::{self, Schema, StoreError},
     vm::{
         instance::{disk, fc_config::files},

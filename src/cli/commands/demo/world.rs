@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, fs, path::Path, time::Duration};
 
 use crate::{
-    infra::shell,
+    infra::{mounts, shell},
     net::{links, netlink::Socket},
     security::cgroups,
     vmm::process::{self, Vmm},
@@ -56,8 +56,7 @@ impl World {
 }
 
 fn mounts() -> Vec<String> {
-    let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    text.lines().filter_map(|line| line.split(' ').nth(4).map(str::to_owned)).collect()
+    mounts::all().into_iter().map(|mount| mount.place.display().to_string()).collect()
 }
 
 /// The VMMs of a root: a jailed one's working directory has another name in its own root, so each is looked for in its folder.

@@ -11,7 +11,7 @@ use serde::{Deserialize, Deserializer};
 use sha2::{Digest as _, Sha256};
 
 use super::names::shown;
-use crate::security::audit::hex;
+use crate::infra::text::hex;
 
 /// A sha256. No image that is in use names its blobs by anything else.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]

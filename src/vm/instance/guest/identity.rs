@@ -16,8 +16,7 @@ use sha2::{Digest, Sha256};
 
 use super::{Guest, GuestError, printable};
 use crate::{
-    infra::{config::Roots, entropy::random},
-    security::audit::hex,
+    infra::{config::Roots, entropy::random, text::hex},
     store::StoreError,
     vm::{
         instance::{

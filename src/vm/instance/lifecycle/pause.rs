@@ -12,7 +12,7 @@ use crate::{
         instance::{
             config::{Instance, Operation},
             delivery::{self, Given},
-            guard, launch,
+            disk_rates, launch,
             state::{Event, State},
         },
         naming::InstancePath,
@@ -120,7 +120,7 @@ pub(super) fn settle(operator: &Operator, instance: &mut Instance) -> Result<(),
 pub(super) fn set(operator: &Operator, instance: &Instance, to: State) -> Result<(), LifecycleError> {
     let directory = operator.roots.vmm_dir(&instance.net.tap_dev);
     // A sleep that was cut off had let its VMM write as fast as it could.
-    guard::bind_disk(&operator.roots, instance);
+    disk_rates::bind(&operator.roots, instance);
     let mut client = Client::connect_now(&directory)?;
     match (to, &instance.vmm) {
         (State::Warm, _) => client.call(&Call::Pause)?,

@@ -274,7 +274,7 @@ fn settle_wake(operator: &mut Operator, instance: &mut Instance) -> Result<(), L
             }
         };
         let (vmm, pool) = (instance.find_vmm(), load_pool(&roots, &path.pool_path())?.1);
-        if let Some(Err(error)) = vmm.map(|vmm| guard::check(&roots, &pool, &vmm)) {
+        if let Some(Err(error)) = vmm.map(|vmm| guard::check(&roots, &pool, &vmm, slot)) {
             launch::teardown(operator, slot, None, Keep::Nothing)?;
             let why = format!("it woke, and {error}");
             return finish_stop(operator, instance, ("wake", Phase::Recovered), why);

@@ -29,7 +29,7 @@ use crate::{
     vm::{
         instance::{
             config::{Instance, Operation, Parent, VmmRecord},
-            delivery, disk, guard,
+            delivery, disk, disk_rates,
             guest::Guest,
             launch::{self, Keep},
             runner::{self, Failed, Step},
@@ -356,14 +356,14 @@ fn pause(sleeper: &mut Sleeper) -> Result<(), LifecycleError> {
     let directory = sleeper.directory();
     let mut client = Client::connect_now(&directory)?;
     client.call(&Call::Pause)?;
-    guard::free_disk(sleeper.roots(), &sleeper.instance.net.tap_dev);
+    disk_rates::free(sleeper.roots(), &sleeper.instance.net.tap_dev);
     sleeper.client = Some(client);
     Ok(())
 }
 
 /// The guest goes on, unless it was paused before.
 fn go_on(sleeper: &mut Sleeper) -> Result<(), LifecycleError> {
-    guard::bind_disk(sleeper.roots(), sleeper.instance);
+    disk_rates::bind(sleeper.roots(), sleeper.instance);
     if sleeper.instance.status == State::Running {
         // Not the connection of before: one on which a call took too long may answer that one yet.
         let directory = sleeper.directory();
