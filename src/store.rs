@@ -336,7 +336,9 @@ pub fn sweep(folder: &Path) -> Result<usize, StoreError> {
 /// Is there a process of that number? One that was given a dead one's number keeps that one's leftovers, for a while.
 pub fn is_alive(pid: u32) -> bool {
     // A process that was killed and not yet taken note of by its parent is dead.
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let stat = fs::read(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // Its name may hold any bytes.
+    let stat = String::from_utf8_lossy(&stat);
     stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
 }
 

@@ -369,7 +369,8 @@ fn a_forbidden_call_kills_the_vmm_and_is_said() {
     let pid = i32::try_from(record["vmm"]["pid"].as_i64().expect("a pid")).expect("a pid");
     calls(pid, 425);
     let ended = sandbox.ok(&format!("instance wait {} --for stopped --timeout 20", path_of(record)));
-    assert_eq!(ended["last_exit"]["why"], "the VMM ended by itself");
+    let why = ended["last_exit"]["why"].as_str().expect("a reason");
+    assert!(why.starts_with("the VMM ended by itself"), "{why}");
 }
 
 fn path_of(record: &Value) -> &str {

@@ -42,40 +42,35 @@ pub fn look(folder: &Path) -> Storage {
 }
 
 fn look_in(folder: &Path, sys: &Path, mounts: &[Mount]) -> Storage {
-    let folder = fs::canonicalize(folder).unwrap_or_else(|_| folder.to_path_buf());
-    let there = folder.ancestors().find_map(|path| fs::metadata(path).ok());
-    let Some(meta) = there else { return Storage::Plain("nothing that can be looked at".to_owned()) };
-    let below =
-        mounts.iter().filter(|mount| mount.place.starts_with(&folder)).map(|mount| mount.device.clone());
-    let mut found =
-        [number(meta.dev())].into_iter().chain(below).map(|device| storage_of(&device, sys, mounts));
-    let own = found.next().unwrap_or_else(|| Storage::Plain(folder.display().to_string()));
-    match own {
-        Storage::Plain(_) => own,
-        Storage::Encrypted(_) => found.find(|one| !one.is_encrypted()).unwrap_or(own),
+    let there = folder.ancestors().find_map(|path| fs::canonicalize(path).ok());
+    let Some(there) = there else { return Storage::Plain("nothing that can be looked at".to_owned()) };
+    // Not by the device's number: btrfs gives each subvolume one of its own. Of those in one place the last one is on top.
+    let own = mounts
+        .iter()
+        .filter(|mount| there.starts_with(&mount.place))
+        .max_by_key(|mount| mount.place.as_os_str().len());
+    let Some(own) = own else { return Storage::Plain(there.display().to_string()) };
+    let below = mounts.iter().filter(|mount| mount.place != there && mount.place.starts_with(&there));
+    let found = storage_of(own, sys);
+    match found {
+        Storage::Plain(_) => found,
+        Storage::Encrypted(_) => {
+            below.map(|mount| storage_of(mount, sys)).find(|one| !one.is_encrypted()).unwrap_or(found)
+        }
     }
 }
 
-fn number(device: u64) -> String {
-    format!("{}:{}", major(device), minor(device))
-}
-
-/// How the file system with this number is stored. Some have a number of their own, and say in the table of mounts what they
-/// are on.
-fn storage_of(own: &str, sys: &Path, mounts: &[Mount]) -> Storage {
+/// How the file system of a mount is stored. Some have a number that is no device's, and say what they are on.
+fn storage_of(mount: &Mount, sys: &Path) -> Storage {
     let blocks = sys.join("dev/block");
-    let mount = mounts.iter().find(|mount| mount.device == own);
-    let source = mount.and_then(|mount| fs::metadata(&mount.source).ok()).map(|meta| number(meta.rdev()));
-    let found = [Some(own.to_owned()), source].into_iter().flatten().find(|one| blocks.join(one).exists());
-    let is_crypt = |device: &Path| is_crypt(&blocks, device, DEPTH);
+    let source = fs::metadata(&mount.source).ok().filter(|_| mount.source.is_absolute());
+    let source = source.map(|meta| format!("{}:{}", major(meta.rdev()), minor(meta.rdev())));
+    let found =
+        [Some(mount.device.clone()), source].into_iter().flatten().find(|one| blocks.join(one).exists());
+    let is_crypt = |device: &PathBuf| is_crypt(&blocks, device, DEPTH);
     match found {
-        Some(device) if all_of(sys, &blocks.join(&device)).iter().all(|one| is_crypt(one)) => {
-            Storage::Encrypted(device)
-        }
-        found => {
-            let named = mount.map(|mount| mount.source.display().to_string()).or(found);
-            Storage::Plain(named.unwrap_or_else(|| own.to_owned()))
-        }
+        Some(device) if all_of(sys, &blocks.join(&device)).iter().all(is_crypt) => Storage::Encrypted(device),
+        _ => Storage::Plain(mount.source.display().to_string()),
     }
 }
 
@@ -192,34 +187,36 @@ mod tests {
         Mount { device, place, kind: "btrfs".to_owned(), source }
     }
 
+    fn number_of(device: &str) -> String {
+        let number = fs::metadata(device).unwrap().rdev();
+        format!("{}:{}", major(number), minor(number))
+    }
+
     #[test]
-    fn a_folders_device_is_found_by_its_number_or_by_its_mount() {
+    fn a_folders_device_is_that_of_the_mount_in_which_it_is() {
         let (sys, dir) = (Sys::new(), tempfile::tempdir().unwrap());
-        let meta = fs::metadata(dir.path()).unwrap();
-        let own = format!("{}:{}", major(meta.dev()), minor(meta.dev()));
         let look = |mounts: &[Mount]| look_in(&dir.path().join("not/there/yet"), sys.0.path(), mounts);
-        assert_eq!(look(&[]), Storage::Plain(own.clone()));
-        let mounts = [mount("0:1", "/x".as_ref(), "tmpfs"), mount(&own, "/var".as_ref(), "/dev/null")];
+        let folder = fs::canonicalize(dir.path()).unwrap();
+        assert_eq!(look(&[]), Storage::Plain(folder.display().to_string()));
+        // As btrfs has it: no device has the number.
+        let mounts = [mount("0:1", "/".as_ref(), "overlay"), mount("0:40", &folder, "/dev/null")];
         assert_eq!(look(&mounts), Storage::Plain("/dev/null".into()));
-        let null = number(fs::metadata("/dev/null").unwrap().rdev());
-        sys.device("dm-0", &null, Some("CRYPT-LUKS2-0"), &[]);
-        assert_eq!(look(&mounts), Storage::Encrypted(null));
+        sys.device("dm-0", &number_of("/dev/null"), Some("CRYPT-LUKS2-0"), &[]);
+        assert_eq!(look(&mounts), Storage::Encrypted(number_of("/dev/null")));
+        assert_eq!(look(&mounts[..1]), Storage::Plain("overlay".into()));
     }
 
     #[test]
     fn what_is_mounted_below_counts_and_so_does_each_disk_of_a_btrfs() {
         let (sys, dir) = (Sys::new(), tempfile::tempdir().unwrap());
-        let own = number(fs::metadata(dir.path()).unwrap().dev());
-        let [null, zero] = ["/dev/null", "/dev/zero"].map(|path| number(fs::metadata(path).unwrap().rdev()));
-        sys.device("dm-0", &null, Some("CRYPT-LUKS2-0"), &[]);
-        sys.device("sda", &zero, None, &[]);
-        let on_dm = mount(&own, "/".as_ref(), "/dev/null");
+        sys.device("dm-0", &number_of("/dev/null"), Some("CRYPT-LUKS2-0"), &[]);
+        sys.device("sda", &number_of("/dev/zero"), None, &[]);
+        let folder = fs::canonicalize(dir.path()).unwrap();
         let look = |below: &Path| {
-            let mounts = [on_dm.clone(), mount("0:99", below, "/dev/zero")];
+            let mounts = [mount("0:40", "/".as_ref(), "/dev/null"), mount("0:99", below, "/dev/zero")];
             look_in(dir.path(), sys.0.path(), &mounts)
         };
-        let folder = fs::canonicalize(dir.path()).unwrap();
-        assert_eq!(look("/elsewhere".as_ref()), Storage::Encrypted(null.clone()));
+        assert!(look("/elsewhere".as_ref()).is_encrypted());
         assert_eq!(look(&folder.join("tenants")), Storage::Plain("/dev/zero".into()));
         let devices = sys.0.path().join("fs/btrfs/an-id/devices");
         fs::create_dir_all(&devices).unwrap();

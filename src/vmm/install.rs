@@ -208,19 +208,31 @@ pub fn install(roots: &Roots, firecracker: &Path, jailer: Option<&Path>) -> Resu
         store::make_folder(&new)?;
         for (program, from) in [("firecracker", Some(firecracker)), ("jailer", jailer)] {
             let Some(from) = from else { continue };
-            let to = new.join(program);
-            fs::copy(from, &to).map_err(StoreError::io("copy", from))?;
-            fs::set_permissions(&to, fs::Permissions::from_mode(0o755))
-                .map_err(StoreError::io("write", &to))?;
-            fs::File::open(&to).and_then(|file| file.sync_all()).map_err(StoreError::io("sync", &to))?;
+            copy_program(from, &new.join(program))?;
         }
         failpoint::hit("install", "copied").map_err(StoreError::io("install", &new))?;
         fs::rename(&new, &place).map_err(StoreError::io("rename", &new))?;
         store::sync_folder(&folder)?;
         failpoint::hit("install", "in-place").map_err(StoreError::io("install", &place))?;
     }
+    // One that is there gets the jailer that is given.
+    let there = place.join("jailer");
+    if let Some(jailer) = jailer
+        && fs::read(jailer).map_err(StoreError::io("read", jailer))? != fs::read(&there).unwrap_or_default()
+    {
+        let new = store::unfinished(&folder.join("jailer"));
+        copy_program(jailer, &new)?;
+        fs::rename(&new, &there).map_err(StoreError::io("rename", &new))?;
+        store::sync_folder(&place)?;
+    }
     let found = list(roots)?.into_iter().find(|one| one.version == version);
     found.ok_or_else(|| not("it vanished while it was installed".into()))
+}
+
+fn copy_program(from: &Path, to: &Path) -> Result<(), StoreError> {
+    fs::copy(from, to).map_err(StoreError::io("copy", from))?;
+    fs::set_permissions(to, fs::Permissions::from_mode(0o755)).map_err(StoreError::io("write", to))?;
+    fs::File::open(to).and_then(|file| file.sync_all()).map_err(StoreError::io("sync", to))
 }
 
 /// Makes a version the one that new pools get.

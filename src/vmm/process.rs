@@ -1,8 +1,8 @@
 //! VMM processes: started detached, found again, ended.
 //!
 //! A VMM belongs to nobody's process tree. It is recognised by its working directory together with its start time and
-//! the host's boot id; a pid alone is never trusted. A killed starter leaves no window: its child has the
-//! instance's lock open, as it has all that its parent has, until it is the VMM, and by then its working directory is set.
+//! the host's boot id; a pid alone is never trusted. A killed starter leaves no window: its child dies with it until its
+//! working directory is set, and is known there from that moment on, before it is the VMM ([`shell::ABOUT_TO_BE`]).
 
 use std::{
     ffi::{CString, OsString},
@@ -196,8 +196,8 @@ struct Stat {
 }
 
 fn stat(pid: i32) -> Option<Stat> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name in parentheses may hold anything: what follows the last one is fixed.
+    // The name in parentheses may hold any bytes: what follows the last one is fixed.
+    let text = shell::proc_text(pid, "stat")?;
     let (_, rest) = text.rsplit_once(") ")?;
     let fields: Vec<&str> = rest.split(' ').collect();
     let number = |index: usize| fields.get(index)?.parse::<u64>().ok();
@@ -255,17 +255,24 @@ pub fn find_in(directory: &Path) -> Vec<Vmm> {
 /// Is it a Firecracker, a jailer that is about to become one, this program in the role of the simulated one, or a child of
 /// this program's that is about to become any of them?
 fn runs_a_vmm(pid: i32) -> bool {
+    // In the order in which an execution changes them: what it was before the first look, it is known as by a later one.
+    let comm = std::fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
+    if comm.trim_ascii_end() == shell::ABOUT_TO_BE.to_bytes() {
+        return true;
+    }
     let name = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
     // A program that was replaced while it runs keeps its name with this mark.
     let name = name.file_name().unwrap_or_default().to_string_lossy();
-    let comm = std::fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
-    if ["firecracker", "jailer"].contains(&name.trim_end_matches(" (deleted)"))
-        || comm.trim_ascii_end() == shell::ABOUT_TO_BE.to_bytes()
-    {
+    if ["firecracker", "jailer"].contains(&name.trim_end_matches(" (deleted)")) {
         return true;
     }
-    let arguments = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    arguments.split(|&byte| byte == 0).nth(1) == Some(SIM_ARGUMENT.as_bytes())
+    // The arguments come last: a program of that name without any is in the middle of it. (One that ends has neither.)
+    let own = std::env::current_exe().unwrap_or_default();
+    let is_own = own.file_name().is_some_and(|own| own.to_string_lossy() == name);
+    match std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default() {
+        none if none.is_empty() => is_own,
+        arguments => arguments.split(|&byte| byte == 0).nth(1) == Some(SIM_ARGUMENT.as_bytes()),
+    }
 }
 
 fn adopt(pid: i32) -> Option<Vmm> {
@@ -289,7 +296,7 @@ fn processes() -> impl Iterator<Item = i32> {
 /// The user that a process runs as.
 pub fn uid_of(pid: i32) -> Option<u32> {
     // Not the owner of its folder there: that is root, where it may not be looked into.
-    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let text = shell::proc_text(pid, "status")?;
     text.lines().find_map(|line| line.strip_prefix("Uid:"))?.split_whitespace().next()?.parse().ok()
 }
 

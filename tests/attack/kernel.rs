@@ -14,16 +14,16 @@ pub enum Attack {
     Ports,
     /// Model-specific registers, but for those of the interrupt controller, by which it would put itself to sleep.
     Processor,
+    /// As [`Attack::Queues`], with more in a queue than it has room for.
+    Overfull,
 }
 
-/// A kernel that does so many rounds of it from this seed on, and prints [`DONE`] then, over and over.
+/// A kernel that does so many rounds of it from this seed on, between [`BEGUN`] and [`DONE`]; that over and over.
 pub fn kernel(attack: Attack, seed: u64, rounds: u64) -> Vec<u8> {
-    let (begin, end) = (&raw const attack_begin, &raw const attack_end);
-    // SAFETY: both are ends of the code below, which nobody writes to.
-    let mut code = unsafe {
-        let length = usize::try_from(end.offset_from(begin)).expect("the end is behind");
-        std::slice::from_raw_parts(begin, length).to_vec()
-    };
+    let begin = &raw const attack_begin;
+    let length = (&raw const attack_end).addr() - begin.addr();
+    // SAFETY: that much code lies there, and nobody writes to it.
+    let mut code = unsafe { std::slice::from_raw_parts(begin.cast::<u8>(), length).to_vec() };
     // Zero is the one state that the generator does not leave.
     for word in [attack as u64, seed | 1 << 63, rounds] {
         code.extend(word.to_le_bytes());
@@ -31,18 +31,21 @@ pub fn kernel(attack: Attack, seed: u64, rounds: u64) -> Vec<u8> {
     mvm::cli::kernel(&code)
 }
 
+/// What it prints when it begins.
+pub const BEGUN: &str = "begun";
 /// What it prints when it is through.
 pub const DONE: &str = "through";
 
 unsafe extern "C" {
-    static attack_begin: u8;
-    static attack_end: u8;
+    /// As long as the code is, which the assembler knows.
+    static attack_begin: [u8; 0];
+    static attack_end: [u8; 0];
 }
 
 // Entered in 64-bit mode at 16 MiB, with a code segment at 8 and the first GiB mapped, in a guest of 128 MiB. Stack below 18 MiB,
-// tables of pages at 18 MiB, of interrupts at 20 MiB. Queues lie at 32 MiB, what they point at follows.
+// tables of pages at 18 MiB, of interrupts at 20 MiB. Queues lie from 32 MiB on, what they point at follows.
 //
-// r15: the generator. r14: rounds left. r13: which attack. r12: 32 MiB. rdi: a device.
+// r15: the generator. r14: rounds left. r13: which attack. rdi: a device. r12: where its queues lie.
 global_asm!(
     r#"
     .pushsection .rodata.attack, "a"
@@ -95,10 +98,14 @@ attack_begin:
     mov qword ptr [rdi + 2], 0x1400000
     lidt [rdi]
 
+    lea rsi, [rip + 96f]
+    mov ecx, 7
+    mov dx, 0x3f8
+    rep outsb
+
     mov r13, [rip + attack_end]
     mov r15, [rip + attack_end + 8]
     mov r14, [rip + attack_end + 16]
-    mov r12d, 0x2000000
 
 7:  cmp r13d, 0
     je 70f
@@ -106,7 +113,9 @@ attack_begin:
     je 20f
     cmp r13d, 2
     je 30f
-    jmp 40f
+    cmp r13d, 3
+    je 40f
+    jmp 20f
 8:  dec r14
     jnz 7b
 
@@ -165,10 +174,15 @@ attack_begin:
     // Queues: a device is reset, and taken as a driver takes it, with some of its features.
 20: call 89b
     and eax, 7
-    shl eax, 12
-    mov edi, 0xc0001000
-    add edi, eax
+    mov edi, eax
+    shl edi, 12
+    add edi, 0xc0001000
+    // Two MiB for each: one that stays active has its own queues still.
+    mov r12d, eax
+    shl r12d, 21
+    add r12d, 0x2000000
     mov dword ptr [rdi + 0x70], 0
+    mov r11d, [rdi + 0x70]
     mov dword ptr [rdi + 0x70], 1
     mov dword ptr [rdi + 0x70], 3
     mov dword ptr [rdi + 0x14], 1
@@ -190,13 +204,18 @@ attack_begin:
 22: mov [rdi + 0x30], ebp
     call 89b
     mov ecx, eax
-    and ecx, 15
-    mov ebx, 1
+    and ecx, 3
+    mov ebx, 64
     shl ebx, cl
     mov [rdi + 0x38], ebx
     mov ebx, ebp
     shl ebx, 16
     add ebx, r12d
+    // One that could be reset begins with nothing in it; the other goes on where it was.
+    test r11d, r11d
+    jnz 95f
+    mov dword ptr [rbx + 0x4000], 0
+95:
     mov esi, 0x80
 23: call 89b
     xor ecx, ecx
@@ -267,9 +286,13 @@ attack_begin:
     inc ecx
     cmp ecx, 256
     jb 27b
-    // What is there: some more than before.
+    // What is there: some more than before; and where the attack is that, more than there can be.
     call 89b
-    and eax, 0x3f
+    mov ecx, 15
+    cmp r13d, 4
+    jne 69f
+    mov ecx, 0x3ff
+69: and eax, ecx
     add [r9 + 0x4002], ax
     mov word ptr [r9 + 0x4000], 0
     xor ecx, ecx
@@ -414,6 +437,7 @@ attack_begin:
     jmp 93b
 
 94: .ascii "through\r\n"
+96: .ascii "begun\r\n"
     .balign 8
 attack_end:
     .popsection

@@ -29,15 +29,27 @@ pub struct Tracee {
 }
 
 impl Tracee {
-    /// Stops the first thread of a process, which waits in a system call.
+    /// Stops the first thread of a process where it waits in a system call.
     pub fn stop(pid: i32) -> Self {
+        /// `syscall`.
+        const CALL: u16 = 0x050f;
         request(libc::PTRACE_SEIZE, pid, 0, 0);
-        request(libc::PTRACE_INTERRUPT, pid, 0, 0);
-        wait(pid);
-        // SAFETY: all zeros are a valid value.
-        let mut registers: libc::user_regs_struct = unsafe { std::mem::zeroed() };
-        request(libc::PTRACE_GETREGS, pid, 0, &raw mut registers as usize);
-        Self { pid, registers }
+        for _ in 0..1000 {
+            request(libc::PTRACE_INTERRUPT, pid, 0, 0);
+            wait(pid);
+            // SAFETY: all zeros are a valid value.
+            let mut registers: libc::user_regs_struct = unsafe { std::mem::zeroed() };
+            request(libc::PTRACE_GETREGS, pid, 0, &raw mut registers as usize);
+            // SAFETY: a word of a process of this test's is read.
+            let before = unsafe { libc::ptrace(libc::PTRACE_PEEKTEXT, pid, registers.rip - 2, 0_usize) };
+            if before as u16 == CALL && registers.orig_rax.cast_signed() >= 0 {
+                return Self { pid, registers };
+            }
+            // It does something just now.
+            request(libc::PTRACE_CONT, pid, 0, 0);
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        panic!("it never waits");
     }
 
     /// Lets it make a call.
@@ -71,6 +83,7 @@ impl Tracee {
             wait(self.pid);
             return Answer::Forbidden;
         }
+        assert_eq!(stopped_by, libc::SIGTRAP, "it has made the call");
         match registers.rax.cast_signed() {
             error @ -4095..0 => Answer::Failed(i32::try_from(-error).expect("an errno")),
             result => Answer::Did(result),

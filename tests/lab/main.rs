@@ -8,6 +8,7 @@
 mod support;
 
 mod agent;
+mod attacks;
 mod guest;
 mod inside;
 mod isolation;

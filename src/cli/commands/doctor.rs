@@ -182,6 +182,14 @@ fn program(name: &'static str, package: &str) -> Check {
     }
 }
 
+/// What a pool may do without, but not a node in production.
+fn missing(roots: &Roots, name: &'static str, what: String, fix: &str) -> Check {
+    match at_rest::in_production(roots) {
+        Some(_) => fail(name, what + ": production does not take it", fix),
+        None => warn(name, what, fix),
+    }
+}
+
 fn cgroups(roots: &Roots) -> Check {
     match security::cgroups::hierarchy() {
         Ok(path) if security::cgroups::limits_disk(&path, &roots.root) => {
@@ -195,7 +203,8 @@ fn cgroups(roots: &Roots) -> Check {
             ),
             "the io controller, and MVM_ROOT on a file system of one disk (io.max)",
         ),
-        Err(why) => warn(
+        Err(why) => missing(
+            roots,
             "cgroups",
             format!("what a VMM uses cannot be limited: {why}"),
             "boot with systemd.unified_cgroup_hierarchy=1; a container's needs them delegated",
@@ -320,7 +329,8 @@ fn jail(roots: &Roots) -> Check {
     };
     match jailer::jail(roots, &program, UID_BASE) {
         Ok(_) => ok("jail", "Firecracker runs in a jail"),
-        Err(why) => warn(
+        Err(why) => missing(
+            roots,
             "jail",
             format!("Firecracker cannot be jailed: {why}"),
             "mvm vmm install FILE --jailer FILE, both linked statically, and a MVM_ROOT with dev and exec",

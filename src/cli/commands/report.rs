@@ -35,6 +35,9 @@ pub fn write(roots: &Roots, file: &Path, deep: bool, findings: &[Finding]) -> Re
         json!({ "name": finding.name, "ok": finding.ok, "detail": finding.detail, "us": us })
     };
     let node = NodeConfig::load(roots)?;
+    let vmms = vmms(roots)?;
+    // What a node in production takes is nothing less.
+    let is_kept = !node.production || !vmms.iter().any(is_lacking);
     let report = json!({
         "report": KIND,
         "node_id": node.node_id,
@@ -42,13 +45,18 @@ pub fn write(roots: &Roots, file: &Path, deep: bool, findings: &[Finding]) -> Re
         "at": roots.now(),
         "mvm_version": env!("CARGO_PKG_VERSION"),
         "deep": deep,
-        "ok": findings.iter().all(|finding| finding.ok),
+        "ok": is_kept && findings.iter().all(|finding| finding.ok),
         "checks": findings.iter().map(check).collect::<Vec<_>>(),
-        "vmms": vmms(roots)?,
+        "vmms": vmms,
     });
     let fields = report.as_object().cloned().unwrap_or_default();
     let signed = NodeKey::load_or_make(roots)?.sign(fields);
     Ok(std::fs::write(file, format!("{signed:#}\n")).map_err(StoreError::io("write", file))?)
+}
+
+/// Is a VMM without something that keeps it to itself?
+fn is_lacking(vmm: &Value) -> bool {
+    vmm["lacks"].as_array().is_some_and(|lacks| !lacks.is_empty())
 }
 
 /// Every instance's VMM that runs: its jail, its limits, its filter, read back.
@@ -86,6 +94,15 @@ pub fn check(out: &Out, roots: &Roots, file: &Path) -> Result<u8, CliError> {
         return Err(CliError::new(Kind::Failed, "report_forged", what));
     }
     let is_ours = own.as_deref() == Some(key.as_str());
+    let named = NodeConfig::load(roots)?.node_id;
+    if report["node_id"] == named && !is_ours {
+        let what = format!(
+            "{} says that it is of this node, {named}, and another key signed it: {}",
+            file.display(),
+            printable(&text("key_id"), 100)
+        );
+        return Err(CliError::new(Kind::Failed, "report_forged", what));
+    }
     let view = json!({
         "node_id": report["node_id"], "key_id": report["key_id"], "this_node": is_ours, "at": report["at"],
         "ok": report["ok"], "signed": true,
@@ -93,6 +110,11 @@ pub fn check(out: &Out, roots: &Roots, file: &Path) -> Result<u8, CliError> {
     let ok = report["ok"] == true;
     out.show(&view, || {
         let checks = report["checks"].as_array().map_or(0, Vec::len);
+        let vmms = report["vmms"].as_array().cloned().unwrap_or_default();
+        let lacking = match vmms.iter().filter(|vmm| is_lacking(vmm)).count() {
+            0 => format!("{} VMMs, none of them without jail, limits or filter", vmms.len()),
+            some => format!("{} VMMs, {some} of them without a jail, limits or a filter", vmms.len()),
+        };
         let verdict = if ok { "all as it must be" } else { "not all as it must be" };
         let whose = match is_ours {
             true => "this node's key",
@@ -100,7 +122,7 @@ pub fn check(out: &Out, roots: &Roots, file: &Path) -> Result<u8, CliError> {
         };
         let [node, at, key_id] = ["node_id", "at", "key_id"].map(|name| printable(&text(name), 100));
         format!(
-            "signed by node {node} at {at}: {checks} checks, {verdict}\n  key        {key_id}, {key}: {whose}"
+            "signed by node {node} at {at}: {checks} checks, {verdict}; {lacking}\n  key        {key_id}, {key}: {whose}"
         )
     });
     Ok(if ok { 0 } else { 1 })

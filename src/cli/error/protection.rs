@@ -10,17 +10,19 @@ impl From<&Unprotected> for CliError {
                 let fix = match why {
                     NoJail::NoJailer { .. } => "mvm vmm install FILE --jailer FILE",
                     NoJail::Mounted { .. } => "give MVM_ROOT a file system with dev and exec",
-                    _ => "mvm pool create --insecure makes a pool that takes VMMs without a jail",
+                    _ => {
+                        "mvm doctor; a node that is not in production takes less in a pool made with --insecure"
+                    }
                 };
                 ("no_jail", fix)
             }
             Unprotected::NoLimits { .. } => (
                 "no_limits",
-                "boot with systemd.unified_cgroup_hierarchy=1, or make the pool with --insecure",
+                "boot with systemd.unified_cgroup_hierarchy=1, or, on a node that is not in production, make the pool with --insecure",
             ),
             Unprotected::NoFilter { .. } => (
                 "no_filter",
-                "mvm vmm install FILE, of an official release, or make the pool with --insecure",
+                "mvm vmm install FILE, of an official release, or, on a node that is not in production, make the pool with --insecure",
             ),
         };
         Self::of(Kind::Refused, code, error).fix(fix)

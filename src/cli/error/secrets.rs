@@ -54,7 +54,10 @@ impl From<&MasterKeyError> for CliError {
             MasterKeyError::Open { from: Source::File(path) | Source::Root(path), .. } => {
                 made.fix(format!("chown root {0} && chmod 600 {0}", path.display()))
             }
-            MasterKeyError::Malformed { .. } => made.fix("head -c 32 /dev/urandom >FILE makes one"),
+            // Not over one that secrets may be sealed with.
+            MasterKeyError::Malformed { .. } => made.fix(
+                "put the key back; where there never was one, head -c 32 /dev/urandom >NEWFILE makes it",
+            ),
             _ => made,
         }
     }

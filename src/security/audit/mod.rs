@@ -289,7 +289,9 @@ fn open_intents(folder: &Path) -> Result<Vec<Record>, AuditError> {
 /// # Errors
 /// [`AuditError::Whole`] where nothing is wrong with it.
 pub fn begin_anew(roots: &Roots, tenant: &str, folder: &Path) -> Result<String, AuditError> {
-    let why = match verify(roots, tenant, folder) {
+    // Held from the verdict to the first line: nobody else gives up what is new by then.
+    let lock = lock(roots, tenant)?;
+    let why = match verify::verify_locked(folder, &[]) {
         Ok(verified) => return Err(AuditError::Whole { records: verified.records }),
         // What cannot be read now is not broken by that.
         Err(AuditError::Store(error @ (StoreError::Io { .. } | StoreError::Locked { .. }))) => {
@@ -298,7 +300,6 @@ pub fn begin_anew(roots: &Roots, tenant: &str, folder: &Path) -> Result<String, 
         Err(error) => error.to_string(),
     };
     let named = head::read(folder).ok().flatten();
-    let lock = lock(roots, tenant)?;
     let left = names(folder)?;
     let is_taken = |number: &u32| left.iter().any(|name| name.starts_with(&format!("audit-{number}.")));
     let number = (1..).find(|number| !is_taken(number)).unwrap_or_default();
@@ -306,6 +307,8 @@ pub fn begin_anew(roots: &Roots, tenant: &str, folder: &Path) -> Result<String, 
         store::rename(&folder.join(name), &folder.join(format!("audit-{number}.{rest}")))?;
     }
     store::sync_folder(folder)?;
+    // A log without a head would be one that was cut.
+    Head::at_start().write(folder)?;
     let mut entry = Entry::new("audit.begin-anew", tenant, Phase::Done);
     let named = named.map(|head| format!("; its head named record {}, {}", head.count, head.hash));
     entry.detail = Some(format!("{why}{}", named.unwrap_or_default()));

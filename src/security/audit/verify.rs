@@ -12,6 +12,7 @@ use serde::Serialize;
 use super::{
     AuditError,
     files::{self, Part},
+    head::Head,
     head_of, lock,
     record::{nothing, unseal},
 };
@@ -64,6 +65,15 @@ pub(super) fn verify_asking(
         let _lock = lock(roots, tenant)?;
         (head_of(folder)?, files::parts(folder)?)
     };
+    verify_parts(folder, asked, &head, parts)
+}
+
+/// The same for who holds the log's lock.
+pub(super) fn verify_locked(folder: &Path, asked: &[u64]) -> Result<Verified, AuditError> {
+    verify_parts(folder, asked, &head_of(folder)?, files::parts(folder)?)
+}
+
+fn verify_parts(folder: &Path, asked: &[u64], head: &Head, parts: Vec<Part>) -> Result<Verified, AuditError> {
     let mut chain = Chain::new(head.count, asked);
     let mut before: Option<PathBuf> = None;
     for part in parts {

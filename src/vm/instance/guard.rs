@@ -3,7 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use sha2::{Digest, Sha256};
@@ -54,8 +54,9 @@ pub enum Unprotected {
     },
 }
 
-/// How often, and how far apart, it is looked whether all threads have their filters.
-const FILTER_LOOKS: u32 = 10;
+/// A vCPU's thread takes its filter a moment after the load was answered; on a busy node that is a longer one.
+const FILTER_LIMIT: Duration = Duration::from_secs(2);
+/// Between two looks.
 const FILTER_PAUSE: Duration = Duration::from_millis(1);
 
 /// What a VMM that is to be started gets.
@@ -206,7 +207,7 @@ fn takes_all(pool: &Pool, node: &NodeConfig) -> bool {
 }
 
 fn check_filter(vmm: &Vmm, directory: &Path, policy: SeccompPolicy) -> Result<(), LifecycleError> {
-    let mut looks = 0;
+    let deadline = Instant::now() + FILTER_LIMIT;
     loop {
         let why = match seccomp::in_force(vmm.identity.pid) {
             Ok(Some(filter)) if filter >= policy => return Ok(()),
@@ -215,9 +216,8 @@ fn check_filter(vmm: &Vmm, directory: &Path, policy: SeccompPolicy) -> Result<()
                 let request = "the look at its filter".to_owned();
                 return Err(VmmError::Ended { request, log: log_tail(directory) }.into());
             }
-            // Its vCPUs' threads take theirs a moment after the load has answered.
-            _ if looks < FILTER_LOOKS => {
-                looks += 1;
+            // There is no event for it.
+            _ if Instant::now() < deadline => {
                 std::thread::sleep(FILTER_PAUSE);
                 continue;
             }

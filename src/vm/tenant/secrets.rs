@@ -192,9 +192,16 @@ pub fn key_file(roots: &Roots, tenant: &TenantId) -> PathBuf {
 /// What a tenant's secrets are, but for their content; `None` where it never had any.
 ///
 /// # Errors
-/// When they cannot be read.
+/// When they cannot be read, or are gone: a tenant that has a key has had some.
 pub fn stored(roots: &Roots, tenant: &TenantId) -> Result<Option<Secrets>, StoreError> {
-    store::read_if_there(&file(roots, tenant))
+    let path = file(roots, tenant);
+    match store::read_if_there(&path)? {
+        None if key_file(roots, tenant).exists() => {
+            let why = "it is gone, and secrets.key says that there were secrets".to_owned();
+            Err(StoreError::Damaged { path, why })
+        }
+        stored => Ok(stored),
+    }
 }
 
 /// Opens a tenant's secrets; `None` where it never had any.
@@ -356,6 +363,10 @@ fn make_key(roots: &Roots, tenant: &TenantId) -> Result<Key, TenantError> {
         created_at: roots.now(),
         sealed: master.seal(&key_place(tenant), key.bytes())?,
     };
+    // Where there is a key there is the file, whatever is cut off here.
+    if stored(roots, tenant)?.is_none() {
+        store::write(&self::file(roots, tenant), &Secrets::default())?;
+    }
     store::write(&key_file(roots, tenant), &file)?;
     Ok(key)
 }

@@ -27,13 +27,6 @@ echo lab >/proc/sys/kernel/hostname
 mount -t ext4 -o ro /dev/vdb /job
 mount -t ext4 -o noatime,noinit_itable /dev/vdc /scratch
 mkdir -p "$TMPDIR" /out
-# With its first VM, and again when its last one is gone, KVM changes the kernel's code (a static key in the scheduler). QEMU's
-# translator now and then keeps the breakpoint of such a change, and all CPUs are caught in it for good. So there always is a VM.
-if firecracker=$(command -v firecracker); then
-    echo '{"boot-source":{"kernel_image_path":"/usr/lib/halt.elf"},"drives":[],
-        "machine-config":{"vcpu_count":1,"mem_size_mib":128}}' >/run/halt.json
-    setsid "$firecracker" --no-api --config-file /run/halt.json </dev/null >/run/halt.log 2>&1 &
-fi
 cd /scratch || exit
 read -r uptime _ </proc/uptime
 echo "up $uptime" >/dev/ttyS1

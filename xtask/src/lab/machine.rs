@@ -53,6 +53,7 @@ pub enum Console {
 pub struct Machine<'a> {
     pub lab: &'a make::Lab,
     pub memory_mib: u64,
+    pub cpus: u32,
     /// The job disk.
     pub job: PathBuf,
     pub console: Console,
@@ -142,7 +143,7 @@ fn command(machine: &Machine<'_>, run: &Run, disks: &[&Path]) -> Command {
     let mut command = Command::new("qemu-system-x86_64");
     command
         .args(recipe::MACHINE)
-        .args(["-name", "mvm-lab", "-m", &machine.memory_mib.to_string()])
+        .args(["-name", "mvm-lab", "-m", &machine.memory_mib.to_string(), "-smp", &machine.cpus.to_string()])
         .arg("-kernel")
         .arg(lab.join(files::KERNEL))
         .arg("-initrd")

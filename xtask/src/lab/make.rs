@@ -93,7 +93,6 @@ fn make(folder: &Path) -> Result<()> {
     let init = root.join("sbin/lab-init");
     fs::write(&init, recipe::LAB_INIT)?;
     fs::set_permissions(&init, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
-    fs::write(root.join("usr/lib/halt.elf"), mvm::cli::tiny_kernel())?;
     fs::write(folder.join(files::INITRD), super::initrd::make(&root)?)?;
     let kernel = fs::read_dir(root.join("boot"))?
         .filter_map(|entry| Some(entry.ok()?.path()))

@@ -108,7 +108,9 @@ pub fn run(arguments: &LabArguments) -> Result<u8> {
         LabCommand::Run { command } => {
             let words: Vec<String> = command.iter().map(|word| job::quoted(word)).collect();
             let script = format!("exec {}\n", words.join(" "));
-            let job = Job { programs: programs(&host, arguments)?, guest: None, script };
+            let programs = programs(&host, arguments)?;
+            let guest = Some(guest(&programs)?);
+            let job = Job { programs, guest, script, cpus: job::ONE };
             let limit = Duration::from_secs(arguments.limit);
             whole(play(&job, arguments.memory, limit, limit, Console::Transcript(console()))?)
         }
@@ -127,7 +129,7 @@ fn shell(host: &Host, arguments: &LabArguments) -> Result<u8> {
     );
     let programs = programs(host, arguments)?;
     let guest = Some(guest(&programs)?);
-    let job = Job { programs, guest, script };
+    let job = Job { programs, guest, script, cpus: job::ONE };
     // Somebody sits in front of it: it ends when they are done.
     let limit = Duration::from_secs(arguments.limit.max(24 * 60 * 60));
     whole(play(&job, arguments.memory, limit, limit, Console::Terminal)?)
@@ -152,7 +154,7 @@ fn test(host: &Host, arguments: &LabArguments, rest: &[String]) -> Result<u8> {
         let words: Vec<String> = left.iter().map(|name| job::quoted(name)).collect();
         // One after another: the machine is slow, and what the tests measure of each other would be nothing but waiting.
         let script = format!("exec lab-tests --nocapture --test-threads=1 --exact {}\n", words.join(" "));
-        let job = Job { programs: programs.clone(), guest: guest.clone(), script };
+        let job = Job { programs: programs.clone(), guest: guest.clone(), script, cpus: job::ONE };
         let time = deadline.saturating_duration_since(Instant::now());
         let _ = fs::remove_file(console());
         let ended = play(&job, arguments.memory, time, SILENCE, Console::Transcript(console()));
@@ -220,6 +222,8 @@ pub fn measure(pairs: u32, cycles: u32, parts: &[Part]) -> Result<Vec<Figure>> {
     let parts = if parts.is_empty() { &Part::USUAL } else { parts };
     let mut figures = Vec::new();
     for part in parts {
+        // Who floods has one, and who must not notice has another.
+        let cpus = if *part == Part::Noise { 2 } else { job::ONE };
         let limit = match part {
             // A cycle takes a second or two.
             Part::Cycles | Part::BareCycles => LIMIT + u64::from(cycles) * 2,
@@ -230,7 +234,7 @@ pub fn measure(pairs: u32, cycles: u32, parts: &[Part]) -> Result<Vec<Figure>> {
         let script = format!(
             "exec xtask bench guests --part {part} --pairs {pairs} --cycles {cycles} --json /out/guests.json\n"
         );
-        let job = Job { programs: programs.clone(), guest: Some(guest.clone()), script };
+        let job = Job { programs: programs.clone(), guest: Some(guest.clone()), script, cpus };
         match measure_part(&job, limit) {
             Ok(measured) => figures.extend(measured),
             Err(error) => println!("NOT MEASURED ({error:#}): {part} of guests in the lab"),
@@ -336,7 +340,8 @@ fn play(
     let lab = make::ensure()?;
     let run = Run::new()?;
     let memory_mib = memory.unwrap_or_else(memory_mib);
-    let machine = Machine { lab: &lab, memory_mib, job: job.write(&run)?, console, limit, silence };
+    let (cpus, job) = (job.cpus, job.write(&run)?);
+    let machine = Machine { lab: &lab, memory_mib, cpus, job, console, limit, silence };
     machine::run(&machine, &run, &make::home().join("out"))
 }
 

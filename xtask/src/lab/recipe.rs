@@ -35,16 +35,14 @@ pub const BOOT_MODULES: [&str; 2] = ["virtio_pci", "virtio_blk"];
 pub const INITRD_INIT: &str = include_str!("initrd-init.sh");
 pub const LAB_INIT: &str = include_str!("lab-init.sh");
 
-/// The machine, but for its memory and disks. What EPYC has and QEMU's emulation has not is switched off, or it warns.
-pub const MACHINE: [&str; 14] = [
+/// The machine, but for its memory, CPUs and disks. What EPYC has and QEMU's emulation has not is switched off, or it warns.
+pub const MACHINE: [&str; 12] = [
     "-M",
     "q35",
     "-accel",
     "tcg,thread=multi",
     "-cpu",
     "EPYC,+svm,-rdseed,-sha-ni,-fxsr-opt,-misalignsse,-3dnowprefetch,-osvw,-topoext,-nrip-save,-xsavec",
-    "-smp",
-    "2",
     "-nodefaults",
     "-no-reboot",
     "-nic",
@@ -57,7 +55,7 @@ pub const MACHINE: [&str; 14] = [
 pub const CMDLINE: &str = "console=ttyS0 quiet loglevel=3 mitigations=off panic=-1 reboot=k";
 
 /// Of what the making does beside the recipe: where that changes, so does this number.
-const FORMAT: &str = "3";
+const FORMAT: &str = "2";
 
 /// The lab's name.
 ///

@@ -13,7 +13,7 @@ use crate::{
 const GIVE: &str =
     "give it by systemd's LoadCredential=mvm-master-key:FILE, or MVM_MASTER_KEY_FILE, and remove it there";
 
-fn in_production(roots: &Roots) -> Option<NodeConfig> {
+pub(super) fn in_production(roots: &Roots) -> Option<NodeConfig> {
     roots.node_file().exists().then(|| NodeConfig::load(roots).ok()).flatten().filter(|node| node.production)
 }
 

@@ -9,7 +9,7 @@ use crate::cli::{
 };
 use crate::{
     infra::config::Roots,
-    security::{Lack, policy::SeccompPolicy},
+    security::Lack,
     vm::{
         instance::{
             config::{Instance, Receipt},
@@ -288,9 +288,9 @@ pub(super) fn describe(out: &Out, view: &InstanceView) -> String {
     if let Some(vmm) = &instance.vmm {
         let lacks: String = vmm.lacks.iter().map(|lack| format!(", {lack}")).collect();
         let jail = if vmm.lacks.contains(&Lack::Jail) { "" } else { ", jailed" };
-        let strict = if vmm.filter == Some(SeccompPolicy::Strict) { ", strict filter" } else { "" };
+        let filter = vmm.filter.map(|filter| format!(", {filter} filter")).unwrap_or_default();
         let lacks = if lacks.is_empty() { lacks } else { out.paint(Tone::Doubtful, &lacks) };
-        lines.push(format!("  vmm       {} {}, pid {}{jail}{strict}{lacks}", vmm.kind, vmm.version, vmm.pid));
+        lines.push(format!("  vmm       {} {}, pid {}{jail}{filter}{lacks}", vmm.kind, vmm.version, vmm.pid));
         lines.extend(vmm.limits.map(|limits| {
             let cpus = limits.cpu_max_us as f64 / limits.cpu_period_us as f64;
             let memory = mib(limits.memory_max >> 20);

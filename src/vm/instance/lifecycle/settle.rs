@@ -11,7 +11,7 @@ use super::{
     wake,
 };
 use crate::{
-    infra::{beneath, config::Roots, relief},
+    infra::{beneath, config::Roots, relief, text::printable},
     security::{audit::Phase, cgroups, seccomp},
     vm::{
         instance::{
@@ -219,7 +219,7 @@ fn settle_locked(
                 (false, 0, _, Some(call)) => {
                     format!("the VMM made system call {call}, which its filter forbids, and ended")
                 }
-                (false, 0, _, None) => "the VMM ended by itself".to_owned(),
+                (false, 0, _, None) => ended_by_itself(&log),
                 (false, _, 0, _) => "the kernel killed the VMM for want of memory".to_owned(),
                 (false, ..) => "the kernel killed the VMM: it needed more memory than its limit".to_owned(),
             };
@@ -228,6 +228,16 @@ fn settle_locked(
         }
     }
     Ok(Some(instance))
+}
+
+/// With the words of its panic, where that was it.
+fn ended_by_itself(log: &[u8]) -> String {
+    /// Firecracker's panic hook (`vmm_main.rs`); a line or two follow.
+    const PANIC: &str = "Firecracker panicked at ";
+    let log = String::from_utf8_lossy(log);
+    let said = log.rfind(PANIC).map(|at| log[at..].lines().take(2).collect::<Vec<_>>().join(" "));
+    let said = said.map(|said| format!(": {}", printable(&said, 300))).unwrap_or_default();
+    format!("the VMM ended by itself{said}")
 }
 
 /// A guest that woke and does not confirm who it is: it is not let onto the network, and there is no way back.
