@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use mvm::{
     infra::config::Roots,
     vm::instance::{config::Instance, guest::Guest},
@@ -57,7 +57,7 @@ pub fn measure(mvm: &Mvm, roots: &Roots, pairs: u32) -> Result<Vec<Figure>> {
     let instance = Instance::load(roots, &quiet)?;
     let count = pairs.max(20);
     let peace = both(roots, &instance, count)?;
-    let floods: Vec<Flood> = FLOODS
+    let mut floods: Vec<Flood> = FLOODS
         .iter()
         .map(|(_, line)| {
             let mut command = mvm.command(&format!("instance exec -n {noisy} -- sh -c"));
@@ -66,6 +66,9 @@ pub fn measure(mvm: &Mvm, roots: &Roots, pairs: u32) -> Result<Vec<Figure>> {
         .collect::<Result<_>>()?;
     sleep(WARM_UP);
     let noise = both(roots, &instance, count)?;
+    for ((name, _), flood) in FLOODS.iter().zip(&mut floods) {
+        ensure!(flood.0.try_wait()?.is_none(), "the flood of {name} was over before it was measured");
+    }
     drop(floods);
     mvm.ok("tenant destroy globex --yes --wipe-volumes")?;
     mvm.ok(&format!("instance destroy {noisy} --yes --wipe-volumes"))?;
@@ -73,7 +76,8 @@ pub fn measure(mvm: &Mvm, roots: &Roots, pairs: u32) -> Result<Vec<Figure>> {
     println!("flooded: {}", names.join(", "));
     Ok([("exec of true", peace.0, noise.0), ("a ping of its agent", peace.1, noise.1)]
         .map(|(what, peace, noise)| {
-            let what = format!("{what} beside another tenant's guest that floods all it has, p50");
+            let what =
+                format!("{what} beside another tenant's guest, with quotas, that floods all it has, p50");
             let value = format!("{noise:.0} ms against {peace:.0} ms in peace: {:.2}×", noise / peace);
             figure(what, value, "≤ 2×", noise / peace <= 2.0)
         })
