@@ -13,8 +13,8 @@ use super::{machine::Run, make};
 
 /// With two, a kernel that changes its own code (a static key, as KVM's with its first VM and again when the last one is gone)
 /// is now and then caught for good in the breakpoint that it puts there for a moment: the translation of that outlives it (QEMU
-/// 7.2, a thread for each CPU). One is hardly slower, since most of what a lab does is one after another.
-pub const ONE: u32 = 1;
+/// 7.2, a thread for each CPU). With one, a lab stands still now and then, all idle, and more often in the tests.
+pub const CPUS: u32 = 2;
 
 /// A job.
 pub struct Job {
@@ -24,7 +24,7 @@ pub struct Job {
     pub guest: Option<PathBuf>,
     /// What bash runs.
     pub script: String,
-    /// CPUs of the lab: [`ONE`], unless the job is about several.
+    /// CPUs of the lab: [`CPUS`], unless the job is better off with another number.
     pub cpus: u32,
 }
 

@@ -110,7 +110,7 @@ pub fn run(arguments: &LabArguments) -> Result<u8> {
             let script = format!("exec {}\n", words.join(" "));
             let programs = programs(&host, arguments)?;
             let guest = Some(guest(&programs)?);
-            let job = Job { programs, guest, script, cpus: job::ONE };
+            let job = Job { programs, guest, script, cpus: job::CPUS };
             let limit = Duration::from_secs(arguments.limit);
             whole(play(&job, arguments.memory, limit, limit, Console::Transcript(console()))?)
         }
@@ -129,7 +129,7 @@ fn shell(host: &Host, arguments: &LabArguments) -> Result<u8> {
     );
     let programs = programs(host, arguments)?;
     let guest = Some(guest(&programs)?);
-    let job = Job { programs, guest, script, cpus: job::ONE };
+    let job = Job { programs, guest, script, cpus: job::CPUS };
     // Somebody sits in front of it: it ends when they are done.
     let limit = Duration::from_secs(arguments.limit.max(24 * 60 * 60));
     whole(play(&job, arguments.memory, limit, limit, Console::Terminal)?)
@@ -154,7 +154,7 @@ fn test(host: &Host, arguments: &LabArguments, rest: &[String]) -> Result<u8> {
         let words: Vec<String> = left.iter().map(|name| job::quoted(name)).collect();
         // One after another: the machine is slow, and what the tests measure of each other would be nothing but waiting.
         let script = format!("exec lab-tests --nocapture --test-threads=1 --exact {}\n", words.join(" "));
-        let job = Job { programs: programs.clone(), guest: guest.clone(), script, cpus: job::ONE };
+        let job = Job { programs: programs.clone(), guest: guest.clone(), script, cpus: job::CPUS };
         let time = deadline.saturating_duration_since(Instant::now());
         let _ = fs::remove_file(console());
         let ended = play(&job, arguments.memory, time, SILENCE, Console::Transcript(console()));
@@ -222,8 +222,8 @@ pub fn measure(pairs: u32, cycles: u32, parts: &[Part]) -> Result<Vec<Figure>> {
     let parts = if parts.is_empty() { &Part::USUAL } else { parts };
     let mut figures = Vec::new();
     for part in parts {
-        // Who floods has one, and who must not notice has another.
-        let cpus = if *part == Part::Noise { 2 } else { job::ONE };
+        // Hundreds of sleeps in a row lock up two.
+        let cpus = if matches!(part, Part::Cycles | Part::BareCycles) { 1 } else { job::CPUS };
         let limit = match part {
             // A cycle takes a second or two.
             Part::Cycles | Part::BareCycles => LIMIT + u64::from(cycles) * 2,
