@@ -20,7 +20,7 @@ use super::{
     spawn,
 };
 
-const FILE: &str = "/etc/mvm/console.json";
+pub const FILE: &str = "/etc/mvm/console.json";
 const VERSION: u32 = 1;
 
 /// One that ends sooner than that is not started again at once.

@@ -9,13 +9,12 @@ use std::{
 };
 
 use mvm_proto::{disk::ext4_uuid, message::DataDisk};
-use rustix::{
-    fs::{major, minor},
-    mount::{MountFlags, mount},
-};
+use rustix::mount::{MountFlags, mount};
 
 use super::kernel;
 
+/// Where hosts want it mounted.
+pub const USUAL: &str = "/data";
 /// The second disk.
 const DEVICE: &str = "/dev/vdb";
 
@@ -35,7 +34,8 @@ fn attach_from(device: &Path, wanted: &DataDisk) -> io::Result<String> {
         return Err(io::Error::other(format!("{:?} is no place for it", wanted.mount)));
     }
     // One that is mounted has been checked, and its superblock is in use.
-    let mounted = is_mounted(fs::metadata(device)?.rdev(), &place)?;
+    let number = fs::metadata(device)?.rdev();
+    let mounted = fs::metadata(&place).is_ok_and(|place| place.dev() == number);
     if !mounted {
         kernel::forget_buffers(&disk)?;
     }
@@ -57,15 +57,6 @@ fn attach_from(device: &Path, wanted: &DataDisk) -> io::Result<String> {
         })?;
     }
     Ok(uuid)
-}
-
-fn is_mounted(device: u64, place: &Path) -> io::Result<bool> {
-    let number = format!("{}:{}", major(device), minor(device));
-    let mounts = fs::read_to_string("/proc/thread-self/mountinfo")?;
-    Ok(mounts.lines().any(|line| {
-        let fields: Vec<&str> = line.split(' ').take(5).collect();
-        fields.get(2) == Some(&number.as_str()) && fields.get(4).map(Path::new) == Some(place)
-    }))
 }
 
 #[cfg(test)]

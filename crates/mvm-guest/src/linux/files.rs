@@ -11,6 +11,27 @@ use std::{
 use mvm_guest::ssh_key;
 use rustix::rand::{GetRandomFlags, getrandom};
 
+const RESOLVERS: &str = "/etc/resolv.conf";
+const MACHINE_ID: &str = "/etc/machine-id";
+const SSH: &str = "/etc/ssh";
+
+/// Puts what an identity will replace into the guest's memory, with nobody's content, and looks up what it will look for: a
+/// clone that becomes somebody neither reads the root disk for it nor copies a folder from there.
+///
+/// # Errors
+/// Where a file cannot be written.
+pub fn make_ready(looked_for: &[&str]) -> io::Result<()> {
+    for path in looked_for {
+        // Most guests do not have it, and even that is known then.
+        let _ = fs::read(path);
+    }
+    hostname("localhost")?;
+    resolvers(&[])?;
+    replace(Path::new(MACHINE_ID), "uninitialized\n", 0o444)?;
+    forget_host_keys()?;
+    ssh_keys(&[]).map(drop)
+}
+
 /// Puts a file in the place of what is there, at once.
 ///
 /// # Errors
@@ -60,37 +81,40 @@ pub fn hostname(name: &str) -> io::Result<String> {
 
 /// Says who resolves names.
 pub fn resolvers(resolvers: &[Ipv4Addr]) -> io::Result<String> {
-    const FILE: &str = "/etc/resolv.conf";
     let text: String = resolvers.iter().map(|ip| format!("nameserver {ip}\n")).collect();
-    replace(Path::new(FILE), &text, 0o644)?;
-    let text = fs::read_to_string(FILE)?;
+    replace(Path::new(RESOLVERS), &text, 0o644)?;
+    let text = fs::read_to_string(RESOLVERS)?;
     let there: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("nameserver ")).collect();
     Ok(there.join(" "))
 }
 
 /// Sets the machine's id.
 pub fn machine_id(id: &str) -> io::Result<String> {
-    const FILE: &str = "/etc/machine-id";
     if id.len() != 32 || !id.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return Err(io::Error::other(format!("{id:?} is no machine id")));
     }
-    replace(Path::new(FILE), &format!("{id}\n"), 0o444)?;
-    Ok(fs::read_to_string(FILE)?.trim().to_owned())
+    replace(Path::new(MACHINE_ID), &format!("{id}\n"), 0o444)?;
+    Ok(fs::read_to_string(MACHINE_ID)?.trim().to_owned())
 }
 
-/// Makes an SSH host key, the only one there is then. Returns its public half.
-pub fn host_key() -> io::Result<String> {
-    let place = Path::new("/etc/ssh");
-    let private = place.join("ssh_host_ed25519_key");
-    let public = place.join("ssh_host_ed25519_key.pub");
+/// Removes the SSH host keys that came with the image: they are everybody's.
+pub fn forget_host_keys() -> io::Result<()> {
+    let place = Path::new(SSH);
     folder(place, 0o755)?;
     for entry in fs::read_dir(place)? {
         let path = entry?.path();
-        // Keys that came with the image are everybody's.
         if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("ssh_host_")) {
             fs::remove_file(path)?;
         }
     }
+    Ok(())
+}
+
+/// Makes an SSH host key. Returns its public half.
+pub fn host_key() -> io::Result<String> {
+    let place = Path::new(SSH);
+    let private = place.join("ssh_host_ed25519_key");
+    let public = place.join("ssh_host_ed25519_key.pub");
     let mut seed = [0; 32];
     if getrandom(&mut seed, GetRandomFlags::empty())? < seed.len() {
         return Err(io::Error::other("the kernel gave no randomness"));

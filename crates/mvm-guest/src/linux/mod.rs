@@ -189,6 +189,10 @@ fn run(place: &Place, screen: Screen, owns_root: bool, keep_clock: bool) -> io::
         // Who forks twice away from a command comes here in place of the machine's init: it can be waited for.
         let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
     }
+    if owns_root && let Err(error) = files::make_ready(&[workload::FILE, console::FILE, data::USUAL]) {
+        // Whoever it becomes will fail, and say so.
+        screen.line(&format!("mvm-guest: {error}"));
+    }
     let listener = place.listen().map_err(|error| io::Error::other(format!("it cannot listen: {error}")))?;
     let screen = Arc::new(screen);
     let children = Arc::new(Children::default());
@@ -263,7 +267,12 @@ impl System for Linux {
                 let mut made = self.0.host_key.lock().unwrap_or_else(PoisonError::into_inner);
                 match made.as_ref() {
                     Some(key) => Ok(key.clone()),
-                    None => Ok(made.insert(files::host_key()?).clone()),
+                    None => {
+                        if !self.0.owns_root {
+                            files::forget_host_keys()?;
+                        }
+                        Ok(made.insert(files::host_key()?).clone())
+                    }
                 }
             }
             Fact::SshKeys(keys) => files::ssh_keys(keys),

@@ -24,7 +24,7 @@ use super::{
     spawn, users,
 };
 
-const FILE: &str = Settings::FILE;
+pub const FILE: &str = Settings::FILE;
 
 /// From one end to the next start: twice as long each time, up to the longest. One that ran as long as that is well again.
 const SHORTEST: Duration = Duration::from_millis(100);
