@@ -24,7 +24,10 @@ use rustix::{
     io::Errno,
     mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags, mount_change, move_mount, open_tree},
     pipe::{PipeFlags, pipe_with},
-    process::{Resource, Rlimit, Signal, chdir, set_parent_process_death_signal, setrlimit, setsid},
+    process::{
+        PidfdFlags, Resource, Rlimit, Signal, chdir, getpid, pidfd_open, set_parent_process_death_signal,
+        setrlimit, setsid,
+    },
     thread::set_name,
 };
 
@@ -127,6 +130,7 @@ fn spawn<S: AsRef<OsStr>>(
     let argv = pointers(&mut [&program].into_iter().chain(&arguments));
     let envp = pointers(&mut environment.iter());
     let (reading, writing) = pipe_with(PipeFlags::CLOEXEC)?;
+    let starter = pidfd_open(getpid(), PidfdFlags::empty())?;
     let fence = cell.map_or(Ok(None), |_| fence::fence())?;
     let child = Child {
         program: &program,
@@ -136,7 +140,7 @@ fn spawn<S: AsRef<OsStr>>(
         cell,
         fence: fence.as_ref().map(AsFd::as_fd),
         streams: [&streams.input, &streams.output, &streams.errors].map(AsFd::as_fd),
-        reading: reading.as_raw_fd(),
+        starter: starter.as_fd(),
         writing: writing.as_fd(),
     };
     let mut pidfd: RawFd = -1;
@@ -163,19 +167,20 @@ fn spawn<S: AsRef<OsStr>>(
     // SAFETY: the kernel has just made it, and nobody else has it.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
     let pid = i32::try_from(pid).map_err(io::Error::other)?;
-    // The end of the pipe is that it was executed.
-    let mut failure = Vec::new();
-    File::from(reading).read_to_end(&mut failure)?;
-    match failure[..] {
-        [] => Ok((pid, pidfd)),
-        [step, a, b, c, d] => {
-            reap(&pidfd);
+    // The pipe ends when it is executed, or is no more.
+    let mut said = Vec::new();
+    File::from(reading).read_to_end(&mut said)?;
+    let why = match said[..] {
+        [READY] => return Ok((pid, pidfd)),
+        [.., step, a, b, c, d] => {
             let why = io::Error::from_raw_os_error(i32::from_ne_bytes([a, b, c, d]));
             let step = STEPS.get(usize::from(step)).map_or("start it", |(name, _)| name);
-            Err(io::Error::new(why.kind(), format!("cannot {step}: {why}")))
+            io::Error::new(why.kind(), format!("cannot {step}: {why}"))
         }
-        _ => Err(io::ErrorKind::InvalidData.into()),
-    }
+        _ => io::Error::other("it was killed before it was executed"),
+    };
+    reap(&pidfd);
+    Err(why)
 }
 
 fn reap(pidfd: &OwnedFd) {
@@ -197,6 +202,9 @@ const STEPS: [(&str, Step); 10] = [
     ("execute it", |child| child.execute()),
 ];
 
+/// What the child says before its last step; after a step that failed it says its number, and why.
+const READY: u8 = u8::MAX;
+
 type Step = fn(&Child) -> Result<(), Errno>;
 
 /// What the child has: all of it is there before it is.
@@ -208,7 +216,7 @@ struct Child<'a> {
     cell: Option<&'a Cell<'a>>,
     fence: Option<BorrowedFd<'a>>,
     streams: [BorrowedFd<'a>; 3],
-    reading: RawFd,
+    starter: BorrowedFd<'a>,
     writing: BorrowedFd<'a>,
 }
 
@@ -229,13 +237,11 @@ impl Child<'_> {
     /// It dies with its starter: nobody would know of it. Until it is in its folder, or, in a cell, takes another user.
     fn tie(&self) -> Result<(), Errno> {
         set_parent_process_death_signal(Some(Signal::KILL))?;
-        // SAFETY: the copy that the child has; nothing uses it.
-        unsafe { libc::close(self.reading) };
-        // A starter that was gone before holds the pipe no more.
-        let mut fds = [PollFd::from_borrowed_fd(self.writing, PollFlags::empty())];
+        // One that was gone before sends no signal.
+        let mut fds = [PollFd::from_borrowed_fd(self.starter, PollFlags::IN)];
         match poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))? {
             0 => setsid().map(drop),
-            _ => Err(Errno::PIPE),
+            _ => Err(Errno::SRCH),
         }
     }
 
@@ -303,6 +309,7 @@ impl Child<'_> {
     }
 
     fn execute(&self) -> Result<(), Errno> {
+        rustix::io::write(self.writing, &[READY])?;
         // SAFETY: the vectors end with a null pointer, and all texts outlive the call.
         unsafe { libc::execve(self.program.as_ptr(), self.argv.as_ptr(), self.envp.as_ptr()) };
         Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO))
@@ -312,11 +319,14 @@ impl Child<'_> {
 #[cfg(test)]
 mod tests {
     use std::{
+        fs,
         io::Write,
         net::TcpListener,
         os::linux::net::SocketAddrExt,
         os::unix::net::{SocketAddr, UnixListener},
+        path::PathBuf,
         process::Command,
+        thread,
     };
 
     use super::*;
@@ -347,14 +357,108 @@ mod tests {
         assert_eq!(String::from_utf8_lossy(&free.stdout), "abstract tcp own");
 
         let dir = tempfile::tempdir().unwrap();
-        let file = |name: &str| File::create(dir.path().join(name)).unwrap();
-        let streams =
-            Streams { input: File::open("/dev/null").unwrap(), output: file("out"), errors: file("err") };
+        let streams = streams(dir.path());
         let cell = Cell { mounts: Vec::new(), cgroup: None, tasks: 64 };
         let perl = Path::new("/usr/bin/perl");
         let (_, pidfd) = spawn_detached(perl, arguments, dir.path(), &streams, Some(&cell)).unwrap();
         reap(&pidfd);
         let read = |name: &str| std::fs::read_to_string(dir.path().join(name)).unwrap();
         assert_eq!((read("out").as_str(), read("err").as_str()), ("own", ""));
+    }
+    fn streams(folder: &Path) -> Streams {
+        let file = |name: &str| File::create(folder.join(name)).unwrap();
+        Streams { input: File::open("/dev/null").unwrap(), output: file("out"), errors: file("err") }
+    }
+
+    /// A cgroup in which nobody gets any further; whoever is in it is killed when this is dropped.
+    struct Frozen(PathBuf);
+
+    impl Frozen {
+        /// `None`, said visibly, without cgroup v2.
+        fn new(name: &str) -> Option<Self> {
+            let name = format!("mvm-test-{name}-{}", std::process::id());
+            let places = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].map(Path::new);
+            let v2 = places.into_iter().find(|place| place.join("cgroup.procs").exists());
+            let made = v2.map(|place| Self(place.join(&name)));
+            match made.filter(|made| fs::create_dir(&made.0).and_then(|()| made.set("freeze", "1")).is_ok()) {
+                Some(made) => Some(made),
+                None => {
+                    let _ = writeln!(io::stderr(), "SKIP (no cgroup v2 here to freeze processes in)");
+                    None
+                }
+            }
+        }
+
+        fn set(&self, what: &str, value: &str) -> io::Result<()> {
+            fs::write(self.0.join(format!("cgroup.{what}")), value)
+        }
+
+        /// Waits until so many processes are in it.
+        fn await_members(&self, number: usize) {
+            for _ in 0..2_000 {
+                if fs::read_to_string(self.0.join("cgroup.procs")).unwrap().lines().count() == number {
+                    return;
+                }
+                thread::sleep(std::time::Duration::from_millis(5));
+            }
+            panic!("{number} processes did not come to be in it");
+        }
+
+        /// Starts a program in it that would leave a file of this name.
+        fn start(&self, folder: &Path, name: &str) -> Result<(i32, OwnedFd), ShellError> {
+            let cgroup = File::open(&self.0).unwrap();
+            let cell = Cell { mounts: Vec::new(), cgroup: Some(cgroup.as_fd()), tasks: 64 };
+            let touch = Path::new("/usr/bin/touch");
+            spawn_detached(touch, [folder.join(name)], folder, &streams(folder), Some(&cell))
+        }
+    }
+
+    impl Drop for Frozen {
+        fn drop(&mut self) {
+            let _ = self.set("kill", "1").and_then(|()| self.set("freeze", "0"));
+            self.await_members(0);
+            let _ = fs::remove_dir(&self.0);
+        }
+    }
+
+    #[test]
+    fn who_is_killed_before_it_is_executed_was_not_started() {
+        let Some(frozen) = Frozen::new("killed") else { return };
+        let dir = tempfile::tempdir().unwrap();
+        let error = thread::scope(|scope| {
+            let starting = scope.spawn(|| frozen.start(dir.path(), "ran").unwrap_err());
+            frozen.await_members(1);
+            frozen.set("kill", "1").unwrap();
+            starting.join().unwrap()
+        });
+        let ShellError::Spawn { source, .. } = error else { panic!("{error}") };
+        assert_eq!(source.to_string(), "it was killed before it was executed");
+        assert!(!dir.path().join("ran").exists());
+    }
+
+    /// The second one has what its starter had open of the first.
+    #[test]
+    fn whose_starter_is_gone_is_never_executed() {
+        let Some(frozen) = Frozen::new("alone") else { return };
+        let dir = tempfile::tempdir().unwrap();
+        // SAFETY: the child uses nothing that another thread of this one may hold: a test has a process for itself.
+        let starter = unsafe { libc::fork() };
+        if starter == 0 {
+            thread::scope(|scope| {
+                for name in ["first", "second"] {
+                    scope.spawn(|| frozen.start(dir.path(), name));
+                }
+            });
+            // SAFETY: nothing of the test may run twice.
+            unsafe { libc::_exit(0) };
+        }
+        frozen.await_members(2);
+        // SAFETY: plain system calls on a child of this process's own.
+        let ended =
+            unsafe { (libc::kill(starter, libc::SIGKILL), libc::waitpid(starter, ptr::null_mut(), 0)) };
+        assert_eq!(ended, (0, starter));
+        frozen.set("freeze", "0").unwrap();
+        frozen.await_members(0);
+        assert!(!dir.path().join("first").exists() && !dir.path().join("second").exists());
     }
 }
