@@ -39,7 +39,7 @@ use mvm_proto::{
 use super::{
     Figure, bare,
     bare::{Tap, Vmm},
-    endurance, figure, ms, noise, percentile,
+    endurance, figure, jail, ms, noise, percentile,
     root::Mvm,
 };
 
@@ -101,6 +101,8 @@ pub enum Part {
     Memory,
     /// What a guest notices of another tenant's that floods everything it has
     Noise,
+    /// A start and a wake in a jail and limited against neither
+    Jail,
     /// How often in a row a guest sleeps and wakes; only where it is named
     Cycles,
     /// The same on bare Firecracker; only where it is named
@@ -109,7 +111,7 @@ pub enum Part {
 
 impl Part {
     /// What is measured where no part is named.
-    pub const USUAL: [Self; 4] = [Self::Starts, Self::Reach, Self::Memory, Self::Noise];
+    pub const USUAL: [Self; 5] = [Self::Starts, Self::Reach, Self::Memory, Self::Noise, Self::Jail];
 }
 
 /// What needs a real guest, inside the lab.
@@ -127,6 +129,7 @@ pub fn in_lab(pairs: u32, cycles: u32, parts: &[Part]) -> Result<Vec<Figure>> {
             Part::Reach => lab.reach(pairs)?,
             Part::Memory => lab.memory()?,
             Part::Noise => noise::measure(&lab.mvm, &lab.roots, pairs)?,
+            Part::Jail => jail::measure_with(&lab.mvm, pairs, true)?,
             Part::Cycles => endurance::measure(&lab.mvm, &lab.roots, None, cycles)?,
             Part::BareCycles => endurance::measure(&lab.mvm, &lab.roots, Some(&firecracker), cycles)?,
         });
