@@ -582,6 +582,7 @@ impl From<&NodeError> for CliError {
         match error {
             NodeError::PlainStorage { .. } => Self::plain_storage(error),
             NodeError::Store(error) => error.into(),
+            NodeError::Audit(error) => error.into(),
             NodeError::Net(error) => error.into(),
             NodeError::Lifecycle(error) => error.into(),
             NodeError::Pool(error) => error.into(),

@@ -245,12 +245,13 @@ fn rewrite(
         return Ok((pool, false));
     }
     let mut entry = Entry::new("pool.update", path, Phase::Intent);
-    entry.detail = difference(&old, &pool);
-    record(&roots, path, entry)?;
+    entry.detail = audit::changes(&old, &pool);
+    record(&roots, path, entry.clone())?;
     pool.save(&roots)?;
     failpoint::hit("pool-update", "saved")?;
     apply(operator, &tenant, &pool)?;
-    record(&roots, path, Entry::new("pool.update", path, Phase::Done))?;
+    entry.phase = Phase::Done;
+    record(&roots, path, entry)?;
     Ok((pool, true))
 }
 
@@ -330,6 +331,7 @@ pub fn rollback(
     }
     let mut entry = Entry::new("pool.rollback", path, Phase::Intent);
     entry.revision = Some(revision.to_string());
+    entry.detail = current.map(|current| format!("from {}", current.short()));
     record(roots, path, entry.clone())?;
     artifacts.switch(roots, &revision, "rollback")?;
     entry.phase = Phase::Done;

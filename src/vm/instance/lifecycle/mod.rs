@@ -206,7 +206,7 @@ fn receipt(
 }
 
 /// What there is to say, in one line.
-fn joined(parts: [Option<String>; 2]) -> Option<String> {
+pub(in crate::vm) fn joined(parts: [Option<String>; 2]) -> Option<String> {
     let parts: Vec<String> = parts.into_iter().flatten().collect();
     (!parts.is_empty()).then(|| parts.join(", "))
 }
