@@ -152,6 +152,12 @@ fn production_refuses_what_is_only_for_trying_out() {
       try: mvm node set production off
     [exit 4]
     ");
+    snapshot!(terminal.sees("instance why acme/web/i-0f3a91c2"), @"
+    acme/web/i-0f3a91c2 is ready: it was made and never started
+    a start would be refused: this node is in production: it does not run the simulated VMM
+      try: mvm node set production off
+    you can: start, destroy
+    ");
     snapshot!(terminal.sees("pool create acme/other --vmm sim"), @"
     this node is in production: it takes neither the simulated VMM nor --insecure
     [exit 4]

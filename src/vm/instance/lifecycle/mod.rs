@@ -15,6 +15,7 @@ mod error;
 mod grow;
 mod lookup;
 mod pause;
+mod refusal;
 mod secrets;
 mod settle;
 mod sleep;
@@ -30,6 +31,7 @@ pub use self::{
     grow::grow_disk,
     lookup::{effective_state, load_pool, load_tenant, lock_tenant, resolve, try_lock},
     pause::{resume, warm},
+    refusal::may_launch,
     secrets::{Delivered, DeliveryOutcome, behind, give_all},
     settle::{needs_settling, settle, settle_unasked},
     sleep::sleep,
