@@ -117,10 +117,11 @@ mod tests {
         let other = killed(&roots, 1);
         write(&other, folder, Phase::Intent);
         write(&roots, folder, Phase::Intent);
+        write(&other, folder, Phase::Intent);
         write(&roots, folder, Phase::Done);
-        assert_eq!(open(folder), [2], "it was killed: that another one's was done says nothing of it");
-        assert_eq!(close_cut_off(&roots, "acme", folder, |_| false).unwrap(), 1);
-        assert_eq!(closed(folder), [Some(2)]);
+        assert_eq!(open(folder), [2, 4], "it was killed: that another one's was done says nothing of it");
+        assert_eq!(close_cut_off(&roots, "acme", folder, |_| false).unwrap(), 2);
+        assert_eq!(closed(folder), [Some(2), Some(4)]);
         assert!(open(folder).is_empty());
         assert_eq!(close_cut_off(&roots, "acme", folder, |_| false).unwrap(), 0);
     }
