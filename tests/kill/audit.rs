@@ -64,6 +64,22 @@ fn a_new_log_says_why_or_is_none() {
 }
 
 #[test]
+fn what_was_killed_is_closed_by_name_though_another_one_did_the_same_since() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    sandbox.ok("tenant create acme --net-id 3 --subnet 10.240.3.0/24");
+    let killed = sandbox.run_with("tenant update acme --max-conns 7", "tenant-update.saved");
+    assert!(was_killed(&killed));
+    sandbox.ok("tenant update acme --max-conns 8");
+    sandbox.ok("node recover");
+    let of_update = lines(&sandbox, "tenant audit acme", |line| line["what"] == "tenant.update");
+    let of_update: Vec<_> =
+        of_update.iter().map(|line| (line["phase"].as_str().unwrap_or_default(), &line["closes"])).collect();
+    let none = &Value::Null;
+    let all = [("intent", none), ("intent", none), ("done", none), ("recovered", &Value::from(3))];
+    assert_eq!(of_update, all);
+}
+
+#[test]
 fn node_set() {
     let Some(sandbox) = Sandbox::new() else { return };
     let begin_again = |sandbox: &Sandbox| {

@@ -46,8 +46,11 @@ pub fn begin_anew(roots: &Roots, tenant: &str, folder: &Path) -> Result<String, 
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
         Err(error) => return Err(io("read")(error).into()),
     };
-    if let Some(earlier) = cut_off.and_then(|record| record.entry.detail) {
-        words += &format!("; what was given up before that, and cut off: {earlier}");
+    match cut_off.and_then(|record| record.entry.detail) {
+        // Nothing had been put aside yet.
+        Some(earlier) if earlier.starts_with(&words) => words = earlier,
+        Some(earlier) => words += &format!("; what was given up before that, and cut off: {earlier}"),
+        None => {}
     }
     let entry = Entry { detail: Some(words), ..Entry::new("audit.begin-anew", tenant, Phase::Done) };
     let (line, head) = line_after(roots, &Head::at_start(), entry).map_err(io("write"))?;
