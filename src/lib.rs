@@ -26,6 +26,7 @@ pub mod infra {
     //! What the command line needs of it.
     pub mod config;
     pub mod failpoint;
+    pub mod processes;
     pub mod relief;
     pub mod text;
 }

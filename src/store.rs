@@ -13,7 +13,7 @@ use std::{
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwned};
 
-use crate::infra::{failpoint, relief, text::printable};
+use crate::infra::{failpoint, processes, relief, text::printable};
 
 /// Why state could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -335,11 +335,7 @@ pub fn sweep(folder: &Path) -> Result<usize, StoreError> {
 
 /// Is there a process of that number? One that was given a dead one's number keeps that one's leftovers, for a while.
 pub fn is_alive(pid: u32) -> bool {
-    // A process that was killed and not yet taken note of by its parent is dead.
-    let stat = fs::read(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // Its name may hold any bytes.
-    let stat = String::from_utf8_lossy(&stat);
-    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
+    processes::birth(pid).is_some()
 }
 
 /// The sorted names in a folder that `wanted` accepts; none where the folder does not exist.

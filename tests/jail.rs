@@ -207,6 +207,8 @@ fn is_refused_unless_taken(sandbox: &Sandbox, [strict, any]: &[String; 2], why: 
     assert_eq!((refused.status.code(), &said["error"]["code"]), (Some(4), &"no_jail".into()), "{said}");
     assert!(said["error"]["what"].as_str().is_some_and(|what| what.contains(why)), "{said}");
     assert!(sandbox.leaks().is_empty(), "{:?}", sandbox.leaks());
+    let would = |path: &str| sandbox.ok(&format!("instance why {path}"))["start_refused"].clone();
+    assert!(would(strict)["code"] == "no_jail" && would(any).is_null());
     let started = sandbox.ok(&format!("instance start {any}"));
     assert!(lacks(&started).contains(&"jail"), "{started}");
     for command in [format!("instance info {any}"), "instance list".into()] {
@@ -289,6 +291,8 @@ fn without_limits_nothing_starts_unless_the_pool_takes_it() {
             let refused = sandbox.run(&format!("instance start {strict}"));
             let said = String::from_utf8_lossy(&refused.stderr).into_owned();
             assert!(refused.status.code() == Some(4) && said.contains(&why.to_string()), "{said}");
+            let would = sandbox.ok(&format!("instance why {strict}"))["start_refused"].clone();
+            assert_eq!(would["code"], "no_limits", "{would}");
         }
     }
 }

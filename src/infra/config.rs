@@ -11,6 +11,8 @@ use std::{
 use jiff::Timestamp;
 use zeroize::Zeroizing;
 
+use super::processes;
+
 /// Where state lives when nobody says otherwise.
 pub const DEFAULT_ROOT: &str = "/var/lib/mvm";
 
@@ -73,6 +75,28 @@ pub struct Actor {
     pub via: String,
     /// The process that did it.
     pub pid: u32,
+    /// When that process began ([`processes::birth`]); lines of before have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub began: Option<String>,
+}
+
+impl Actor {
+    /// This process.
+    fn here(uid: u32) -> Self {
+        let pid = std::process::id();
+        Self { uid, via: "cli".into(), pid, began: processes::birth(pid) }
+    }
+
+    /// Is that process still there? Another one that was given its pid is not it.
+    pub fn is_alive(&self) -> bool {
+        let there = processes::birth(self.pid);
+        there.is_some() && (self.began.is_none() || self.began == there)
+    }
+
+    /// Are both one process? Not known of who has no beginning.
+    pub fn is(&self, other: &Self) -> bool {
+        self.began.is_some() && (self.pid, &self.began) == (other.pid, &other.began)
+    }
 }
 
 /// Where the environment says that the master key is.
@@ -191,7 +215,7 @@ impl Roots {
             guest_timeout: Duration::from_millis(environment.guest_timeout_ms.unwrap_or(10_000)),
             firecracker_bin: environment.firecracker_bin.clone(),
             jailer_bin: environment.jailer_bin.clone(),
-            actor: Actor { uid: environment.uid, via: "cli".into(), pid: std::process::id() },
+            actor: Actor::here(environment.uid),
             master_key: environment.master_key.clone(),
             fixed_clock: environment.fixed_clock.filter(|_| throw_away),
             fixed_ids: environment.fixed_ids.filter(|_| throw_away),
@@ -214,6 +238,11 @@ impl Roots {
     /// `node.json`.
     pub fn node_file(&self) -> PathBuf {
         self.root.join("node.json")
+    }
+
+    /// `node/`: the audit log of what was set for the node.
+    pub fn node_log(&self) -> PathBuf {
+        self.root.join("node")
     }
 
     /// `master.key`: where none is given, and the node is not in production.

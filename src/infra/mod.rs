@@ -5,6 +5,7 @@ pub mod config;
 pub mod entropy;
 pub mod failpoint;
 pub mod mounts;
+pub mod processes;
 pub mod relief;
 pub mod shell;
 pub mod sparse;

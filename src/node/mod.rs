@@ -12,9 +12,12 @@ pub use self::{
     recover::{Recovered, reclaim, recover},
 };
 use crate::{
-    infra::config::Roots,
+    infra::{config::Roots, failpoint},
     net::NetError,
-    security::storage::{self, Storage},
+    security::{
+        audit::{self, AuditError, Entry, NODE, Phase},
+        storage::{self, Storage},
+    },
     store::{self, Lock, StoreError},
     vm::{
         fleet,
@@ -39,6 +42,9 @@ pub enum NodeError {
     /// The state could not be read or written.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The audit log cannot be written.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
     /// The kernel's network refused.
     #[error(transparent)]
     Net(#[from] NetError),
@@ -135,6 +141,25 @@ pub fn update(roots: &Roots, change: impl FnOnce(&mut NodeConfig)) -> Result<Nod
     {
         return Err(NodeError::PlainStorage { root: roots.root.clone(), on });
     }
+    let Some(changes) = audit::changes(&before, &node) else { return Ok(node) };
+    let mut entry = Entry::new("node.update", &node.node_id, Phase::Intent);
+    entry.detail = Some(changes);
+    let folder = roots.node_log();
+    match audit::append(roots, NODE, &folder, entry.clone()) {
+        Err(AuditError::Gone { .. }) if !before.is_logged => {
+            let new = store::unfinished(&folder);
+            store::make_folder(&new)?;
+            audit::begin(roots, NODE, &new, entry.clone())?;
+            store::rename(&new, &folder)?;
+            store::sync_folder(&roots.root)?;
+        }
+        appended => appended?,
+    }
+    node.is_logged = true;
+    failpoint::hit("node-set", "announced").map_err(StoreError::io("write", &roots.node_file()))?;
     store::write(&roots.node_file(), &node)?;
+    failpoint::hit("node-set", "saved").map_err(StoreError::io("write", &roots.node_file()))?;
+    entry.phase = Phase::Done;
+    audit::append(roots, NODE, &folder, entry)?;
     Ok(node)
 }

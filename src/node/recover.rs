@@ -123,15 +123,25 @@ const STAGES: [(&str, Stage); 5] = [
 /// Outcomes for what was cut off before it could write one; not for what could not be settled.
 fn close_audit_logs(operator: &mut Operator, recovered: &mut Recovered) -> Result<(), NodeError> {
     let roots = &operator.roots;
-    for tenant in tenant::config::ids(roots)? {
-        let folder = tenant::config::folder(roots, &tenant);
-        let closed = audit::close_cut_off(roots, tenant.as_ref(), &folder, |path| recovered.has_failed(path));
-        match recovered.note(&tenant, closed.map_err(LifecycleError::from)) {
+    let logs = tenant::config::ids(roots)?
+        .into_iter()
+        .map(|tenant| (tenant.to_string(), tenant::config::folder(roots, &tenant)))
+        .chain([(audit::NODE.to_owned(), roots.node_log())]);
+    for (whose, folder) in logs {
+        let is_unsettled = |path: &str| recovered.has_failed(path) || is_being_settled(roots, path);
+        let closed = audit::close_cut_off(roots, &whose, &folder, is_unsettled);
+        match recovered.note(&whose, closed.map_err(LifecycleError::from)) {
             None | Some(0) => {}
-            Some(number) => recovered.settled.push(format!("{tenant}: {number} open lines of its audit log")),
+            Some(number) => recovered.settled.push(format!("{whose}: {number} open lines of its audit log")),
         }
     }
     Ok(())
+}
+
+/// Is that an instance with an intent of its own? Who has its lock at this moment settles it, and writes the line.
+fn is_being_settled(roots: &Roots, path: &str) -> bool {
+    let instance = path.parse().map(|path| Instance::load_if_there(roots, &path));
+    matches!(instance, Ok(Ok(Some(instance))) if instance.pending.is_some())
 }
 
 fn repair_network(operator: &mut Operator, recovered: &mut Recovered) -> Result<(), NodeError> {
@@ -153,6 +163,7 @@ fn sweep(roots: &Roots, there: &There, recovered: &mut Recovered) {
         roots.vmm_versions(),
         roots.tenants(),
         kept_audit_logs(roots),
+        roots.node_log(),
     ];
     folders.extend(recovered.note("images", image::folders(roots)).unwrap_or_default());
     for tenant in &there.tenants {

@@ -50,6 +50,9 @@ pub struct NodeConfig {
     /// Somebody has said that production goes without encrypted storage here.
     #[serde(default)]
     pub plain_storage_waiver: bool,
+    /// The log of changes to this file has begun: where it is gone, it was there.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_logged: bool,
 }
 
 impl NodeConfig {
@@ -76,6 +79,7 @@ impl NodeConfig {
             labels: std::collections::BTreeMap::new(),
             production: false,
             plain_storage_waiver: false,
+            is_logged: false,
         };
         store::write(&roots.node_file(), &node)?;
         Ok(node)

@@ -26,8 +26,10 @@ use super::{
     client::{API_SOCKET, LOG, VmmError},
     install::SIM_ARGUMENT,
 };
+pub use crate::infra::processes::boot_id;
 use crate::infra::{
     beneath,
+    processes::{Stat, proc_text, stat},
     shell::{self, Cell, ShellError, Streams},
 };
 
@@ -184,31 +186,6 @@ fn handle(pid: i32) -> Option<OwnedFd> {
     pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()
 }
 
-/// What `/proc/<pid>/stat` says of a process.
-struct Stat {
-    state: u8,
-    /// In clock ticks since boot.
-    start_time: u64,
-    /// In clock ticks.
-    cpu_time: u64,
-    /// In pages.
-    resident: u64,
-}
-
-fn stat(pid: i32) -> Option<Stat> {
-    // The name in parentheses may hold any bytes: what follows the last one is fixed.
-    let text = shell::proc_text(pid, "stat")?;
-    let (_, rest) = text.rsplit_once(") ")?;
-    let fields: Vec<&str> = rest.split(' ').collect();
-    let number = |index: usize| fields.get(index)?.parse::<u64>().ok();
-    Some(Stat {
-        state: *fields.first()?.as_bytes().first()?,
-        start_time: number(19)?,
-        cpu_time: number(11)? + number(12)?,
-        resident: number(21)?,
-    })
-}
-
 /// The process of that identity, unless it has ended.
 fn live(identity: Identity) -> Option<Stat> {
     stat(identity.pid).filter(|stat| stat.start_time == identity.start_time && stat.state != b'Z')
@@ -296,7 +273,7 @@ fn processes() -> impl Iterator<Item = i32> {
 /// The user that a process runs as.
 pub fn uid_of(pid: i32) -> Option<u32> {
     // Not the owner of its folder there: that is root, where it may not be looked into.
-    let text = shell::proc_text(pid, "status")?;
+    let text = proc_text(pid, "status")?;
     text.lines().find_map(|line| line.strip_prefix("Uid:"))?.split_whitespace().next()?.parse().ok()
 }
 
@@ -355,11 +332,6 @@ impl Vmm {
             .flatten()
             .and_then(|status| status.exit_status())
     }
-}
-
-/// The id of this boot of the host.
-pub fn boot_id() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
 
 #[cfg(test)]

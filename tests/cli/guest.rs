@@ -107,8 +107,8 @@ fn a_guest_with_an_agent() {
     2026-01-02 03:04:05Z  uid 0 done      instance.exec     acme/web/i-0f3a91c2 (nonesuch)
     2026-01-02 03:04:05Z  uid 0 done      instance.cp       acme/web/i-0f3a91c2 (from /none)
     2026-01-02 03:04:05Z  uid 0 done      instance.exec     acme/web/i-0f3a91c2 (worker)
-    2026-01-02 03:04:05Z  uid 0 intent    pool.update       acme/web (runtime_policy)
-    2026-01-02 03:04:05Z  uid 0 done      pool.update       acme/web
+    2026-01-02 03:04:05Z  uid 0 intent    pool.update       acme/web (runtime_policy.drain_timeout_seconds from 30 to 0)
+    2026-01-02 03:04:05Z  uid 0 done      pool.update       acme/web (runtime_policy.drain_timeout_seconds from 30 to 0)
     2026-01-02 03:04:05Z  uid 0 intent    instance.sleep    acme/web/i-0f3a91c2 revision SHORT
     2026-01-02 03:04:05Z  uid 0 failed    instance.sleep    acme/web/i-0f3a91c2 (sleep failed at its step prepare: the guest refused SleepPrep: the workload is busy)
     2026-01-02 03:04:05Z  uid 0 intent    instance.sleep    acme/web/i-0f3a91c2 revision SHORT

@@ -138,7 +138,8 @@ fn help_names_every_command() {
               Accept VMMs for which this machine has no jail, no limits or no seccomp filter
 
           --seccomp <POLICY>
-              The seccomp filter of its VMMs: Firecracker's own, or a tighter one of mvm's
+              The seccomp filter of its VMMs: Firecracker's own, or a tighter one of mvm's; the simulated VMM has
+              none
 
               Possible values:
               - baseline: Firecracker's own

@@ -87,6 +87,7 @@ fn filters() -> Vec<(&'static str, &'static str)> {
     vec![
         (r"/tmp/\.tmp[A-Za-z0-9]+", "ROOT"),
         (r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", "BOOT-ID"),
+        (r"BOOT-ID/\d+", "BOOT-ID/TICK"),
         (r"node-[0-9a-f]{16}", "node-ID"),
         (r#""hash": "[0-9a-f]{64}""#, r#""hash": "HASH""#),
         (r#""prev": "[0-9a-f]{64}""#, r#""prev": "HASH""#),

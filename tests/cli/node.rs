@@ -95,6 +95,7 @@ fn the_node_says_what_it_has_and_what_is_in_use() {
       },
       "production": false,
       "plain_storage_waiver": false,
+      "is_logged": true,
       "key": {
         "key_id": "KEY",
         "public_key": "PUBLIC",
@@ -102,6 +103,24 @@ fn the_node_says_what_it_has_and_what_is_in_use() {
       }
     }
     "#);
+    snapshot!(terminal.sees("node audit"), @"
+    2026-01-02 03:04:05Z  uid 0 intent    node.update       node-ID (max_vms from 4000 to 1)
+    2026-01-02 03:04:05Z  uid 0 done      node.update       node-ID (max_vms from 4000 to 1)
+    2026-01-02 03:04:05Z  uid 0 intent    node.update       node-ID (mem_limit_mib from none to 4096)
+    2026-01-02 03:04:05Z  uid 0 done      node.update       node-ID (mem_limit_mib from none to 4096)
+    2026-01-02 03:04:05Z  uid 0 intent    node.update       node-ID (labels.rack from none to 7)
+    2026-01-02 03:04:05Z  uid 0 done      node.update       node-ID (labels.rack from none to 7)
+    ");
+    snapshot!(terminal.sees("node audit --verify"), @"6 records, chain whole");
+    snapshot!(terminal.sees("events -n 1"), @"2026-01-02 03:04:05Z  uid 0 done      node.update       node-ID (labels.rack from none to 7)");
+    std::fs::remove_dir_all(terminal.sandbox.root().join("node")).expect("the node's log");
+    snapshot!(terminal.sees("node set max-vms 2"), @"
+    the audit log in ROOT/node is gone
+      try: put its files back from a copy; or mvm tenant audit TENANT --begin-anew (of the node: mvm node audit --begin-anew), whose first record says what was lost
+    [exit 1]
+    ");
+    snapshot!(terminal.sees("node audit --begin-anew --yes"), @"node-ID has a new audit log, which says why; the files of the old one are beside it, as audit-N.*");
+    snapshot!(terminal.sees("node audit"), @"2026-01-02 03:04:05Z  uid 0 done      audit.begin-anew  the.node (the audit log in ROOT/node is gone)");
     snapshot!(terminal.sees("pool scale acme/web --running 2"), @"
     this node has no room: VMs: 1 of 1 are in use, and this needs 1 more
       try: mvm node stats, then stop something or mvm node set
@@ -132,6 +151,12 @@ fn production_refuses_what_is_only_for_trying_out() {
     this node is in production: it does not run the simulated VMM
       try: mvm node set production off
     [exit 4]
+    ");
+    snapshot!(terminal.sees("instance why acme/web/i-0f3a91c2"), @"
+    acme/web/i-0f3a91c2 is ready: it was made and never started
+    a start would be refused: this node is in production: it does not run the simulated VMM
+      try: mvm node set production off
+    you can: start, destroy
     ");
     snapshot!(terminal.sees("pool create acme/other --vmm sim"), @"
     this node is in production: it takes neither the simulated VMM nor --insecure

@@ -44,6 +44,7 @@ fn a_pool_from_create_to_destroy() {
         "drain_timeout_seconds": 30,
         "graceful_shutdown_seconds": 15
       },
+      "on_rotate": "none",
       "labels": {
         "team": "web"
       },
@@ -68,6 +69,33 @@ fn a_pool_from_create_to_destroy() {
       vmm        sim: it runs no guest
       egress     allow:1.1.1.1/32:53
       seccomp    baseline
+      on rotate  none
+      metadata   at 169.254.169.254
+      flake      none (minimal)
+      made       2026-01-02 03:04:05Z
+      label      team=web
+    ");
+    snapshot!(terminal.sees("pool create acme/strict --vmm sim --seccomp strict"), @"
+    the simulated VMM has no seccomp filter: the strict one is for Firecracker
+      try: --seccomp baseline
+    [exit 2]
+    ");
+    snapshot!(terminal.sees("pool update acme/sim --seccomp strict"), @"
+    the simulated VMM has no seccomp filter: the strict one is for Firecracker
+      try: --seccomp baseline
+    [exit 2]
+    ");
+    terminal.sees("pool update acme/sim --on-rotate signal:HUP");
+    snapshot!(terminal.sees("pool info acme/sim"), @"
+    acme/sim
+      revision   none
+      revisions  0
+      instances  0, 0 running wanted
+      each       1 vCPU, 128 MiB memory, no data disk
+      vmm        sim: it runs no guest
+      egress     allow:1.1.1.1/32:53
+      seccomp    baseline
+      on rotate  signal:HUP
       metadata   at 169.254.169.254
       flake      none (minimal)
       made       2026-01-02 03:04:05Z
@@ -104,6 +132,7 @@ fn a_pool_from_create_to_destroy() {
         "drain_timeout_seconds": 30,
         "graceful_shutdown_seconds": 15
       },
+      "on_rotate": "none",
       "pinned": false,
       "critical": false,
       "revision": null,
@@ -171,6 +200,7 @@ fn revisions_are_imported_listed_verified_and_rolled_back() {
         "drain_timeout_seconds": 30,
         "graceful_shutdown_seconds": 15
       },
+      "on_rotate": "none",
       "pinned": false,
       "critical": false,
       "revision": "REVISION",

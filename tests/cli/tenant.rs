@@ -288,7 +288,8 @@ fn the_audit_log_is_a_line_per_event() {
         "who": {
           "uid": 0,
           "via": "cli",
-          "pid": N
+          "pid": N,
+          "began": "BOOT-ID/TICK"
         },
         "what": "tenant.create",
         "path": "acme",
@@ -302,7 +303,8 @@ fn the_audit_log_is_a_line_per_event() {
         "who": {
           "uid": 0,
           "via": "cli",
-          "pid": N
+          "pid": N,
+          "began": "BOOT-ID/TICK"
         },
         "what": "tenant.create",
         "path": "acme",
@@ -315,7 +317,8 @@ fn the_audit_log_is_a_line_per_event() {
         "who": {
           "uid": 0,
           "via": "cli",
-          "pid": N
+          "pid": N,
+          "began": "BOOT-ID/TICK"
         },
         "what": "pool.create",
         "path": "acme/web",
@@ -328,7 +331,8 @@ fn the_audit_log_is_a_line_per_event() {
         "who": {
           "uid": 0,
           "via": "cli",
-          "pid": N
+          "pid": N,
+          "began": "BOOT-ID/TICK"
         },
         "what": "pool.create",
         "path": "acme/web",
@@ -362,7 +366,7 @@ fn the_audit_log_is_a_line_per_event() {
     }
     "#);
     snapshot!(terminal.sees("events -n 1"), @"2026-01-02 03:04:05Z  uid 0 done      pool.create       acme/web");
-    snapshot!(terminal.sees_json("events -n 1"), @r#"{"seq":4,"at":"2026-01-02T03:04:05Z","who":{"uid":0,"via":"cli","pid": N},"what":"pool.create","path":"acme/web","phase":"done","prev":"REVISION"}"#);
+    snapshot!(terminal.sees_json("events -n 1"), @r#"{"seq":4,"at":"2026-01-02T03:04:05Z","who":{"uid":0,"via":"cli","pid": N,"began":"BOOT-ID/TICK"},"what":"pool.create","path":"acme/web","phase":"done","prev":"REVISION"}"#);
 }
 
 #[test]
@@ -440,24 +444,24 @@ fn a_head_that_was_kept_shows_what_root_did_to_the_log() {
     std::fs::write(&log, text.replacen("uid\":0", "uid\":7", 1)).expect("a log");
     snapshot!(terminal.sees(&against), @"
     the audit log ROOT/tenants/acme/audit.log is broken at line 1, record 1: its hash does not fit its content
-      try: put its files back from a copy; or mvm tenant audit TENANT --begin-anew, whose first record says what was lost
+      try: put its files back from a copy; or mvm tenant audit TENANT --begin-anew (of the node: mvm node audit --begin-anew), whose first record says what was lost
     [exit 1]
     ");
     std::fs::write(&log, text.split_inclusive('\n').take(1).collect::<String>()).expect("a log");
     snapshot!(terminal.sees("tenant audit acme --verify"), @"
     record 2 is missing from the audit log at its end: ROOT/tenants/acme/audit.log was cut or removed
-      try: put its files back from a copy; or mvm tenant audit TENANT --begin-anew, whose first record says what was lost
+      try: put its files back from a copy; or mvm tenant audit TENANT --begin-anew (of the node: mvm node audit --begin-anew), whose first record says what was lost
     [exit 1]
     ");
     snapshot!(terminal.sees("pool create acme/db --vmm sim"), @"
     the audit log ROOT/tenants/acme/audit.log is shorter than audit.head says: it was cut
-      try: put its files back from a copy; or mvm tenant audit TENANT --begin-anew, whose first record says what was lost
+      try: put its files back from a copy; or mvm tenant audit TENANT --begin-anew (of the node: mvm node audit --begin-anew), whose first record says what was lost
     [exit 1]
     ");
     std::fs::remove_file(&log).expect("a log");
     snapshot!(terminal.sees("tenant audit acme --head"), @"
     records 1 to 2 are missing from the audit log at its end: ROOT/tenants/acme/audit.log was cut or removed
-      try: put its files back from a copy; or mvm tenant audit TENANT --begin-anew, whose first record says what was lost
+      try: put its files back from a copy; or mvm tenant audit TENANT --begin-anew (of the node: mvm node audit --begin-anew), whose first record says what was lost
     [exit 1]
     ");
     snapshot!(terminal.sees("tenant audit acme --begin-anew"), @"

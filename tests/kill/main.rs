@@ -6,6 +6,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod audit;
 mod fleet;
 mod instance;
 
@@ -79,15 +80,35 @@ fn kill_everywhere(sandbox: &Sandbox, case: &Case) {
 
 /// Every line that announces something is followed by one that says how it ended.
 fn assert_no_open_intent(sandbox: &Sandbox) {
+    let mut logs = vec!["node audit".to_owned()];
     for tenant in sandbox.ok("tenant list").as_array().into_iter().flatten() {
-        let tenant = tenant["tenant_id"].as_str().unwrap_or_default();
-        let log = sandbox.ok(&format!("tenant audit {tenant}"));
+        logs.push(format!("tenant audit {}", tenant["tenant_id"].as_str().unwrap_or_default()));
+    }
+    for log in logs {
+        let log = sandbox.ok(&log);
         let records: Vec<_> = log.as_array().into_iter().flatten().collect();
-        for (at, record) in records.iter().enumerate().filter(|(_, record)| record["phase"] == "intent") {
-            let same = |other: &&&serde_json::Value| {
-                other["what"] == record["what"] && other["path"] == record["path"]
+        let mut outcomes = vec![0; records.len()];
+        for (at, record) in records.iter().enumerate().filter(|(_, record)| record["phase"] != "intent") {
+            // Whose outcome is it: that of the intent it names, or of the last one of its process, or of who was cut off?
+            let is_its =
+                |other: &serde_json::Value| match (record["closes"].as_u64(), record["phase"].as_str()) {
+                    (Some(seq), _) => other["seq"] == seq,
+                    (None, Some("recovered" | "observed")) => true,
+                    (None, _) => other["who"] == record["who"],
+                };
+            let is_same = |other: &serde_json::Value| {
+                other["phase"] == "intent"
+                    && other["what"] == record["what"]
+                    && other["path"] == record["path"]
             };
-            assert!(records[at + 1..].iter().any(|other| same(&other)), "no outcome: {record}");
+            let mut before = records[..at].iter().enumerate().rev();
+            let of = before.find(|(at, other)| outcomes[*at] == 0 && is_same(other) && is_its(other));
+            if let Some((of, _)) = of {
+                outcomes[of] += 1;
+            }
+        }
+        for (at, record) in records.iter().enumerate().filter(|(_, record)| record["phase"] == "intent") {
+            assert!(outcomes[at] == 1, "no outcome: {record}");
         }
     }
 }

@@ -9,4 +9,5 @@ mod cut_off;
 mod delivery;
 mod keys;
 mod search;
+mod why;
 mod world;

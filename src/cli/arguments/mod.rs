@@ -31,6 +31,8 @@ pub enum Command {
     /// Show what mvm does, with real packets, in a throw-away root and network namespace
     Demo(demo::DemoCommand),
     /// Run a command in a microVM of its own, which is gone afterwards
+    ///
+    /// Its pools are --insecure: where this machine has no jail, no limits or no seccomp filter for VMMs, it runs without, and says so.
     Run(guest::RunArguments),
     /// Show what runs on this node
     Status,

@@ -124,7 +124,7 @@ pub struct CreateArguments {
     /// Accept VMMs for which this machine has no jail, no limits or no seccomp filter
     #[arg(long)]
     pub insecure: bool,
-    /// The seccomp filter of its VMMs: Firecracker's own, or a tighter one of mvm's
+    /// The seccomp filter of its VMMs: Firecracker's own, or a tighter one of mvm's; the simulated VMM has none
     #[arg(long, value_name = "POLICY", default_value = "baseline")]
     pub seccomp: SeccompPolicy,
     /// Where guests may connect to: internet, open, deny, or allow:CIDR[:PORT],…

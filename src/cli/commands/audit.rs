@@ -9,7 +9,7 @@ use std::{
 use serde_json::json;
 
 use crate::cli::{
-    arguments::tenant::AuditArguments,
+    arguments::{node::NodeAuditArguments, tenant::AuditArguments},
     error::CliError,
     output::{Out, count, time},
 };
@@ -17,7 +17,7 @@ use crate::{
     infra::config::Roots,
     security::{
         audit::{
-            self, Place, Verified,
+            self, AuditError, NODE, Place, Verified,
             kept::{KeptHead, Whose},
         },
         node_key::NodeKey,
@@ -87,19 +87,49 @@ pub fn run(out: &Out, operator: &Operator, arguments: &AuditArguments) -> Result
     } else if let Some(file) = &arguments.against {
         against(out, roots, tenant, file)?;
     } else if arguments.verify {
-        show_verified(out, tenant, &Log::find(roots, tenant)?.verify(roots)?, None);
+        show_verified(out, ("tenant_id", tenant.as_ref()), &Log::find(roots, tenant)?.verify(roots)?, None);
     } else {
         let log = Log::find(roots, tenant)?;
-        let (records, _) = audit::records(&log.folder, Place::default())?;
-        if records.is_empty() {
-            // A log has its tenant's first line: what shows none is damaged or gone.
-            log.verify(roots)?;
-        }
-        out.show(&records, || {
-            records.iter().map(|record| super::events::line(out, record)).collect::<Vec<_>>().join("\n")
-        });
+        // A log has its tenant's first line: what shows none is damaged or gone.
+        show_records(out, &log.folder, || log.verify(roots).map(drop))?;
     }
     Ok(0)
+}
+
+/// The same for the log of the node's settings, which begins with the first of them.
+pub fn run_for_node(out: &Out, roots: &Roots, arguments: &NodeAuditArguments) -> Result<(), CliError> {
+    let (folder, node) = (roots.node_log(), NodeConfig::load(roots)?);
+    let verified = || match audit::verify(roots, NODE, &folder) {
+        Err(AuditError::Gone { .. }) if !node.is_logged => Ok(None),
+        verified => verified.map(Some),
+    };
+    if arguments.begin_anew {
+        out.confirm("Give up the audit log of the node, and begin a new one?", arguments.yes)?;
+        store::make_folder(&folder)?;
+        let why = audit::begin_anew(roots, NODE, &folder)?;
+        show_anew(out, ("node_id", &node.node_id), &why);
+    } else if !arguments.verify {
+        show_records(out, &folder, || Ok(verified().map(drop)?))?;
+    } else if let Some(verified) = verified()? {
+        show_verified(out, ("node_id", &node.node_id), &verified, None);
+    } else {
+        out.show(&json!({ "node_id": node.node_id, "records": 0, "ok": true, "remarks": [] }), || {
+            "nothing was set yet".to_owned()
+        });
+    }
+    Ok(())
+}
+
+/// Shows a log; where it has no line, it is asked why.
+fn show_records(out: &Out, folder: &Path, check: impl Fn() -> Result<(), CliError>) -> Result<(), CliError> {
+    let (records, _) = audit::records(folder, Place::default())?;
+    if records.is_empty() {
+        check()?;
+    }
+    out.show(&records, || {
+        records.iter().map(|record| super::events::line(out, record)).collect::<Vec<_>>().join("\n")
+    });
+    Ok(())
 }
 
 fn show_head(out: &Out, roots: &Roots, tenant: &TenantId) -> Result<(), CliError> {
@@ -145,13 +175,13 @@ fn against(out: &Out, roots: &Roots, tenant: &TenantId, file: &Path) -> Result<(
         }
     }
     let verified = head.hold_against(roots, &log.folder, &log.whose(roots)?)?;
-    show_verified(out, tenant, &verified, Some(&head));
+    show_verified(out, ("tenant_id", tenant.as_ref()), &verified, Some(&head));
     Ok(())
 }
 
-fn show_verified(out: &Out, tenant: &TenantId, verified: &Verified, kept: Option<&KeptHead>) {
+fn show_verified(out: &Out, (id, whose): (&str, &str), verified: &Verified, kept: Option<&KeptHead>) {
     let Verified { records, remarks, remarked, .. } = verified;
-    let mut view = json!({ "tenant_id": tenant, "records": records, "ok": true, "remarks": remarks });
+    let mut view = json!({ id: whose, "records": records, "ok": true, "remarks": remarks });
     if let Some(kept) = kept {
         view["against"] = json!({ "count": kept.count, "at": kept.at });
     }
@@ -168,8 +198,12 @@ fn begin_anew(out: &Out, roots: &Roots, tenant: &TenantId, yes: bool) -> Result<
     load_tenant(roots, tenant)?;
     out.confirm(&format!("Give up the audit log of {tenant}, and begin a new one?"), yes)?;
     let why = audit::begin_anew(roots, tenant.as_ref(), &config::folder(roots, tenant))?;
-    out.done(&json!({ "tenant_id": tenant, "why": why }), || {
-        format!("{tenant} has a new audit log, which says why; the files of the old one are beside it, as audit-N.*")
-    });
+    show_anew(out, ("tenant_id", tenant.as_ref()), &why);
     Ok(())
+}
+
+fn show_anew(out: &Out, (id, whose): (&str, &str), why: &str) {
+    out.done(&json!({ id: whose, "why": why }), || {
+        format!("{whose} has a new audit log, which says why; the files of the old one are beside it, as audit-N.*")
+    });
 }

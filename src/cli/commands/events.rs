@@ -1,6 +1,6 @@
-//! `mvm events`: the audit logs of all tenants as one stream.
+//! `mvm events`: the audit logs of all tenants and of the node as one stream.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, path::PathBuf, time::Duration};
 
 use crate::cli::{
     arguments::events::EventsCommand,
@@ -20,7 +20,7 @@ pub fn run(out: &Out, roots: &Roots, command: &EventsCommand) -> Result<u8, CliE
     Ok(0)
 }
 
-/// Shows the last events of a tenant, or of all, and goes on as more happens.
+/// Shows the last events of a tenant, or of all and of the node, and goes on as more happens.
 pub fn show(
     out: &Out,
     roots: &Roots,
@@ -30,20 +30,20 @@ pub fn show(
 ) -> Result<(), CliError> {
     let tenants = roots.tenants();
     let watch = Watch::new(&tenants).map_err(StoreError::io("watch", &tenants))?;
-    let mut seen: HashMap<TenantId, Place> = HashMap::new();
+    let mut seen: HashMap<PathBuf, Place> = HashMap::new();
     let mut first = true;
     loop {
         let (mut records, mut there) = (Vec::new(), HashMap::new());
-        let ids = tenant::config::ids(roots)?;
-        for tenant in ids.into_iter().filter(|id| only.is_none_or(|only| only == id)) {
-            let folder = tenant::config::folder(roots, &tenant);
-            let from = seen.get(&tenant).copied().unwrap_or_else(|| {
+        let ids = tenant::config::ids(roots)?.into_iter().filter(|id| only.is_none_or(|only| only == id));
+        let folders = ids.map(|id| tenant::config::folder(roots, &id));
+        for folder in folders.chain(only.is_none().then(|| roots.node_log())) {
+            let from = seen.get(&folder).copied().unwrap_or_else(|| {
                 watch.add(&folder);
                 Place::default()
             });
             let (new, end) = audit::records(&folder, from)?;
             records.extend(new);
-            there.insert(tenant, end);
+            there.insert(folder, end);
         }
         // A tenant that is gone is forgotten: one of the same name has another log.
         seen = there;

@@ -13,7 +13,7 @@ use crate::cli::{
     output::{Out, bytes, escape, mib},
 };
 use crate::{
-    infra::{config::Roots, watch::Watch},
+    infra::watch::Watch,
     store::StoreError,
     vm::{
         fleet,
@@ -300,23 +300,28 @@ fn list(out: &Out, operator: &mut Operator, scope: Option<&Scope>) -> Result<u8,
     Ok(complain(out, &wrong))
 }
 
-/// What a wake of a sleeper would be refused for: its snapshot, its disks, this machine. Nothing is said where somebody is at
-/// work on it at this moment.
-fn refused_wake(roots: &Roots, instance: &Instance) -> Result<Option<CliError>, CliError> {
-    let path = instance.path();
-    if instance.status != State::Sleeping {
+/// What a start of an instance, or a wake of a sleeper, would be refused for: its node, its VMM, its tenant's secrets, its
+/// snapshot, its disks. Nothing is said where somebody is at work on it at this moment.
+fn refused_launch(operator: &Operator, instance: &Instance) -> Result<Option<CliError>, CliError> {
+    let (roots, path) = (&operator.roots, instance.path());
+    if !matches!(instance.status, State::Ready | State::Stopped | State::Sleeping) {
         return Ok(None);
     }
     let Ok(Some(_lock)) = lifecycle::try_lock(roots, &path) else { return Ok(None) };
-    // It may have been woken since it was read.
+    // It may have been started since it was read.
     let fresh = Instance::load_if_there(roots, &path)?;
     if fresh.is_none_or(|fresh| fresh.generation != instance.generation) {
         return Ok(None);
     }
-    let error = match Delta::load(roots, &path) {
-        Ok(Some(delta)) => delta.check(roots, &path, false).err().map(LifecycleError::from),
-        Ok(None) => Some(LifecycleError::NoSnapshot { path: path.clone() }),
-        Err(error) => Some(error.into()),
+    let sleeps = instance.status == State::Sleeping;
+    let error = match lifecycle::may_launch(operator, instance) {
+        Err(error) => Some(error),
+        Ok(()) if !sleeps => None,
+        Ok(()) => match Delta::load(roots, &path) {
+            Ok(Some(delta)) => delta.check(roots, &path, false).err().map(LifecycleError::from),
+            Ok(None) => Some(LifecycleError::NoSnapshot { path: path.clone() }),
+            Err(error) => Some(error.into()),
+        },
     };
     Ok(error.map(|error| CliError::of_instance(&error, &path)))
 }
@@ -340,7 +345,8 @@ fn why(out: &Out, operator: &mut Operator, typed: &InstanceRef) -> Result<(), Cl
         }
     };
     let progress = out.progress(&format!("looking at the snapshot of {}", view.path));
-    let refused = refused_wake(&operator.roots, instance)?;
+    let refused = refused_launch(operator, instance)?;
+    let launch = if instance.status == State::Sleeping { "wake" } else { "start" };
     drop(progress);
     let can: Vec<&str> = Event::ALL
         .into_iter()
@@ -351,15 +357,16 @@ fn why(out: &Out, operator: &mut Operator, typed: &InstanceRef) -> Result<(), Cl
         State::Stopped => crate::vmm::client::log_tail(&logs::folder(&operator.roots, &view.path)),
         _ => String::new(),
     };
-    let value = serde_json::json!({
+    let mut value = serde_json::json!({
         "path": view.path, "status": instance.status, "why": because, "can": can, "pending": instance.pending,
-        "wake_refused": refused.as_ref().map(CliError::body), "last_exit": instance.last_exit,
+        "start_refused": null, "wake_refused": null, "last_exit": instance.last_exit,
         "log": log.trim().lines().map(str::trim).collect::<Vec<_>>(),
     });
+    value[format!("{launch}_refused")] = serde_json::json!(refused.as_ref().map(CliError::body));
     out.show(&value, || {
         let mut text = format!("{} is {}: {because}", view.path, instance.status);
         if let Some(refused) = &refused {
-            text.push_str(&format!("\na wake would be refused: {}", refused.text(out.is_colored())));
+            text.push_str(&format!("\na {launch} would be refused: {}", refused.text(out.is_colored())));
         }
         if !log.is_empty() {
             text.push_str(&format!("\nlast words of its VMM:{log}"));

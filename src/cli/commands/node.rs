@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::run;
+use super::{audit, run};
 use crate::cli::{
     arguments::node::{NodeCommand, Setting, Switch},
     error::CliError,
@@ -60,6 +60,7 @@ pub fn run(out: &Out, operator: &mut Operator, command: NodeCommand) -> Result<u
             })?;
             out.done(&node, || describe(&node));
         }
+        NodeCommand::Audit(arguments) => audit::run_for_node(out, &operator.roots, &arguments)?,
         NodeCommand::Gc { scrub } => {
             let progress = out.progress("looking for what nobody refers to");
             let collected = node::collect(operator, scrub)?;

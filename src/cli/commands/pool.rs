@@ -401,6 +401,7 @@ fn describe(out: &Out, view: &PoolView) -> String {
         },
         format!("  egress     {}", pool.egress),
         format!("  seccomp    {}", pool.seccomp_policy),
+        format!("  on rotate  {}", printable(&pool.on_rotate.to_string(), 300)),
         format!("  metadata   {}", if pool.metadata_enabled { "at 169.254.169.254" } else { "none" }),
         format!("  flake      {} ({})", pool.flake_ref.as_deref().unwrap_or("none"), pool.profile),
         format!("  made       {}", time(pool.created_at)),

@@ -28,7 +28,7 @@ use crate::{
             debian::{self, Options},
         },
         instance::{
-            config::{self, Instance},
+            config::{self, Instance, VmmRecord},
             lifecycle::{self, CreateOptions, Operator},
         },
         naming::{ImageName, InstancePath, PoolPath, TenantId},
@@ -131,10 +131,24 @@ fn start(out: &Out, operator: &mut Operator, path: &InstancePath) -> Result<Inst
     let progress = out.progress(&format!("starting {path}"));
     let outcome = lifecycle::start(operator, path).map_err(|error| CliError::of_instance(&error, path))?;
     drop(progress);
+    if let Some(lacks) = outcome.instance.vmm.as_ref().and_then(unprotected) {
+        out.note(lacks);
+    }
     if let Some(receipt) = outcome.instance.last_receipt.as_ref().filter(|_| out.verbose) {
         out.note(format!("{path} started in {:.0} ms", receipt.total_ms));
     }
     Ok(outcome.instance)
+}
+
+/// What a VMM runs without here, which its pool accepts. The simulated one, which was asked for, runs nobody's guest.
+fn unprotected(vmm: &VmmRecord) -> Option<String> {
+    let lacks: Vec<String> = vmm.lacks.iter().map(ToString::to_string).collect();
+    (vmm.kind == VmmKind::Firecracker && !lacks.is_empty()).then(|| {
+        format!(
+            "its VMM has {}: pools of mvm run are --insecure and accept that        next: mvm doctor",
+            lacks.join(", ")
+        )
+    })
 }
 
 /// The image is there, or is made where there is a recipe for it.
@@ -239,4 +253,34 @@ fn sweep(operator: &mut Operator, pool: &PoolPath) -> Result<Vec<InstancePath>, 
         }
     }
     Ok(swept)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{security::Lack, vm::instance::config::Parent};
+
+    #[test]
+    fn a_run_says_what_its_vmm_lacks_and_nothing_where_it_lacks_nothing() {
+        let vmm = |kind, lacks: &[Lack]| VmmRecord {
+            kind,
+            version: "1.16.1".into(),
+            pid: 1,
+            start_time: 1,
+            boot_id: String::new(),
+            uid: 0,
+            lacks: lacks.to_vec(),
+            limits: None,
+            filter: None,
+            parent: Parent::Unknown,
+        };
+        let said = unprotected(&vmm(VmmKind::Firecracker, &[Lack::Jail, Lack::Limits])).unwrap();
+        assert!(said.starts_with("its VMM has no jail, no limits: "), "{said}");
+        assert_eq!(unprotected(&vmm(VmmKind::Firecracker, &[])), None);
+        assert_eq!(
+            unprotected(&vmm(VmmKind::Sim, &[Lack::Jail])),
+            None,
+            "list and info say that it is simulated"
+        );
+    }
 }

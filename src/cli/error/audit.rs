@@ -4,7 +4,7 @@ use super::{CliError, Kind};
 use crate::security::audit::{AuditError, kept::KeptError};
 
 /// What can be done where a log is not what it was.
-const PUT_BACK: &str = "put its files back from a copy; or mvm tenant audit TENANT --begin-anew, whose first record says what was lost";
+const PUT_BACK: &str = "put its files back from a copy; or mvm tenant audit TENANT --begin-anew (of the node: mvm node audit --begin-anew), whose first record says what was lost";
 
 impl From<&AuditError> for CliError {
     fn from(error: &AuditError) -> Self {

@@ -570,6 +570,7 @@ impl From<&PoolError> for CliError {
             PoolError::NoAgent { .. } => Self::of(Kind::Refused, "no_agent", error)
                 .fix("mvm pool create TENANT/POOL --agent required, and import it there"),
             PoolError::NoEarlierRevision { .. } => Self::of(Kind::Refused, "no_earlier_revision", error),
+            PoolError::SimulatedFilter => Self::of(Kind::Usage, "no_filter", error).fix("--seccomp baseline"),
             PoolError::Resources { .. } => Self::of(Kind::Usage, "resources", error),
             PoolError::Production { .. } => Self::of(Kind::Refused, "production", error),
             PoolError::Failpoint(_) => Self::of(Kind::Failed, "failpoint", error),
@@ -582,6 +583,7 @@ impl From<&NodeError> for CliError {
         match error {
             NodeError::PlainStorage { .. } => Self::plain_storage(error),
             NodeError::Store(error) => error.into(),
+            NodeError::Audit(error) => error.into(),
             NodeError::Net(error) => error.into(),
             NodeError::Lifecycle(error) => error.into(),
             NodeError::Pool(error) => error.into(),

@@ -71,12 +71,6 @@ pub fn with_nothing_starting<T>(work: impl FnOnce() -> T) -> T {
     work()
 }
 
-/// A file of a process in /proc; none where the process is no more. Its name in there may hold any bytes.
-pub fn proc_text(pid: i32, name: &str) -> Option<String> {
-    let bytes = std::fs::read(format!("/proc/{pid}/{name}")).ok()?;
-    Some(String::from_utf8_lossy(&bytes).into_owned())
-}
-
 fn start(command: &mut Command) -> std::io::Result<Child> {
     let _shared = STARTING.read().unwrap_or_else(PoisonError::into_inner);
     // It returns once the program is executed, or cannot be.

@@ -4,11 +4,15 @@
 //! sync of its own: it may lag behind the log, which the chain heals; a head that is *ahead* of the log means that lines were
 //! cut off. Root can rewrite log and head together: only a signed copy of the head elsewhere ([`kept`]) shows that.
 //!
+//! What a line is the outcome of, [`close_cut_off`] has to know; the tenant may also be the node itself ([`NODE`]).
 //! A log begins once, with its tenant ([`begin`]). One that is gone is not begun again but by a person ([`begin_anew`]).
 
+mod anew;
+mod changes;
 mod files;
 mod head;
 pub mod kept;
+mod open;
 mod record;
 mod verify;
 
@@ -19,7 +23,10 @@ use std::{
 };
 
 pub use self::{
+    anew::begin_anew,
+    changes::changes,
     files::{FULL, Place, current as log_file, names, records},
+    open::close_cut_off,
     record::{Entry, Limits, Network, Phase, Record},
     verify::{Remark, Verified, verify},
 };
@@ -29,8 +36,11 @@ use self::{
 };
 use crate::{
     infra::{config::Roots, failpoint, relief},
-    store::{self, Lock, Sharing, StoreError},
+    store::{Lock, Sharing, StoreError},
 };
+
+/// Whose log the node's own is: no tenant has a name like that.
+pub const NODE: &str = "the.node";
 
 /// Why an audit log cannot be written or believed.
 #[derive(Debug, thiserror::Error)]
@@ -100,7 +110,7 @@ fn missing(first: u64, last: u64) -> String {
 /// When it cannot be written.
 pub fn begin(roots: &Roots, tenant: &str, folder: &Path, entry: Entry) -> Result<(), AuditError> {
     let lock = lock(roots, tenant)?;
-    append_to(roots, (tenant, folder), lock, Head::at_start(), entry)
+    append_to(roots, (tenant, folder), lock, Head::at_start(), vec![entry])
 }
 
 /// Appends a record to the log in a tenant's folder and syncs it. `tenant` names the lock.
@@ -110,7 +120,7 @@ pub fn begin(roots: &Roots, tenant: &str, folder: &Path, entry: Entry) -> Result
 pub fn append(roots: &Roots, tenant: &str, folder: &Path, entry: Entry) -> Result<(), AuditError> {
     let lock = lock(roots, tenant)?;
     let head = head_of(folder)?;
-    append_to(roots, (tenant, folder), lock, head, entry)
+    append_to(roots, (tenant, folder), lock, head, vec![entry])
 }
 
 fn append_to(
@@ -118,30 +128,33 @@ fn append_to(
     (tenant, folder): (&str, &Path),
     lock: Lock,
     mut head: Head,
-    entry: Entry,
+    entries: Vec<Entry>,
 ) -> Result<(), AuditError> {
     let mut file = catch_up(folder, &mut head)?;
-    if head.bytes >= FULL {
-        file = files::rotate(folder, &file, &mut head)?;
-    }
     let path = log_file(folder);
     let io = |action| StoreError::io(action, &path);
-    let record = Record {
-        seq: head.count + 1,
-        at: roots.now(),
-        who: roots.actor.clone(),
-        entry,
-        prev: head.hash.clone(),
-    };
-    let (line, hash) = seal(&record).map_err(|error| io("append to")(std::io::Error::other(error)))?;
-    relief::retry(|| append_line(&mut file, line.as_bytes(), head.bytes)).map_err(io("append to"))?;
+    for entry in entries {
+        if head.bytes >= FULL {
+            file = files::rotate(folder, &file, &mut head)?;
+        }
+        let (line, next) = line_after(roots, &head, entry).map_err(io("append to"))?;
+        relief::retry(|| append_line(&mut file, line.as_bytes(), head.bytes)).map_err(io("append to"))?;
+        head = next;
+    }
     // Others may append meanwhile: the disk syncs the lines of several at once.
     drop(lock);
     file.sync_data().map_err(io("sync"))?;
     failpoint::hit("audit", "before-head").map_err(io("append to"))?;
-    (head.count, head.hash) = (record.seq, hash);
-    head.bytes += line.len() as u64;
     Ok(advance_head(roots, tenant, folder, &head)?)
+}
+
+/// The line that comes after this head, and the head that it makes.
+fn line_after(roots: &Roots, head: &Head, entry: Entry) -> std::io::Result<(String, Head)> {
+    let (seq, prev) = (head.count + 1, head.hash.clone());
+    let record = Record { seq, at: roots.now(), who: roots.actor.clone(), entry, prev };
+    let (line, hash) = seal(&record)?;
+    let bytes = head.bytes + line.len() as u64;
+    Ok((line, Head { count: seq, hash, bytes, ..head.clone() }))
 }
 
 /// Appends a line to a file of that length, or nothing.
@@ -241,79 +254,6 @@ fn read_on(path: &Path, file: &File, head: &mut Head) -> Result<u64, AuditError>
 fn broken_after(path: &Path, head: &Head, why: &'static str) -> AuditError {
     let record = head.count + 1;
     AuditError::Broken { path: path.to_path_buf(), line: record.saturating_sub(head.first) + 1, record, why }
-}
-
-/// Writes an outcome for each intent whose process is no more and that has none: what was cut off between its last effect
-/// and its last line. Those of paths that are still unsettled stay open. Returns how many there were.
-///
-/// # Errors
-/// When the log cannot be read or written.
-pub fn close_cut_off(
-    roots: &Roots,
-    tenant: &str,
-    folder: &Path,
-    is_unsettled: impl Fn(&str) -> bool,
-) -> Result<usize, AuditError> {
-    let mut cut_off = open_intents(folder)?;
-    let is_over = |record: &Record| !store::is_alive(record.who.pid);
-    cut_off.retain(|record| is_over(record) && !is_unsettled(&record.entry.path));
-    if !cut_off.is_empty() {
-        // One that wrote its outcome after the log was read, and ended then, was not cut off. The dead write no more.
-        let still = open_intents(folder)?;
-        cut_off.retain(|record| still.contains(record));
-    }
-    for record in &cut_off {
-        let mut entry = Entry::new(&record.entry.what, &record.entry.path, Phase::Recovered);
-        entry.detail = Some("it was cut off, and nothing of it is open any more".into());
-        append(roots, tenant, folder, entry)?;
-    }
-    Ok(cut_off.len())
-}
-
-/// The intents that no outcome follows.
-fn open_intents(folder: &Path) -> Result<Vec<Record>, AuditError> {
-    let mut open: Vec<Record> = Vec::new();
-    for record in records(folder, Place::default())?.0 {
-        let entry = &record.entry;
-        open.retain(|one| (&one.entry.what, &one.entry.path) != (&entry.what, &entry.path));
-        if entry.phase == Phase::Intent {
-            open.push(record);
-        }
-    }
-    Ok(open)
-}
-
-/// Gives up a log that is broken or gone: its files are put aside, and the next one begins with a record that says why. Returns
-/// what was wrong.
-///
-/// # Errors
-/// [`AuditError::Whole`] where nothing is wrong with it.
-pub fn begin_anew(roots: &Roots, tenant: &str, folder: &Path) -> Result<String, AuditError> {
-    // Held from the verdict to the first line: nobody else gives up what is new by then.
-    let lock = lock(roots, tenant)?;
-    let why = match verify::verify_locked(folder, &[]) {
-        Ok(verified) => return Err(AuditError::Whole { records: verified.records }),
-        // What cannot be read now is not broken by that.
-        Err(AuditError::Store(error @ (StoreError::Io { .. } | StoreError::Locked { .. }))) => {
-            return Err(error.into());
-        }
-        Err(error) => error.to_string(),
-    };
-    let named = head::read(folder).ok().flatten();
-    let left = names(folder)?;
-    let is_taken = |number: &u32| left.iter().any(|name| name.starts_with(&format!("audit-{number}.")));
-    let number = (1..).find(|number| !is_taken(number)).unwrap_or_default();
-    for (name, rest) in left.iter().filter_map(|name| Some((name, name.strip_prefix("audit.")?))) {
-        store::rename(&folder.join(name), &folder.join(format!("audit-{number}.{rest}")))?;
-    }
-    store::sync_folder(folder)?;
-    // A log without a head would be one that was cut.
-    Head::at_start().write(folder)?;
-    let mut entry = Entry::new("audit.begin-anew", tenant, Phase::Done);
-    let named = named.map(|head| format!("; its head named record {}, {}", head.count, head.hash));
-    entry.detail = Some(format!("{why}{}", named.unwrap_or_default()));
-    append_to(roots, (tenant, folder), lock, Head::at_start(), entry)?;
-    Ok(why)
 }
 
 #[cfg(test)]

@@ -51,6 +51,9 @@ pub struct Entry {
     /// A hash of everything that its VMM was told.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config_hash: Option<String>,
+    /// The number of the intent whose outcome this is, where its own process has not written it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub closes: Option<u64>,
     /// What else there is to say: the error, for example.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
@@ -92,6 +95,7 @@ impl Entry {
             limits: None,
             network: None,
             config_hash: None,
+            closes: None,
             detail: None,
         }
     }

@@ -12,7 +12,7 @@ use std::{
 
 pub use self::strict::{NoStrict, STRICT_FOR, Strict};
 use super::policy::SeccompPolicy;
-use crate::infra::shell;
+use crate::infra::processes;
 
 /// `linux/ptrace.h`.
 const GET_FILTER: libc::c_uint = 0x420c;
@@ -50,7 +50,7 @@ pub fn in_force(pid: i32) -> io::Result<Option<SeccompPolicy>> {
 
 /// Has a thread ended? One that has not been reaped yet cannot be traced (ptrace(2), EPERM).
 fn is_over(pid: i32, tid: libc::pid_t) -> bool {
-    let stat = shell::proc_text(pid, &format!("task/{tid}/stat"));
+    let stat = processes::proc_text(pid, &format!("task/{tid}/stat"));
     let state = stat.and_then(|stat| stat.rsplit_once(") ")?.1.chars().next());
     state.is_none_or(|state| ['Z', 'X', 'x'].contains(&state))
 }

@@ -61,7 +61,7 @@ pub struct Pool {
     /// Times that bind the sleep policy, and how a guest is ended.
     pub runtime_policy: RuntimePolicy,
     /// Who hears in its guests that their secrets have changed.
-    #[serde(default, skip_serializing_if = "OnRotate::is_nobody")]
+    #[serde(default)]
     pub on_rotate: OnRotate,
     /// Labels, for people.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]

@@ -221,7 +221,9 @@ fn make_current(
     }
     let mut entry = Entry::new("pool.import", path, Phase::Intent);
     entry.revision = Some(manifest.revision.to_string());
-    entry.detail = unpacked.map(|unpacked| format!("oci image {}", unpacked.image));
+    let from = artifacts.current()?.map(|current| format!("from {}", current.short()));
+    entry.detail =
+        lifecycle::joined([from, unpacked.map(|unpacked| format!("oci image {}", unpacked.image))]);
     record(roots, path, entry.clone())?;
     artifacts.switch(roots, &manifest.revision, "import")?;
     entry.phase = Phase::Done;

@@ -12,7 +12,10 @@ use super::{
 };
 use crate::{
     infra::{config::Roots, failpoint, relief},
-    security::audit::{self, AuditError, Entry, Phase},
+    security::{
+        audit::{self, AuditError, Entry, Phase},
+        policy::SeccompPolicy,
+    },
     store::{self, Lock, Sharing, StoreError},
     vm::{
         image::{ImageError, oci::OciError},
@@ -104,6 +107,9 @@ pub enum PoolError {
         /// What is wrong.
         why: String,
     },
+    /// The simulated VMM has no filter that a policy could choose.
+    #[error("the simulated VMM has no seccomp filter: the strict one is for Firecracker")]
+    SimulatedFilter,
     /// A production node refuses what is for trying out.
     #[error("this node is in production: {why}")]
     Production {
@@ -158,7 +164,7 @@ pub(super) fn record(roots: &Roots, path: &PoolPath, entry: Entry) -> Result<(),
 /// [`PoolError`] names what is in the way.
 pub fn create(operator: &Operator, pool: &Pool) -> Result<(Pool, bool), PoolError> {
     let roots = &operator.roots;
-    pool.instance_resources.check().map_err(|why| PoolError::Resources { why })?;
+    check(pool, None)?;
     let node = NodeConfig::load(roots)?;
     if node.production && (pool.vmm == VmmKind::Sim || pool.insecure) {
         return Err(PoolError::Production { why: "it takes neither the simulated VMM nor --insecure" });
@@ -189,6 +195,16 @@ pub fn create(operator: &Operator, pool: &Pool) -> Result<(Pool, bool), PoolErro
     failpoint::hit("pool-create", "in-place")?;
     record(roots, &path, Entry::new("pool.create", &path, Phase::Done))?;
     Ok((pool.clone(), true))
+}
+
+/// Can a pool be like that? What it was before, it may stay.
+fn check(pool: &Pool, before: Option<&Pool>) -> Result<(), PoolError> {
+    pool.instance_resources.check().map_err(|why| PoolError::Resources { why })?;
+    let is_chosen = before.is_none_or(|before| before.seccomp_policy != pool.seccomp_policy);
+    match (pool.vmm, pool.seccomp_policy) {
+        (VmmKind::Sim, SeccompPolicy::Strict) if is_chosen => Err(PoolError::SimulatedFilter),
+        _ => Ok(()),
+    }
 }
 
 /// The first field in which two pools differ, but for what time and use put there.
@@ -239,18 +255,19 @@ fn rewrite(
     let (tenant, old) = lifecycle::load_pool(&roots, path)?;
     let mut pool = old.clone();
     change(&mut pool);
-    pool.instance_resources.check().map_err(|why| PoolError::Resources { why })?;
+    check(&pool, Some(&old))?;
     if pool == old {
         apply(operator, &tenant, &pool)?;
         return Ok((pool, false));
     }
     let mut entry = Entry::new("pool.update", path, Phase::Intent);
-    entry.detail = difference(&old, &pool);
-    record(&roots, path, entry)?;
+    entry.detail = audit::changes(&old, &pool);
+    record(&roots, path, entry.clone())?;
     pool.save(&roots)?;
     failpoint::hit("pool-update", "saved")?;
     apply(operator, &tenant, &pool)?;
-    record(&roots, path, Entry::new("pool.update", path, Phase::Done))?;
+    entry.phase = Phase::Done;
+    record(&roots, path, entry)?;
     Ok((pool, true))
 }
 
@@ -330,6 +347,7 @@ pub fn rollback(
     }
     let mut entry = Entry::new("pool.rollback", path, Phase::Intent);
     entry.revision = Some(revision.to_string());
+    entry.detail = current.map(|current| format!("from {}", current.short()));
     record(roots, path, entry.clone())?;
     artifacts.switch(roots, &revision, "rollback")?;
     entry.phase = Phase::Done;

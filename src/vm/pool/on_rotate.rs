@@ -29,13 +29,6 @@ pub enum OnRotate {
     Exec(String),
 }
 
-impl OnRotate {
-    /// Is there nobody?
-    pub fn is_nobody(&self) -> bool {
-        *self == Self::Nobody
-    }
-}
-
 impl FromStr for OnRotate {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {

@@ -266,13 +266,13 @@ pub fn update(
         return Ok((tenant, false));
     }
     let mut entry = Entry::new("tenant.update", id, Phase::Intent);
-    let change = quota::difference(&old.quotas, &tenant.quotas);
-    entry.detail = change.map(|(what, is, wanted)| format!("{what} from {is} to {wanted}"));
-    record(&roots, id, entry)?;
+    entry.detail = audit::changes(&old, &tenant);
+    record(&roots, id, entry.clone())?;
     tenant.save(&roots)?;
     failpoint::hit("tenant-update", "saved")?;
     bring_up(operator, &tenant)?;
-    record(&roots, id, Entry::new("tenant.update", id, Phase::Done))?;
+    entry.phase = Phase::Done;
+    record(&roots, id, entry)?;
     Ok((tenant, true))
 }
 

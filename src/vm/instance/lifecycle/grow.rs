@@ -45,7 +45,7 @@ pub fn grow_disk(
     room::enlarge(&roots, &tenant, instance.slot(&roots)?, more_mib)?;
     let announce = |phase| {
         operator.audit(&instance, "disk-grow", phase, |entry| {
-            entry.detail = Some(format!("{size_mib} MiB"));
+            entry.detail = Some(format!("from {there_mib} to {size_mib} MiB"));
         })
     };
     announce(Phase::Intent)?;

@@ -15,6 +15,7 @@ mod error;
 mod grow;
 mod lookup;
 mod pause;
+mod refusal;
 mod secrets;
 mod settle;
 mod sleep;
@@ -30,6 +31,7 @@ pub use self::{
     grow::grow_disk,
     lookup::{effective_state, load_pool, load_tenant, lock_tenant, resolve, try_lock},
     pause::{resume, warm},
+    refusal::may_launch,
     secrets::{Delivered, DeliveryOutcome, behind, give_all},
     settle::{needs_settling, settle, settle_unasked},
     sleep::sleep,
@@ -206,7 +208,7 @@ fn receipt(
 }
 
 /// What there is to say, in one line.
-fn joined(parts: [Option<String>; 2]) -> Option<String> {
+pub(in crate::vm) fn joined(parts: [Option<String>; 2]) -> Option<String> {
     let parts: Vec<String> = parts.into_iter().flatten().collect();
     (!parts.is_empty()).then(|| parts.join(", "))
 }

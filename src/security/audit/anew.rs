@@ -1,0 +1,79 @@
+//! Giving up a log that is broken or gone, for a new one whose first line says why.
+//!
+//! ```text
+//! audit-new.log written · audit.* → audit-N.* · audit.head of that line · audit-new.log → audit.log
+//! ```
+//! Between the second and the last of these there is no log that anything could be appended to: killed there, it is done again.
+
+use std::path::Path;
+
+use super::{
+    AuditError, Entry, Head, Phase, Record, head, line_after, lock, log_file, names, verify::verify_locked,
+};
+use crate::{
+    infra::{config::Roots, failpoint},
+    store::{self, Durability, StoreError},
+};
+
+/// Gives up a log that is broken or gone: its files are put aside, and the next one begins with a record that says why. Returns
+/// what was wrong.
+///
+/// # Errors
+/// [`AuditError::Whole`] where nothing is wrong with it.
+pub fn begin_anew(roots: &Roots, tenant: &str, folder: &Path) -> Result<String, AuditError> {
+    // Held from the verdict to the last rename: nobody else gives up what is new by then.
+    let _lock = lock(roots, tenant)?;
+    let prepared = folder.join("audit-new.log");
+    let why = match verify_locked(folder, &[]) {
+        Ok(verified) => {
+            // It was put right after somebody was killed here.
+            store::remove_file(&prepared)?;
+            return Err(AuditError::Whole { records: verified.records });
+        }
+        // What cannot be read now is not broken by that.
+        Err(AuditError::Store(error @ (StoreError::Io { .. } | StoreError::Locked { .. }))) => {
+            return Err(error.into());
+        }
+        Err(error) => error.to_string(),
+    };
+    let io = |action| StoreError::io(action, &prepared);
+    let mut words = why.clone();
+    if let Some(head) = head::read(folder).ok().flatten() {
+        words += &format!("; its head named record {}, {}", head.count, head.hash);
+    }
+    let cut_off = match std::fs::read(&prepared) {
+        Ok(line) => serde_json::from_slice::<Record>(&line).ok(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        Err(error) => return Err(io("read")(error).into()),
+    };
+    match cut_off.and_then(|record| record.entry.detail) {
+        // Nothing had been put aside yet.
+        Some(earlier) if earlier.starts_with(&words) => words = earlier,
+        Some(earlier) => words += &format!("; what was given up before that, and cut off: {earlier}"),
+        None => {}
+    }
+    let entry = Entry { detail: Some(words), ..Entry::new("audit.begin-anew", tenant, Phase::Done) };
+    let (line, head) = line_after(roots, &Head::at_start(), entry).map_err(io("write"))?;
+    store::replace(&prepared, line.as_bytes(), Durability::Durable)?;
+    failpoint::hit("anew", "prepared").map_err(io("write"))?;
+    put_aside(folder)?;
+    // It is ahead of a log that is not there yet, which nobody goes on with.
+    head.write(folder)?;
+    failpoint::hit("anew", "head").map_err(io("rename"))?;
+    store::rename(&prepared, &log_file(folder))?;
+    store::sync_folder(folder)?;
+    failpoint::hit("anew", "begun").map_err(io("rename"))?;
+    Ok(why)
+}
+
+/// Gives all files of the log names of the next number that is free.
+fn put_aside(folder: &Path) -> Result<(), StoreError> {
+    let left = names(folder)?;
+    let is_taken = |number: &u32| left.iter().any(|name| name.starts_with(&format!("audit-{number}.")));
+    let number = (1..).find(|number| !is_taken(number)).unwrap_or_default();
+    for (name, rest) in left.iter().filter_map(|name| Some((name, name.strip_prefix("audit.")?))) {
+        store::rename(&folder.join(name), &folder.join(format!("audit-{number}.{rest}")))?;
+        failpoint::hit("anew", "aside").map_err(StoreError::io("rename", &folder.join(name)))?;
+    }
+    store::sync_folder(folder)
+}

@@ -1,0 +1,122 @@
+//! What is written of what was cut off, and logs that are begun anew.
+
+use mvm::{
+    infra::config::{Environment, Roots},
+    store::{Lock, Sharing},
+};
+use serde_json::Value;
+
+use crate::{
+    Case, kill_everywhere,
+    support::{Sandbox, was_killed},
+};
+
+fn lines(sandbox: &Sandbox, command: &str, is: impl Fn(&Value) -> bool) -> Vec<Value> {
+    let log = sandbox.ok(command);
+    log.as_array().into_iter().flatten().filter(|line| is(line)).cloned().collect()
+}
+
+#[test]
+fn a_new_log_says_why_or_is_none() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    sandbox.ok("tenant create acme --net-id 3 --subnet 10.240.3.0/24");
+    let log = sandbox.root().join("tenants/acme/audit.log");
+    let mut points = Vec::new();
+    loop {
+        // Another line is broken each time: a word of an earlier time is not this one's.
+        let record = points.len() + 2;
+        for number in 0..record {
+            sandbox.ok(&format!("tenant update acme --max-conns {}", 100 + number));
+        }
+        let text = std::fs::read_to_string(&log).expect("a log");
+        let broken: Vec<String> = text
+            .lines()
+            .enumerate()
+            .map(|(at, line)| if at + 1 == record { line.replace("acme", "ACME") } else { line.to_owned() })
+            .collect();
+        std::fs::write(&log, broken.join("\n") + "\n").expect("a log");
+        let why = format!("record {record}: its hash does not fit");
+        let says_why = |sandbox: &Sandbox| {
+            let first = lines(sandbox, "tenant audit acme", |_| true).remove(0);
+            let says = first["detail"].as_str().is_some_and(|detail| detail.contains(&why));
+            assert!(first["what"] == "audit.begin-anew" && says, "{first}");
+        };
+        let point = points.len() + 1;
+        let output = sandbox.run_with("tenant audit acme --begin-anew --yes", format!("#{point}"));
+        if !was_killed(&output) {
+            assert!(output.status.success());
+            says_why(&sandbox);
+            break;
+        }
+        // Somebody goes on with it, where that is possible.
+        let _ = sandbox.run("tenant update acme --max-conns 77");
+        if !sandbox.run("tenant audit acme --verify").status.success() {
+            sandbox.ok("tenant audit acme --begin-anew --yes");
+        }
+        says_why(&sandbox);
+        sandbox.ok("tenant audit acme --verify");
+        sandbox.ok("node recover");
+        let leaks = sandbox.leaks();
+        assert!(leaks.is_empty(), "{leaks:?}");
+        points.push(point);
+    }
+    assert!(points.len() > 5, "{points:?}");
+}
+
+#[test]
+fn what_was_killed_is_closed_by_name_though_another_one_did_the_same_since() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    sandbox.ok("tenant create acme --net-id 3 --subnet 10.240.3.0/24");
+    let killed = sandbox.run_with("tenant update acme --max-conns 7", "tenant-update.saved");
+    assert!(was_killed(&killed));
+    sandbox.ok("tenant update acme --max-conns 8");
+    sandbox.ok("node recover");
+    let of_update = lines(&sandbox, "tenant audit acme", |line| line["what"] == "tenant.update");
+    let of_update: Vec<_> =
+        of_update.iter().map(|line| (line["phase"].as_str().unwrap_or_default(), &line["closes"])).collect();
+    let none = &Value::Null;
+    let all = [("intent", none), ("intent", none), ("done", none), ("recovered", &Value::from(3))];
+    assert_eq!(of_update, all);
+}
+
+#[test]
+fn node_set() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    let begin_again = |sandbox: &Sandbox| {
+        sandbox.ok("node set max-vms 17");
+        let _ = std::fs::remove_dir_all(sandbox.root().join("node"));
+        let _ = std::fs::remove_file(sandbox.root().join("node.json"));
+    };
+    let has_a_log = |sandbox: &Sandbox| {
+        sandbox.ok("node set max-vms 17");
+        sandbox.ok("node audit --verify");
+        let set = lines(sandbox, "node audit", |line| line["phase"] != "recovered");
+        assert_eq!(set[0]["phase"], "intent");
+        assert_eq!(set[0]["detail"], "max_vms from 4000 to 17");
+    };
+    let case = Case {
+        operation: "node set max-vms 17",
+        reset: &begin_again,
+        check: &has_a_log,
+        finishes_later: true,
+    };
+    kill_everywhere(&sandbox, &case);
+}
+
+#[test]
+fn who_settles_an_instance_writes_its_line_and_no_other_recovery_does() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    sandbox.pool("sim");
+    let path = sandbox.instance("acme/web");
+    assert!(was_killed(&sandbox.run_with(&format!("instance start {path}"), "start.boot")));
+    let roots = Roots::new(sandbox.root(), &Environment::default()).expect("roots");
+    let file = roots.lock_file(&format!("instance.{}", path.replace('/', ".")));
+    let of_start = || lines(&sandbox, "tenant audit acme", |line| line["what"] == "instance.start").len();
+    let somebody = Lock::take(&file, "it", Sharing::Exclusive, roots.lock_timeout).expect("a lock");
+    sandbox.ok("node recover");
+    assert_eq!(of_start(), 1, "its lock is held by who is about to settle it");
+    drop(somebody);
+    sandbox.ok("node recover");
+    sandbox.ok("node recover");
+    assert_eq!(of_start(), 2);
+}
