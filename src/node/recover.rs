@@ -112,10 +112,11 @@ impl There {
 type Stage = fn(&mut Operator, &mut Recovered) -> Result<(), NodeError>;
 
 /// What follows once the instances are settled; where one cannot be done, the others are.
-const STAGES: [(&str, Stage); 5] = [
+const STAGES: [(&str, Stage); 6] = [
     ("leases", reclaim_leases),
     ("slots", reclaim_slots),
     ("audit logs", close_audit_logs),
+    ("secrets", settle_secrets),
     ("the network", repair_network),
     ("locks", remove_stale_locks),
 ];
@@ -130,6 +131,15 @@ fn close_audit_logs(operator: &mut Operator, recovered: &mut Recovered) -> Resul
             None | Some(0) => {}
             Some(number) => recovered.settled.push(format!("{tenant}: {number} open lines of its audit log")),
         }
+    }
+    Ok(())
+}
+
+/// What a cut-off change of secrets did not write down; secrets that are lost are said.
+fn settle_secrets(operator: &mut Operator, recovered: &mut Recovered) -> Result<(), NodeError> {
+    for tenant in tenant::config::ids(&operator.roots)? {
+        let settled = tenant::secrets::settle(&operator.roots, &tenant);
+        recovered.note(&tenant, settled);
     }
     Ok(())
 }

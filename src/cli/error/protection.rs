@@ -1,7 +1,10 @@
 //! What is said where a VMM would run without its jail, its limits or its filter.
 
 use super::{CliError, Kind};
-use crate::{security::jailer::NoJail, vm::instance::guard::Unprotected};
+use crate::{
+    security::{Lack, jailer::NoJail},
+    vm::instance::guard::Unprotected,
+};
 
 impl From<&Unprotected> for CliError {
     fn from(error: &Unprotected) -> Self {
@@ -19,6 +22,14 @@ impl From<&Unprotected> for CliError {
             Unprotected::NoLimits { .. } => (
                 "no_limits",
                 "boot with systemd.unified_cgroup_hierarchy=1, or, on a node that is not in production, make the pool with --insecure",
+            ),
+            Unprotected::Runs { lack } => (
+                match lack {
+                    Lack::Jail => "no_jail",
+                    Lack::Limits => "no_limits",
+                    Lack::Filter => "no_filter",
+                },
+                "mvm instance sleep and wake, or stop and start: it comes up with what is wanted by now",
             ),
             Unprotected::NoFilter { .. } => (
                 "no_filter",

@@ -165,6 +165,17 @@ impl Guest {
         Self { instance_id: Some(instance.instance_id.to_string()), ..self }
     }
 
+    /// From now on counts how long it takes, whatever the connection took.
+    pub fn begin_now(&mut self) {
+        self.since = Instant::now();
+    }
+
+    /// Gives it so much longer for what it was asked.
+    pub fn give_more(&mut self, time: Duration) {
+        self.limit += time;
+        self.frames.stream_mut().set_deadline(Some(self.since + self.limit));
+    }
+
     /// Makes the request, which takes so much longer than one that needs no work, and returns the first answer.
     ///
     /// # Errors
