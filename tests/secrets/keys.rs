@@ -1,9 +1,20 @@
 //! Master keys: given, wrong, missing, and what a node in production takes.
 
-use std::{fs, os::unix::fs::PermissionsExt, process::Output};
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    process::{Child, Output, Stdio},
+    time::Duration,
+};
+
+use mvm::{
+    infra::config::{Environment, Roots},
+    store::{Lock, Sharing},
+};
+use serde_json::Value;
 
 use crate::{
-    support::{Sandbox, own_mounts, run},
+    support::{Sandbox, own_mounts, run, wait_until},
     world::{KEY, OTHER_KEY, error, faulty_world, feed, says, start, world},
 };
 
@@ -60,6 +71,70 @@ fn a_wrong_master_key_is_said_and_makes_nothing_new() {
             && !sandbox.root().join("master.key").exists()
     );
     assert!(with(&sandbox, Some(KEY), "tenant secrets set globex DB", b"one").status.success());
+}
+
+/// Where two tenants have their first secrets at once, one master key is taken or made, and who has another one is refused.
+#[test]
+fn two_tenants_first_secrets_at_once_are_sealed_with_one_master_key() {
+    for keys in [[Some(KEY), Some(OTHER_KEY)], [None, None]] {
+        let Some(sandbox) = Sandbox::new() else { return };
+        let tenants = ["acme", "globex"];
+        for (tenant, id) in tenants.iter().zip(3..) {
+            sandbox.ok(&format!("tenant create {tenant} --net-id {id} --subnet 10.240.{id}.0/24"));
+        }
+        let content = sandbox.root().join("content");
+        fs::write(&content, "one").expect("a file");
+        let lock = Roots::new(sandbox.root(), &Environment::default()).expect("roots").lock_file("node");
+        // All that both do before they look at each other is done once they wait for this.
+        let held = Lock::take(&lock, "the node", Sharing::Exclusive, Duration::ZERO).expect("a lock");
+        let mut children = tenants.iter().zip(keys).map(|(tenant, key)| {
+            let set = format!("tenant secrets set {tenant} DB --json --file {}", content.display());
+            let mut command = sandbox.command(&set);
+            command
+                .envs(key.map(|key| ("MVM_MASTER_KEY", key)))
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped());
+            command.spawn().expect("mvm runs")
+        });
+        let mut children: [Child; 2] = std::array::from_fn(|_| children.next().expect("two"));
+        wait_until("both wait or have ended", || {
+            children.iter_mut().all(|child| {
+                let open = fs::read_dir(format!("/proc/{}/fd", child.id())).into_iter().flatten().flatten();
+                let waits =
+                    open.into_iter().any(|one| fs::read_link(one.path()).is_ok_and(|file| file == lock));
+                waits || child.try_wait().expect("a child").is_some()
+            })
+        });
+        drop(held);
+        let outputs = children.map(|child| child.wait_with_output().expect("it ends"));
+        let (good, bad): (Vec<_>, Vec<_>) = outputs.iter().partition(|output| output.status.success());
+        let ids: Vec<Value> = tenants
+            .iter()
+            .filter_map(|tenant| {
+                fs::read(sandbox.root().join("tenants").join(tenant).join("secrets.key")).ok()
+            })
+            .map(|file| serde_json::from_slice::<Value>(&file).expect("JSON")["master_key"].clone())
+            .collect();
+        match keys {
+            [None, None] => assert_eq!((bad.len(), ids[0] == ids[1]), (0, true), "{outputs:?}"),
+            _ => {
+                assert_eq!((good.len(), bad.len(), ids.len()), (1, 1, 1), "{outputs:?}");
+                refused(bad[0]);
+            }
+        }
+    }
+}
+
+/// A link that leads nowhere, to a disk that is not mounted for example.
+#[test]
+fn no_master_key_is_made_in_place_of_one_that_is_missing() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    sandbox.ok("tenant create acme --net-id 3 --subnet 10.240.3.0/24");
+    let (link, elsewhere) = (sandbox.root().join("master.key"), sandbox.root().join("elsewhere"));
+    std::os::unix::fs::symlink(&elsewhere, &link).expect("a link");
+    assert!(refused(&with(&sandbox, None, "tenant secrets set acme DB", b"one")).contains("cannot be read"));
+    assert!(link.is_symlink() && !elsewhere.exists());
+    assert!(!sandbox.root().join("tenants/acme/secrets.key").exists());
 }
 
 /// Who has no master key can stop what runs, and leaves nothing half done by trying something else.

@@ -7,6 +7,8 @@ mod support;
 mod bad_input;
 mod cut_off;
 mod delivery;
+mod guarded;
 mod keys;
+mod lost;
 mod search;
 mod world;
