@@ -148,7 +148,7 @@ fn on_a_full_disk_a_secret_is_removed_also_from_guests_and_none_is_set() {
         let secret = sandbox.root().join("secret.in");
         fs::write(&secret, "one").expect("a file");
         let set = |name: &str| format!("tenant secrets set acme {name} --file {}", secret.display());
-        sandbox.ok("pool create acme/agent --vmm sim --mem 16 --agent required");
+        sandbox.ok("pool create acme/agent --vmm sim --mem 32 --agent required");
         sandbox.import("acme/agent", "");
         let path = sandbox.instance("acme/agent");
         sandbox.ok(&format!("instance start {path}"));
@@ -164,7 +164,7 @@ fn on_a_full_disk_a_secret_is_removed_also_from_guests_and_none_is_set() {
         assert_eq!(sandbox.ok("tenant list")[0]["secrets_generation"], 2);
         disk.free();
         let listed = sandbox.run(&format!("instance exec -n {path} -- ls /run/secrets"));
-        assert_eq!(String::from_utf8_lossy(&listed.stdout), "");
+        assert_eq!(String::from_utf8_lossy(&listed.stdout).trim(), "");
         sandbox.ok(&set("DB"));
     });
 }
