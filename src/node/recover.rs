@@ -138,8 +138,11 @@ fn close_audit_logs(operator: &mut Operator, recovered: &mut Recovered) -> Resul
 /// What a cut-off change of secrets did not write down; secrets that are lost are said.
 fn settle_secrets(operator: &mut Operator, recovered: &mut Recovered) -> Result<(), NodeError> {
     for tenant in tenant::config::ids(&operator.roots)? {
-        let settled = tenant::secrets::settle(&operator.roots, &tenant);
-        recovered.note(&tenant, settled);
+        match tenant::secrets::settle(&operator.roots, &tenant) {
+            // Destroyed meanwhile.
+            Err(LifecycleError::NotFound { .. }) => {}
+            settled => drop(recovered.note(&tenant, settled)),
+        }
     }
     Ok(())
 }

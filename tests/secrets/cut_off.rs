@@ -76,10 +76,27 @@ fn a_wake_is_settled_without_the_master_key() {
         with_key(&format!("instance resume {path}"), b"");
         assert_eq!(has(&sandbox, &path, "DB"), content, "{point}");
     }
-    sandbox.ok(&format!("instance sleep {path}"));
-    let mut wake = sandbox.command(&format!("instance wake {path}"));
-    wake.envs([("MVM_MASTER_KEY", KEY), ("MVM_FAILPOINT", "wake.consume")]);
-    assert!(was_killed(&wake.output().expect("mvm runs")));
+    let cut_off = || {
+        sandbox.ok(&format!("instance sleep {path}"));
+        let mut wake = sandbox.command(&format!("instance wake {path}"));
+        wake.envs([("MVM_MASTER_KEY", KEY), ("MVM_FAILPOINT", "wake.consume")]);
+        assert!(was_killed(&wake.output().expect("mvm runs")));
+    };
+    cut_off();
+    // Also where that is cut off, everywhere.
+    let mut points = 0;
+    while was_killed(&sandbox.run_with("node recover", format!("#{}", points + 1))) {
+        points += 1;
+        sandbox.ok("node recover");
+        assert_eq!((&info()["status"], &info()["pending"]), (&json!("warm"), &json!(null)), "{points}");
+        assert_eq!(sandbox.leaks(), [""; 0], "{points}");
+        with_key(&format!("instance resume {path}"), b"");
+        cut_off();
+    }
+    assert!(points > 5, "{points}");
+    assert_eq!(info()["status"], "warm");
+    with_key(&format!("instance resume {path}"), b"");
+    cut_off();
     sandbox.ok(&format!("instance stop {path}"));
     assert_eq!((info()["status"].clone(), sandbox.leaks()), ("stopped".into(), vec![]));
 }

@@ -88,8 +88,7 @@ pub fn greet(roots: &Roots, instance: &Instance, vmm: &Vmm) -> Result<Given, Lif
 
 fn greet_once(roots: &Roots, instance: &Instance, vmm: &Vmm) -> Result<Given, LifecycleError> {
     let greeted = identity::wake(roots, Guest::await_loaded(roots, instance, vmm)?, instance)?;
-    // It listens by now.
-    let given = give(roots, instance, vmm, || Guest::of(roots, instance))?;
+    let given = give(roots, instance, vmm, || Guest::await_again(roots, instance, vmm))?;
     Ok(Given { confirmed: [greeted, given.confirmed].concat(), ..given })
 }
 
@@ -141,9 +140,7 @@ fn send(mut guest: Guest, Opened { generation, secrets }: &Opened, tell: Tell) -
         secrets.iter().map(|(name, content)| SecretFile { name: name.to_string(), size: content.len() });
     let runs_a_program = matches!(tell, Tell::Exec(_));
     let request = Request::Secrets(SecretSet { salt, files: files.collect(), tell });
-    // All of it takes no longer than an answer: its instance is locked until then.
-    guest.begin_now();
-    // None is on its way before the guest has said that it takes them.
+    // All of it takes no longer than an answer: its instance is locked until then. None is on its way before the guest has said that it takes them.
     match guest.ask(&request, Duration::ZERO).map_err(old)? {
         Answer::Ready {} => {}
         _ => return Err(guest.unexpected()),

@@ -52,6 +52,9 @@ pub enum Unprotected {
         /// What it lacks.
         lack: Lack,
     },
+    /// It has Firecracker's own filter, and its pool wants the strict one.
+    #[error("its VMM has its own seccomp filter, and not the strict one")]
+    OtherFilter,
     /// It has no filter.
     #[error("its VMM has no seccomp filter: {why}")]
     NoFilter {
@@ -189,7 +192,7 @@ impl Guard {
 /// Asked before its guest gets anything.
 ///
 /// # Errors
-/// [`Unprotected::Runs`] and [`Unprotected::NoFilter`] where it has not, [`VmmError::Ended`] where it has ended.
+/// [`Unprotected::Runs`], [`Unprotected::OtherFilter`] and [`Unprotected::NoFilter`] where it has not, [`VmmError::Ended`] where it has ended.
 pub fn check(roots: &Roots, pool: &Pool, vmm: &Vmm, slot: Slot) -> Result<(), LifecycleError> {
     let node = NodeConfig::load(roots)?;
     let (is_lax, policy, tap) = (takes_all(pool, &node), policy(pool), slot.tap());
@@ -228,8 +231,8 @@ fn await_filter(vmm: &Vmm, directory: &Path, policy: SeccompPolicy) -> Result<()
                 std::thread::sleep(FILTER_PAUSE);
                 continue;
             }
+            Ok(Some(_)) => return Err(Unprotected::OtherFilter.into()),
             Ok(None) => "this build carries an empty one".to_owned(),
-            Ok(Some(_)) => "it has its own, and not the strict one".to_owned(),
             Err(error) => format!("it cannot be looked at: {error}"),
         };
         return Err(Unprotected::NoFilter { why }.into());

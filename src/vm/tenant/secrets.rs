@@ -102,16 +102,19 @@ pub enum SecretsError {
         path: PathBuf,
     },
     /// There were secrets of a later generation.
-    #[error("{path} {is}, and tenant {tenant} had secrets of generation {known}", path = path.display())]
+    #[error(
+        "{path} {how}, and tenant {tenant} had secrets{known}",
+        path = path.display(), how = how(*is), known = known.map(|one| format!(" of generation {one}")).unwrap_or_default()
+    )]
     Lost {
         /// The tenant.
         tenant: TenantId,
         /// The file with its secrets.
         path: PathBuf,
-        /// How it is.
-        is: String,
-        /// The last generation that is known, as a text.
-        known: String,
+        /// Its generation; `None` where it is gone.
+        is: Option<u64>,
+        /// The last one that is known of.
+        known: Option<u64>,
     },
     /// Something sealed is not what mvm wrote there.
     #[error("{what} of tenant {tenant} cannot be read")]
@@ -217,14 +220,17 @@ fn stored_of(roots: &Roots, record: &Tenant) -> Result<Option<Secrets>, SecretsE
     let (tenant, known) = (&record.tenant_id, record.secrets_generation);
     let path = file(roots, tenant);
     let stored: Option<Secrets> = store::read_if_there(&path)?;
-    let is = match &stored {
-        // A tenant that has a key has had some, also where its record is from before it said so.
-        None if known.is_some() || key_file(roots, tenant).exists() => "is gone".to_owned(),
-        Some(stored) if Some(stored.generation) < known => format!("has generation {}", stored.generation),
-        _ => return Ok(stored),
-    };
-    let known = known.map_or_else(|| "unknown".to_owned(), |known| known.to_string());
-    Err(SecretsError::Lost { tenant: tenant.clone(), path, is, known })
+    let is = stored.as_ref().map(|stored| stored.generation);
+    // A tenant that has a key has had some, also where its record is from before it said so.
+    if is < known || is.is_none() && key_file(roots, tenant).exists() {
+        return Err(SecretsError::Lost { tenant: tenant.clone(), path, is, known });
+    }
+    Ok(stored)
+}
+
+/// How a file is that has this generation.
+fn how(is: Option<u64>) -> String {
+    is.map_or_else(|| "is gone".to_owned(), |is| format!("has generation {is}"))
 }
 
 /// Writes into a tenant's record which generation its secrets have. They come first: what a kill leaves in between is never taken
@@ -344,7 +350,7 @@ pub fn accept(roots: &Roots, tenant: &TenantId) -> Result<(Secrets, bool), Tenan
     };
     let mut all: Secrets = store::read_if_there(&file(roots, tenant))?.unwrap_or_default();
     all.generation = record.secrets_generation.unwrap_or(0).max(all.generation) + 1;
-    let detail = format!("secrets.json {is}: generation {} from now on", all.generation);
+    let detail = format!("secrets.json {}: generation {} from now on", how(is), all.generation);
     store_all(roots, &mut record, &all, ("tenant.secrets.accept", &detail), None)?;
     Ok((all, true))
 }

@@ -11,7 +11,7 @@ use super::{
     wake,
 };
 use crate::{
-    infra::{beneath, config::Roots, relief, text::printable},
+    infra::{beneath, config::Roots, failpoint, relief, text::printable},
     security::{audit::Phase, cgroups, seccomp},
     vm::{
         instance::{
@@ -257,6 +257,7 @@ fn unserved(
 fn hold(operator: &mut Operator, instance: &mut Instance, slot: Slot) -> Result<(), LifecycleError> {
     let roots = operator.roots.clone();
     pause::set(operator, instance, State::Warm)?;
+    failpoint::hit("wake", "held")?;
     operator.net()?.join(slot)?;
     room::note(&roots, slot, launch::takes_of(&roots, instance)?.paused())?;
     operator.audit(instance, "wake", Phase::Recovered, |entry| {
@@ -267,7 +268,8 @@ fn hold(operator: &mut Operator, instance: &mut Instance, slot: Slot) -> Result<
     instance.pending = None;
     instance.status = State::Warm;
     instance.entered_warm_at = Some(roots.now());
-    Ok(instance.save(&roots)?)
+    instance.save(&roots)?;
+    Ok(failpoint::hit("wake", "recorded")?)
 }
 
 /// A wake that was cut off: the instance sleeps on where its snapshot was not used up; otherwise it is finished, if its VMM
