@@ -231,8 +231,8 @@ fn await_filter(vmm: &Vmm, directory: &Path, policy: SeccompPolicy) -> Result<()
                 std::thread::sleep(FILTER_PAUSE);
                 continue;
             }
-            Ok(Some(_)) => return Err(Unprotected::OtherFilter.into()),
             Ok(None) => "this build carries an empty one".to_owned(),
+            Ok(Some(_)) => return Err(Unprotected::OtherFilter.into()),
             Err(error) => format!("it cannot be looked at: {error}"),
         };
         return Err(Unprotected::NoFilter { why }.into());

@@ -233,10 +233,14 @@ fn how(is: Option<u64>) -> String {
     is.map_or_else(|| "is gone".to_owned(), |is| format!("has generation {is}"))
 }
 
+fn knows(record: &Tenant, generation: u64) -> bool {
+    record.secrets_generation.unwrap_or(0) >= generation
+}
+
 /// Writes into a tenant's record which generation its secrets have. They come first: what a kill leaves in between is never taken
 /// for older than it should be.
 fn remember(roots: &Roots, record: &mut Tenant, generation: u64) -> Result<(), StoreError> {
-    if generation == 0 || record.secrets_generation >= Some(generation) {
+    if knows(record, generation) {
         return Ok(());
     }
     record.secrets_generation = Some(generation);
@@ -248,9 +252,17 @@ fn remember(roots: &Roots, record: &mut Tenant, generation: u64) -> Result<(), S
 /// # Errors
 /// As [`stored`].
 pub fn settle(roots: &Roots, tenant: &TenantId) -> Result<(), LifecycleError> {
+    let look = || -> Result<_, LifecycleError> {
+        let record = load_tenant(roots, tenant)?;
+        let generation = stored_of(roots, &record)?.map_or(0, |stored| stored.generation);
+        Ok((record, generation))
+    };
+    let (record, generation) = look()?;
+    if knows(&record, generation) {
+        return Ok(());
+    }
     let _lock = lock_tenant(roots, tenant)?;
-    let mut record = load_tenant(roots, tenant)?;
-    let generation = stored_of(roots, &record)?.map_or(0, |stored| stored.generation);
+    let (mut record, generation) = look()?;
     Ok(remember(roots, &mut record, generation)?)
 }
 
