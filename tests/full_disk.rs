@@ -142,6 +142,35 @@ fn on_a_full_disk_stop_sleep_and_destroy_go_on_with_their_records_and_nothing_el
 }
 
 #[test]
+fn on_a_full_disk_a_secret_is_removed_also_from_guests_and_none_is_set() {
+    on_each(|disk| {
+        let sandbox = &disk.sandbox;
+        let secret = sandbox.root().join("secret.in");
+        fs::write(&secret, "one").expect("a file");
+        let to_set = |name: &str| format!("tenant secrets set acme {name} --file {}", secret.display());
+        sandbox.ok("pool create acme/agent --vmm sim --mem 32 --agent required");
+        sandbox.import("acme/agent", "");
+        let path = sandbox.instance("acme/agent");
+        sandbox.ok(&format!("instance start {path}"));
+        sandbox.ok(&to_set("DB"));
+        disk.fill();
+        assert_eq!(sandbox.refused(&to_set("OTHER"), 1), "disk_full");
+        let set = disk.phases("tenant.secrets.set", "acme");
+        assert!(set == ["intent", "done"] || set == ["intent", "done", "intent", "failed"], "{set:?}");
+        disk.fill();
+        assert_eq!(sandbox.ok("tenant secrets remove acme DB")["given"], json!([path]));
+        assert!(disk.pieces() < 32);
+        assert_eq!(disk.phases("tenant.secrets.remove", "acme"), ["intent", "done"]);
+        assert_eq!(sandbox.ok(&format!("instance info {path}"))["secrets"], 2);
+        assert_eq!(sandbox.ok("tenant list")[0]["secrets_generation"], 2);
+        disk.free();
+        let listed = sandbox.run(&format!("instance exec -n {path} -- ls /run/secrets"));
+        assert_eq!(String::from_utf8_lossy(&listed.stdout).trim(), "");
+        sandbox.ok(&to_set("DB"));
+    });
+}
+
+#[test]
 fn what_cannot_be_recorded_is_not_done() {
     on_each(|disk| {
         let sandbox = &disk.sandbox;

@@ -354,6 +354,27 @@ fn a_strict_filter_lets_a_guest_live() {
     assert_eq!(sandbox.ok(&format!("instance start {path}"))["vmm"]["filter"], "baseline");
 }
 
+/// Its VMM took Firecracker's own filter, which was all that its pool wanted then.
+#[test]
+fn a_wake_that_was_cut_off_goes_on_only_with_the_filter_that_is_wanted_by_now() {
+    let Some(sandbox) = world() else { return };
+    let path = path(&sandbox);
+    for (wanted, status) in [("baseline", "running"), ("strict", "stopped")] {
+        sandbox.ok(&format!("instance sleep {path}"));
+        let output = sandbox.run_with(&format!("instance wake {path}"), "wake.consume");
+        assert!(support::was_killed(&output));
+        sandbox.ok(&format!("pool update acme/web --seccomp {wanted}"));
+        sandbox.ok("node recover");
+        let record = info(&sandbox);
+        assert_eq!((&record["status"], &record["pending"]), (&status.into(), &Value::Null), "{record}");
+    }
+    let record = info(&sandbox);
+    let why = record["last_exit"]["why"].as_str().expect("a reason");
+    assert_eq!(why, "it woke, and its VMM has its own seccomp filter, and not the strict one");
+    assert!(sandbox.leaks().is_empty(), "{:?}", sandbox.leaks());
+    assert_eq!(sandbox.ok(&format!("instance start {path}"))["vmm"]["filter"], "strict");
+}
+
 #[test]
 #[cfg(target_arch = "x86_64")]
 fn a_forbidden_call_kills_the_vmm_and_is_said() {

@@ -33,6 +33,35 @@ fn console(sandbox: &Sandbox, path: &str) -> std::path::PathBuf {
     pool.join("instances").join(parts[2]).join("logs/console.log")
 }
 
+/// What has a folder of that name in a container is the container's.
+#[test]
+fn a_vmm_of_another_mount_namespace_in_a_folder_of_the_same_name_is_left_alone() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    sandbox.pool("sim");
+    let path = sandbox.instance("acme/web");
+    sandbox.ok(&format!("instance start {path}"));
+    let (pid, tap) = sandbox.vmms().remove(0);
+    let root = fs::canonicalize(sandbox.root()).expect("the root is there");
+    let folder = root.join("run/firecracker").join(tap).join("root");
+    let inside = format!(
+        "mount --make-rprivate / && mount -t tmpfs tmpfs {0} && cd {0} && cp /bin/sleep firecracker && exec ./firecracker 1000",
+        folder.display()
+    );
+    let mut stranger = Command::new("unshare").args(["-m", "sh", "-c", &inside]).spawn().expect("it runs");
+    let process = Path::new("/proc").join(stranger.id().to_string());
+    wait_until("it runs", || {
+        fs::read_link(process.join("exe")).is_ok_and(|exe| exe == folder.join("firecracker"))
+    });
+    assert_eq!(fs::read_link(process.join("cwd")).expect("it is there"), folder, "the name is the same");
+    support::kill_and_wait(pid);
+    sandbox.ok("node recover");
+    assert_eq!(sandbox.states(), [format!("{path} stopped")]);
+    assert!(stranger.try_wait().expect("a child").is_none(), "it was killed");
+    stranger.kill().expect("it can be killed");
+    stranger.wait().expect("it ends");
+    assert!(sandbox.leaks().is_empty(), "{:?}", sandbox.leaks());
+}
+
 #[test]
 fn an_instance_lives_from_create_to_destroy() {
     on_both(|sandbox, vmm| {

@@ -112,10 +112,11 @@ impl There {
 type Stage = fn(&mut Operator, &mut Recovered) -> Result<(), NodeError>;
 
 /// What follows once the instances are settled; where one cannot be done, the others are.
-const STAGES: [(&str, Stage); 5] = [
+const STAGES: [(&str, Stage); 6] = [
     ("leases", reclaim_leases),
     ("slots", reclaim_slots),
     ("audit logs", close_audit_logs),
+    ("secrets", settle_secrets),
     ("the network", repair_network),
     ("locks", remove_stale_locks),
 ];
@@ -142,6 +143,18 @@ fn close_audit_logs(operator: &mut Operator, recovered: &mut Recovered) -> Resul
 fn is_being_settled(roots: &Roots, path: &str) -> bool {
     let instance = path.parse().map(|path| Instance::load_if_there(roots, &path));
     matches!(instance, Ok(Ok(Some(instance))) if instance.pending.is_some())
+}
+
+/// What a cut-off change of secrets did not write down; secrets that are lost are said.
+fn settle_secrets(operator: &mut Operator, recovered: &mut Recovered) -> Result<(), NodeError> {
+    for tenant in tenant::config::ids(&operator.roots)? {
+        match tenant::secrets::settle(&operator.roots, &tenant) {
+            // Destroyed meanwhile.
+            Err(LifecycleError::NotFound { .. }) => {}
+            settled => drop(recovered.note(&tenant, settled)),
+        }
+    }
+    Ok(())
 }
 
 fn repair_network(operator: &mut Operator, recovered: &mut Recovered) -> Result<(), NodeError> {

@@ -98,7 +98,10 @@ pub fn given(roots: &Roots) -> Result<Option<(Key, Source)>, MasterKeyError> {
         (None, None, Some(folder)) if folder.join(CREDENTIAL).exists() => {
             Source::Credential(folder.join(CREDENTIAL))
         }
-        (None, None, _) if roots.own_master_key().exists() => Source::Root(roots.own_master_key()),
+        // A link that leads nowhere is one that is missing: none is made in its place.
+        (None, None, _) if roots.own_master_key().symlink_metadata().is_ok() => {
+            Source::Root(roots.own_master_key())
+        }
         (None, None, _) => return Ok(None),
     };
     let key = match &source {

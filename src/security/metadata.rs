@@ -13,6 +13,9 @@ use crate::vmm::wire::{Call, MmdsConfig};
 /// Where guests look for it, everywhere.
 pub const ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 
+/// What Firecracker says of something that is put into a VM without the service (its `MmdsNotInitialized`).
+pub const NO_SERVICE: &str = "MMDS data store is not initialized";
+
 /// What is said, under the names that EC2 has for it where it has one; every value is a text, as that form wants it.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -33,7 +36,7 @@ pub struct Metadata<'a> {
     pub pool: &'a str,
     /// The revision that it runs.
     pub revision: String,
-    /// Which set of its tenant's secrets is the current one: another number, other secrets.
+    /// Which set of its tenant's secrets it has: another number, other secrets.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub secrets_generation: Option<String>,
     /// Its pool's labels.

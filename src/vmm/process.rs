@@ -211,14 +211,16 @@ pub fn is_alive(identity: Identity) -> bool {
 }
 
 /// Finds the VMMs whose working directory is `directory`, whoever started them. Other programs may stand there too: a
-/// person's shell, for example.
+/// person's shell, for example. And a container may have a folder of that name, with VMMs of its own.
 pub fn find_in(directory: &Path) -> Vec<Vmm> {
     let folder = std::fs::metadata(directory).ok().map(|meta| (meta.dev(), meta.ino()));
-    // The name of a jailed one's says nothing here: its root is another one.
+    let mounts = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
+    let own = mounts("self");
     let stands_there = |pid: i32| {
-        let place = || std::fs::metadata(format!("/proc/{pid}/cwd")).ok();
-        working_directory(pid).as_deref() == Some(directory)
-            || folder.is_some() && place().map(|meta| (meta.dev(), meta.ino())) == folder
+        let place = std::fs::metadata(format!("/proc/{pid}/cwd")).ok().map(|meta| (meta.dev(), meta.ino()));
+        folder.is_some() && place == folder
+            // Its folder was removed or mounted over: then the name tells, to who sees the same mounts.
+            || working_directory(pid).as_deref() == Some(directory) && mounts(&pid.to_string()) == own
     };
     // First what it runs: where others stand is not looked at, it may be a file system that does not answer.
     processes()

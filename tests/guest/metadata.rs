@@ -95,4 +95,12 @@ fn a_guest_that_runs_reads_that_its_secrets_are_others_now() {
     sandbox.ok(&format!("tenant secrets rotate acme DB --file {}", file.display()));
     sandbox.ok(&format!("instance resume {path}"));
     assert_eq!(said(&path), "3");
+    // Who has none is not told of a set: one without an agent, and one that came when there were none any more.
+    sandbox.ok("pool create acme/plain --vmm sim --mem 128");
+    sandbox.import("acme/plain", "");
+    let plain = sandbox.instance("acme/plain");
+    sandbox.ok(&format!("instance start {plain}"));
+    assert_eq!(said(&plain), Value::Null);
+    sandbox.ok("tenant secrets remove acme DB");
+    assert_eq!((said(&path), said(&start(&sandbox))), ("4".into(), Value::Null));
 }

@@ -227,6 +227,38 @@ fn secrets_set() {
     secrets_case("set", &clear, Some("new"));
 }
 
+/// The first of a tenant and of the node, with the keys that are made for it: none of them comes before what announces it.
+#[test]
+fn secrets_set_with_new_keys() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    let (folder, master) = (sandbox.root().join("tenants/acme"), sandbox.root().join("master.key"));
+    let operation = format!("tenant secrets set acme DB --file {}", secret(&sandbox, "new"));
+    let reset = |sandbox: &Sandbox| {
+        if folder.exists() {
+            // Whatever it was killed at: the same again, and the secret is there, once.
+            sandbox.ok(&operation);
+            let listed = sandbox.ok("tenant secrets list acme");
+            assert_eq!((&listed[0]["name"], &listed[0]["version"]), (&"DB".into(), &1.into()), "{listed}");
+            sandbox.ok("tenant destroy acme --yes");
+            std::fs::remove_file(&master).expect("a key");
+        }
+        sandbox.ok("tenant create acme --net-id 3 --subnet 10.240.3.0/24");
+    };
+    let announced = |sandbox: &Sandbox| {
+        let log = sandbox.ok("tenant audit acme");
+        let is_it = |one: &serde_json::Value| one["what"] == "tenant.secrets.set" && one["phase"] == "intent";
+        let files = ["secrets.json", "secrets.key", "tenant.json"].map(|name| folder.join(name));
+        if master.exists() || files[..2].iter().any(|file| file.exists()) {
+            assert!(log.as_array().is_some_and(|all| all.iter().any(is_it)), "{log}");
+        }
+        // A tenant that has secrets by its record has them.
+        sandbox.ok("tenant secrets list acme");
+    };
+    reset(&sandbox);
+    let case = Case { operation: &operation, reset: &reset, check: &announced, finishes_later: true };
+    kill_everywhere(&sandbox, &case);
+}
+
 #[test]
 fn secrets_rotate() {
     secrets_case("rotate", &old, Some("new"));

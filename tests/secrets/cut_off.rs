@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::{
     support::{Sandbox, was_killed},
-    world::{behind, changed, feed, generation, has, start, world},
+    world::{KEY, behind, changed, feed, generation, has, start, world},
 };
 
 fn killed(sandbox: &Sandbox, arguments: &str, content: &[u8], point: &str) {
@@ -45,6 +45,60 @@ fn what_was_stored_and_not_given_is_said_and_given_by_the_next_one() {
         assert_eq!((has(&sandbox, path, "DB"), generation(&sandbox, path)), ("three".into(), json!(3)));
     }
     assert_eq!(sandbox.leaks(), [""; 0]);
+}
+
+/// A wake that was cut off is settled by who has no master key: its guest is paused, and gets its secrets when it is resumed.
+#[test]
+fn a_wake_is_settled_without_the_master_key() {
+    let Some(sandbox) = world() else { return };
+    let with_key = |arguments: &str, content: &[u8]| {
+        let mut command = sandbox.command(arguments);
+        command.env("MVM_MASTER_KEY", KEY);
+        let output = feed(command, content);
+        assert!(output.status.success(), "{arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    with_key("tenant secrets set acme DB", b"one");
+    let path = sandbox.instance("acme/web");
+    with_key(&format!("instance start {path}"), b"");
+    let info = || sandbox.ok(&format!("instance info {path}"));
+    for (point, content) in [("wake.consume", "two"), ("wake.resume", "three"), ("wake.greet", "four")] {
+        sandbox.ok(&format!("instance sleep {path}"));
+        with_key("tenant secrets rotate acme DB", content.as_bytes());
+        let mut wake = sandbox.command(&format!("instance wake {path}"));
+        wake.envs([("MVM_MASTER_KEY", KEY), ("MVM_FAILPOINT", point)]);
+        assert!(was_killed(&wake.output().expect("mvm runs")), "{point}");
+        sandbox.ok("node recover");
+        assert_eq!((&info()["status"], &info()["pending"]), (&json!("warm"), &json!(null)), "{point}");
+        assert_eq!(sandbox.leaks(), [""; 0], "{point}");
+        let log = sandbox.ok("tenant audit acme");
+        let last = log.as_array().and_then(|log| log.last().cloned()).unwrap_or_default();
+        assert_eq!((&last["what"], &last["to"]), (&json!("instance.wake"), &json!("warm")), "{last}");
+        with_key(&format!("instance resume {path}"), b"");
+        assert_eq!(has(&sandbox, &path, "DB"), content, "{point}");
+    }
+    let cut_off = || {
+        sandbox.ok(&format!("instance sleep {path}"));
+        let mut wake = sandbox.command(&format!("instance wake {path}"));
+        wake.envs([("MVM_MASTER_KEY", KEY), ("MVM_FAILPOINT", "wake.consume")]);
+        assert!(was_killed(&wake.output().expect("mvm runs")));
+    };
+    cut_off();
+    // Also where that is cut off, everywhere.
+    let mut points = 0;
+    while was_killed(&sandbox.run_with("node recover", format!("#{}", points + 1))) {
+        points += 1;
+        sandbox.ok("node recover");
+        assert_eq!((&info()["status"], &info()["pending"]), (&json!("warm"), &json!(null)), "{points}");
+        assert_eq!(sandbox.leaks(), [""; 0], "{points}");
+        with_key(&format!("instance resume {path}"), b"");
+        cut_off();
+    }
+    assert!(points > 5, "{points}");
+    assert_eq!(info()["status"], "warm");
+    with_key(&format!("instance resume {path}"), b"");
+    cut_off();
+    sandbox.ok(&format!("instance stop {path}"));
+    assert_eq!((info()["status"].clone(), sandbox.leaks()), ("stopped".into(), vec![]));
 }
 
 #[test]

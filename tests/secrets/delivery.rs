@@ -144,6 +144,74 @@ fn a_guest_that_does_not_answer_is_named_and_in_nobodys_way() {
     );
 }
 
+/// One that says that it takes them, and then reads nothing: its instance is not locked for longer than an answer may take.
+#[test]
+fn a_guest_that_stops_reading_is_given_up_in_the_time_of_an_answer() {
+    let Some(sandbox) = faulty_world() else { return };
+    let says = json!([{ "message": { "answer": "ready" } }, "deaf"]);
+    let faults = json!({ "agent": { "hostile": { "request": "secrets", "says": says } } });
+    let deaf = sandbox.instance("acme/web");
+    set_faults(&sandbox, &faults);
+    sandbox.ok(&format!("instance start {deaf}"));
+    let impatient = |arguments: &str, content: &[u8]| {
+        let mut command = sandbox.command(&format!("{arguments} --json"));
+        command.env("MVM_GUEST_TIMEOUT_MS", "1000");
+        let output = feed(command, content);
+        let (code, word, what) = error(&output);
+        assert_eq!((code, word.as_str()), (Some(1), "guest_silent"), "{what}");
+        assert!(what.contains("did not answer Secrets within 1 s"), "{what}");
+    };
+    // More than lies on the way.
+    for number in 0..6 {
+        std::fs::write(sandbox.root().join("in"), vec![number; 64 << 10]).expect("a file");
+        let set = format!("tenant secrets set acme S{number} --file {}", sandbox.root().join("in").display());
+        match number {
+            0 => impatient(&set, b""),
+            _ => drop(
+                sandbox.command(&set).env("MVM_FAILPOINT", "secrets.audited").output().expect("mvm runs"),
+            ),
+        }
+    }
+    impatient("tenant secrets set acme LAST", b"x");
+    assert_eq!(behind(&sandbox), json!([deaf]));
+    sandbox.ok(&format!("instance sleep {deaf} --force"));
+    // A start is undone; a wake is stopped, since its snapshot is used up.
+    let other = sandbox.instance("acme/web");
+    impatient(&format!("instance start {other}"), b"");
+    impatient(&format!("instance wake {deaf}"), b"");
+    let states = sandbox.states();
+    assert!(states.contains(&format!("{other} ready")), "{states:?}");
+    assert!(states.contains(&format!("{deaf} stopped")), "{states:?}");
+    assert_eq!(sandbox.leaks(), [""; 0]);
+}
+
+/// What a guest reads of itself names the set that it has: where that cannot be said, it is not taken for said.
+#[test]
+fn a_vmm_that_refuses_to_say_which_set_it_is_is_named_and_asked_again() {
+    let Some(sandbox) = faulty_world() else { return };
+    let refuse = |nth: u32, message: &str| {
+        let effect = json!({ "answer": { "status": 400, "fault_message": message } });
+        set_faults(
+            &sandbox,
+            &json!({ "requests": [{ "method": "PUT", "path": "/mmds", "nth": nth, "times": 1, "effect": effect }] }),
+        );
+    };
+    refuse(2, "The MMDS data store is too small");
+    let path = start(&sandbox);
+    let (code, word, what) = error(&change(&sandbox, "set", "DB", b"one"));
+    assert_eq!((code, word.as_str()), (Some(1), "vmm_refused"), "{what}");
+    assert_eq!(behind(&sandbox), json!([path]));
+    assert_eq!(changed(&sandbox, "set", "DB", b"one")["given"], json!([path]));
+    assert_eq!((has(&sandbox, &path, "DB"), behind(&sandbox)), ("one".into(), json!([])));
+    // Its twin: one that was started without the service has nothing that could say it.
+    set_faults(&sandbox, &json!({}));
+    sandbox.ok(&format!("instance stop --force {path}"));
+    sandbox.ok("pool update acme/web --metadata false");
+    sandbox.ok(&format!("instance start {path}"));
+    sandbox.ok("pool update acme/web --metadata true");
+    assert_eq!(changed(&sandbox, "rotate", "DB", b"two")["given"], json!([path]));
+}
+
 #[test]
 fn a_program_that_should_hear_and_fails_is_said() {
     let Some(sandbox) = world() else { return };

@@ -1,9 +1,21 @@
 //! Master keys: given, wrong, missing, and what a node in production takes.
 
-use std::{fs, os::unix::fs::PermissionsExt, process::Output};
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::PathBuf,
+    process::{Child, Output, Stdio},
+    time::Duration,
+};
+
+use mvm::{
+    infra::config::{Environment, Roots},
+    store::{Lock, Sharing},
+};
+use serde_json::Value;
 
 use crate::{
-    support::{Sandbox, own_mounts, run},
+    support::{Sandbox, own_mounts, run, wait_until},
     world::{KEY, OTHER_KEY, error, faulty_world, feed, says, start, world},
 };
 
@@ -60,6 +72,61 @@ fn a_wrong_master_key_is_said_and_makes_nothing_new() {
             && !sandbox.root().join("master.key").exists()
     );
     assert!(with(&sandbox, Some(KEY), "tenant secrets set globex DB", b"one").status.success());
+}
+
+/// Where tenants have their first secrets at once, one master key is taken or made, and who has another one is refused.
+#[test]
+fn first_secrets_at_once_are_sealed_with_one_master_key() {
+    for keys in [[Some(KEY), Some(OTHER_KEY)], [None, None]] {
+        let Some(sandbox) = Sandbox::new() else { return };
+        let roots = Roots::new(sandbox.root(), &Environment::default()).expect("roots");
+        let content = sandbox.root().join("content");
+        fs::write(&content, "one").expect("a file");
+        let all = keys.iter().cycle().zip(3..11).map(|(key, id)| {
+            let tenant = format!("t{id}");
+            sandbox.ok(&format!("tenant create {tenant} --net-id {id} --subnet 10.240.{id}.0/24"));
+            let file = roots.lock_file(&format!("tenant.{tenant}"));
+            let lock = Lock::take(&file, &tenant, Sharing::Exclusive, Duration::ZERO).expect("a lock");
+            let set = format!("tenant secrets set {tenant} DB --json --file {}", content.display());
+            let mut command = sandbox.command(&set);
+            command
+                .envs(key.map(|key| ("MVM_MASTER_KEY", key)))
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped());
+            (command.spawn().expect("mvm runs"), (file, lock))
+        });
+        let (children, locks): (Vec<Child>, Vec<(PathBuf, Lock)>) = all.unzip();
+        for (child, (file, _)) in children.iter().zip(&locks) {
+            wait_until("it waits", || {
+                let open = fs::read_dir(format!("/proc/{}/fd", child.id())).expect("it is there");
+                open.flatten().any(|one| fs::read_link(one.path()).is_ok_and(|open| open == *file))
+            });
+        }
+        drop(locks);
+        let outputs: Vec<Output> =
+            children.into_iter().map(|child| child.wait_with_output().expect("it ends")).collect();
+        let (good, bad): (Vec<_>, Vec<_>) = outputs.iter().partition(|output| output.status.success());
+        bad.iter().for_each(|output| drop(refused(output)));
+        assert_eq!(good.len(), if keys[0].is_some() { 4 } else { 8 }, "{outputs:?}");
+        let files = (3..11).map(|id| sandbox.root().join(format!("tenants/t{id}/secrets.key")));
+        let read = |file: PathBuf| serde_json::from_slice::<Value>(&fs::read(file).ok()?).ok();
+        let mut ids: Vec<_> = files.filter_map(read).map(|file| file["master_key"].to_string()).collect();
+        assert_eq!(ids.len(), good.len());
+        ids.dedup();
+        assert_eq!(ids.len(), 1, "{ids:?}");
+    }
+}
+
+/// A link that leads nowhere, to a disk that is not mounted for example.
+#[test]
+fn no_master_key_is_made_in_place_of_one_that_is_missing() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    sandbox.ok("tenant create acme --net-id 3 --subnet 10.240.3.0/24");
+    let (link, elsewhere) = (sandbox.root().join("master.key"), sandbox.root().join("elsewhere"));
+    std::os::unix::fs::symlink(&elsewhere, &link).expect("a link");
+    assert!(refused(&with(&sandbox, None, "tenant secrets set acme DB", b"one")).contains("cannot be read"));
+    assert!(link.is_symlink() && !elsewhere.exists());
+    assert!(!sandbox.root().join("tenants/acme/secrets.key").exists());
 }
 
 /// Who has no master key can stop what runs, and leaves nothing half done by trying something else.

@@ -81,6 +81,8 @@ pub(crate) enum Said {
     Data(usize),
     /// Bytes as they are.
     Raw(String),
+    /// Nothing more, and it reads nothing more either.
+    Deaf,
 }
 
 /// A fault of one request.

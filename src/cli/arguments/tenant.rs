@@ -106,6 +106,11 @@ pub enum SecretsCommand {
         /// Its name
         name: SecretName,
     },
+    /// Take secrets as they lie there, where the file with them is gone or older than the last change
+    Accept {
+        /// The tenant
+        tenant: TenantId,
+    },
 }
 
 /// Which secret, and where its content is.

@@ -65,6 +65,15 @@ struct ChangeView<'a> {
     master_key_made: Option<String>,
 }
 
+/// What lay there, and was taken.
+#[derive(Debug, Serialize)]
+struct AcceptView<'a> {
+    tenant_id: &'a TenantId,
+    changed: bool,
+    generation: u64,
+    names: Vec<&'a SecretName>,
+}
+
 fn view<'a>(name: &'a SecretName, all: &'a Secrets) -> SecretView<'a> {
     let is = |secret: &'a Secret| ContentView {
         version: secret.version,
@@ -86,6 +95,21 @@ pub fn run(out: &Out, operator: &mut Operator, command: SecretsCommand) -> Resul
             change(out, operator, &tenant, &name, &Change::Rotate(content(file.as_deref())?))
         }
         SecretsCommand::Remove { tenant, name } => change(out, operator, &tenant, &name, &Change::Remove),
+        SecretsCommand::Accept { tenant } => {
+            let (all, changed) = secrets::accept(&operator.roots, &tenant)?;
+            let view = AcceptView {
+                tenant_id: &tenant,
+                changed,
+                generation: all.generation,
+                names: all.secrets.keys().collect(),
+            };
+            out.done(&view, || match (changed, view.names.len() as u64) {
+                (false, _) => format!("{tenant}: its secrets are as the last change left them"),
+                (true, 0) => format!("{tenant}: it has no secrets any more"),
+                (true, secrets) => format!("{tenant}: {} taken as they are", count(secrets, "secret")),
+            });
+            Ok(0)
+        }
         SecretsCommand::List { tenant } => {
             load_tenant(&operator.roots, &tenant)?;
             let all = secrets::stored(&operator.roots, &tenant)?.unwrap_or_default();

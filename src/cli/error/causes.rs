@@ -27,7 +27,7 @@ use crate::{
         pool::{artifacts::ArtifactError, lifecycle::PoolError},
         room::RoomError,
         snapshot::SnapshotError,
-        tenant::{lifecycle::TenantError, quota::MAX_DISK},
+        tenant::{lifecycle::TenantError, quota::MAX_DISK, secrets::SecretsError},
     },
     vmm::{client::VmmError, install::InstallError},
 };
@@ -510,6 +510,7 @@ by_value!(
     LifecycleError,
     TenantError,
     PoolError,
+    SecretsError,
     NodeError
 );
 

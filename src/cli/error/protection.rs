@@ -1,7 +1,13 @@
 //! What is said where a VMM would run without its jail, its limits or its filter.
 
 use super::{CliError, Kind};
-use crate::{security::jailer::NoJail, vm::instance::guard::Unprotected};
+use crate::{
+    security::{Lack, jailer::NoJail},
+    vm::instance::guard::Unprotected,
+};
+
+/// What helps a VMM that was started when less was wanted.
+const AGAIN: &str = "mvm instance sleep and wake, or stop and start: it comes up with what is wanted by now";
 
 impl From<&Unprotected> for CliError {
     fn from(error: &Unprotected) -> Self {
@@ -20,6 +26,9 @@ impl From<&Unprotected> for CliError {
                 "no_limits",
                 "boot with systemd.unified_cgroup_hierarchy=1, or, on a node that is not in production, make the pool with --insecure",
             ),
+            Unprotected::Runs { lack: Lack::Jail } => ("no_jail", AGAIN),
+            Unprotected::Runs { lack: Lack::Limits } => ("no_limits", AGAIN),
+            Unprotected::Runs { lack: Lack::Filter } | Unprotected::OtherFilter => ("no_filter", AGAIN),
             Unprotected::NoFilter { .. } => (
                 "no_filter",
                 "mvm vmm install FILE, of an official release, or, on a node that is not in production, make the pool with --insecure",

@@ -31,6 +31,9 @@ impl From<&SecretsError> for CliError {
             SecretsError::KeyGone { tenant, .. } => Self::of(Kind::Failed, "damaged", error).fix(format!(
                 "put the file back from a copy, or mvm tenant secrets remove {tenant} NAME, and set them again"
             )),
+            SecretsError::Lost { tenant, .. } => Self::of(Kind::Failed, "damaged", error).fix(format!(
+                "put the last one back from a copy, or mvm tenant secrets accept {tenant}, which takes what lies there"
+            )),
             SecretsError::Sealed { .. } => {
                 Self::of(Kind::Failed, "damaged", error).fix("put the file back from a copy")
             }

@@ -11,12 +11,13 @@ use mvm_proto::{
 
 use super::{
     config::Instance,
-    fc_config,
+    fc_config, guard,
     guest::{Guest, GuestError, identity, printable},
     lifecycle::LifecycleError,
 };
 use crate::{
     infra::{config::Roots, entropy},
+    security::metadata::NO_SERVICE,
     vm::{
         pool::{
             config::{AgentMode, Pool},
@@ -44,18 +45,13 @@ pub struct Given {
     pub untold: Option<String>,
 }
 
-/// Puts what the guest of an instance may read of itself into its VMM, in place of what was there.
+/// Puts what the guest of an instance may read of itself into its VMM, in place of what was there; of secrets, which it has by
+/// its record.
 ///
 /// # Errors
 /// When the VMM does not take it.
-pub fn put_metadata(
-    client: &mut Client,
-    roots: &Roots,
-    instance: &Instance,
-    pool: &Pool,
-) -> Result<(), LifecycleError> {
-    let secrets = secrets::stored(roots, &instance.tenant_id)?.map(|stored| stored.generation);
-    fc_config::metadata(instance, pool, secrets).map_or(Ok(()), |call| Ok(client.call(&call)?))
+pub fn put_metadata(client: &mut Client, instance: &Instance, pool: &Pool) -> Result<(), LifecycleError> {
+    fc_config::metadata(instance, pool).map_or(Ok(()), |call| Ok(client.call(&call)?))
 }
 
 /// Has the guest of an instance that runs another set of secrets than its tenant?
@@ -91,19 +87,21 @@ pub fn greet(roots: &Roots, instance: &Instance, vmm: &Vmm) -> Result<Given, Lif
 }
 
 fn greet_once(roots: &Roots, instance: &Instance, vmm: &Vmm) -> Result<Given, LifecycleError> {
-    let guest = || Guest::await_loaded(roots, instance, vmm);
-    let greeted = identity::wake(roots, guest()?, instance)?;
-    let given = give(roots, instance, guest)?;
+    let greeted = identity::wake(roots, Guest::await_loaded(roots, instance, vmm)?, instance)?;
+    let given = give(roots, instance, vmm, || Guest::await_again(roots, instance, vmm))?;
     Ok(Given { confirmed: [greeted, given.confirmed].concat(), ..given })
 }
 
-/// Gives a guest its tenant's secrets, over a connection that is made for that; nothing where there are none, and it has none.
+/// Gives a guest its tenant's secrets, over a connection that is made for that; nothing where there are none, and it has none. Every
+/// secret that leaves the host comes by here.
 ///
 /// # Errors
-/// When they cannot be opened, or it does not confirm that it has them: it must not go on then.
+/// When its VMM is not guarded as its pool wants by now, they cannot be opened, or it does not confirm that it has them: it must
+/// not go on then.
 pub fn give(
     roots: &Roots,
     instance: &Instance,
+    vmm: &Vmm,
     connect: impl FnOnce() -> Result<Guest, GuestError>,
 ) -> Result<Given, LifecycleError> {
     let opened = match secrets::open(roots, &instance.tenant_id)? {
@@ -111,18 +109,22 @@ pub fn give(
         _ => return Ok(Given::default()),
     };
     let pool = Pool::load(roots, &instance.path().pool_path())?;
+    guard::check(roots, &pool, vmm, instance.slot(roots)?)?;
     let tell = match pool.on_rotate.clone() {
         OnRotate::Nobody => Tell::Nobody,
         OnRotate::Signal(number) => Tell::Signal(number),
         OnRotate::Exec(path) => Tell::Exec(path),
     };
     let given = send(connect()?, &opened, tell)?;
-    // What it reads of itself names the set, and was said before this one was there.
+    // What it reads of itself names the set that it has: this one, from now on.
+    let has = Instance { secrets: given.generation, ..instance.clone() };
     let mut client = Client::connect_now(&roots.vmm_dir(&instance.net.tap_dev))?;
-    match put_metadata(&mut client, roots, instance, &pool) {
+    match put_metadata(&mut client, &has, &pool) {
         // One that was started without such a service has none that could say it.
-        Ok(()) | Err(LifecycleError::Vmm(VmmError::Refused { .. })) => Ok(given),
-        Err(error) => Err(error),
+        Err(LifecycleError::Vmm(VmmError::Refused { message, .. })) if message.contains(NO_SERVICE) => {
+            Ok(given)
+        }
+        put => put.map(|()| given),
     }
 }
 
@@ -136,14 +138,18 @@ fn send(mut guest: Guest, Opened { generation, secrets }: &Opened, tell: Tell) -
         confirmation(&salt, secrets.iter().map(|(name, content)| (name.as_ref(), content.as_slice())));
     let files =
         secrets.iter().map(|(name, content)| SecretFile { name: name.to_string(), size: content.len() });
+    let runs_a_program = matches!(tell, Tell::Exec(_));
     let request = Request::Secrets(SecretSet { salt, files: files.collect(), tell });
-    // None is on its way before the guest has said that it takes them.
-    match guest.ask(&request, guest.identify_limit() + HOOK_LIMIT).map_err(old)? {
+    // All of it takes no longer than an answer: its instance is locked until then. None is on its way before the guest has said that it takes them.
+    match guest.ask(&request, Duration::ZERO).map_err(old)? {
         Answer::Ready {} => {}
         _ => return Err(guest.unexpected()),
     }
     for (_, content) in secrets {
         guest.send(content)?;
+    }
+    if runs_a_program {
+        guest.give_more(HOOK_LIMIT);
     }
     let Answer::Receipt(mut receipt) = guest.answer()? else { return Err(guest.unexpected()) };
     // It has them, whatever became of who should have heard of it.

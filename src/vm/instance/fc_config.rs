@@ -123,8 +123,8 @@ pub fn requests(boot: &Boot) -> Vec<Call> {
     calls
 }
 
-/// What the guest of an instance may read of itself, whose tenant has this set of secrets; `None` where its pool has no metadata.
-pub fn metadata(instance: &Instance, pool: &Pool, secrets: Option<u64>) -> Option<Call> {
+/// What the guest of an instance may read of itself; `None` where its pool has no metadata.
+pub fn metadata(instance: &Instance, pool: &Pool) -> Option<Call> {
     let net = &instance.net;
     let of_it = Metadata {
         instance_id: instance.instance_id.as_ref(),
@@ -135,7 +135,7 @@ pub fn metadata(instance: &Instance, pool: &Pool, secrets: Option<u64>) -> Optio
         tenant: instance.tenant_id.as_ref(),
         pool: instance.pool_id.as_ref(),
         revision: instance.revision.as_ref().map(ToString::to_string).unwrap_or_default(),
-        secrets_generation: secrets.map(|generation| generation.to_string()),
+        secrets_generation: instance.secrets.map(|generation| generation.to_string()),
         tags: BTreeMap::from([("instance", &pool.labels)]),
     };
     pool.metadata_enabled.then(|| of_it.call())

@@ -46,6 +46,15 @@ pub enum Unprotected {
         /// What is missing for that.
         why: NoLimits,
     },
+    /// It runs without, since its pool or its node took that when it was started.
+    #[error("its VMM runs with {lack}, which is not taken any more")]
+    Runs {
+        /// What it lacks.
+        lack: Lack,
+    },
+    /// It has Firecracker's own filter, and its pool wants the strict one.
+    #[error("its VMM has its own seccomp filter, and not the strict one")]
+    OtherFilter,
     /// It has no filter.
     #[error("its VMM has no seccomp filter: {why}")]
     NoFilter {
@@ -90,7 +99,7 @@ impl Guard {
             Err(_) if is_lax => None,
             Err(why) => return Err(Unprotected::NoLimits { why }.into()),
         };
-        let policy = if pool.vmm == VmmKind::Sim { SeccompPolicy::Baseline } else { pool.seccomp_policy };
+        let policy = policy(pool);
         if policy == SeccompPolicy::Strict && !program.version.starts_with(seccomp::STRICT_FOR) {
             let why = format!(
                 "the strict one is for Firecracker {}x, and this is {}",
@@ -130,18 +139,6 @@ impl Guard {
     /// The user of a jailed VMM.
     pub fn uid(&self) -> Option<u32> {
         self.jail.as_ref().map(|jail| jail.uid)
-    }
-
-    /// Is a VMM filtered that has booted or loaded its guest? Its directory says why it has ended, where it has.
-    ///
-    /// # Errors
-    /// [`Unprotected::NoFilter`] where it is not, and has to be.
-    pub fn check_filter(&self, vmm: &Vmm, directory: &Path) -> Result<(), LifecycleError> {
-        if self.is_lax && self.policy == SeccompPolicy::Baseline {
-            Ok(())
-        } else {
-            check_filter(vmm, directory, self.policy)
-        }
     }
 
     fn cgroup(
@@ -191,14 +188,22 @@ impl Guard {
     }
 }
 
-/// May a VMM that was found in this slot run on in this pool?
+/// Has a VMM that has booted or loaded its guest what its pool and its node want by now, whatever they took when it was started?
+/// Asked before its guest gets anything.
 ///
 /// # Errors
-/// Where it has no filter, and has to have one.
+/// [`Unprotected::Runs`], [`Unprotected::OtherFilter`] and [`Unprotected::NoFilter`] where it has not, [`VmmError::Ended`] where it has ended.
 pub fn check(roots: &Roots, pool: &Pool, vmm: &Vmm, slot: Slot) -> Result<(), LifecycleError> {
-    let is_lax = takes_all(pool, &NodeConfig::load(roots)?);
-    // It was started before the pool may have changed its mind.
-    if is_lax { Ok(()) } else { check_filter(vmm, &roots.vmm_dir(&slot.tap()), SeccompPolicy::Baseline) }
+    let node = NodeConfig::load(roots)?;
+    let (is_lax, policy, tap) = (takes_all(pool, &node), policy(pool), slot.tap());
+    if is_lax && policy == SeccompPolicy::Baseline {
+        return Ok(());
+    }
+    // The filter last: a thread may be a moment in taking it.
+    match lacks(&node.node_id, &tap, vmm.identity.pid).into_iter().flatten().next() {
+        Some(lack) if !is_lax => Err(Unprotected::Runs { lack }.into()),
+        _ => await_filter(vmm, &roots.vmm_dir(&tap), policy),
+    }
 }
 
 /// Does a pool take what is missing? Who takes the simulated VMM takes it as it is.
@@ -206,7 +211,12 @@ fn takes_all(pool: &Pool, node: &NodeConfig) -> bool {
     (pool.insecure || pool.vmm == VmmKind::Sim) && !node.production
 }
 
-fn check_filter(vmm: &Vmm, directory: &Path, policy: SeccompPolicy) -> Result<(), LifecycleError> {
+/// The filter that a pool wants.
+fn policy(pool: &Pool) -> SeccompPolicy {
+    if pool.vmm == VmmKind::Sim { SeccompPolicy::Baseline } else { pool.seccomp_policy }
+}
+
+fn await_filter(vmm: &Vmm, directory: &Path, policy: SeccompPolicy) -> Result<(), LifecycleError> {
     let deadline = Instant::now() + FILTER_LIMIT;
     loop {
         let why = match seccomp::in_force(vmm.identity.pid) {
@@ -222,25 +232,28 @@ fn check_filter(vmm: &Vmm, directory: &Path, policy: SeccompPolicy) -> Result<()
                 continue;
             }
             Ok(None) => "this build carries an empty one".to_owned(),
-            Ok(Some(_)) => "it has its own, and not the strict one".to_owned(),
+            Ok(Some(_)) => return Err(Unprotected::OtherFilter.into()),
             Err(error) => format!("it cannot be looked at: {error}"),
         };
         return Err(Unprotected::NoFilter { why }.into());
     }
 }
 
+/// What of a jail and of limits a VMM lacks.
+fn lacks(node_id: &str, tap: &str, pid: i32) -> [Option<Lack>; 2] {
+    let is_jailed = process::uid_of(pid).is_some_and(|uid| uid >= UID_BASE);
+    let is_limited = cgroups::holds(node_id, tap, pid);
+    [(!is_jailed).then_some(Lack::Jail), (!is_limited).then_some(Lack::Limits)]
+}
+
 /// What a VMM that runs its guest lacks, and its limits: as the process and the kernel show it, whoever started it.
 pub fn seen(roots: &Roots, vmm: &Vmm, tap: &str) -> (Vec<Lack>, Option<Limits>, Option<SeccompPolicy>) {
     let node = NodeConfig::load(roots).map(|node| node.node_id).unwrap_or_default();
     let filter = seccomp::in_force(vmm.identity.pid).unwrap_or(None);
-    let is_jailed = process::uid_of(vmm.identity.pid).is_some_and(|uid| uid >= UID_BASE);
-    let limits = cgroups::limits(&node, tap).filter(|_| cgroups::holds(&node, tap, vmm.identity.pid));
     let io = cgroups::device_of(&roots.root).and_then(|device| cgroups::io_rates(&node, tap, &device));
+    let [jail, no_limits] = lacks(&node, tap, vmm.identity.pid);
+    let limits = cgroups::limits(&node, tap).filter(|_| no_limits.is_none());
     let limits = limits.map(|limits| Limits { io, ..limits });
-    let lacks = [
-        (!is_jailed).then_some(Lack::Jail),
-        limits.is_none().then_some(Lack::Limits),
-        filter.is_none().then_some(Lack::Filter),
-    ];
+    let lacks = [jail, limits.is_none().then_some(Lack::Limits), filter.is_none().then_some(Lack::Filter)];
     (lacks.into_iter().flatten().collect(), limits, filter)
 }

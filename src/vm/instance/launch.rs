@@ -122,7 +122,7 @@ pub fn steps<'a>(agent: AgentMode) -> Vec<LaunchStep<'a>> {
             Step { name: "identify", run: identify, undo: None },
         ],
     });
-    steps.push(Step { name: "join", run: check_and_join, undo: None });
+    steps.push(Step { name: "join", run: join, undo: None });
     steps
 }
 
@@ -329,7 +329,7 @@ fn configure(launch: &mut Launch) -> Result<(), LifecycleError> {
             client.call(&call)?;
         }
     }
-    delivery::put_metadata(&mut client, &launch.operator.roots, &launch.instance, &launch.pool)?;
+    delivery::put_metadata(&mut client, &launch.instance, &launch.pool)?;
     launch.client = Some(client);
     Ok(())
 }
@@ -338,7 +338,7 @@ fn boot(launch: &mut Launch) -> Result<(), LifecycleError> {
     if let Some(client) = &mut launch.client {
         client.call(&Call::InstanceStart)?;
     }
-    Ok(())
+    check(launch)
 }
 
 /// Loads the base. Where nothing is to be changed before its vCPUs go on, they go on at once: to ask for that takes the VMM
@@ -348,14 +348,14 @@ fn load_base(launch: &mut Launch) -> Result<(), LifecycleError> {
     let (Some(vmm), Some(base)) = (&launch.vmm, &launch.base) else { return Ok(()) };
     let mut client = Client::connect(&directory, &vmm.pidfd, API_LIMIT)?;
     client.call(&fc_config::serial(&launch.tenant.quotas))?;
-    delivery::put_metadata(&mut client, &launch.operator.roots, &launch.instance, &launch.pool)?;
+    delivery::put_metadata(&mut client, &launch.instance, &launch.pool)?;
     let own = fc_config::own(&launch.instance, &base.ingredients.resources, &launch.tenant.quotas);
     client.call(&fc_config::load_base(&launch.instance, own.is_empty()))?;
     for call in &own {
         client.call(call)?;
     }
     launch.client = (!own.is_empty()).then_some(client);
-    Ok(())
+    check(launch)
 }
 
 /// Lets the vCPUs go on, where they do not yet.
@@ -375,7 +375,7 @@ fn identify(launch: &mut Launch) -> Result<(), LifecycleError> {
     let Some(vmm) = &launch.vmm else { return Ok(()) };
     let mtu = launch.operator.net()?.mtu(launch.slot)?;
     let (roots, instance) = (&launch.operator.roots, &launch.instance);
-    let given = delivery::give(roots, instance, || Guest::await_loaded(roots, instance, vmm))?;
+    let given = delivery::give(roots, instance, vmm, || Guest::await_loaded(roots, instance, vmm))?;
     let guest = Guest::await_loaded(roots, instance, vmm)?;
     let identity = identity::of(roots, instance, mtu)?;
     launch.secrets = given.generation;
@@ -406,19 +406,13 @@ pub fn join(launch: &mut Launch) -> Result<(), LifecycleError> {
     Ok(())
 }
 
-fn check_and_join(launch: &mut Launch) -> Result<(), LifecycleError> {
-    check_filter(launch)?;
-    join(launch)
-}
-
-/// Has the VMM its filter, where it must?
+/// Has the VMM what its pool wants? Before its guest gets anything.
 ///
 /// # Errors
-/// Where it has not.
-pub fn check_filter(launch: &Launch) -> Result<(), LifecycleError> {
-    let directory = launch.operator.roots.vmm_dir(&launch.slot.tap());
+/// As [`guard::check`].
+pub fn check(launch: &Launch) -> Result<(), LifecycleError> {
     match &launch.vmm {
-        Some(vmm) => launch.guard.check_filter(vmm, &directory),
+        Some(vmm) => guard::check(&launch.operator.roots, &launch.pool, vmm, launch.slot),
         None => Ok(()),
     }
 }

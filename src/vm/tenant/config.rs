@@ -30,6 +30,9 @@ pub struct Tenant {
     pub pinned: bool,
     /// How long its audit log is kept after it was destroyed, in days.
     pub retention_days: u32,
+    /// The generation of its secrets that was stored last; `None` where it never had any, or an older mvm wrote this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secrets_generation: Option<u64>,
 }
 
 /// A tenant's network, as the coordinator gave it.

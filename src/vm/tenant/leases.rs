@@ -164,6 +164,7 @@ mod tests {
             quotas: Quotas::default(),
             pinned: false,
             retention_days: 1,
+            secrets_generation: None,
         }
     }
 

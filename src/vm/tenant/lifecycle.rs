@@ -165,6 +165,7 @@ pub fn create(operator: &mut Operator, spec: &TenantSpec<'_>) -> Result<(Tenant,
         quotas,
         pinned: false,
         retention_days: 90,
+        secrets_generation: None,
     };
     let folder = roots.tenants();
     store::make_folder(&folder)?;

@@ -5,6 +5,7 @@
 //! master key (master_key.rs) ── seals ──> secrets.key ── seals ──> each value, with tenant, name and version
 //!                                              └─ a hash of each, which says nothing to who has not the key
 //! ```
+//! The tenant's record has the generation of the last change: what is older, or gone, is not taken for all that there is.
 //! How they reach guests is `instance::delivery`'s.
 
 use std::{collections::BTreeMap, path::PathBuf};
@@ -13,9 +14,12 @@ use jiff::Timestamp;
 use mvm_proto::secrets::{MAX_FILES, MAX_SIZE, MAX_TOTAL};
 use serde::{Deserialize, Serialize};
 
-use super::{config, lifecycle::TenantError};
+use super::{
+    config::{self, Tenant},
+    lifecycle::TenantError,
+};
 use crate::{
-    infra::{config::Roots, failpoint},
+    infra::{config::Roots, failpoint, relief},
     security::{
         audit::{self, Entry as Line, Phase},
         master_key::{self, MasterKeyError, Source},
@@ -23,7 +27,7 @@ use crate::{
     },
     store::{self, Durability, Schema, StoreError},
     vm::{
-        instance::lifecycle::{load_tenant, lock_tenant},
+        instance::lifecycle::{LifecycleError, load_tenant, lock_tenant},
         naming::{SecretName, TenantId},
         room::{self, NodeConfig},
     },
@@ -96,6 +100,21 @@ pub enum SecretsError {
         tenant: TenantId,
         /// The key's file.
         path: PathBuf,
+    },
+    /// There were secrets of a later generation.
+    #[error(
+        "{path} {how}, and tenant {tenant} had secrets{known}",
+        path = path.display(), how = how(*is), known = known.map(|one| format!(" of generation {one}")).unwrap_or_default()
+    )]
+    Lost {
+        /// The tenant.
+        tenant: TenantId,
+        /// The file with its secrets.
+        path: PathBuf,
+        /// Its generation; `None` where it is gone.
+        is: Option<u64>,
+        /// The last one that is known of.
+        known: Option<u64>,
     },
     /// Something sealed is not what mvm wrote there.
     #[error("{what} of tenant {tenant} cannot be read")]
@@ -192,16 +211,59 @@ pub fn key_file(roots: &Roots, tenant: &TenantId) -> PathBuf {
 /// What a tenant's secrets are, but for their content; `None` where it never had any.
 ///
 /// # Errors
-/// When they cannot be read, or are gone: a tenant that has a key has had some.
-pub fn stored(roots: &Roots, tenant: &TenantId) -> Result<Option<Secrets>, StoreError> {
+/// When they cannot be read, are gone, or are older than its record says: [`SecretsError::Lost`].
+pub fn stored(roots: &Roots, tenant: &TenantId) -> Result<Option<Secrets>, SecretsError> {
+    stored_of(roots, &Tenant::load(roots, tenant)?)
+}
+
+fn stored_of(roots: &Roots, record: &Tenant) -> Result<Option<Secrets>, SecretsError> {
+    let (tenant, known) = (&record.tenant_id, record.secrets_generation);
     let path = file(roots, tenant);
-    match store::read_if_there(&path)? {
-        None if key_file(roots, tenant).exists() => {
-            let why = "it is gone, and secrets.key says that there were secrets".to_owned();
-            Err(StoreError::Damaged { path, why })
-        }
-        stored => Ok(stored),
+    let stored: Option<Secrets> = store::read_if_there(&path)?;
+    let is = stored.as_ref().map(|stored| stored.generation);
+    // A tenant that has a key has had some, also where its record is from before it said so.
+    if is < known || is.is_none() && key_file(roots, tenant).exists() {
+        return Err(SecretsError::Lost { tenant: tenant.clone(), path, is, known });
     }
+    Ok(stored)
+}
+
+/// How a file is that has this generation.
+fn how(is: Option<u64>) -> String {
+    is.map_or_else(|| "is gone".to_owned(), |is| format!("has generation {is}"))
+}
+
+fn knows(record: &Tenant, generation: u64) -> bool {
+    record.secrets_generation.unwrap_or(0) >= generation
+}
+
+/// Writes into a tenant's record which generation its secrets have. They come first: what a kill leaves in between is never taken
+/// for older than it should be.
+fn remember(roots: &Roots, record: &mut Tenant, generation: u64) -> Result<(), StoreError> {
+    if knows(record, generation) {
+        return Ok(());
+    }
+    record.secrets_generation = Some(generation);
+    record.save(roots)
+}
+
+/// Writes down what a change that was cut off did not come to, or what an older mvm did not.
+///
+/// # Errors
+/// As [`stored`].
+pub fn settle(roots: &Roots, tenant: &TenantId) -> Result<(), LifecycleError> {
+    let look = || -> Result<_, LifecycleError> {
+        let record = load_tenant(roots, tenant)?;
+        let generation = stored_of(roots, &record)?.map_or(0, |stored| stored.generation);
+        Ok((record, generation))
+    };
+    let (record, generation) = look()?;
+    if knows(&record, generation) {
+        return Ok(());
+    }
+    let _lock = lock_tenant(roots, tenant)?;
+    let (mut record, generation) = look()?;
+    Ok(remember(roots, &mut record, generation)?)
 }
 
 /// Opens a tenant's secrets; `None` where it never had any.
@@ -238,9 +300,13 @@ pub fn change(
     name: &SecretName,
     change: &Change,
 ) -> Result<(Secrets, bool), TenantError> {
+    // What takes something away is not refused for want of a page.
+    let _relief = matches!(change, Change::Remove).then(|| relief::allow(&roots.root));
     let _lock = lock_tenant(roots, tenant)?;
-    load_tenant(roots, tenant)?;
-    let mut all = stored(roots, tenant)?.unwrap_or_default();
+    let mut record = load_tenant(roots, tenant)?;
+    let mut all = stored_of(roots, &record)?.unwrap_or_default();
+    remember(roots, &mut record, all.generation)?;
+    let mut new_key = None;
     let there = all.secrets.get(name);
     let generation = all.generation + 1;
     match (change, there) {
@@ -252,7 +318,11 @@ pub fn change(
             check_size(plain, &all, name)?;
             let key = match tenant_key(roots, tenant)? {
                 Some(key) => key,
-                None if all.secrets.is_empty() => make_key(roots, tenant)?,
+                None if all.secrets.is_empty() => {
+                    // Refused before anything is begun.
+                    master_key(roots)?;
+                    new_key.insert(Key::random()?).clone()
+                }
                 None => {
                     let path = key_file(roots, tenant);
                     return Err(SecretsError::KeyGone { tenant: tenant.clone(), path }.into());
@@ -272,19 +342,63 @@ pub fn change(
         }
     }
     all.generation = generation;
-    let line = |phase| {
-        let mut line = Line::new(change.what(), tenant, phase);
-        let version = all.secrets.get(name).map(|secret| format!(" version {}", secret.version));
-        line.detail = Some(format!("{name}{}", version.unwrap_or_default()));
+    let version = all.secrets.get(name).map(|secret| format!(" version {}", secret.version));
+    let detail = format!("{name}{}", version.unwrap_or_default());
+    store_all(roots, &mut record, &all, (change.what(), &detail), new_key.as_ref())?;
+    Ok((all, true))
+}
+
+/// Takes a tenant's secrets as they lie there, where they are [lost](SecretsError::Lost): those that there are, or none. They
+/// become a generation of their own, so that guests get them. Returns whether anything has changed.
+///
+/// # Errors
+/// [`TenantError`] says why not; everything is as before then.
+pub fn accept(roots: &Roots, tenant: &TenantId) -> Result<(Secrets, bool), TenantError> {
+    let _lock = lock_tenant(roots, tenant)?;
+    let mut record = load_tenant(roots, tenant)?;
+    let is = match stored_of(roots, &record) {
+        Err(SecretsError::Lost { is, .. }) => is,
+        stored => return Ok((stored?.unwrap_or_default(), false)),
+    };
+    let mut all: Secrets = store::read_if_there(&file(roots, tenant))?.unwrap_or_default();
+    all.generation = record.secrets_generation.unwrap_or(0).max(all.generation) + 1;
+    let detail = format!("secrets.json {}: generation {} from now on", how(is), all.generation);
+    store_all(roots, &mut record, &all, ("tenant.secrets.accept", &detail), None)?;
+    Ok((all, true))
+}
+
+/// Announces a change and makes it: the key that it needs, the secrets, and their generation in the tenant's record.
+fn store_all(
+    roots: &Roots,
+    record: &mut Tenant,
+    all: &Secrets,
+    (what, detail): (&str, &str),
+    new_key: Option<&Key>,
+) -> Result<(), TenantError> {
+    let tenant = &record.tenant_id.clone();
+    let line = |phase, detail: String| {
+        let mut line = Line::new(what, tenant, phase);
+        line.detail = Some(detail);
         audit::append(roots, tenant.as_ref(), &config::folder(roots, tenant), line)
     };
-    line(Phase::Intent)?;
-    failpoint::hit("secrets", "announced")?;
-    store::write(&file(roots, tenant), &all)?;
+    line(Phase::Intent, detail.to_owned())?;
+    let stored = failpoint::hit("secrets", "announced").map_err(TenantError::from).and_then(|()| {
+        if let Some(key) = new_key {
+            store_key(roots, tenant, key)?;
+        }
+        Ok(store::write(&file(roots, tenant), all)?)
+    });
+    if let Err(error) = stored {
+        // It may have failed for want of the page that this needs.
+        let _relief = relief::allow(&roots.root);
+        let _ = line(Phase::Failed, format!("{detail}: {error}"));
+        return Err(error);
+    }
     failpoint::hit("secrets", "saved")?;
-    line(Phase::Done)?;
-    failpoint::hit("secrets", "audited")?;
-    Ok((all, true))
+    remember(roots, record, all.generation)?;
+    failpoint::hit("secrets", "remembered")?;
+    line(Phase::Done, detail.to_owned())?;
+    Ok(failpoint::hit("secrets", "audited")?)
 }
 
 fn check_size(plain: &Plain, all: &Secrets, name: &SecretName) -> Result<(), SecretsError> {
@@ -342,33 +456,46 @@ fn given(roots: &Roots) -> Result<Option<(Key, Source)>, SecretsError> {
     }
 }
 
-/// Makes a tenant's key. All tenants' keys are sealed with one master key: another one than theirs is a mistake.
-fn make_key(roots: &Roots, tenant: &TenantId) -> Result<Key, TenantError> {
-    let others = sealed_keys(roots)?;
-    let master = match (given(roots)?, others.into_iter().next()) {
-        (Some((master, from)), Some((other, expected))) if master.id() != expected => {
+/// The master key for a tenant that has no key yet: the one that all other tenants' are sealed with, another one is a mistake.
+/// `None` where there is none at all, and one may be made.
+fn master_key(roots: &Roots) -> Result<Option<Key>, SecretsError> {
+    match (given(roots)?, sealed_keys(roots)?.into_iter().next()) {
+        (Some((master, from)), Some((tenant, expected))) if master.id() != expected => {
             let given = master.id();
-            return Err(SecretsError::OtherMasterKey { tenant: other, expected, given, from }.into());
+            Err(SecretsError::OtherMasterKey { tenant, expected, given, from })
         }
-        (Some((master, _)), _) => master,
-        (None, Some((tenant, expected))) => {
-            return Err(SecretsError::NoMasterKey { tenant, expected }.into());
+        (Some((master, _)), _) => Ok(Some(master)),
+        (None, Some((tenant, expected))) => Err(SecretsError::NoMasterKey { tenant, expected }),
+        (None, None) if NodeConfig::load(roots)?.production => Err(SecretsError::Production),
+        (None, None) => Ok(None),
+    }
+}
+
+/// Stores a tenant's new key, sealed with the master key, which is made where there is none. From the look at the other tenants'
+/// keys on the node is locked: two tenants' first secrets at once have one master key.
+fn store_key(roots: &Roots, tenant: &TenantId, key: &Key) -> Result<(), TenantError> {
+    let _lock = room::lock(roots)?;
+    let master = match master_key(roots)? {
+        Some(master) => master,
+        None => {
+            let master = Key::random()?;
+            store::replace(&roots.own_master_key(), master.text().as_bytes(), Durability::Durable)?;
+            failpoint::hit("secrets", "master-key")?;
+            master
         }
-        (None, None) => make_master_key(roots)?,
     };
-    let key = Key::random()?;
+    // Where there is a key there is the file, whatever is cut off here.
+    if !file(roots, tenant).exists() {
+        store::write(&file(roots, tenant), &Secrets::default())?;
+    }
     let file = KeyFile {
         schema_version: Schema,
         master_key: master.id(),
         created_at: roots.now(),
         sealed: master.seal(&key_place(tenant), key.bytes())?,
     };
-    // Where there is a key there is the file, whatever is cut off here.
-    if stored(roots, tenant)?.is_none() {
-        store::write(&self::file(roots, tenant), &Secrets::default())?;
-    }
     store::write(&key_file(roots, tenant), &file)?;
-    Ok(key)
+    Ok(failpoint::hit("secrets", "key")?)
 }
 
 /// The tenants that have a key, and the master key that it is sealed with.
@@ -383,21 +510,6 @@ pub fn sealed_keys(roots: &Roots) -> Result<Vec<(TenantId, KeyId)>, StoreError> 
         keys.extend(file.map(|file| (tenant, file.master_key)));
     }
     Ok(keys)
-}
-
-/// The node's own, where none is given, no tenant has a key yet, and it is not in production.
-fn make_master_key(roots: &Roots) -> Result<Key, TenantError> {
-    if NodeConfig::load(roots)?.production {
-        return Err(SecretsError::Production.into());
-    }
-    let _lock = room::lock(roots)?;
-    // Another tenant's first secret may have been faster.
-    if let Some((master, _)) = given(roots)? {
-        return Ok(master);
-    }
-    let master = Key::random()?;
-    store::replace(&roots.own_master_key(), master.text().as_bytes(), Durability::Durable)?;
-    Ok(master)
 }
 
 /// Makes a tenant's secrets unreadable for good, wherever a copy of them is.

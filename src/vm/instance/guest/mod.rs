@@ -140,6 +140,15 @@ impl Guest {
         Ok(guest.meaning(instance))
     }
 
+    /// The same with one that has answered since it was loaded: it takes no longer than an answer.
+    ///
+    /// # Errors
+    /// As [`Guest::await_loaded`].
+    pub fn await_again(roots: &Roots, instance: &Instance, vmm: &Vmm) -> Result<Self, GuestError> {
+        let guest = Self::await_open(roots, &instance.net.tap_dev, vmm, roots.guest_timeout)?;
+        Ok(guest.meaning(instance))
+    }
+
     /// Connects to a guest that boots, as soon as its agent listens.
     ///
     /// # Errors
@@ -163,6 +172,12 @@ impl Guest {
 
     fn meaning(self, instance: &Instance) -> Self {
         Self { instance_id: Some(instance.instance_id.to_string()), ..self }
+    }
+
+    /// Gives it so much longer for what it was asked.
+    pub fn give_more(&mut self, time: Duration) {
+        self.limit += time;
+        self.frames.stream_mut().set_deadline(Some(self.since + self.limit));
     }
 
     /// Makes the request, which takes so much longer than one that needs no work, and returns the first answer.

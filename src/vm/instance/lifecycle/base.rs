@@ -17,7 +17,7 @@ use crate::{
     vm::{
         instance::{
             fc_config::{self, Boot, files},
-            guard::Guard,
+            guard::{self, Guard},
             guest::{Guest, GuestError},
             launch::{self, API_LIMIT, Keep},
             runner::{self, Step},
@@ -240,7 +240,7 @@ fn barrier(build: &mut Build) -> Result<(), LifecycleError> {
     let roots = &build.operator.roots;
     let reached = Guest::await_booted(roots, &build.slot.tap(), vmm).and_then(Guest::status);
     match reached {
-        Ok(status) if status.instance_id.is_none() => build.guard.check_filter(vmm, &directory),
+        Ok(status) if status.instance_id.is_none() => guard::check(roots, build.recipe.pool, vmm, build.slot),
         Ok(_) => {
             let why = "it says that it is an instance already".to_owned();
             Err(GuestError::Nonsense { request: "Status", why }.into())

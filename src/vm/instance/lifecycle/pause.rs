@@ -12,7 +12,7 @@ use crate::{
         instance::{
             config::{Instance, Operation},
             delivery::{self, Given},
-            disk_rates, launch,
+            disk_rates, guard, launch,
             state::{Event, State},
         },
         naming::InstancePath,
@@ -47,12 +47,15 @@ fn switch(
 ) -> Result<Outcome, LifecycleError> {
     let roots = operator.roots.clone();
     let (_lock, mut instance) = locked(operator, path)?;
-    let Some(Decided { tenant, from, to, .. }) = decide(&roots, &instance, event)? else {
+    let Some(Decided { tenant, pool, from, to }) = decide(&roots, &instance, event)? else {
         return Ok(unchanged(instance));
     };
     if to != State::Warm && instance.agent == AgentMode::Required {
         // Nothing is begun for a guest that could not be given its secrets.
-        tenant::secrets::open(&roots, &path.tenant)?;
+        let opened = tenant::secrets::open(&roots, &path.tenant)?;
+        if let (Some(_), Some(vmm)) = (opened, instance.find_vmm()) {
+            guard::check(&roots, &pool, &vmm, instance.slot(&roots)?)?;
+        }
     }
     let slot = instance.slot(&roots)?;
     let takes = launch::takes_of(&roots, &instance)?;
@@ -139,14 +142,14 @@ pub(super) fn greet(operator: &Operator, instance: &Instance, to: State) -> Resu
     }
 }
 
-/// The same where the guest goes on whatever it answers: one that is silent keeps nobody from stopping it.
+/// The same where the guest goes on whatever it answers: one that is silent, or gets no secrets, keeps nobody from stopping it.
 pub(super) fn greet_if_it_hears(
     operator: &Operator,
     instance: &mut Instance,
     to: State,
 ) -> Result<(), LifecycleError> {
     match greet(operator, instance, to) {
-        Err(LifecycleError::Guest(_) | LifecycleError::Secrets(_)) => Ok(()),
+        Err(LifecycleError::Guest(_) | LifecycleError::Secrets(_) | LifecycleError::Unprotected(_)) => Ok(()),
         greeted => {
             instance.secrets = greeted?.generation.or(instance.secrets);
             Ok(())

@@ -4,7 +4,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::{LifecycleError, Operator, lookup::locked};
 use crate::{
-    infra::failpoint,
+    infra::{failpoint, relief},
     security::audit::Phase,
     vm::{
         instance::{
@@ -52,7 +52,10 @@ fn give(operator: &mut Operator, path: &InstancePath) -> DeliveryOutcome {
     if instance.status != State::Running || !delivery::is_behind(&instance, stored.as_ref()) {
         return Ok(Delivered::Not);
     }
-    let given = delivery::give(&roots, &instance, || Guest::of(&roots, &instance))
+    // Its guest has others from here on: that is written down on a full disk, too.
+    let _relief = relief::allow(&roots.root);
+    let Some(vmm) = instance.find_vmm() else { return Ok(Delivered::Not) };
+    let given = delivery::give(&roots, &instance, &vmm, || Guest::of(&roots, &instance))
         .map_err(|error| operator.failed(&instance, "secrets", error))?;
     failpoint::hit("secrets", "given")?;
     instance.secrets = given.generation.or(instance.secrets);

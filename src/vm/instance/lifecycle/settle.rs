@@ -11,13 +11,12 @@ use super::{
     wake,
 };
 use crate::{
-    infra::{beneath, config::Roots, relief, text::printable},
+    infra::{beneath, config::Roots, failpoint, relief, text::printable},
     security::{audit::Phase, cgroups, seccomp},
     vm::{
         instance::{
             config::{Exit, Instance, Operation, Parent},
             guard,
-            guest::GuestError,
             launch::{self, Keep},
             logs,
             snapshot::{self, Delta},
@@ -26,7 +25,8 @@ use crate::{
         },
         naming::{InstancePath, Slot},
         pool::config::AgentMode,
-        room::NodeConfig,
+        room::{self, NodeConfig},
+        tenant,
     },
     vmm::{client::LOG, process},
 };
@@ -240,15 +240,36 @@ fn ended_by_itself(log: &[u8]) -> String {
     format!("the VMM ended by itself{said}")
 }
 
-/// A guest that woke and does not confirm who it is: it is not let onto the network, and there is no way back.
-fn silent(
+/// A guest that woke and does not confirm who it is, or is not guarded as it must be: it is not let onto the network, and there is
+/// no way back.
+fn unserved(
     operator: &mut Operator,
     instance: &mut Instance,
     slot: Slot,
-    error: &GuestError,
+    error: &LifecycleError,
 ) -> Result<(), LifecycleError> {
     launch::teardown(operator, slot, None, Keep::Nothing)?;
     finish_stop(operator, instance, ("wake", Phase::Recovered), format!("it woke, and {error}"))
+}
+
+/// A guest whose secrets cannot be opened by who settles its wake, for want of the master key: its vCPUs stay paused, or are, and
+/// nothing of it is lost. Who resumes it gives it its secrets.
+fn hold(operator: &mut Operator, instance: &mut Instance, slot: Slot) -> Result<(), LifecycleError> {
+    let roots = operator.roots.clone();
+    pause::set(operator, instance, State::Warm)?;
+    failpoint::hit("wake", "held")?;
+    operator.net()?.join(slot)?;
+    room::note(&roots, slot, launch::takes_of(&roots, instance)?.paused())?;
+    operator.audit(instance, "wake", Phase::Recovered, |entry| {
+        entry.from = Some(instance.status.to_string());
+        entry.to = Some(State::Warm.to_string());
+        entry.detail = Some("its secrets cannot be opened: it is paused until it is resumed".into());
+    })?;
+    instance.pending = None;
+    instance.status = State::Warm;
+    instance.entered_warm_at = Some(roots.now());
+    instance.save(&roots)?;
+    Ok(failpoint::hit("wake", "recorded")?)
 }
 
 /// A wake that was cut off: the instance sleeps on where its snapshot was not used up; otherwise it is finished, if its VMM
@@ -274,21 +295,27 @@ fn settle_wake(operator: &mut Operator, instance: &mut Instance) -> Result<(), L
         let parent = Parent::File(delta.image.mem.file.clone());
         instance.vmm =
             Some(launch::record_of(&roots, &vmm, &slot.tap(), (origin.vmm, &origin.vmm_version), parent));
+        let pool = load_pool(&roots, &path.pool_path())?.1;
+        match guard::check(&roots, &pool, &vmm, slot) {
+            Err(error @ (LifecycleError::Unprotected(_) | LifecycleError::Vmm(_))) => {
+                return unserved(operator, instance, slot, &error);
+            }
+            checked => checked?,
+        }
+        if instance.agent == AgentMode::Required && tenant::secrets::open(&roots, &path.tenant).is_err() {
+            return hold(operator, instance, slot);
+        }
         pause::set(operator, instance, State::Running)?;
         let confirmed = match pause::greet(operator, instance, State::Running) {
-            Err(LifecycleError::Guest(error)) => return silent(operator, instance, slot, &error),
+            Err(error @ (LifecycleError::Guest(_) | LifecycleError::Unprotected(_))) => {
+                return unserved(operator, instance, slot, &error);
+            }
             greeted => {
                 let given = greeted?;
                 instance.secrets = given.generation.or(instance.secrets);
                 given.confirmed
             }
         };
-        let (vmm, pool) = (instance.find_vmm(), load_pool(&roots, &path.pool_path())?.1);
-        if let Some(Err(error)) = vmm.map(|vmm| guard::check(&roots, &pool, &vmm, slot)) {
-            launch::teardown(operator, slot, None, Keep::Nothing)?;
-            let why = format!("it woke, and {error}");
-            return finish_stop(operator, instance, ("wake", Phase::Recovered), why);
-        }
         operator.net()?.join(slot)?;
         let steps = vec![("recover", clock.elapsed().as_secs_f64() * 1000.0)];
         instance.last_receipt = Some(receipt("wake", clock, steps, (instance.agent, confirmed)));

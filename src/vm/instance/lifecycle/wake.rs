@@ -194,7 +194,7 @@ fn load(launch: &mut Launch) -> Result<(), LifecycleError> {
         vmm_dir::give(&directory, &folder.join(file), &snapshot::name(file), launch.uid())?;
     }
     client.call(&fc_config::serial(&launch.tenant.quotas))?;
-    delivery::put_metadata(&mut client, &launch.operator.roots, &launch.instance, &launch.pool)?;
+    delivery::put_metadata(&mut client, &launch.instance, &launch.pool)?;
     client.call(&Call::SnapshotLoad(SnapshotLoad {
         snapshot_path: snapshot::name(&delta.image.vmstate.file),
         mem_backend: MemBackend { backend_type: "File", backend_path: snapshot::name(&delta.image.mem.file) },
@@ -204,7 +204,7 @@ fn load(launch: &mut Launch) -> Result<(), LifecycleError> {
     }))?;
     launch.client = Some(client);
     // As long as there is a way back.
-    launch::check_filter(launch)
+    launch::check(launch)
 }
 
 fn consume(launch: &mut Launch) -> Result<(), LifecycleError> {

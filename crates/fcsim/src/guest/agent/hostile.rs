@@ -32,6 +32,9 @@ pub(super) fn serve(
                 frames.data(Kind::Message, text.as_bytes())?;
             }
             Said::Data(size) => frames.data(Kind::Data, &vec![0; *size])?,
+            Said::Deaf => loop {
+                std::thread::park();
+            },
             Said::Raw(text) => (&mut &*connection).write_all(text.as_bytes())?,
         }
     }
