@@ -12,3 +12,6 @@ pub mod sparse;
 pub mod terminal;
 pub mod text;
 pub mod watch;
+
+#[cfg(test)]
+pub mod tests;

@@ -12,7 +12,7 @@ pub use self::{
     recover::{Recovered, reclaim, recover},
 };
 use crate::{
-    infra::{config::Roots, failpoint},
+    infra::{config::Roots, failpoint, relief},
     net::NetError,
     security::{
         audit::{self, AuditError, Entry, NODE, Phase},
@@ -156,8 +156,16 @@ pub fn update(roots: &Roots, change: impl FnOnce(&mut NodeConfig)) -> Result<Nod
         appended => appended?,
     }
     node.is_logged = true;
-    failpoint::hit("node-set", "announced").map_err(StoreError::io("write", &roots.node_file()))?;
-    store::write(&roots.node_file(), &node)?;
+    let written = failpoint::hit("node-set", "announced")
+        .map_err(StoreError::io("write", &roots.node_file()))
+        .and_then(|()| store::write(&roots.node_file(), &node));
+    if let Err(error) = written {
+        let _relief = relief::allow(&roots.root);
+        entry.phase = Phase::Failed;
+        entry.detail = entry.detail.map(|detail| format!("{detail}: {error}"));
+        let _ = audit::append(roots, NODE, &folder, entry);
+        return Err(error.into());
+    }
     failpoint::hit("node-set", "saved").map_err(StoreError::io("write", &roots.node_file()))?;
     entry.phase = Phase::Done;
     audit::append(roots, NODE, &folder, entry)?;

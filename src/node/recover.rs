@@ -115,8 +115,8 @@ type Stage = fn(&mut Operator, &mut Recovered) -> Result<(), NodeError>;
 const STAGES: [(&str, Stage); 6] = [
     ("leases", reclaim_leases),
     ("slots", reclaim_slots),
-    ("audit logs", close_audit_logs),
     ("secrets", settle_secrets),
+    ("audit logs", close_audit_logs),
     ("the network", repair_network),
     ("locks", remove_stale_locks),
 ];

@@ -120,3 +120,39 @@ fn who_settles_an_instance_writes_its_line_and_no_other_recovery_does() {
     sandbox.ok("node recover");
     assert_eq!(of_start(), 2);
 }
+
+/// The log is cut, and then it is whole again, as the error advises.
+#[test]
+fn what_a_log_did_not_take_is_not_done_by_the_next_command() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    sandbox.pool("sim");
+    let (runs, sleeps) = (sandbox.instance("acme/web"), sandbox.instance("acme/web"));
+    sandbox.ok(&format!("instance start {runs}"));
+    sandbox.ok(&format!("instance start {sleeps}"));
+    sandbox.ok(&format!("instance sleep {sleeps}"));
+    let log = sandbox.root().join("tenants/acme/audit.log");
+    let whole = std::fs::read_to_string(&log).expect("a log");
+    let (cut, _) = whole.trim_end().rsplit_once('\n').expect("lines");
+    let states = || {
+        let of = |path: &str| sandbox.ok(&format!("instance info {path}"));
+        [of(&runs), of(&sleeps)].map(|info| (info["status"].clone(), info["pending"].clone()))
+    };
+    let before = states();
+    for refused in [
+        format!("instance sleep {runs}"),
+        format!("instance warm {runs}"),
+        format!("instance stop {runs}"),
+        format!("instance stop --force {runs}"),
+        format!("instance destroy --yes --wipe-volumes {runs}"),
+        format!("instance wake {sleeps}"),
+        format!("instance destroy --yes --wipe-volumes {sleeps}"),
+    ] {
+        std::fs::write(&log, format!("{cut}\n")).expect("a log");
+        assert_eq!(sandbox.refused(&refused, 1), "audit_broken", "{refused}");
+        std::fs::write(&log, &whole).expect("a log");
+        sandbox.ok("instance list");
+        sandbox.ok("node recover");
+        assert_eq!(states(), before, "{refused}");
+    }
+    assert_eq!(sandbox.leaks(), [""; 0]);
+}

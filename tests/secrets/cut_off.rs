@@ -47,7 +47,8 @@ fn what_was_stored_and_not_given_is_said_and_given_by_the_next_one() {
     assert_eq!(sandbox.leaks(), [""; 0]);
 }
 
-/// A wake that was cut off is settled by who has no master key: its guest is paused, and gets its secrets when it is resumed.
+/// A wake that was cut off is settled by who has no master key: its guest is paused, and is greeted, gets its secrets and joins the
+/// network when it is resumed.
 #[test]
 fn a_wake_is_settled_without_the_master_key() {
     let Some(sandbox) = world() else { return };
@@ -73,8 +74,10 @@ fn a_wake_is_settled_without_the_master_key() {
         let log = sandbox.ok("tenant audit acme");
         let last = log.as_array().and_then(|log| log.last().cloned()).unwrap_or_default();
         assert_eq!((&last["what"], &last["to"]), (&json!("instance.wake"), &json!("warm")), "{last}");
+        assert!(!sandbox.is_joined(&path), "{point}");
         with_key(&format!("instance resume {path}"), b"");
         assert_eq!(has(&sandbox, &path, "DB"), content, "{point}");
+        assert!(sandbox.is_joined(&path), "{point}");
     }
     let cut_off = || {
         sandbox.ok(&format!("instance sleep {path}"));

@@ -189,20 +189,30 @@ fn a_guest_that_stops_reading_is_given_up_in_the_time_of_an_answer() {
 #[test]
 fn a_vmm_that_refuses_to_say_which_set_it_is_is_named_and_asked_again() {
     let Some(sandbox) = faulty_world() else { return };
-    let refuse = |nth: u32, message: &str| {
-        let effect = json!({ "answer": { "status": 400, "fault_message": message } });
+    let refuse = |nth: u32, times: u32| {
+        let effect =
+            json!({ "answer": { "status": 400, "fault_message": "The MMDS data store is too small" } });
         set_faults(
             &sandbox,
-            &json!({ "requests": [{ "method": "PUT", "path": "/mmds", "nth": nth, "times": 1, "effect": effect }] }),
+            &json!({ "requests": [{ "method": "PUT", "path": "/mmds", "nth": nth, "times": times, "effect": effect }] }),
         );
     };
-    refuse(2, "The MMDS data store is too small");
+    refuse(2, 1);
     let path = start(&sandbox);
     let (code, word, what) = error(&change(&sandbox, "set", "DB", b"one"));
     assert_eq!((code, word.as_str()), (Some(1), "vmm_refused"), "{what}");
     assert_eq!(behind(&sandbox), json!([path]));
     assert_eq!(changed(&sandbox, "set", "DB", b"one")["given"], json!([path]));
     assert_eq!((has(&sandbox, &path, "DB"), behind(&sandbox)), ("one".into(), json!([])));
+    // One that is resumed runs by then, and is not taken for paused.
+    refuse(3, 100);
+    let resumed = start(&sandbox);
+    sandbox.ok(&format!("instance warm {resumed}"));
+    assert_eq!(sandbox.refused(&format!("instance resume {resumed}"), 1), "vmm_refused");
+    sandbox.ok("node recover");
+    let info = sandbox.ok(&format!("instance info {resumed}"));
+    assert_eq!((&info["status"], &info["pending"]), (&json!("running"), &json!(null)));
+    sandbox.ok(&format!("instance destroy {resumed} --yes --wipe-volumes"));
     // Its twin: one that was started without the service has nothing that could say it.
     set_faults(&sandbox, &json!({}));
     sandbox.ok(&format!("instance stop --force {path}"));

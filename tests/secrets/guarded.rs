@@ -9,6 +9,13 @@ use crate::{
     world::{behind, change, changed, error, faulty_world, has, says, start},
 };
 
+/// What the last recovery said in acme's log.
+fn recovered(sandbox: &Sandbox) -> String {
+    let log = sandbox.ok("tenant audit acme");
+    let last = log.as_array().into_iter().flatten().rfind(|line| line["phase"] == "recovered");
+    last.map(|line| line["detail"].to_string()).unwrap_or_default()
+}
+
 /// Guests that are started from now on refuse secrets: that they were asked for it is seen by that.
 fn refuse_secrets(sandbox: &Sandbox) {
     let says = json!([{ "message": { "answer": "refused", "code": "failed", "why": "it was asked" } }]);
@@ -51,7 +58,8 @@ fn who_runs_or_is_warm_in_a_pool_that_became_strict_gets_no_others() {
     assert_eq!((has(&sandbox, &runs, "DB"), has(&sandbox, &warm, "DB")), ("one".into(), "one".into()));
 }
 
-/// The node went into production, or the pool became strict, after a wake was cut off.
+/// The node went into production, or the pool became strict, after a wake was cut off: nothing is asked of the guest, which waits for
+/// better days. One that was asked and refused is stopped.
 #[test]
 fn a_wake_that_is_settled_asks_nothing_of_a_guest_that_is_not_guarded() {
     let Some(sandbox) = faulty_world() else { return };
@@ -67,11 +75,11 @@ fn a_wake_that_is_settled_asks_nothing_of_a_guest_that_is_not_guarded() {
     let strict = || drop(sandbox.ok("pool update acme/web --seccomp strict"));
     changed(&sandbox, "set", "DB", b"one");
     let cases: [(&dyn Fn(), &str); 3] = [
-        (&|| (), "the guest refused Secrets: it was asked"),
+        (&|| (), ""),
         (&strict, "its VMM has no seccomp filter"),
         (&production, "its VMM runs with no jail, which is not taken any more"),
     ];
-    for (becomes, why) in cases {
+    for (becomes, held) in cases {
         set_faults(&sandbox, &json!({}));
         sandbox.ok("pool update acme/web --seccomp baseline");
         let path = start(&sandbox);
@@ -81,9 +89,49 @@ fn a_wake_that_is_settled_asks_nothing_of_a_guest_that_is_not_guarded() {
         becomes();
         sandbox.ok("node recover");
         let info = sandbox.ok(&format!("instance info {path}"));
-        assert_eq!((&info["status"], &info["pending"]), (&json!("stopped"), &Value::Null), "{info}");
-        let said = info["last_exit"]["why"].as_str().unwrap_or_default();
-        assert!(said.starts_with(&format!("it woke, and {why}")), "{said}");
+        let (status, said) = match held {
+            "" => ("stopped", info["last_exit"]["why"].to_string()),
+            _ => ("warm", recovered(&sandbox)),
+        };
+        assert_eq!((&info["status"], &info["pending"]), (&json!(status), &Value::Null), "{info}");
+        let why = if held.is_empty() { "it woke, and the guest refused Secrets: it was asked" } else { held };
+        assert!(said.contains(why), "{said}");
+        if status == "warm" {
+            let resume = sandbox.command(&format!("instance resume {path}")).output().expect("mvm runs");
+            assert!(!resume.status.success());
+            assert_eq!(sandbox.ok(&format!("instance info {path}"))["status"], "warm");
+            assert!(!sandbox.is_joined(&path));
+        }
+        fs::write(&node, &before).expect("a file");
         assert_eq!(sandbox.leaks(), [""; 0]);
     }
+}
+
+/// Nobody has greeted it, and it does not answer who does: it goes on waiting, and not on the network.
+#[test]
+fn who_waits_for_its_greeting_and_does_not_answer_waits_on() {
+    let Some(sandbox) = faulty_world() else { return };
+    changed(&sandbox, "set", "DB", b"one");
+    let path = start(&sandbox);
+    sandbox.ok(&format!("instance sleep {path}"));
+    refuse_secrets(&sandbox);
+    assert!(was_killed(&sandbox.run_with(&format!("instance wake {path}"), "wake.consume")));
+    sandbox.ok("pool update acme/web --seccomp strict");
+    sandbox.ok("node recover");
+    sandbox.ok("pool update acme/web --seccomp baseline");
+    for _ in 0..2 {
+        sandbox.refused(&format!("instance resume {path}"), 1);
+        let info = sandbox.ok(&format!("instance info {path}"));
+        assert_eq!((&info["status"], &info["pending"]), (&json!("warm"), &Value::Null));
+        assert!(!sandbox.is_joined(&path));
+        // Also where it is cut off while it runs.
+        assert!(was_killed(&sandbox.run_with(&format!("instance resume {path}"), "resume.switched")));
+        sandbox.ok("node recover");
+        let info = sandbox.ok(&format!("instance info {path}"));
+        assert_eq!((&info["status"], &info["pending"]), (&json!("warm"), &Value::Null));
+        assert!(!sandbox.is_joined(&path));
+    }
+    assert_eq!(sandbox.leaks(), [""; 0]);
+    sandbox.ok(&format!("instance stop --force {path}"));
+    assert_eq!(sandbox.leaks(), [""; 0]);
 }

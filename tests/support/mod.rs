@@ -319,6 +319,14 @@ impl Sandbox {
         text.lines().filter_map(name).filter(|name| name.starts_with(prefix)).collect()
     }
 
+    /// Is the TAP of an instance on its tenant's bridge?
+    pub fn is_joined(&self, path: &str) -> bool {
+        let info = self.ok(&format!("instance info {path}"));
+        let tap = info["net"]["tap_dev"].as_str().unwrap_or_default();
+        let output = Command::new("ip").args(["-o", "link", "show", "dev", tap]).output().expect("ip runs");
+        String::from_utf8_lossy(&output.stdout).contains(" master ")
+    }
+
     /// The processes that work under this root: pid and TAP.
     pub fn vmms(&self) -> Vec<(i32, String)> {
         let root = fs::canonicalize(self.root()).expect("the root is there");

@@ -99,29 +99,35 @@ pub fn run(out: &Out, operator: &Operator, arguments: &AuditArguments) -> Result
 /// The same for the log of the node's settings, which begins with the first of them.
 pub fn run_for_node(out: &Out, roots: &Roots, arguments: &NodeAuditArguments) -> Result<(), CliError> {
     let (folder, node) = (roots.node_log(), NodeConfig::load(roots)?);
-    let verified = || match audit::verify(roots, NODE, &folder) {
-        Err(AuditError::Gone { .. }) if !node.is_logged => Ok(None),
-        verified => verified.map(Some),
+    let verified = match audit::verify(roots, NODE, &folder) {
+        Err(AuditError::Gone { .. }) if !node.is_logged => None,
+        verified => Some(verified),
+    };
+    if !arguments.begin_anew && !arguments.verify {
+        return show_records(out, &folder, || Ok(verified.transpose().map(drop)?));
+    }
+    let Some(verified) = verified else {
+        let nothing = json!({ "node_id": node.node_id, "records": 0, "ok": true, "remarks": [] });
+        out.show(&nothing, || "nothing was set yet".to_owned());
+        return Ok(());
     };
     if arguments.begin_anew {
         out.confirm("Give up the audit log of the node, and begin a new one?", arguments.yes)?;
         store::make_folder(&folder)?;
         let why = audit::begin_anew(roots, NODE, &folder)?;
         show_anew(out, ("node_id", &node.node_id), &why);
-    } else if !arguments.verify {
-        show_records(out, &folder, || Ok(verified().map(drop)?))?;
-    } else if let Some(verified) = verified()? {
-        show_verified(out, ("node_id", &node.node_id), &verified, None);
     } else {
-        out.show(&json!({ "node_id": node.node_id, "records": 0, "ok": true, "remarks": [] }), || {
-            "nothing was set yet".to_owned()
-        });
+        show_verified(out, ("node_id", &node.node_id), &verified?, None);
     }
     Ok(())
 }
 
 /// Shows a log; where it has no line, it is asked why.
-fn show_records(out: &Out, folder: &Path, check: impl Fn() -> Result<(), CliError>) -> Result<(), CliError> {
+fn show_records(
+    out: &Out,
+    folder: &Path,
+    check: impl FnOnce() -> Result<(), CliError>,
+) -> Result<(), CliError> {
     let (records, _) = audit::records(folder, Place::default())?;
     if records.is_empty() {
         check()?;

@@ -54,12 +54,8 @@ struct ChangeView<'a> {
     #[serde(flatten)]
     secret: SecretView<'a>,
     changed: bool,
-    /// Instances whose guests have got it now.
-    given: Vec<String>,
-    /// Instances that run and have not got it, or whose workload was not told.
-    failed: Vec<String>,
-    /// Instances that run without an agent, and get none.
-    no_agent: Vec<String>,
+    #[serde(flatten)]
+    guests: Guests,
     /// The master key that was made for that, where none was given: beside what it protects.
     #[serde(skip_serializing_if = "Option::is_none")]
     master_key_made: Option<String>,
@@ -72,6 +68,61 @@ struct AcceptView<'a> {
     changed: bool,
     generation: u64,
     names: Vec<&'a SecretName>,
+    #[serde(flatten)]
+    guests: Guests,
+}
+
+/// What became of guests that run.
+#[derive(Debug, Default, Serialize)]
+struct Guests {
+    /// Instances whose guests have got it now.
+    given: Vec<String>,
+    /// Instances that run and have not got it, or whose workload was not told.
+    failed: Vec<String>,
+    /// Instances that run without an agent, and get none.
+    no_agent: Vec<String>,
+    /// Why it failed.
+    #[serde(skip)]
+    errors: Vec<CliError>,
+}
+
+impl Guests {
+    fn give(out: &Out, operator: &mut Operator, tenant: &TenantId) -> Result<Self, CliError> {
+        let progress = out.progress("giving it to guests that run");
+        let delivered = lifecycle::give_all(operator, tenant)?;
+        drop(progress);
+        let mut guests = Self::default();
+        for (path, one) in delivered {
+            match one {
+                Ok(Delivered::Given) => guests.given.push(path.to_string()),
+                Ok(Delivered::Not) => {}
+                Ok(Delivered::NoAgent) => guests.no_agent.push(path.to_string()),
+                Ok(Delivered::Untold(why)) => {
+                    guests.failed.push(path.to_string());
+                    let what = format!("{path} has its secrets, and nobody in it was told: {why}");
+                    guests.errors.push(CliError::new(Kind::Failed, "not_told", what));
+                }
+                Err(error) => {
+                    guests.failed.push(path.to_string());
+                    guests.errors.push(CliError::from(error).about(&path));
+                }
+            }
+        }
+        Ok(guests)
+    }
+
+    /// `; 2 guests got it`, and the like.
+    fn said(&self) -> String {
+        let some = |guests: &[String], what: &str| match guests.len() as u64 {
+            0 => String::new(),
+            number => format!("; {} {what}", count(number, "guest")),
+        };
+        some(&self.given, "got it") + &some(&self.no_agent, "without an agent get none")
+    }
+
+    fn exit_code(&self, out: &Out) -> u8 {
+        self.errors.iter().map(|error| out.error(error)).max().unwrap_or(0)
+    }
 }
 
 fn view<'a>(name: &'a SecretName, all: &'a Secrets) -> SecretView<'a> {
@@ -102,13 +153,17 @@ pub fn run(out: &Out, operator: &mut Operator, command: SecretsCommand) -> Resul
                 changed,
                 generation: all.generation,
                 names: all.secrets.keys().collect(),
+                guests: Guests::give(out, operator, &tenant)?,
             };
-            out.done(&view, || match (changed, view.names.len() as u64) {
-                (false, _) => format!("{tenant}: its secrets are as the last change left them"),
-                (true, 0) => format!("{tenant}: it has no secrets any more"),
-                (true, secrets) => format!("{tenant}: {} taken as they are", count(secrets, "secret")),
+            out.done(&view, || {
+                let what = match (changed, view.names.len() as u64) {
+                    (false, _) => "its secrets are as the last change left them".to_owned(),
+                    (true, 0) => "it has no secrets any more".to_owned(),
+                    (true, secrets) => format!("{} taken as they are", count(secrets, "secret")),
+                };
+                format!("{tenant}: {what}{}", view.guests.said())
             });
-            Ok(0)
+            Ok(view.guests.exit_code(out))
         }
         SecretsCommand::List { tenant } => {
             load_tenant(&operator.roots, &tenant)?;
@@ -157,45 +212,19 @@ fn change(
     if let Some(file) = &master_key_made {
         out.note(format!("no master key was given: one was made, {file}, beside what it protects"));
     }
-    let progress = out.progress("giving it to guests that run");
-    let delivered = lifecycle::give_all(operator, tenant)?;
-    drop(progress);
-    let (mut given, mut failed, mut no_agent, mut errors) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    for (path, one) in delivered {
-        match one {
-            Ok(Delivered::Given) => given.push(path.to_string()),
-            Ok(Delivered::Not) => {}
-            Ok(Delivered::NoAgent) => no_agent.push(path.to_string()),
-            Ok(Delivered::Untold(why)) => {
-                failed.push(path.to_string());
-                let what = format!("{path} has its secrets, and nobody in it was told: {why}");
-                errors.push(CliError::new(Kind::Failed, "not_told", what));
-            }
-            Err(error) => {
-                failed.push(path.to_string());
-                errors.push(CliError::from(error).about(&path));
-            }
-        }
-    }
+    let guests = Guests::give(out, operator, tenant)?;
     let secret = view(name, &all);
-    let view = ChangeView { tenant_id: tenant, secret, changed, given, failed, no_agent, master_key_made };
+    let view = ChangeView { tenant_id: tenant, secret, changed, guests, master_key_made };
     out.done(&view, || {
         let what = match (&view.secret.is, changed) {
             (Some(is), true) => format!("{name} is version {} now", is.version),
             (Some(is), false) => format!("{name} is like that already, version {}", is.version),
-            (None, _) => format!("{name} removed"),
+            (None, true) => format!("{name} removed"),
+            (None, false) => format!("there is no {name}"),
         };
-        let to = match view.given.len() as u64 {
-            0 => String::new(),
-            guests => format!("; {} got it", count(guests, "guest")),
-        };
-        let none = match view.no_agent.len() as u64 {
-            0 => String::new(),
-            guests => format!("; {} without an agent get none", count(guests, "guest")),
-        };
-        format!("{tenant}: {what}{to}{none}")
+        format!("{tenant}: {what}{}", view.guests.said())
     });
-    Ok(errors.iter().map(|error| out.error(error)).max().unwrap_or(0))
+    Ok(view.guests.exit_code(out))
 }
 
 /// What a file or stdin holds: as it is, also its last line's end.

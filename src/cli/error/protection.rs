@@ -24,14 +24,14 @@ impl From<&Unprotected> for CliError {
             }
             Unprotected::NoLimits { .. } => (
                 "no_limits",
-                "boot with systemd.unified_cgroup_hierarchy=1, or, on a node that is not in production, make the pool with --insecure",
+                "boot with systemd.unified_cgroup_hierarchy=1, or, on a node that is not in production, make the pool anew with --insecure",
             ),
             Unprotected::Runs { lack: Lack::Jail } => ("no_jail", AGAIN),
             Unprotected::Runs { lack: Lack::Limits } => ("no_limits", AGAIN),
             Unprotected::Runs { lack: Lack::Filter } | Unprotected::OtherFilter => ("no_filter", AGAIN),
             Unprotected::NoFilter { .. } => (
                 "no_filter",
-                "mvm vmm install FILE, of an official release, or, on a node that is not in production, make the pool with --insecure",
+                "mvm vmm install FILE, of an official release, or, on a node that is not in production, make the pool anew with --insecure",
             ),
         };
         Self::of(Kind::Refused, code, error).fix(fix)

@@ -320,7 +320,6 @@ impl Child<'_> {
 mod tests {
     use std::{
         fs,
-        io::Write,
         net::TcpListener,
         os::linux::net::SocketAddrExt,
         os::unix::net::{SocketAddr, UnixListener},
@@ -330,6 +329,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::infra::tests::skip;
 
     /// What it reaches of the host, a word each.
     const REACH: &str = r#"
@@ -345,8 +345,7 @@ mod tests {
     #[test]
     fn who_is_in_a_cell_reaches_no_service_that_has_no_file() {
         if fence::version() < 6 {
-            let _ = writeln!(io::stderr(), "SKIP (this kernel's Landlock knows no abstract sockets)");
-            return;
+            return skip("this kernel's Landlock knows no abstract sockets");
         }
         let name = format!("mvm-test-{}", std::process::id());
         let _unix = UnixListener::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
@@ -380,13 +379,15 @@ mod tests {
             let places = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].map(Path::new);
             let v2 = places.into_iter().find(|place| place.join("cgroup.procs").exists());
             let made = v2.map(|place| Self(place.join(&name)));
-            match made.filter(|made| fs::create_dir(&made.0).and_then(|()| made.set("freeze", "1")).is_ok()) {
-                Some(made) => Some(made),
-                None => {
-                    let _ = writeln!(io::stderr(), "SKIP (no cgroup v2 here to freeze processes in)");
-                    None
-                }
+            let made = made.filter(|made| {
+                fs::create_dir(&made.0).is_ok()
+                    && made.0.join("cgroup.kill").exists()
+                    && made.set("freeze", "1").is_ok()
+            });
+            if made.is_none() {
+                skip("no cgroup v2 here in which processes are frozen and killed");
             }
+            made
         }
 
         fn set(&self, what: &str, value: &str) -> io::Result<()> {
@@ -415,8 +416,11 @@ mod tests {
 
     impl Drop for Frozen {
         fn drop(&mut self) {
-            let _ = self.set("kill", "1").and_then(|()| self.set("freeze", "0"));
-            self.await_members(0);
+            // One that a test has left as it was made, or never was.
+            if self.set("kill", "1").is_ok() {
+                let _ = self.set("freeze", "0");
+                self.await_members(0);
+            }
             let _ = fs::remove_dir(&self.0);
         }
     }

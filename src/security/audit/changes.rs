@@ -32,14 +32,23 @@ fn flatten(name: &str, value: &Value, into: &mut BTreeMap<String, String>) {
     match value {
         Value::Object(fields) => {
             let dot = if name.is_empty() { "" } else { "." };
-            fields.iter().for_each(|(field, value)| flatten(&format!("{name}{dot}{field}"), value, into));
+            for (field, value) in fields {
+                flatten(&format!("{name}{dot}{}", quoted(field)), value, into);
+            }
         }
         Value::Null => {}
-        // Without its quotes where it cannot be taken for more than it is.
-        Value::String(text) if text.chars().all(|one| one.is_alphanumeric() || "-._:/@+=".contains(one)) => {
-            drop(into.insert(name.to_owned(), text.clone()));
-        }
+        Value::String(text) => drop(into.insert(name.to_owned(), quoted(text))),
         value => drop(into.insert(name.to_owned(), value.to_string())),
+    }
+}
+
+/// Without quotes where it cannot be taken for more, or for less, than it is.
+fn quoted(text: &str) -> String {
+    let is_plain = text.chars().all(|one| one.is_alphanumeric() || "-._:/@+=".contains(one));
+    match text {
+        "" | "none" => format!("{text:?}"),
+        text if is_plain => text.to_owned(),
+        text => Value::from(text).to_string(),
     }
 }
 
@@ -52,11 +61,13 @@ mod tests {
     #[test]
     fn each_change_says_what_was_and_what_is() {
         let was = json!({ "a": 1, "b": { "c": "x", "d": null }, "gone": true, "list": [1] });
-        let is = json!({ "a": 1, "b": { "c": "y", "d": 2 }, "list": [1, 2], "e": "x, a from 1 to 2" });
+        let is = json!({
+            "a": 1, "b": { "c": "y", "d": 2 }, "list": [1, 2], "e": "x, a from 1 to 2", "f": "", "g": "none", "h from 1": 2,
+        });
         assert_eq!(
             changes(&was, &is).as_deref(),
             Some(
-                "b.c from x to y, b.d from none to 2, e from none to \"x, a from 1 to 2\", list from [1] to [1,2], gone from true to none"
+                "\"h from 1\" from none to 2, b.c from x to y, b.d from none to 2, e from none to \"x, a from 1 to 2\", f from none to \"\", g from none to \"none\", list from [1] to [1,2], gone from true to none"
             )
         );
         assert_eq!(changes(&is, &is), None);

@@ -58,6 +58,9 @@ pub struct Instance {
     /// Which set of its tenant's secrets its guest has; none where it was never given any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secrets: Option<u64>,
+    /// It woke, and nobody has greeted its guest: that is paused and not on the network until a resume has.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ungreeted: bool,
     /// The revision that it was last started with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<RevisionHash>,
@@ -290,6 +293,7 @@ impl Instance {
             agent: pool.agent,
             host_key: None,
             secrets: None,
+            ungreeted: false,
             revision: None,
             base_key: None,
             vmm: None,

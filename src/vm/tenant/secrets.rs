@@ -27,8 +27,13 @@ use crate::{
     },
     store::{self, Durability, Schema, StoreError},
     vm::{
-        instance::lifecycle::{LifecycleError, load_tenant, lock_tenant},
+        instance::{
+            self,
+            config::Instance,
+            lifecycle::{LifecycleError, load_tenant, lock_tenant},
+        },
         naming::{SecretName, TenantId},
+        pool,
         room::{self, NodeConfig},
     },
 };
@@ -361,10 +366,23 @@ pub fn accept(roots: &Roots, tenant: &TenantId) -> Result<(Secrets, bool), Tenan
         stored => return Ok((stored?.unwrap_or_default(), false)),
     };
     let mut all: Secrets = store::read_if_there(&file(roots, tenant))?.unwrap_or_default();
-    all.generation = record.secrets_generation.unwrap_or(0).max(all.generation) + 1;
+    // Nor is it one that a guest has: an older record knows no generation.
+    let had = in_guests(roots, tenant)?.into_iter().max();
+    all.generation = record.secrets_generation.max(had).unwrap_or(0).max(all.generation) + 1;
     let detail = format!("secrets.json {}: generation {} from now on", how(is), all.generation);
     store_all(roots, &mut record, &all, ("tenant.secrets.accept", &detail), None)?;
     Ok((all, true))
+}
+
+/// The generations that a tenant's guests have.
+fn in_guests(roots: &Roots, tenant: &TenantId) -> Result<Vec<u64>, StoreError> {
+    let mut all = Vec::new();
+    for pool in pool::config::paths(roots, tenant)? {
+        for path in instance::config::paths(roots, &pool)? {
+            all.extend(Instance::load_if_there(roots, &path)?.and_then(|instance| instance.secrets));
+        }
+    }
+    Ok(all)
 }
 
 /// Announces a change and makes it: the key that it needs, the secrets, and their generation in the tenant's record.
@@ -394,6 +412,8 @@ fn store_all(
         let _ = line(Phase::Failed, format!("{detail}: {error}"));
         return Err(error);
     }
+    // They are what guests get from here on: the rest of it is written down on a full disk, too.
+    let _relief = relief::allow(&roots.root);
     failpoint::hit("secrets", "saved")?;
     remember(roots, record, all.generation)?;
     failpoint::hit("secrets", "remembered")?;

@@ -49,7 +49,7 @@ pub fn measure_with(mvm: &Mvm, pairs: u32, has_limits: bool) -> Result<Vec<Figur
                 (false, true) => &["jail", "limits"],
             };
             let _without = (!*is_jailed).then(|| Without::new(&jailer, has_limits)).transpose()?;
-            cycle(mvm, path, lacks, times)?;
+            cycle(mvm, path, (lacks, has_limits), times)?;
             if pair == 0 {
                 times.clear();
             }
@@ -108,12 +108,17 @@ impl Drop for Without {
 }
 
 /// A start and a wake.
-fn cycle(mvm: &Mvm, path: &InstancePath, lacks: &[&str], times: &mut Times) -> Result<()> {
+fn cycle(
+    mvm: &Mvm,
+    path: &InstancePath,
+    (lacks, has_limits): (&[&str], bool),
+    times: &mut Times,
+) -> Result<()> {
     let (started, _) = mvm.timed(&format!("instance start {path} --json"), path)?;
     let record: serde_json::Value = serde_json::from_str(&started.output)?;
     let found = record["vmm"]["lacks"].as_array().context("what it lacks")?;
-    let has = |what: &str| found.contains(&what.into()) == lacks.contains(&what);
-    ensure!(has("jail") && (!lacks.contains(&"limits") || has("limits")), "{record}");
+    let agrees = |what: &str| found.contains(&what.into()) == lacks.contains(&what);
+    ensure!(agrees("jail") && (!has_limits || agrees("limits")), "{record}");
     times.entry("start").or_default().push(ms(started.first));
     mvm.ok(&format!("instance sleep {path}"))?;
     let (woken, _) = mvm.timed(&format!("instance wake {path}"), path)?;

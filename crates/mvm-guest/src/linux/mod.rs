@@ -132,6 +132,8 @@ struct Parts {
     is_first: bool,
     /// The agent has mounted the root, and the console is its own.
     owns_root: bool,
+    /// No host key of the image is there any more, and nothing that an identity replaces has anybody's content.
+    is_ready: bool,
     keep_clock: bool,
     /// The machine is being switched off.
     ending: AtomicBool,
@@ -189,10 +191,11 @@ fn run(place: &Place, screen: Screen, owns_root: bool, keep_clock: bool) -> io::
         // Who forks twice away from a command comes here in place of the machine's init: it can be waited for.
         let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
     }
-    if owns_root && let Err(error) = files::make_ready(&[workload::FILE, console::FILE, data::USUAL]) {
-        // Whoever it becomes will fail, and say so.
-        screen.line(&format!("mvm-guest: {error}"));
-    }
+    let is_ready = owns_root
+        && files::make_ready(&[workload::FILE, console::FILE, data::USUAL])
+            // Whoever it becomes fails where that matters, and says so.
+            .inspect_err(|error| screen.line(&format!("mvm-guest: {error}")))
+            .is_ok();
     let listener = place.listen().map_err(|error| io::Error::other(format!("it cannot listen: {error}")))?;
     let screen = Arc::new(screen);
     let children = Arc::new(Children::default());
@@ -208,6 +211,7 @@ fn run(place: &Place, screen: Screen, owns_root: bool, keep_clock: bool) -> io::
         worker,
         is_first,
         owns_root,
+        is_ready,
         keep_clock,
         ending: AtomicBool::new(false),
         data: Mutex::new(None),
@@ -268,7 +272,7 @@ impl System for Linux {
                 match made.as_ref() {
                     Some(key) => Ok(key.clone()),
                     None => {
-                        if !self.0.owns_root {
+                        if !self.0.is_ready {
                             files::forget_host_keys()?;
                         }
                         Ok(made.insert(files::host_key()?).clone())

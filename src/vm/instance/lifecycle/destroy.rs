@@ -3,7 +3,7 @@
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use super::{
-    LifecycleError, Operator, intent, load_pool, lock_tenant,
+    LifecycleError, Operator, begun, intent, load_pool, lock_tenant,
     lookup::{gone, lock_cancelling_sleep},
 };
 use crate::{
@@ -46,6 +46,7 @@ pub fn destroy(
     let roots = operator.roots.clone();
     let _relief = relief::allow(&roots.root);
     let lock = lock_cancelling_sleep(&roots, path)?;
+    let mut is_whole = true;
     let mut instance = match Instance::load_if_there(&roots, path) {
         Ok(Some(instance)) => instance,
         Ok(None) => {
@@ -53,13 +54,21 @@ pub fn destroy(
             return Err(gone(path));
         }
         // Its lease still says which slot it has: that is all that has to be known to take it away.
-        Err(damaged @ StoreError::Damaged { .. }) => from_lease(&roots, path)?.ok_or(damaged)?,
+        Err(damaged @ StoreError::Damaged { .. }) => {
+            is_whole = false;
+            from_lease(&roots, path)?.ok_or(damaged)?
+        }
         Err(error) => return Err(error.into()),
     };
     let from = instance.status;
     instance.pending = Some(intent(&roots, Operation::Destroy { wipe_volumes }));
     instance.save(&roots)?;
-    operator.audit(&instance, "destroy", Phase::Intent, |entry| entry.from = Some(from.to_string()))?;
+    let said =
+        operator.audit(&instance, "destroy", Phase::Intent, |entry| entry.from = Some(from.to_string()));
+    match is_whole {
+        true => begun(&roots, &mut instance, said)?,
+        false => said?,
+    }
     failpoint::hit("destroy", "intent")?;
     let volumes = if wipe_volumes { Volumes::Wipe } else { Volumes::Keep };
     discard(operator, &instance, volumes, ("destroy", Phase::Done), "")?;

@@ -207,6 +207,15 @@ fn receipt(
     }
 }
 
+/// Where the log does not take an intent nothing is begun, and nobody goes on with it later.
+fn begun(roots: &Roots, instance: &mut Instance, said: Result<(), AuditError>) -> Result<(), LifecycleError> {
+    said.or_else(|error| {
+        instance.pending = None;
+        instance.save(roots)?;
+        Err(error.into())
+    })
+}
+
 /// What there is to say, in one line.
 pub(in crate::vm) fn joined(parts: [Option<String>; 2]) -> Option<String> {
     let parts: Vec<String> = parts.into_iter().flatten().collect();

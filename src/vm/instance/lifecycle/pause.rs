@@ -1,7 +1,7 @@
 //! Warm and back: the vCPUs of an instance pause and go on, and its memory stays where it is.
 
 use super::{
-    LifecycleError, Operator, Outcome, intent,
+    LifecycleError, Operator, Outcome, begun, intent,
     lookup::{Decided, decide, locked},
     unchanged,
 };
@@ -20,7 +20,11 @@ use crate::{
         room,
         tenant::{self, quota::Use},
     },
-    vmm::{client::Client, quirks, wire::Call},
+    vmm::{
+        client::{Client, VmmError},
+        quirks,
+        wire::Call,
+    },
 };
 
 /// Pauses an instance's vCPUs.
@@ -50,10 +54,11 @@ fn switch(
     let Some(Decided { tenant, pool, from, to }) = decide(&roots, &instance, event)? else {
         return Ok(unchanged(instance));
     };
-    if to != State::Warm && instance.agent == AgentMode::Required {
+    if to != State::Warm {
         // Nothing is begun for a guest that could not be given its secrets.
-        let opened = tenant::secrets::open(&roots, &path.tenant)?;
-        if let (Some(_), Some(vmm)) = (opened, instance.find_vmm()) {
+        let is_given =
+            instance.agent == AgentMode::Required && tenant::secrets::open(&roots, &path.tenant)?.is_some();
+        if let (true, Some(vmm)) = (is_given || instance.ungreeted, instance.find_vmm()) {
             guard::check(&roots, &pool, &vmm, instance.slot(&roots)?)?;
         }
     }
@@ -63,26 +68,41 @@ fn switch(
     instance.pending = Some(intent(&roots, operation));
     instance.save(&roots)?;
     failpoint::hit(operation.name(), "intent")?;
-    operator.audit(&instance, operation.name(), Phase::Intent, |entry| {
+    let said = operator.audit(&instance, operation.name(), Phase::Intent, |entry| {
         entry.from = Some(from.to_string());
-    })?;
+    });
+    begun(&roots, &mut instance, said)?;
     failpoint::hit(operation.name(), "announced")?;
-    let done = room::reserve(&roots, &tenant, slot, takes_in(to, takes))
+    let switched = room::reserve(&roots, &tenant, slot, takes_in(to, takes))
         .map_err(LifecycleError::from)
         .and_then(|()| {
             failpoint::hit(operation.name(), "reserved")?;
-            set(operator, &instance, to)?;
-            failpoint::hit(operation.name(), "switched")?;
-            greet(operator, &instance, to)
+            set(operator, &instance, to)
         });
+    let was_switched = switched.is_ok();
+    let done = switched.and_then(|()| {
+        failpoint::hit(operation.name(), "switched")?;
+        let given = greet(operator, &instance, to)?;
+        if instance.ungreeted {
+            operator.net()?.join(slot)?;
+        }
+        Ok(given)
+    });
     match done {
         Ok(given) => {
             instance.secrets = given.generation.or(instance.secrets);
+            instance.ungreeted = false;
             finish(operator, &mut instance, to, Phase::Done)?;
             Ok(Outcome { instance, changed: true })
         }
         Err(error) => {
-            if is_as_before(&error) {
+            let is_as_before = match (was_switched, instance.ungreeted) {
+                (false, _) => is_as_before(&error),
+                // Whom nobody has greeted goes on waiting for it.
+                (true, true) => set(operator, &instance, State::Warm).is_ok(),
+                (true, false) => false,
+            };
+            if is_as_before {
                 if let Some(before) = before {
                     room::note(&roots, slot, before)?;
                 }
@@ -112,7 +132,11 @@ fn takes_in(state: State, takes: Use) -> Use {
 pub(super) fn settle(operator: &Operator, instance: &mut Instance) -> Result<(), LifecycleError> {
     let roots = &operator.roots;
     let info = Client::connect_now(&roots.vmm_dir(&instance.net.tap_dev))?.info()?;
-    let state = if info.is_paused() { State::Warm } else { State::Running };
+    let mut state = if info.is_paused() { State::Warm } else { State::Running };
+    if instance.ungreeted && state != State::Warm {
+        set(operator, instance, State::Warm)?;
+        state = State::Warm;
+    }
     greet_if_it_hears(operator, instance, state)?;
     let takes = launch::takes_of(roots, instance)?;
     room::note(roots, instance.slot(roots)?, takes_in(state, takes))?;
@@ -149,7 +173,12 @@ pub(super) fn greet_if_it_hears(
     to: State,
 ) -> Result<(), LifecycleError> {
     match greet(operator, instance, to) {
-        Err(LifecycleError::Guest(_) | LifecycleError::Secrets(_) | LifecycleError::Unprotected(_)) => Ok(()),
+        Err(
+            LifecycleError::Guest(_)
+            | LifecycleError::Secrets(_)
+            | LifecycleError::Unprotected(_)
+            | LifecycleError::Vmm(VmmError::Refused { .. }),
+        ) => Ok(()),
         greeted => {
             instance.secrets = greeted?.generation.or(instance.secrets);
             Ok(())

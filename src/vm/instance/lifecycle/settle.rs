@@ -240,8 +240,7 @@ fn ended_by_itself(log: &[u8]) -> String {
     format!("the VMM ended by itself{said}")
 }
 
-/// A guest that woke and does not confirm who it is, or is not guarded as it must be: it is not let onto the network, and there is
-/// no way back.
+/// A guest that woke and does not confirm who it is: it is not let onto the network, and there is no way back.
 fn unserved(
     operator: &mut Operator,
     instance: &mut Instance,
@@ -252,21 +251,26 @@ fn unserved(
     finish_stop(operator, instance, ("wake", Phase::Recovered), format!("it woke, and {error}"))
 }
 
-/// A guest whose secrets cannot be opened by who settles its wake, for want of the master key: its vCPUs stay paused, or are, and
-/// nothing of it is lost. Who resumes it gives it its secrets.
-fn hold(operator: &mut Operator, instance: &mut Instance, slot: Slot) -> Result<(), LifecycleError> {
+/// A guest whose secrets cannot be opened by who settles its wake, for want of the master key for one, or whose VMM is not guarded
+/// as is wanted by now: its vCPUs stay paused, or are, it does not join the network, and nothing of it is lost. Who resumes it
+/// greets it.
+fn hold(
+    operator: &mut Operator,
+    instance: &mut Instance,
+    slot: Slot,
+    why: &LifecycleError,
+) -> Result<(), LifecycleError> {
     let roots = operator.roots.clone();
     pause::set(operator, instance, State::Warm)?;
     failpoint::hit("wake", "held")?;
-    operator.net()?.join(slot)?;
     room::note(&roots, slot, launch::takes_of(&roots, instance)?.paused())?;
     operator.audit(instance, "wake", Phase::Recovered, |entry| {
         entry.from = Some(instance.status.to_string());
         entry.to = Some(State::Warm.to_string());
-        entry.detail = Some("its secrets cannot be opened: it is paused until it is resumed".into());
+        entry.detail = Some(format!("it is paused, and not on the network, until it is resumed: {why}"));
     })?;
     instance.pending = None;
-    instance.status = State::Warm;
+    (instance.status, instance.ungreeted) = (State::Warm, true);
     instance.entered_warm_at = Some(roots.now());
     instance.save(&roots)?;
     Ok(failpoint::hit("wake", "recorded")?)
@@ -297,13 +301,14 @@ fn settle_wake(operator: &mut Operator, instance: &mut Instance) -> Result<(), L
             Some(launch::record_of(&roots, &vmm, &slot.tap(), (origin.vmm, &origin.vmm_version), parent));
         let pool = load_pool(&roots, &path.pool_path())?.1;
         match guard::check(&roots, &pool, &vmm, slot) {
-            Err(error @ (LifecycleError::Unprotected(_) | LifecycleError::Vmm(_))) => {
-                return unserved(operator, instance, slot, &error);
-            }
+            Err(error @ LifecycleError::Unprotected(_)) => return hold(operator, instance, slot, &error),
+            Err(error @ LifecycleError::Vmm(_)) => return unserved(operator, instance, slot, &error),
             checked => checked?,
         }
-        if instance.agent == AgentMode::Required && tenant::secrets::open(&roots, &path.tenant).is_err() {
-            return hold(operator, instance, slot);
+        if instance.agent == AgentMode::Required
+            && let Err(error) = tenant::secrets::open(&roots, &path.tenant)
+        {
+            return hold(operator, instance, slot, &error.into());
         }
         pause::set(operator, instance, State::Running)?;
         let confirmed = match pause::greet(operator, instance, State::Running) {

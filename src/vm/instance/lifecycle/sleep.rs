@@ -18,7 +18,7 @@ use std::{
 use rustix::fs::{CWD, Mode, OFlags, openat};
 
 use super::{
-    LifecycleError, Operator, Outcome, denied, intent,
+    LifecycleError, Operator, Outcome, begun, denied, intent,
     lookup::{Decided, decide, is_wanted, locked, locked_cancelling_sleep},
     receipt, unchanged,
 };
@@ -131,10 +131,11 @@ pub fn sleep(operator: &mut Operator, path: &InstancePath, force: bool) -> Resul
     instance.pending = Some(intent(&roots, Operation::Sleep));
     instance.save_unsynced(&roots)?;
     failpoint::hit("sleep", "intent")?;
-    operator.audit(&instance, "sleep", Phase::Intent, |entry| {
+    let said = operator.audit(&instance, "sleep", Phase::Intent, |entry| {
         entry.from = Some(state.to_string());
         entry.revision = Some(revision.to_string());
-    })?;
+    });
+    begun(&roots, &mut instance, said)?;
     let mut sleeper = Sleeper::new(operator, &instance, record, revision);
     let asked = instance.agent == AgentMode::Required && !force;
     sleeper.drain = asked.then(|| Duration::from_secs(pool.runtime_policy.drain_timeout_seconds.into()));

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{
-    LifecycleError, Operator, Outcome, intent,
+    LifecycleError, Operator, Outcome, begun, intent,
     lookup::{Decided, decide, locked_as_it_is, locked_cancelling_sleep},
     pause, unchanged,
 };
@@ -46,7 +46,8 @@ pub fn stop(operator: &mut Operator, path: &InstancePath, force: bool) -> Result
     let slot = instance.slot(&roots)?;
     instance.pending = Some(intent(&roots, Operation::Stop));
     instance.save(&roots)?;
-    operator.audit(&instance, "stop", Phase::Intent, |entry| entry.from = Some(state.to_string()))?;
+    let said = operator.audit(&instance, "stop", Phase::Intent, |entry| entry.from = Some(state.to_string()));
+    begun(&roots, &mut instance, said)?;
     failpoint::hit("stop", "intent")?;
     let vmm = instance.find_vmm();
     let mut why = format!("stopped by uid {}", roots.actor.uid);

@@ -26,7 +26,7 @@ use super::{archive::Archive, limits::Reason, *};
 fn is_root() -> bool {
     let is_root = rustix::process::geteuid().is_root();
     if !is_root {
-        let _ = writeln!(io::stderr(), "SKIP (needs root: an image's files belong to root)");
+        crate::infra::tests::skip("needs root: an image's files belong to root");
     }
     is_root
 }
