@@ -211,7 +211,14 @@ fn is_refused_unless_taken(sandbox: &Sandbox, [strict, any]: &[String; 2], why: 
     assert!(would(strict)["code"] == "no_jail" && would(any).is_null());
     let started = sandbox.ok(&format!("instance start {any}"));
     assert!(lacks(&started).contains(&"jail"), "{started}");
-    for command in [format!("instance info {any}"), "instance list".into()] {
+    sandbox.ok(&format!("instance sleep {any}"));
+    let commands = [
+        format!("instance wake {any}"),
+        format!("instance info {any}"),
+        "instance list".into(),
+        "tenant audit acme --json".into(),
+    ];
+    for command in commands {
         let shown = String::from_utf8_lossy(&sandbox.run(&command).stdout).into_owned();
         assert!(shown.contains("no jail"), "{shown}");
     }

@@ -5,7 +5,7 @@ mod view;
 use std::time::Duration;
 
 pub use self::view::InstanceView;
-use self::view::{describe, simulated, took};
+use self::view::{describe, doubts, took};
 use super::{console, guest};
 use crate::cli::{
     arguments::instance::{DiskCommand, InstanceCommand, StatsOf},
@@ -70,7 +70,7 @@ fn asleep(out: &Out, view: &InstanceView) -> String {
 }
 
 fn awake(out: &Out, view: &InstanceView) -> String {
-    format!("awake in {}{}", took(out, view), simulated(out, view))
+    format!("awake in {}{}", took(out, view), doubts(out, view))
 }
 
 /// Loads an instance; one whose VMM ended, or whose last operation was cut off, is settled first.
@@ -127,7 +127,7 @@ pub fn run(out: &Out, operator: &mut Operator, command: InstanceCommand) -> Resu
         InstanceCommand::Start { instance } => {
             let doing = |path: &InstancePath| format!("starting {path}");
             let started = |view: &InstanceView| {
-                format!("{} {}{}", view.instance.net.guest_ip, took(out, view), simulated(out, view))
+                format!("{} {}{}", view.instance.net.guest_ip, took(out, view), doubts(out, view))
             };
             verb(out, operator, &instance, doing, lifecycle::start, started)?;
         }

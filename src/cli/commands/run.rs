@@ -140,15 +140,12 @@ fn start(out: &Out, operator: &mut Operator, path: &InstancePath) -> Result<Inst
     Ok(outcome.instance)
 }
 
-/// What a VMM runs without here, which its pool accepts. The simulated one, which was asked for, runs nobody's guest.
+/// What a VMM runs without here, which its pool accepts.
 fn unprotected(vmm: &VmmRecord) -> Option<String> {
-    let lacks: Vec<String> = vmm.lacks.iter().map(ToString::to_string).collect();
-    (vmm.kind == VmmKind::Firecracker && !lacks.is_empty()).then(|| {
-        format!(
-            "its VMM has {}: pools of mvm run are --insecure and accept that        next: mvm doctor",
-            lacks.join(", ")
-        )
-    })
+    let lacks = vmm.unprotected()?;
+    Some(format!(
+        "its VMM has {lacks}: pools of mvm run are --insecure and accept that        next: mvm doctor"
+    ))
 }
 
 /// The image is there, or is made where there is a recipe for it.

@@ -198,6 +198,21 @@ pub struct VmmRecord {
     pub parent: Parent,
 }
 
+impl VmmRecord {
+    /// What it lacks, for people: `no jail, no limits`; none where it lacks nothing, and of the simulated one, which runs nobody's
+    /// guest.
+    pub fn unprotected(&self) -> Option<String> {
+        let lacks: Vec<String> = self.lacks.iter().map(ToString::to_string).collect();
+        (self.kind == VmmKind::Firecracker && !lacks.is_empty()).then(|| lacks.join(", "))
+    }
+
+    /// Which one it is, and what it lacks, as the audit log has it.
+    pub fn in_words(&self) -> String {
+        let lacks = self.unprotected().map(|lacks| format!(", {lacks}")).unwrap_or_default();
+        format!("{} {} pid {}{lacks}", self.kind, self.version, self.pid)
+    }
+}
+
 /// What the pages that a VMM knows as written to were written over: what a Diff has to be laid on to be complete.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -183,7 +183,14 @@ pub fn create(operator: &Operator, pool: &Pool) -> Result<(Pool, bool), PoolErro
     let count = config::paths(roots, &path.tenant)?.len() as u64;
     within("max_pools", count, 1, tenant.quotas.max_pools.into())
         .map_err(|exceeded| PoolError::TooMany { tenant: path.tenant.to_string(), exceeded })?;
-    record(roots, &path, Entry::new("pool.create", &path, Phase::Intent))?;
+    let announce = |phase| {
+        let mut entry = Entry::new("pool.create", &path, phase);
+        // What protects others from what will run in it.
+        let Pool { vmm, insecure, seccomp_policy, .. } = pool;
+        entry.detail = Some(format!("vmm {vmm}, insecure {insecure}, seccomp {seccomp_policy}"));
+        record(roots, &path, entry)
+    };
+    announce(Phase::Intent)?;
     let folder = config::pools_folder(roots, &path.tenant);
     store::make_folder(&folder)?;
     store::sweep(&folder)?;
@@ -193,7 +200,7 @@ pub fn create(operator: &Operator, pool: &Pool) -> Result<(Pool, bool), PoolErro
     fs::rename(&new, config::folder(roots, &path)).map_err(StoreError::io("rename", &new))?;
     store::sync_folder(&folder)?;
     failpoint::hit("pool-create", "in-place")?;
-    record(roots, &path, Entry::new("pool.create", &path, Phase::Done))?;
+    announce(Phase::Done)?;
     Ok((pool.clone(), true))
 }
 

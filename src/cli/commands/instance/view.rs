@@ -184,11 +184,12 @@ pub(super) fn took(out: &Out, view: &InstanceView) -> String {
 }
 
 /// What is said of one that runs no guest.
-pub(super) fn simulated(out: &Out, view: &InstanceView) -> String {
-    match view.instance.vmm.as_ref().is_some_and(|vmm| vmm.kind == VmmKind::Sim) {
-        true => out.paint(Tone::Doubtful, "  (simulated: no guest runs)"),
-        false => String::new(),
-    }
+pub(super) fn doubts(out: &Out, view: &InstanceView) -> String {
+    let doubt = view.instance.vmm.as_ref().and_then(|vmm| match vmm.kind {
+        VmmKind::Sim => Some("simulated: no guest runs".to_owned()),
+        VmmKind::Firecracker => vmm.unprotected(),
+    });
+    doubt.map(|doubt| out.paint(Tone::Doubtful, &format!("  ({doubt})"))).unwrap_or_default()
 }
 
 fn steps(receipt: &Receipt) -> String {

@@ -165,7 +165,7 @@ fn record(launch: &Launch, instance: &mut Instance, from: State) -> Result<(), L
         entry.from = Some(from.to_string());
         entry.to = Some(State::Running.to_string());
         entry.revision = instance.revision.as_ref().map(ToString::to_string);
-        let vmm = instance.vmm.as_ref().map(|vmm| format!("{} {} pid {}", vmm.kind, vmm.version, vmm.pid));
+        let vmm = instance.vmm.as_ref().map(|vmm| vmm.in_words());
         entry.detail = joined([vmm, secrets::detail(instance)]);
     })?;
     failpoint::hit("start", "audited")?;

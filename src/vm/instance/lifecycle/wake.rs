@@ -224,7 +224,7 @@ pub(super) fn finish(
     operator.audit(instance, "wake", phase, |entry| {
         entry.from = Some(State::Sleeping.to_string());
         entry.to = Some(State::Running.to_string());
-        let vmm = instance.vmm.as_ref().map(|vmm| format!("{} {} pid {}", vmm.kind, vmm.version, vmm.pid));
+        let vmm = instance.vmm.as_ref().map(|vmm| vmm.in_words());
         entry.detail = joined([vmm, secrets::detail(instance)]);
     })?;
     failpoint::hit("wake", "audited")?;
