@@ -270,6 +270,7 @@ mod tests {
             limits: None,
             filter: None,
             parent: Parent::Unknown,
+            ungreeted: false,
         };
         let said = unprotected(&vmm(VmmKind::Firecracker, &[Lack::Jail, Lack::Limits])).unwrap();
         assert!(said.starts_with("its VMM has no jail, no limits: "), "{said}");

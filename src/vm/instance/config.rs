@@ -58,9 +58,6 @@ pub struct Instance {
     /// Which set of its tenant's secrets its guest has; none where it was never given any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secrets: Option<u64>,
-    /// It woke, and nobody has greeted its guest: that is paused and not on the network until a resume has.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub ungreeted: bool,
     /// The revision that it was last started with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<RevisionHash>,
@@ -196,6 +193,9 @@ pub struct VmmRecord {
     /// What its next snapshot builds on.
     #[serde(default)]
     pub parent: Parent,
+    /// It woke, and nobody has greeted its guest: that is paused and not on the network until a resume has.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ungreeted: bool,
 }
 
 impl VmmRecord {
@@ -308,7 +308,6 @@ impl Instance {
             agent: pool.agent,
             host_key: None,
             secrets: None,
-            ungreeted: false,
             revision: None,
             base_key: None,
             vmm: None,
@@ -400,6 +399,11 @@ impl Instance {
     pub fn find_vmm(&self) -> Option<Vmm> {
         let vmm = self.vmm.as_ref().filter(|vmm| vmm.boot_id == process::boot_id())?;
         process::find(vmm.identity())
+    }
+
+    /// Did it wake without being greeted yet?
+    pub fn is_ungreeted(&self) -> bool {
+        self.status.has_vmm() && self.vmm.as_ref().is_some_and(|vmm| vmm.ungreeted)
     }
 
     /// Is its VMM there? Cheaper than [`Self::find_vmm`]; `boot_id` is this boot's.

@@ -449,6 +449,7 @@ pub fn record_of(
         limits,
         filter,
         parent,
+        ungreeted: false,
     }
 }
 

@@ -101,7 +101,7 @@ pub fn desired(roots: &Roots) -> Result<Desired, StoreError> {
                 }
                 desired.leases.push(lease(&tenant, &pool, &instance));
                 let slot = tenant.slot(instance.net.offset);
-                if instance.pending.is_some() || instance.ungreeted {
+                if instance.pending.is_some() || instance.is_ungreeted() {
                     desired.busy.insert(slot);
                 } else if instance.status.has_vmm() && instance.vmm_is_alive(&boot_id) {
                     desired.attached.push(slot);

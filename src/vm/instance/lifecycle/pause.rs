@@ -58,7 +58,7 @@ fn switch(
         // Nothing is begun for a guest that could not be given its secrets.
         let is_given =
             instance.agent == AgentMode::Required && tenant::secrets::open(&roots, &path.tenant)?.is_some();
-        if let (true, Some(vmm)) = (is_given || instance.ungreeted, instance.find_vmm()) {
+        if let (true, Some(vmm)) = (is_given || instance.is_ungreeted(), instance.find_vmm()) {
             guard::check(&roots, &pool, &vmm, instance.slot(&roots)?)?;
         }
     }
@@ -83,7 +83,7 @@ fn switch(
     let done = switched.and_then(|()| {
         failpoint::hit(operation.name(), "switched")?;
         let given = greet(operator, &instance, to)?;
-        if instance.ungreeted {
+        if instance.is_ungreeted() {
             operator.net()?.join(slot)?;
         }
         Ok(given)
@@ -91,12 +91,14 @@ fn switch(
     match done {
         Ok(given) => {
             instance.secrets = given.generation.or(instance.secrets);
-            instance.ungreeted = false;
+            if let Some(vmm) = &mut instance.vmm {
+                vmm.ungreeted = false;
+            }
             finish(operator, &mut instance, to, Phase::Done)?;
             Ok(Outcome { instance, changed: true })
         }
         Err(error) => {
-            let is_as_before = match (was_switched, instance.ungreeted) {
+            let is_as_before = match (was_switched, instance.is_ungreeted()) {
                 (false, _) => is_as_before(&error),
                 // Whom nobody has greeted goes on waiting for it.
                 (true, true) => set(operator, &instance, State::Warm).is_ok(),
@@ -133,7 +135,7 @@ pub(super) fn settle(operator: &Operator, instance: &mut Instance) -> Result<(),
     let roots = &operator.roots;
     let info = Client::connect_now(&roots.vmm_dir(&instance.net.tap_dev))?.info()?;
     let mut state = if info.is_paused() { State::Warm } else { State::Running };
-    if instance.ungreeted && state != State::Warm {
+    if instance.is_ungreeted() && state != State::Warm {
         set(operator, instance, State::Warm)?;
         state = State::Warm;
     }

@@ -270,7 +270,10 @@ fn hold(
         entry.detail = Some(format!("it is paused, and not on the network, until it is resumed: {why}"));
     })?;
     instance.pending = None;
-    (instance.status, instance.ungreeted) = (State::Warm, true);
+    instance.status = State::Warm;
+    if let Some(vmm) = &mut instance.vmm {
+        vmm.ungreeted = true;
+    }
     instance.entered_warm_at = Some(roots.now());
     instance.save(&roots)?;
     Ok(failpoint::hit("wake", "recorded")?)

@@ -157,7 +157,6 @@ fn begin(launch: &Launch, instance: &Instance, from: State) -> Result<(), Lifecy
 fn record(launch: &Launch, instance: &mut Instance, from: State) -> Result<(), LifecycleError> {
     let roots = &launch.operator.roots;
     instance.vmm = launch::record(launch);
-    instance.ungreeted = false;
     instance.pending = None;
     instance.status = State::Running;
     instance.entered_running_at = Some(roots.now());

@@ -77,7 +77,6 @@ pub fn wake(operator: &mut Operator, path: &InstancePath, force: bool) -> Result
     };
     // From here on there is no way back: what fails is settled as it is where it was cut off.
     instance.vmm = launch::record(&launch);
-    instance.ungreeted = false;
     let awake = runner::run("wake", &awake_steps(instance.agent), &mut launch).and_then(|more| {
         times.extend(more);
         let confirmed = std::mem::take(&mut launch.confirmed);
