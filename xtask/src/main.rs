@@ -28,6 +28,9 @@ enum Task {
     Bench(bench::BenchArguments),
     /// A virtual machine in which real Firecracker runs real Linux guests
     Lab(lab::LabArguments),
+    /// In the lab: keep an empty VM for ever
+    #[command(hide = true)]
+    HoldVm,
 }
 
 fn main() -> ExitCode {
@@ -41,16 +44,16 @@ fn main() -> ExitCode {
 }
 
 fn run_task(task: &Task) -> Result<ExitCode> {
-    if let (Task::Bench(arguments), false) = (task, root().exists()) {
-        return bench::run_elsewhere(arguments).map(|()| ExitCode::SUCCESS);
-    }
-    std::env::set_current_dir(root()).context("the workspace is not where it was built")?;
-    match task {
-        Task::Check => check::run(),
-        Task::Test(arguments) => test::run(arguments),
-        Task::Docs => docs::write(),
-        Task::Bench(arguments) => bench::run(arguments),
-        Task::Lab(arguments) => return lab::run(arguments).map(ExitCode::from),
+    let here = std::env::set_current_dir(root()).context("the workspace is not where it was built");
+    match (task, here) {
+        (Task::HoldVm, _) => lab::hold::for_ever(),
+        (Task::Bench(arguments), Err(_)) => bench::run_elsewhere(arguments),
+        (_, Err(error)) => Err(error),
+        (Task::Check, _) => check::run(),
+        (Task::Test(arguments), _) => test::run(arguments),
+        (Task::Docs, _) => docs::write(),
+        (Task::Bench(arguments), _) => bench::run(arguments),
+        (Task::Lab(arguments), _) => return lab::run(arguments).map(ExitCode::from),
     }
     .map(|()| ExitCode::SUCCESS)
 }

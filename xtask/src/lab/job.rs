@@ -11,9 +11,8 @@ use anyhow::{Context, Result, bail};
 
 use super::{machine::Run, make};
 
-/// With two, a kernel that changes its own code (a static key, as KVM's with its first VM and again when the last one is gone)
-/// is now and then caught for good in the breakpoint that it puts there for a moment: the translation of that outlives it (QEMU
-/// 7.2, a thread for each CPU). With one, a lab stands still now and then, all idle, and more often in the tests.
+/// With two, the kernel must not change its own code often: [`super::hold`]. With one, a lab stands still now and then, all idle,
+/// and more often in the tests.
 pub const CPUS: u32 = 2;
 
 /// A job.

@@ -2,6 +2,7 @@
 //! nested KVM. Where a machine has no usable /dev/kvm of its own, it shows what fcsim and tiny guests cannot.
 
 mod hang;
+pub mod hold;
 mod initrd;
 mod job;
 mod machine;
@@ -298,6 +299,8 @@ fn readable(console: &str) -> String {
 
 fn programs(host: &Host, arguments: &LabArguments) -> Result<Vec<(String, PathBuf)>> {
     let mut programs = job::build(&["build", "--package", "mvm", "--package", "fcsim", "--bins"])?;
+    // What holds a VM there; as the kernel has it, also where it was built anew meanwhile.
+    programs.push(("xtask".into(), "/proc/self/exe".into()));
     programs.push(("firecracker".into(), host.firecracker.clone()));
     programs.extend(host.jailer.iter().map(|jailer| ("jailer".into(), jailer.clone())));
     for file in &arguments.with {
