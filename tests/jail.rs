@@ -251,7 +251,13 @@ fn a_jailer_that_needs_libraries_is_none() {
     }
     let Some(sandbox) = Sandbox::new() else { return };
     let program = alone(&sandbox);
-    sandbox.ok(&format!("vmm install {} --jailer /bin/true", program.display()));
+    let install = format!("vmm install {}", program.display());
+    assert_eq!(sandbox.refused(&format!("{install} --jailer /bin/true"), 1), "not_jailer");
+    assert!(sandbox.ok("vmm list").as_array().is_some_and(Vec::is_empty));
+    sandbox.ok(&install);
+    let installed =
+        fs::read_dir(sandbox.root().join("vmm")).expect("a folder").flatten().next().expect("one");
+    fs::copy("/bin/true", installed.path().join("jailer")).expect("a copy");
     let pools = two_pools(&sandbox);
     is_refused_unless_taken(&sandbox, &pools, "jailer is linked dynamically");
 }

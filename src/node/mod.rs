@@ -12,7 +12,7 @@ pub use self::{
     recover::{Recovered, reclaim, recover},
 };
 use crate::{
-    infra::{config::Roots, failpoint, relief},
+    infra::{config::Roots, failpoint},
     net::NetError,
     security::{
         audit::{self, AuditError, Entry, NODE, Phase},
@@ -21,11 +21,13 @@ use crate::{
     store::{self, Lock, StoreError},
     vm::{
         fleet,
-        instance::lifecycle::LifecycleError,
-        pool::lifecycle::PoolError,
+        instance::{config::Instance, lifecycle::LifecycleError},
+        naming::InstancePath,
+        pool::{config::VmmKind, lifecycle::PoolError},
         room::{self, NodeConfig},
         tenant::{self, quota::Use},
     },
+    vmm::process,
 };
 
 /// Why something could not be done for the node.
@@ -121,6 +123,26 @@ pub fn stats(roots: &Roots) -> Result<Stats, StoreError> {
     })
 }
 
+/// What runs, or is warm, with what a node in production does not take: the simulated VMM, or one without jail, limits or filter.
+///
+/// # Errors
+/// When the state cannot be read.
+pub fn outside_production(roots: &Roots) -> Result<Vec<(InstancePath, String)>, StoreError> {
+    let boot = process::boot_id();
+    let mut outside = Vec::new();
+    for path in fleet::instances(roots)? {
+        // One that is damaged is said by what lists them.
+        let Ok(Some(instance)) = Instance::load_if_there(roots, &path) else { continue };
+        let Some(vmm) = instance.vmm.as_ref().filter(|_| instance.vmm_is_alive(&boot)) else { continue };
+        match (vmm.kind, vmm.unprotected()) {
+            (VmmKind::Sim, _) => outside.push((path, "the simulated VMM".to_owned())),
+            (VmmKind::Firecracker, Some(lacks)) => outside.push((path, lacks)),
+            (VmmKind::Firecracker, None) => {}
+        }
+    }
+    Ok(outside)
+}
+
 fn needs_encryption(node: &NodeConfig) -> bool {
     node.production && !node.plain_storage_waiver
 }
@@ -159,15 +181,8 @@ pub fn update(roots: &Roots, change: impl FnOnce(&mut NodeConfig)) -> Result<Nod
     let written = failpoint::hit("node-set", "announced")
         .map_err(StoreError::io("write", &roots.node_file()))
         .and_then(|()| store::write(&roots.node_file(), &node));
-    if let Err(error) = written {
-        let _relief = relief::allow(&roots.root);
-        entry.phase = Phase::Failed;
-        entry.detail = entry.detail.map(|detail| format!("{detail}: {error}"));
-        let _ = audit::append(roots, NODE, &folder, entry);
-        return Err(error.into());
+    if written.is_ok() {
+        failpoint::hit("node-set", "saved").map_err(StoreError::io("write", &roots.node_file()))?;
     }
-    failpoint::hit("node-set", "saved").map_err(StoreError::io("write", &roots.node_file()))?;
-    entry.phase = Phase::Done;
-    audit::append(roots, NODE, &folder, entry)?;
-    Ok(node)
+    audit::outcome(roots, (NODE, &folder), entry, written.map(|()| node).map_err(NodeError::from))
 }

@@ -145,10 +145,12 @@ fn is_being_settled(roots: &Roots, path: &str) -> bool {
     matches!(instance, Ok(Ok(Some(instance))) if instance.pending.is_some())
 }
 
-/// What a cut-off change of secrets did not write down; secrets that are lost are said.
+/// What a cut-off change of secrets did not write down; secrets that are lost, or whose key is, are said.
 fn settle_secrets(operator: &mut Operator, recovered: &mut Recovered) -> Result<(), NodeError> {
     for tenant in tenant::config::ids(&operator.roots)? {
-        match tenant::secrets::settle(&operator.roots, &tenant) {
+        let settled = tenant::secrets::settle(&operator.roots, &tenant)
+            .and_then(|()| Ok(tenant::secrets::check(&operator.roots, &tenant).map(drop)?));
+        match settled {
             // Destroyed meanwhile.
             Err(LifecycleError::NotFound { .. }) => {}
             settled => drop(recovered.note(&tenant, settled)),

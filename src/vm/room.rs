@@ -185,10 +185,28 @@ pub fn used_by(reserved: &[(Slot, Use)], net_id: NetId) -> Use {
 /// # Errors
 /// [`RoomError`] says what is lacking; what the slot had it has still.
 pub fn reserve(roots: &Roots, tenant: &Tenant, slot: Slot, wanted: Use) -> Result<(), RoomError> {
-    let node = NodeConfig::load(roots)?;
-    let machine = memory_total_mib();
-    let stored = stored(roots, tenant)?;
+    let (node, stored) = (NodeConfig::load(roots)?, stored(roots, tenant)?);
     let _lock = lock(roots)?;
+    admit(roots, (&node, tenant), stored, slot, wanted)?;
+    Ok(write(roots, slot, wanted)?)
+}
+
+/// Would a slot get that at this moment?
+///
+/// # Errors
+/// As [`reserve`].
+pub fn check(roots: &Roots, tenant: &Tenant, slot: Slot, wanted: Use) -> Result<(), RoomError> {
+    admit(roots, (&NodeConfig::load(roots)?, tenant), stored(roots, tenant)?, slot, wanted)
+}
+
+fn admit(
+    roots: &Roots,
+    (node, tenant): (&NodeConfig, &Tenant),
+    stored: Use,
+    slot: Slot,
+    wanted: Use,
+) -> Result<(), RoomError> {
+    let machine = memory_total_mib();
     let others: Vec<_> = reserved(roots)?.into_iter().filter(|(other, _)| *other != slot).collect();
     let used = used_by(&others, slot.net_id).plus(stored);
     tenant
@@ -199,8 +217,7 @@ pub fn reserve(roots: &Roots, tenant: &Tenant, slot: Slot, wanted: Use) -> Resul
     let overhead = |u: Use| u.mem_mib.saturating_add(u64::from(u.vms()) * EXPECTED_VMM_MIB);
     within("VMs", all.vms().into(), wanted.vms().into(), node.max_vms.into())
         .and_then(|()| within("memory in MiB", overhead(all), overhead(wanted), node.memory_mib(machine)))
-        .map_err(|exceeded| RoomError::Node { exceeded })?;
-    Ok(write(roots, slot, wanted)?)
+        .map_err(|exceeded| RoomError::Node { exceeded })
 }
 
 /// Writes a slot's reservation in place of any that it has. The node is locked.
@@ -304,17 +321,28 @@ pub fn check_quota(roots: &Roots, tenant: &Tenant, needed_mib: u64) -> Result<()
 /// # Errors
 /// [`RoomError::Disk`] and [`RoomError::Relief`] where there is not.
 pub fn check_disk(roots: &Roots, node: &NodeConfig, needed_mib: u64) -> Result<(), RoomError> {
-    let free_mib = free_mib(&roots.root)?;
-    let root = roots.root.display().to_string();
-    // Nothing is begun on a disk without a page, whatever the floor.
-    let floor_mib = node.disk_floor_mib.max(1);
-    if free_mib < floor_mib.saturating_add(needed_mib) {
-        return Err(RoomError::Disk { free_mib, needed_mib, floor_mib, root });
-    }
+    check_free(roots, node, needed_mib)?;
     relief::set_aside(&roots.root).map_err(|error| match relief::is_full(&error) {
-        true => RoomError::Relief { root },
+        true => RoomError::Relief { root: roots.root.display().to_string() },
         false => StoreError::io("set space aside in", &relief::folder(&roots.root))(error).into(),
     })
+}
+
+/// The same for who makes nothing.
+///
+/// # Errors
+/// [`RoomError::Disk`] where there is not.
+pub fn check_free(roots: &Roots, node: &NodeConfig, needed_mib: u64) -> Result<(), RoomError> {
+    let free_mib = free_mib(&roots.root)?;
+    // Nothing is begun on a disk without a page, whatever the floor.
+    let floor_mib = node.disk_floor_mib.max(1);
+    match free_mib < floor_mib.saturating_add(needed_mib) {
+        true => {
+            let root = roots.root.display().to_string();
+            Err(RoomError::Disk { free_mib, needed_mib, floor_mib, root })
+        }
+        false => Ok(()),
+    }
 }
 
 /// Free space where a path lies, in MiB.

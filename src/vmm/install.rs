@@ -43,6 +43,16 @@ pub enum InstallError {
         /// What it said.
         why: String,
     },
+    /// A program that is no jailer, or that of another Firecracker.
+    #[error("{path} is not the jailer of Firecracker {version}: {why}", path = path.display())]
+    NotJailer {
+        /// The program.
+        path: PathBuf,
+        /// The Firecracker's version.
+        version: String,
+        /// What it said.
+        why: String,
+    },
     /// This build of mvm has no simulated VMM.
     #[error("this mvm was built without the simulated VMM")]
     NoSim,
@@ -177,24 +187,38 @@ pub fn sim(_wanted: Option<&str>) -> Result<Program, InstallError> {
     Err(InstallError::NoSim)
 }
 
-/// Installs a Firecracker, and a jailer beside it, under the version that the program itself names.
+/// The version that a program of Firecracker's says it has, whose name stands before it.
+fn version_of(program: &Path, name: &str) -> Result<String, String> {
+    let said = shell::run(program, ["--version"], b"", Duration::from_secs(10));
+    let said = said.map_err(|error| error.to_string())?;
+    let said = String::from_utf8_lossy(&said);
+    let is_version = |version: &&str| {
+        !version.is_empty() && version.chars().all(|c| c.is_ascii_alphanumeric() || ".-".contains(c))
+    };
+    let version = said.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(" v"));
+    match version.map(str::trim).filter(is_version) {
+        Some(version) => Ok(version.to_owned()),
+        None => Err(format!("it says {:?}", said.lines().next().unwrap_or_default())),
+    }
+}
+
+/// Installs a Firecracker, and a jailer beside it, under the version that the programs themselves name.
 ///
 /// # Errors
-/// [`InstallError::NotFirecracker`] where it names none.
+/// [`InstallError::NotFirecracker`] and [`InstallError::NotJailer`] where they name none, or two.
 pub fn install(roots: &Roots, firecracker: &Path, jailer: Option<&Path>) -> Result<Installed, InstallError> {
     let not = |why: String| InstallError::NotFirecracker { path: firecracker.to_path_buf(), why };
-    let said = shell::run(firecracker, ["--version"], b"", Duration::from_secs(10))
-        .map_err(|error| not(error.to_string()))?;
-    let said = String::from_utf8_lossy(&said);
-    let version = said
-        .lines()
-        .find_map(|line| line.strip_prefix("Firecracker v"))
-        .map(str::trim)
-        .filter(|version| {
-            !version.is_empty() && version.chars().all(|c| c.is_ascii_alphanumeric() || ".-".contains(c))
-        })
-        .ok_or_else(|| not(format!("it says {:?}", said.lines().next().unwrap_or_default())))?
-        .to_owned();
+    let version = version_of(firecracker, "Firecracker").map_err(not)?;
+    if let Some(jailer) = jailer {
+        let why = match version_of(jailer, "Jailer") {
+            Ok(same) if same == version => None,
+            Ok(other) => Some(format!("it is that of {other}")),
+            Err(why) => Some(why),
+        };
+        if let Some(why) = why {
+            return Err(InstallError::NotJailer { path: jailer.to_path_buf(), version, why });
+        }
+    }
     let folder = roots.vmm_versions();
     store::make_folder(&folder)?;
     let _lock =

@@ -113,6 +113,22 @@ fn the_node_says_what_it_has_and_what_is_in_use() {
     ");
     snapshot!(terminal.sees("node audit --verify"), @"6 records, chain whole");
     snapshot!(terminal.sees("events -n 1"), @"2026-01-02 03:04:05Z  uid 0 done      node.update       node-ID (labels.rack from none to 7)");
+    snapshot!(terminal.sees("node audit --head"), @"
+    node-ID
+      records    6
+      hash       HASH
+      at         2026-01-02 03:04:05Z
+      key        KEY, PUBLIC
+      signature  SIGNATURE
+    with --json it is what --verify --against FILE takes
+    ");
+    let kept = terminal.sandbox.root().join("kept.json");
+    fs::write(&kept, terminal.sees_json("node audit --head")).expect("a file");
+    let against = format!("node audit --verify --against {}", kept.display());
+    snapshot!(terminal.sees(&against), @"
+    6 records, chain whole
+    as it was at 2026-01-02 03:04:05Z: record 6
+    ");
     std::fs::remove_dir_all(terminal.sandbox.root().join("node")).expect("the node's log");
     snapshot!(terminal.sees("node set max-vms 2"), @"
     the audit log in ROOT/node is gone
@@ -121,6 +137,11 @@ fn the_node_says_what_it_has_and_what_is_in_use() {
     ");
     snapshot!(terminal.sees("node audit --begin-anew --yes"), @"node-ID has a new audit log, which says why; the files of the old one are beside it, as audit-N.*");
     snapshot!(terminal.sees("node audit"), @"2026-01-02 03:04:05Z  uid 0 done      audit.begin-anew  the.node (the audit log in ROOT/node is gone)");
+    snapshot!(terminal.sees(&against), @"
+    the kept head is of the log before: this one was begun anew at 2026-01-02T03:04:05Z, the audit log in ROOT/node is gone
+      try: ask who did that, and keep a new head; the files of the log before lie beside this one, as audit-N.*
+    [exit 1]
+    ");
     snapshot!(terminal.sees("pool scale acme/web --running 2"), @"
     this node has no room: VMs: 1 of 1 are in use, and this needs 1 more
       try: mvm node stats, then stop something or mvm node set
@@ -285,5 +306,5 @@ fn doctor_names_each_thing_that_it_looked_at() {
     let report: serde_json::Value = serde_json::from_str(&terminal.sees_json("doctor")).expect("JSON");
     let names: Vec<_> =
         report["checks"].as_array().expect("checks").iter().map(|c| c["name"].clone()).collect();
-    snapshot!(serde_json::json!(names).to_string(), @r#"["root","kvm","tun","firecracker","jail","landlock","master-key","storage","nft","mke2fs","cgroups","reflinks","neighbours","br_netfilter","forward chains","conntrack","nofile","subuid","overcommit"]"#);
+    snapshot!(serde_json::json!(names).to_string(), @r#"["root","kvm","tun","firecracker","jail","landlock","master-key","secrets","storage","nft","mke2fs","cgroups","reflinks","neighbours","br_netfilter","forward chains","conntrack","nofile","subuid","overcommit"]"#);
 }

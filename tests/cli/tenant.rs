@@ -429,13 +429,26 @@ fn a_head_that_was_kept_shows_what_root_did_to_the_log() {
     [exit 1]
     ");
     std::fs::write(&kept, &signed).expect("a file");
-    // Root lets the log begin with another tenant's lines, which are whole in themselves.
+    // Root gives it the log of another tenant, which is whole in itself, and then one of its own that was made anew.
     terminal.sees("tenant create globex --net-id 4 --subnet 10.240.4.0/24");
     for name in ["audit.log", "audit.head"] {
         std::fs::copy(folder.join("tenants/globex").join(name), folder.join("tenants/acme").join(name))
             .expect("a copy");
     }
-    snapshot!(terminal.sees("tenant audit acme --verify"), @"2 records, chain whole");
+    snapshot!(terminal.sees("tenant audit acme --verify"), @"
+    the audit log ROOT/tenants/acme/audit.log is broken at line 1, record 1: it is a line of another log
+      try: put its files back from a copy; or mvm tenant audit TENANT --begin-anew (of the node: mvm node audit --begin-anew), whose first record says what was lost
+    [exit 1]
+    ");
+    std::fs::rename(folder.join("tenants/acme"), folder.join("acme")).expect("renamed");
+    terminal.sees("tenant create acme --net-id 5 --subnet 10.240.5.0/24");
+    for name in ["audit.log", "audit.head"] {
+        std::fs::copy(folder.join("tenants/acme").join(name), folder.join("acme").join(name))
+            .expect("a copy");
+    }
+    terminal.sees("tenant destroy acme --yes");
+    std::fs::rename(folder.join("acme"), folder.join("tenants/acme")).expect("renamed");
+    std::fs::remove_dir_all(folder.join("audit")).expect("the logs of destroyed tenants");
     snapshot!(terminal.sees(&against), @"
     the audit log was rewritten: record 2 has the hash HASH, and had HASH at 2026-01-02T03:04:05Z
       try: believe no line of this log that nobody else kept: who did that was root on this node
@@ -478,8 +491,8 @@ fn a_head_that_was_kept_shows_what_root_did_to_the_log() {
     ");
     snapshot!(terminal.sees("tenant audit acme"), @"2026-01-02 03:04:05Z  uid 0 done      audit.begin-anew  acme (records 1 to 2 are missing from the audit log at its end: ROOT/tenants/acme/audit.log was cut or removed; its head named record 2, HASH)");
     snapshot!(terminal.sees(&against), @"
-    the audit log was cut and rewritten: it ends with record 1, and had record 2 at 2026-01-02T03:04:05Z
-      try: believe no line of this log that nobody else kept: who did that was root on this node
+    the kept head is of the log before: this one was begun anew at 2026-01-02T03:04:05Z, records 1 to 2 are missing from the audit log at its end: ROOT/tenants/acme/audit.log was cut or removed; its head named record 2, HASH
+      try: ask who did that, and keep a new head; the files of the log before lie beside this one, as audit-N.*
     [exit 1]
     ");
     // Another key, and the log that is kept of a tenant that is no more.
@@ -502,6 +515,12 @@ fn a_head_that_was_kept_shows_what_root_did_to_the_log() {
     [exit 1]
     ");
     snapshot!(terminal.sees("node info"), @"
+    node-ID
+      memory      what the machine has less 512 MiB
+      VMs         4000
+      disk floor  256 MiB
+      production  off
+      key         cannot be read
     ROOT/node.key is damaged: missing field `schema_version` at line 1 column 2
       try: put it back from a copy; docs/operating.md says what else can be done
     [exit 1]

@@ -156,3 +156,24 @@ fn what_a_log_did_not_take_is_not_done_by_the_next_command() {
     }
     assert_eq!(sandbox.leaks(), [""; 0]);
 }
+
+/// What the kernel does not take is not what the record says.
+#[test]
+fn an_update_that_fails_is_taken_back_and_said() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    sandbox.pool("sim");
+    let rows = [
+        ("tenant update acme --max-conns 7", "tenant info acme", "tenant-update.saved"),
+        ("pool update acme/web --mem 256", "pool info acme/web", "pool-update.saved"),
+    ];
+    for (update, info, point) in rows {
+        let before = sandbox.ok(info);
+        assert_eq!(sandbox.run_with(update, format!("fail:{point}")).status.code(), Some(1));
+        assert_eq!(sandbox.ok(info), before);
+        let last = lines(&sandbox, "tenant audit acme", |_| true).pop().expect("a line");
+        let detail = last["detail"].as_str().unwrap_or_default();
+        assert!(last["phase"] == "failed" && detail.contains(" from ") && detail.contains(": "), "{last}");
+        sandbox.ok(update);
+        assert_ne!(sandbox.ok(info), before);
+    }
+}

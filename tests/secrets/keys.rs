@@ -271,8 +271,29 @@ fn production_needs_encrypted_storage_or_a_word_that_it_does_not() {
     assert_eq!(sandbox.refused("node set production on", 4), "plain_storage");
     assert_eq!(sandbox.ok("node info")["production"], false);
     sandbox.ok("node set plain-storage-waiver on");
-    assert_eq!(sandbox.ok("node set production on")["plain_storage_waiver"], true);
+    let running = sandbox.run("node set production on");
+    assert!(running.status.success() && running.stderr.is_empty());
+    assert_eq!(sandbox.ok("node info")["plain_storage_waiver"], true);
     assert_eq!(sandbox.refused("node set plain-storage-waiver off", 4), "plain_storage");
     sandbox.ok("node set production off");
     sandbox.ok("node set plain-storage-waiver off");
+}
+
+/// What runs is not ended by it; it is named, and nothing is made for what is refused.
+#[test]
+fn a_node_that_becomes_one_in_production_names_what_runs_outside_its_rules() {
+    let Some(sandbox) = world() else { return };
+    let path = start(&sandbox);
+    sandbox.ok("node set plain-storage-waiver on");
+    let said = sandbox.run("node set production on");
+    let said = String::from_utf8_lossy(&said.stderr).into_owned();
+    assert!(said.contains(&format!("{path} runs on with the simulated VMM")), "{said}");
+    assert_eq!(says(&sandbox, &path, "echo on"), "on");
+    for arguments in ["run debian --vmm sim -- true", "run debian -- true"] {
+        let refused = sandbox.run(arguments);
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(refused.status.code() == Some(4) && said.contains("this node is in production"), "{said}");
+    }
+    let names = |folder: &str| fs::read_dir(sandbox.root().join(folder)).map_or(0, Iterator::count);
+    assert_eq!((names("tenants"), names("images")), (1, 0));
 }

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::{
     support::{Sandbox, was_killed},
-    world::{change, changed, error, feed, generation, has, start, world},
+    world::{KEY, OTHER_KEY, change, changed, error, feed, generation, has, start, world},
 };
 
 fn file(sandbox: &Sandbox, name: &str) -> std::path::PathBuf {
@@ -114,4 +114,56 @@ fn recovery_and_the_next_change_write_down_what_was_not() {
         }
         assert_eq!(known(), before + 1, "{next}");
     }
+}
+
+/// Its key is gone, damaged, another tenant's, or of a master key that nobody has: that is said, and there is a way out.
+#[test]
+fn what_does_not_open_is_said_and_can_be_set_again() {
+    let Some(sandbox) = world() else { return };
+    sandbox.ok("tenant create globex --net-id 4 --subnet 10.240.4.0/24");
+    let set = |tenant: &str, master: &str| {
+        let mut command = sandbox.command(&format!("tenant secrets set {tenant} DB --json"));
+        command.env("MVM_MASTER_KEY", master);
+        feed(command, b"one")
+    };
+    assert!(set("globex", KEY).status.success() && set("acme", KEY).status.success());
+    let path = sandbox.instance("acme/web");
+    let (key, globex) = (file(&sandbox, "secrets.key"), sandbox.root().join("tenants/globex/secrets.key"));
+    let with_key = |arguments: &str| {
+        let mut command = sandbox.command(&format!("{arguments} --json"));
+        command.env("MVM_MASTER_KEY", KEY).output().expect("mvm runs")
+    };
+    let whole = fs::read_to_string(&key).expect("a key");
+    let rows: [(&str, &dyn Fn()); 3] = [
+        ("is gone", &|| fs::remove_file(&key).expect("a key")),
+        ("is damaged", &|| fs::write(&key, "{}").expect("a file")),
+        ("the key of tenant acme cannot be read", &|| {
+            fs::copy(&globex, &key).expect("a copy");
+        }),
+    ];
+    for (how, damage) in rows {
+        damage();
+        for arguments in ["tenant info acme", "tenant secrets accept acme", &format!("instance start {path}")]
+        {
+            let (code, word, what) = error(&with_key(arguments));
+            assert!(code == Some(1) && word == "damaged" && what.contains(how), "{arguments}: {what}");
+        }
+        for (arguments, code) in [("node recover", 1), ("doctor", 5)] {
+            let said = with_key(arguments);
+            let text = String::from_utf8_lossy(&said.stdout).into_owned();
+            assert!(said.status.code() == Some(code) && text.contains(how), "{arguments}: {text}");
+        }
+        // Without the master key nobody can tell whose key it is, and nothing is said of that.
+        assert_eq!(sandbox.run("tenant info acme").status.success(), how.contains("the key of"), "{how}");
+        assert!(!set("acme", KEY).status.success());
+        sandbox.ok("tenant secrets remove acme DB");
+        assert!(set("acme", KEY).status.success(), "{how}");
+        assert!(with_key("tenant info acme").status.success());
+    }
+    // A master key that nobody has any more: as long as another tenant has secrets under it, no other one is taken.
+    assert_ne!(fs::read_to_string(&key).expect("a key"), whole);
+    sandbox.ok("tenant secrets remove acme DB");
+    assert_eq!(error(&set("acme", OTHER_KEY)).1, "master_key");
+    sandbox.ok("tenant secrets remove globex DB");
+    assert!(set("acme", OTHER_KEY).status.success() && set("globex", OTHER_KEY).status.success());
 }

@@ -15,12 +15,25 @@ fn without_memory_a_sleeper_sleeps_on() {
     guest.works();
     guest.ok("sleep");
     guest.sandbox.ok("node set mem-mib 100");
+    let would = |guest: &Guest, path: &str, launch: &str| {
+        guest.sandbox.ok(&format!("instance why {path}"))[format!("{launch}_refused")]["code"].clone()
+    };
+    let ready = guest.sandbox.instance("acme/web");
+    for (path, launch) in [(&guest.path, "wake"), (&ready, "start")] {
+        assert_eq!(would(&guest, path, launch), "no_room");
+    }
     assert_eq!(guest.refused("wake", 4), "no_room");
     assert_eq!(guest.status(), "sleeping");
     guest.leaves_nothing();
     guest.sandbox.ok("node set mem-mib auto");
     guest.sandbox.ok("tenant update acme --max-running 0");
+    assert_eq!(would(&guest, &guest.path, "wake"), "quota");
     assert_eq!(guest.refused("wake", 4), "quota");
+    guest.sandbox.ok("node set disk-floor-mib 1000000000");
+    assert_eq!(would(&guest, &ready, "start"), "disk_floor");
+    guest.sandbox.ok("node set disk-floor-mib 256");
+    assert_eq!(would(&guest, &ready, "start"), "quota");
+    guest.sandbox.ok(&format!("instance destroy {ready} --yes"));
     guest.sandbox.ok("tenant update acme --max-running 5");
     guest.ok("wake");
     guest.is_as_it_was(1);

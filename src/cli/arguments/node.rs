@@ -1,6 +1,8 @@
 //! Arguments of `mvm node …`.
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Subcommand, ValueEnum};
+
+use super::tenant::LogArguments;
 
 #[derive(Debug, Subcommand)]
 pub enum NodeCommand {
@@ -12,7 +14,7 @@ pub enum NodeCommand {
     #[command(subcommand)]
     Set(Setting),
     /// Show the audit log of the node's settings
-    Audit(NodeAuditArguments),
+    Audit(LogArguments),
     /// Drop files that nobody refers to
     Gc {
         /// Also read every snapshot, and say which are not what was written
@@ -21,20 +23,6 @@ pub enum NodeCommand {
     },
     /// Settle what was cut off, adopt what runs, reclaim what belongs to nobody
     Recover,
-}
-
-/// What is wanted of the node's log: to see it, where nothing is said.
-#[derive(Debug, Args)]
-pub struct NodeAuditArguments {
-    /// Check the chain of hashes from the first line to the head
-    #[arg(long)]
-    pub verify: bool,
-    /// Give up a log that is broken or gone: the next one begins with a record that says so
-    #[arg(long, conflicts_with = "verify")]
-    pub begin_anew: bool,
-    /// Do not ask
-    #[arg(long, requires = "begin_anew")]
-    pub yes: bool,
 }
 
 /// A setting of the node.

@@ -62,11 +62,21 @@ pub enum TenantCommand {
     Audit(AuditArguments),
 }
 
-/// What is wanted of a log: to see it, where nothing is said.
+/// Whose log is shown, and whether it is followed.
 #[derive(Debug, Args)]
 pub struct AuditArguments {
     /// The tenant; the last one of that name, where it was destroyed
     pub tenant: TenantId,
+    /// Go on as more happens
+    #[arg(short, long, conflicts_with_all = ["verify", "head", "begin_anew"])]
+    pub follow: bool,
+    #[command(flatten)]
+    pub log: LogArguments,
+}
+
+/// What is wanted of a log: to see it, where nothing is said.
+#[derive(Debug, Args)]
+pub struct LogArguments {
     /// Check the chain of hashes from the first line to the head
     #[arg(long)]
     pub verify: bool,
@@ -76,11 +86,8 @@ pub struct AuditArguments {
     /// Check the log, and print number and hash of its last line, signed by this node, to keep elsewhere
     #[arg(long, conflicts_with = "verify")]
     pub head: bool,
-    /// Go on as more happens
-    #[arg(short, long, conflicts_with_all = ["verify", "head"])]
-    pub follow: bool,
     /// Give up a log that is broken or gone: the next one begins with a record that says so
-    #[arg(long, conflicts_with_all = ["verify", "head", "follow"])]
+    #[arg(long, conflicts_with_all = ["verify", "head"])]
     pub begin_anew: bool,
     /// Do not ask
     #[arg(long, requires = "begin_anew")]

@@ -1,4 +1,4 @@
-//! `mvm tenant audit`: a tenant's log, whether it is whole, and its head to keep elsewhere.
+//! `mvm tenant audit` and `mvm node audit`: a log, whether it is whole, and its head to keep elsewhere.
 
 use std::{
     fs::File,
@@ -6,10 +6,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use jiff::Timestamp;
 use serde_json::json;
 
 use crate::cli::{
-    arguments::{node::NodeAuditArguments, tenant::AuditArguments},
+    arguments::tenant::{AuditArguments, LogArguments},
     error::CliError,
     output::{Out, count, time},
 };
@@ -37,17 +38,20 @@ use crate::{
 /// A head is some 600 bytes.
 const LONGEST_HEAD: u64 = 64 << 10;
 
-/// A log: its tenant as it is or was, and where it lies.
+/// A log: whose it is or was, and where it lies.
 struct Log {
-    tenant: Tenant,
+    tenant_id: String,
+    created_at: Timestamp,
     folder: PathBuf,
+    /// Its tenant is destroyed: nothing is appended to it any more.
+    is_kept: bool,
 }
 
 impl Log {
     /// The tenant's, or where there is none, that of the last one of that name.
     fn find(roots: &Roots, id: &TenantId) -> Result<Self, CliError> {
         match load_tenant(roots, id) {
-            Ok(tenant) => Ok(Self { tenant, folder: config::folder(roots, id) }),
+            Ok(tenant) => Ok(Self::of(&tenant, config::folder(roots, id), false)),
             Err(error @ LifecycleError::NotFound { .. }) => {
                 let folder = lifecycle::kept_audit_logs_of(roots, id)?.into_iter().next().ok_or(error)?;
                 Self::kept(folder)
@@ -56,81 +60,110 @@ impl Log {
         }
     }
 
+    fn of(tenant: &Tenant, folder: PathBuf, is_kept: bool) -> Self {
+        Self { tenant_id: tenant.tenant_id.to_string(), created_at: tenant.created_at, folder, is_kept }
+    }
+
     fn kept(folder: PathBuf) -> Result<Self, CliError> {
-        Ok(Self { tenant: store::read(&folder.join("tenant.json"))?, folder })
+        Ok(Self::of(&store::read(&folder.join("tenant.json"))?, folder, true))
+    }
+
+    fn of_node(roots: &Roots) -> Self {
+        let (tenant_id, created_at) = (NODE.to_owned(), Timestamp::UNIX_EPOCH);
+        Self { tenant_id, created_at, folder: roots.node_log(), is_kept: false }
     }
 
     fn whose(&self, roots: &Roots) -> Result<Whose, CliError> {
-        Ok(Whose {
-            node_id: NodeConfig::load(roots)?.node_id,
-            tenant_id: self.tenant.tenant_id.to_string(),
-            tenant_created_at: self.tenant.created_at,
-        })
+        let node_id = NodeConfig::load(roots)?.node_id;
+        Ok(Whose { node_id, tenant_id: self.tenant_id.clone(), tenant_created_at: self.created_at })
     }
 
     fn verify(&self, roots: &Roots) -> Result<Verified, CliError> {
-        Ok(audit::verify(roots, self.tenant.tenant_id.as_ref(), &self.folder)?)
+        let verified = audit::verify(roots, &self.tenant_id, &self.folder);
+        verified.map_err(|error| {
+            let is_broken = !matches!(error, AuditError::Store(_));
+            let made = CliError::from(error);
+            match is_broken && self.is_kept {
+                true => made.fix("put its files back from a copy: its tenant is destroyed, and no other log comes after it"),
+                false => made,
+            }
+        })
     }
 }
 
 /// Runs the command.
 pub fn run(out: &Out, operator: &Operator, arguments: &AuditArguments) -> Result<u8, CliError> {
+    let AuditArguments { tenant, follow, log: what } = arguments;
     let roots = &operator.roots;
-    let tenant = &arguments.tenant;
-    if arguments.follow {
+    if *follow || what.begin_anew {
         load_tenant(roots, tenant)?;
-        super::events::show(out, roots, Some(tenant), usize::MAX, true)?;
-    } else if arguments.begin_anew {
-        begin_anew(out, roots, tenant, arguments.yes)?;
-    } else if arguments.head {
-        show_head(out, roots, tenant)?;
-    } else if let Some(file) = &arguments.against {
-        against(out, roots, tenant, file)?;
-    } else if arguments.verify {
-        show_verified(out, ("tenant_id", tenant.as_ref()), &Log::find(roots, tenant)?.verify(roots)?, None);
-    } else {
-        let log = Log::find(roots, tenant)?;
-        // A log has its tenant's first line: what shows none is damaged or gone.
-        show_records(out, &log.folder, || log.verify(roots).map(drop))?;
     }
+    if *follow {
+        super::events::show(out, roots, Some(tenant), usize::MAX, true)?;
+        return Ok(0);
+    }
+    let kept = what.against.as_deref().map(|file| read_head(roots, file)).transpose()?;
+    let mut log = Log::find(roots, tenant)?;
+    // The head may be of an earlier tenant of that name.
+    if let Some(head) = &kept
+        && log.whose(roots)? != head.whose
+    {
+        for folder in lifecycle::kept_audit_logs_of(roots, tenant)? {
+            match Log::kept(folder) {
+                Ok(earlier) if earlier.whose(roots)? == head.whose => log = earlier,
+                // One that cannot be read is in the way of nothing else.
+                _ => {}
+            }
+        }
+    }
+    look(out, roots, ("tenant_id", tenant.as_ref()), &log, (what, kept.as_ref()))?;
     Ok(0)
 }
 
 /// The same for the log of the node's settings, which begins with the first of them.
-pub fn run_for_node(out: &Out, roots: &Roots, arguments: &NodeAuditArguments) -> Result<(), CliError> {
-    let (folder, node) = (roots.node_log(), NodeConfig::load(roots)?);
-    let verified = match audit::verify(roots, NODE, &folder) {
-        Err(AuditError::Gone { .. }) if !node.is_logged => None,
-        verified => Some(verified),
-    };
-    if !arguments.begin_anew && !arguments.verify {
-        return show_records(out, &folder, || Ok(verified.transpose().map(drop)?));
-    }
-    let Some(verified) = verified else {
+pub fn run_for_node(out: &Out, roots: &Roots, what: &LogArguments) -> Result<(), CliError> {
+    let (log, node) = (Log::of_node(roots), NodeConfig::load(roots)?);
+    let kept = what.against.as_deref().map(|file| read_head(roots, file)).transpose()?;
+    if kept.is_none() && !node.is_logged && audit::names(&log.folder)?.is_empty() {
         let nothing = json!({ "node_id": node.node_id, "records": 0, "ok": true, "remarks": [] });
-        out.show(&nothing, || "nothing was set yet".to_owned());
+        match what.verify || what.head || what.begin_anew {
+            true => out.show(&nothing, || "nothing was set yet".to_owned()),
+            false => out.show(&json!([]), String::new),
+        }
         return Ok(());
-    };
-    if arguments.begin_anew {
-        out.confirm("Give up the audit log of the node, and begin a new one?", arguments.yes)?;
-        store::make_folder(&folder)?;
-        let why = audit::begin_anew(roots, NODE, &folder)?;
-        show_anew(out, ("node_id", &node.node_id), &why);
-    } else {
-        show_verified(out, ("node_id", &node.node_id), &verified?, None);
     }
-    Ok(())
+    look(out, roots, ("node_id", &node.node_id), &log, (what, kept.as_ref()))
 }
 
-/// Shows a log; where it has no line, it is asked why.
-fn show_records(
+/// Does with a log what is wanted.
+fn look(
     out: &Out,
-    folder: &Path,
-    check: impl FnOnce() -> Result<(), CliError>,
+    roots: &Roots,
+    id: (&str, &str),
+    log: &Log,
+    (what, kept): (&LogArguments, Option<&KeptHead>),
 ) -> Result<(), CliError> {
-    let (records, _) = audit::records(folder, Place::default())?;
+    match kept {
+        _ if what.begin_anew => begin_anew(out, roots, id, log, what.yes),
+        _ if what.head => show_head(out, roots, id, log),
+        Some(head) => {
+            let verified = head.hold_against(roots, &log.folder, &log.whose(roots)?)?;
+            show_verified(out, id, &verified, kept);
+            Ok(())
+        }
+        None if what.verify => {
+            show_verified(out, id, &log.verify(roots)?, None);
+            Ok(())
+        }
+        None => show_records(out, roots, log),
+    }
+}
+
+/// Shows a log; where it has no line, it is damaged or gone: it has its first one from its beginning.
+fn show_records(out: &Out, roots: &Roots, log: &Log) -> Result<(), CliError> {
+    let (records, _) = audit::records(&log.folder, Place::default())?;
     if records.is_empty() {
-        check()?;
+        log.verify(roots)?;
     }
     out.show(&records, || {
         records.iter().map(|record| super::events::line(out, record)).collect::<Vec<_>>().join("\n")
@@ -138,8 +171,7 @@ fn show_records(
     Ok(())
 }
 
-fn show_head(out: &Out, roots: &Roots, tenant: &TenantId) -> Result<(), CliError> {
-    let log = Log::find(roots, tenant)?;
+fn show_head(out: &Out, roots: &Roots, (_, whose): (&str, &str), log: &Log) -> Result<(), CliError> {
     // Nothing is signed that is not whole.
     let head = KeptHead::of(log.whose(roots)?, &log.verify(roots)?, roots.now());
     let signed = head
@@ -147,10 +179,13 @@ fn show_head(out: &Out, roots: &Roots, tenant: &TenantId) -> Result<(), CliError
         .map_err(|error| StoreError::io("write", Path::new("the head"))(error.into()))?;
     out.show(&signed, || {
         let text = |name: &str| signed[name].as_str().unwrap_or_default().to_owned();
+        let node = match log.tenant_id == NODE {
+            true => String::new(),
+            false => format!(" on {}", head.whose.node_id),
+        };
         format!(
-            "{tenant} on {}\n  records    {}\n  hash       {}\n  at         {}\n  key        {}, {}\n  signature  {}\n\
+            "{whose}{node}\n  records    {}\n  hash       {}\n  at         {}\n  key        {}, {}\n  signature  {}\n\
              with --json it is what --verify --against FILE takes",
-            head.whose.node_id,
             head.count,
             head.hash,
             time(head.at),
@@ -162,26 +197,29 @@ fn show_head(out: &Out, roots: &Roots, tenant: &TenantId) -> Result<(), CliError
     Ok(())
 }
 
-fn against(out: &Out, roots: &Roots, tenant: &TenantId, file: &Path) -> Result<(), CliError> {
-    let mut log = Log::find(roots, tenant)?;
+fn read_head(roots: &Roots, file: &Path) -> Result<KeptHead, CliError> {
     let mut text = Vec::new();
     File::open(file)
         .and_then(|file| file.take(LONGEST_HEAD).read_to_end(&mut text))
         .map_err(StoreError::io("read", file))?;
-    let head = KeptHead::read(&text, &NodeKey::load_or_make(roots)?)
-        .map_err(|error| CliError::from(&error).about(file.display()))?;
-    // It may be of an earlier tenant of that name.
-    if log.whose(roots)? != head.whose {
-        for folder in lifecycle::kept_audit_logs_of(roots, tenant)? {
-            match Log::kept(folder) {
-                Ok(earlier) if earlier.whose(roots)? == head.whose => log = earlier,
-                // One that cannot be read is in the way of nothing else.
-                _ => {}
-            }
-        }
-    }
-    let verified = head.hold_against(roots, &log.folder, &log.whose(roots)?)?;
-    show_verified(out, ("tenant_id", tenant.as_ref()), &verified, Some(&head));
+    KeptHead::read(&text, &NodeKey::load_or_make(roots)?)
+        .map_err(|error| CliError::from(&error).about(file.display()))
+}
+
+fn begin_anew(
+    out: &Out,
+    roots: &Roots,
+    (id, whose): (&str, &str),
+    log: &Log,
+    yes: bool,
+) -> Result<(), CliError> {
+    store::make_folder(&log.folder)?;
+    let of = if log.tenant_id == NODE { "the node" } else { whose };
+    out.confirm(&format!("Give up the audit log of {of}, and begin a new one?"), yes)?;
+    let why = audit::begin_anew(roots, &log.tenant_id, &log.folder)?;
+    out.done(&json!({ id: whose, "why": why }), || {
+        format!("{whose} has a new audit log, which says why; the files of the old one are beside it, as audit-N.*")
+    });
     Ok(())
 }
 
@@ -197,19 +235,5 @@ fn show_verified(out: &Out, (id, whose): (&str, &str), verified: &Verified, kept
         lines.extend(remarks.iter().map(|remark| format!("record {}: {}", remark.record, remark.what)));
         lines.extend((*remarked > remarks.len()).then(|| format!("{remarked} such remarks in all")));
         lines.join("\n")
-    });
-}
-
-fn begin_anew(out: &Out, roots: &Roots, tenant: &TenantId, yes: bool) -> Result<(), CliError> {
-    load_tenant(roots, tenant)?;
-    out.confirm(&format!("Give up the audit log of {tenant}, and begin a new one?"), yes)?;
-    let why = audit::begin_anew(roots, tenant.as_ref(), &config::folder(roots, tenant))?;
-    show_anew(out, ("tenant_id", tenant.as_ref()), &why);
-    Ok(())
-}
-
-fn show_anew(out: &Out, (id, whose): (&str, &str), why: &str) {
-    out.done(&json!({ id: whose, "why": why }), || {
-        format!("{whose} has a new audit log, which says why; the files of the old one are beside it, as audit-N.*")
     });
 }

@@ -104,6 +104,7 @@ fn look(roots: &Roots) -> Vec<Check> {
         jail(roots),
         landlock(),
         at_rest::master_key(roots),
+        at_rest::secrets(roots),
         at_rest::storage(roots),
         program("nft", "nftables"),
         program("mke2fs", "e2fsprogs"),

@@ -24,7 +24,6 @@ use crate::{
                 self, CreateOptions, LifecycleError, Operator, Outcome, load_pool, load_tenant, resolve,
             },
             logs,
-            snapshot::Delta,
             state::{self, Event, Next, State},
             stats::{self, Interfaces, Usage},
             wait,
@@ -300,8 +299,8 @@ fn list(out: &Out, operator: &mut Operator, scope: Option<&Scope>) -> Result<u8,
     Ok(complain(out, &wrong))
 }
 
-/// What a start of an instance, or a wake of a sleeper, would be refused for: its node, its VMM, its tenant's secrets, its
-/// snapshot, its disks. Nothing is said where somebody is at work on it at this moment.
+/// What a start of an instance, or a wake of a sleeper, would be refused for. Nothing is said where somebody is at work on it at
+/// this moment.
 fn refused_launch(operator: &Operator, instance: &Instance) -> Result<Option<CliError>, CliError> {
     let (roots, path) = (&operator.roots, instance.path());
     if !matches!(instance.status, State::Ready | State::Stopped | State::Sleeping) {
@@ -313,17 +312,8 @@ fn refused_launch(operator: &Operator, instance: &Instance) -> Result<Option<Cli
     if fresh.is_none_or(|fresh| fresh.generation != instance.generation) {
         return Ok(None);
     }
-    let sleeps = instance.status == State::Sleeping;
-    let error = match lifecycle::may_launch(operator, instance) {
-        Err(error) => Some(error),
-        Ok(()) if !sleeps => None,
-        Ok(()) => match Delta::load(roots, &path) {
-            Ok(Some(delta)) => delta.check(roots, &path, false).err().map(LifecycleError::from),
-            Ok(None) => Some(LifecycleError::NoSnapshot { path: path.clone() }),
-            Err(error) => Some(error.into()),
-        },
-    };
-    Ok(error.map(|error| CliError::of_instance(&error, &path)))
+    let refused = lifecycle::may_launch(operator, instance).err();
+    Ok(refused.map(|error| CliError::of_instance(&error, &path)))
 }
 
 fn why(out: &Out, operator: &mut Operator, typed: &InstanceRef) -> Result<(), CliError> {

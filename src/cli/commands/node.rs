@@ -19,12 +19,18 @@ pub fn run(out: &Out, operator: &mut Operator, command: NodeCommand) -> Result<u
     match command {
         NodeCommand::Info => {
             let node = NodeConfig::load(&operator.roots)?;
-            let key = NodeKey::load_or_make(&operator.roots)?.public();
-            let view = NodeView { node: &node, key: &key };
+            let key = NodeKey::load_or_make(&operator.roots).map(|key| key.public());
+            let view = NodeView { node: &node, key: key.as_ref().ok() };
             out.show(&view, || {
-                let Public { key_id, public_key, made_at } = &key;
-                format!("{}\n  key         {key_id}, {public_key}, made {}", describe(&node), time(*made_at))
+                let key = match view.key {
+                    Some(Public { key_id, public_key, made_at }) => {
+                        format!("{key_id}, {public_key}, made {}", time(*made_at))
+                    }
+                    None => "cannot be read".to_owned(),
+                };
+                format!("{}\n  key         {key}", describe(&node))
             });
+            return Ok(key.err().map_or(0, |error| out.error(&error.into())));
         }
         NodeCommand::Stats => {
             let stats = node::stats(&operator.roots)?;
@@ -48,6 +54,7 @@ pub fn run(out: &Out, operator: &mut Operator, command: NodeCommand) -> Result<u
             });
         }
         NodeCommand::Set(setting) => {
+            let begins = matches!(setting, Setting::Production { switch: Switch::On });
             let node = node::update(&operator.roots, |node| match setting {
                 Setting::MemMib { mib } => node.mem_limit_mib = mib,
                 Setting::MemFloorMib { mib } => node.mem_floor_mib = mib,
@@ -58,7 +65,13 @@ pub fn run(out: &Out, operator: &mut Operator, command: NodeCommand) -> Result<u
                 Setting::Label { label: (key, value) } if value.is_empty() => drop(node.labels.remove(&key)),
                 Setting::Label { label: (key, value) } => drop(node.labels.insert(key, value)),
             })?;
+            let outside = if begins { node::outside_production(&operator.roots)? } else { Vec::new() };
             out.done(&node, || describe(&node));
+            for (path, what) in outside {
+                out.note(format!(
+                    "{path} runs on with {what}: production refuses it at its next start, wake and resume, and its next secrets"
+                ));
+            }
         }
         NodeCommand::Audit(arguments) => audit::run_for_node(out, &operator.roots, &arguments)?,
         NodeCommand::Gc { scrub } => {
@@ -113,7 +126,8 @@ fn describe(node: &NodeConfig) -> String {
 struct NodeView<'a> {
     #[serde(flatten)]
     node: &'a NodeConfig,
-    key: &'a Public,
+    /// None where it cannot be read.
+    key: Option<&'a Public>,
 }
 
 /// What was collected, as it is shown.

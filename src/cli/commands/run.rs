@@ -35,7 +35,7 @@ use crate::{
         pool::{
             artifacts::Artifacts,
             config::{self as pools, AgentMode, VmmKind},
-            import,
+            import, lifecycle as pool_lifecycle,
             on_rotate::OnRotate,
         },
         tenant::{
@@ -62,6 +62,11 @@ pub fn run(out: &Out, operator: &mut Operator, arguments: RunArguments) -> Resul
         argv = vec!["/bin/sh".to_owned()];
         how.terminal = true;
     }
+    // Nothing is made for what is refused anyway.
+    let insecure = true;
+    pool_lifecycle::check_production(&operator.roots, vmm.0, insecure).map_err(|error| {
+        CliError::from(error).fix("mvm pool create, without --insecure: the pools of mvm run are with it")
+    })?;
     let agent = ensure_image(out, &operator.roots, &image)?;
     if agent == AgentMode::None {
         let what = format!("image {image} has no agent: nothing can be run in its guests");
@@ -84,7 +89,7 @@ pub fn run(out: &Out, operator: &mut Operator, arguments: RunArguments) -> Resul
         data_disk,
         agent: None,
         vmm,
-        insecure: true,
+        insecure,
         seccomp: SeccompPolicy::Baseline,
         egress: Egress::Internet,
         metadata: true,

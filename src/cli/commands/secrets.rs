@@ -163,7 +163,10 @@ pub fn run(out: &Out, operator: &mut Operator, command: SecretsCommand) -> Resul
                 };
                 format!("{tenant}: {what}{}", view.guests.said())
             });
-            Ok(view.guests.exit_code(out))
+            // What was taken may be of no use.
+            let opens = secrets::check(&operator.roots, &tenant).map_err(CliError::from);
+            let wrong = opens.err().map_or(0, |error| out.error(&error));
+            Ok(view.guests.exit_code(out).max(wrong))
         }
         SecretsCommand::List { tenant } => {
             load_tenant(&operator.roots, &tenant)?;

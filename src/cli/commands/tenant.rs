@@ -10,7 +10,7 @@ use crate::cli::{
 };
 use crate::vm::{
     instance::lifecycle::{Operator, behind, load_tenant},
-    naming::Slot,
+    naming::{Slot, TenantId},
     pool, room,
     tenant::{
         self,
@@ -37,7 +37,7 @@ struct TenantView {
 }
 
 /// A tenant's secrets, and whose guests have an older set.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Clone, Serialize)]
 struct SecretsView {
     count: usize,
     generation: u64,
@@ -56,16 +56,11 @@ fn view(operator: &Operator, tenant: Tenant) -> Result<TenantView, CliError> {
     Ok(TenantView { tenant, pools, running, warm, sleeping, vcpus_used, mem_used_mib, secrets: None })
 }
 
-/// The same with its secrets: for that all its instances are looked at.
-fn view_with_secrets(operator: &Operator, tenant: Tenant) -> Result<TenantView, CliError> {
-    let stored = tenant::secrets::stored(&operator.roots, &tenant.tenant_id)?;
-    let behind = behind(operator, &tenant.tenant_id)?.iter().map(ToString::to_string).collect();
-    let secrets = stored.map(|stored| SecretsView {
-        count: stored.secrets.len(),
-        generation: stored.generation,
-        behind,
-    });
-    Ok(TenantView { secrets, ..view(operator, tenant)? })
+/// A tenant's secrets, where it has some: for that all its instances are looked at.
+fn secrets_of(operator: &Operator, tenant: &TenantId) -> Result<Option<SecretsView>, CliError> {
+    let Some(stored) = tenant::secrets::check(&operator.roots, tenant)? else { return Ok(None) };
+    let behind = behind(operator, tenant)?.iter().map(ToString::to_string).collect();
+    Ok(Some(SecretsView { count: stored.secrets.len(), generation: stored.generation, behind }))
 }
 
 /// Runs the command.
@@ -117,8 +112,12 @@ pub fn run(out: &Out, operator: &mut Operator, command: TenantCommand) -> Result
             return Ok(wrong.iter().map(|error| out.error(error)).max().unwrap_or(0));
         }
         TenantCommand::Info { tenant } => {
-            let view = view_with_secrets(operator, load_tenant(&operator.roots, &tenant)?)?;
+            let mut view = view(operator, load_tenant(&operator.roots, &tenant)?)?;
+            let secrets = secrets_of(operator, &tenant);
+            view.secrets = secrets.as_ref().ok().cloned().flatten();
             out.show(&view, || describe(&view));
+            // What is wrong with them is in the way of nothing else that is shown.
+            return Ok(secrets.err().map_or(0, |error| out.error(&error)));
         }
         TenantCommand::Update { tenant, pinned, retention_days, quotas } => {
             let (tenant, changed) = lifecycle::update(operator, &tenant, |tenant| {

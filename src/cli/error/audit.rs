@@ -32,6 +32,9 @@ impl From<&KeptError> for CliError {
                 "mvm node info shows this node's key: another node signed it, or its node.key was lost and made anew",
             ),
             KeptError::OtherLog { .. } => Self::of(Kind::Failed, "head_other_log", error),
+            KeptError::BegunAnew { .. } => Self::of(Kind::Failed, "audit_begun_anew", error).fix(
+                "ask who did that, and keep a new head; the files of the log before lie beside this one, as audit-N.*",
+            ),
             KeptError::Shorter { .. } | KeptError::Rewritten { .. } => {
                 Self::of(Kind::Failed, "audit_rewritten", error)
                     .fix("believe no line of this log that nobody else kept: who did that was root on this node")

@@ -133,48 +133,14 @@ impl From<&RoomError> for CliError {
                 .fix("mvm node stats, then stop something or mvm node set"),
             RoomError::Relief { .. } => Self::of(Kind::Refused, "disk_full", error)
                 .fix("mvm node gc, or free space there; stop, sleep and destroy go on"),
-            RoomError::Disk { .. } => Self::of(Kind::Refused, "disk_floor", error)
-                .fix("mvm node gc, or mvm node set disk-floor-mib N"),
-        }
-    }
-}
-
-/// What the operating system says when there is no space left, which a VMM repeats.
-const DISK_FULL: &str = "No space left on device";
-/// What it says where nothing can be written.
-const READ_ONLY: &str = "Read-only file system";
-
-impl From<&VmmError> for CliError {
-    fn from(error: &VmmError) -> Self {
-        let code = match error {
-            VmmError::Refused { message, .. } if message.contains(DISK_FULL) => {
-                return Self::of(Kind::Failed, "disk_full", error).fix("free space where MVM_ROOT lies");
+            RoomError::Disk { free_mib, needed_mib, .. } => {
+                let made = Self::of(Kind::Refused, "disk_floor", error);
+                // No floor is low enough for what does not fit at all.
+                match free_mib > needed_mib {
+                    true => made.fix("mvm node gc, or mvm node set disk-floor-mib N"),
+                    false => made.fix("mvm node gc, or free space there"),
+                }
             }
-            VmmError::Refused { message, .. } if message.contains(READ_ONLY) => {
-                return Self::of(Kind::Environment, "read_only", error).fix(
-                    "dmesg, which says whether the disk failed where MVM_ROOT lies; then mount -o remount,rw, on what findmnt -T names for it",
-                );
-            }
-            VmmError::Refused { .. } => "vmm_refused",
-            VmmError::Ended { .. } => "vmm_ended",
-            VmmError::TimedOut { .. } => "vmm_timeout",
-            VmmError::Nonsense { .. } | VmmError::Io { .. } => "vmm",
-        };
-        Self::of(Kind::Failed, code, error)
-    }
-}
-
-impl From<&InstallError> for CliError {
-    fn from(error: &InstallError) -> Self {
-        match error {
-            InstallError::Store(error) => error.into(),
-            InstallError::Shell(error) => error.into(),
-            InstallError::None => Self::of(Kind::Environment, "no_vmm", error).fix("mvm vmm install FILE"),
-            InstallError::NoSim => Self::of(Kind::Environment, "no_sim", error),
-            InstallError::NoSuchVersion { .. } => {
-                Self::of(Kind::NotFound, "no_vmm_version", error).fix("mvm vmm list")
-            }
-            InstallError::NotFirecracker { .. } => Self::of(Kind::Failed, "not_firecracker", error),
         }
     }
 }

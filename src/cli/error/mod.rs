@@ -8,6 +8,8 @@ mod causes;
 mod protection;
 #[cfg(target_os = "linux")]
 mod secrets;
+#[cfg(target_os = "linux")]
+mod vmm;
 
 use clap::{CommandFactory, error::ErrorKind};
 use serde::Serialize;

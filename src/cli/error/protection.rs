@@ -7,7 +7,7 @@ use crate::{
 };
 
 /// What helps a VMM that was started when less was wanted.
-const AGAIN: &str = "mvm instance sleep and wake, or stop and start: it comes up with what is wanted by now";
+const AGAIN: &str = "where mvm doctor misses nothing for it: mvm instance sleep and wake, or stop and start; it comes up with what is wanted by now";
 
 impl From<&Unprotected> for CliError {
     fn from(error: &Unprotected) -> Self {

@@ -4,11 +4,16 @@ use super::{CliError, Kind};
 use crate::{
     node::NodeError,
     security::master_key::{MasterKeyError, Source},
-    vm::tenant::secrets::SecretsError,
+    vm::{naming::TenantId, tenant::secrets::SecretsError},
 };
 
 /// Where a master key belongs.
 const GIVE: &str = "LoadCredential=mvm-master-key:FILE in the unit, or MVM_MASTER_KEY_FILE=FILE";
+
+/// What always leads out: nothing has to be opened for it.
+fn again(tenant: &TenantId) -> String {
+    format!("mvm tenant secrets remove {tenant} NAME, of each that cannot be read, and set them again")
+}
 
 impl From<&SecretsError> for CliError {
     fn from(error: &SecretsError) -> Self {
@@ -23,20 +28,17 @@ impl From<&SecretsError> for CliError {
             SecretsError::Empty => Self::of(Kind::Usage, "empty_secret", error)
                 .fix("--file FILE, or the secret on stdin"),
             SecretsError::TooMuch { .. } => Self::of(Kind::Usage, "too_long", error),
-            SecretsError::OtherMasterKey { expected, .. } | SecretsError::NoMasterKey { expected, .. } => {
-                Self::of(Kind::Environment, "master_key", error)
-                    .fix(format!("give mvm the master key {expected}: {GIVE}"))
-            }
+            SecretsError::OtherMasterKey { tenant, expected, .. }
+            | SecretsError::NoMasterKey { tenant, expected } => Self::of(Kind::Environment, "master_key", error)
+                .fix(format!("give mvm the master key {expected}: {GIVE}; where it is lost, {}", again(tenant))),
             SecretsError::Production => Self::of(Kind::Environment, "master_key", error).fix(GIVE),
-            SecretsError::KeyGone { tenant, .. } => Self::of(Kind::Failed, "damaged", error).fix(format!(
-                "put the file back from a copy, or mvm tenant secrets remove {tenant} NAME, and set them again"
-            )),
+            SecretsError::KeyGone { tenant, .. } | SecretsError::Sealed { tenant, .. } => {
+                Self::of(Kind::Failed, "damaged", error)
+                    .fix(format!("put the file back from a copy, or {}", again(tenant)))
+            }
             SecretsError::Lost { tenant, .. } => Self::of(Kind::Failed, "damaged", error).fix(format!(
                 "put the last one back from a copy, or mvm tenant secrets accept {tenant}, which takes what lies there"
             )),
-            SecretsError::Sealed { .. } => {
-                Self::of(Kind::Failed, "damaged", error).fix("put the file back from a copy")
-            }
         }
     }
 }

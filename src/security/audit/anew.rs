@@ -15,6 +15,9 @@ use crate::{
     store::{self, Durability, StoreError},
 };
 
+/// What its first line is.
+pub(super) const ANEW: &str = "audit.begin-anew";
+
 /// Gives up a log that is broken or gone: its files are put aside, and the next one begins with a record that says why. Returns
 /// what was wrong.
 ///
@@ -24,7 +27,7 @@ pub fn begin_anew(roots: &Roots, tenant: &str, folder: &Path) -> Result<String, 
     // Held from the verdict to the last rename: nobody else gives up what is new by then.
     let _lock = lock(roots, tenant)?;
     let prepared = folder.join("audit-new.log");
-    let why = match verify_locked(folder, &[]) {
+    let why = match verify_locked(tenant, folder) {
         Ok(verified) => {
             // It was put right after somebody was killed here.
             store::remove_file(&prepared)?;
@@ -52,7 +55,7 @@ pub fn begin_anew(roots: &Roots, tenant: &str, folder: &Path) -> Result<String, 
         Some(earlier) => words += &format!("; what was given up before that, and cut off: {earlier}"),
         None => {}
     }
-    let entry = Entry { detail: Some(words), ..Entry::new("audit.begin-anew", tenant, Phase::Done) };
+    let entry = Entry { detail: Some(words), ..Entry::new(ANEW, tenant, Phase::Done) };
     let (line, head) = line_after(roots, &Head::at_start(), entry).map_err(io("write"))?;
     store::replace(&prepared, line.as_bytes(), Durability::Durable)?;
     failpoint::hit("anew", "prepared").map_err(io("write"))?;

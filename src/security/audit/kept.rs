@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{AuditError, Verified, verify::verify_asking};
+use super::{AuditError, Place, Verified, anew::ANEW, records, verify::verify_asking};
 use crate::{
     infra::config::Roots,
     security::node_key::{self, NodeKey, NotSigned},
@@ -22,9 +22,9 @@ const KIND: &str = "mvm-audit-head";
 pub struct Whose {
     /// The node's id.
     pub node_id: String,
-    /// The tenant.
+    /// The tenant, or [`super::NODE`].
     pub tenant_id: String,
-    /// When the tenant was made: another one of the same name has another log.
+    /// When the tenant was made: another one of the same name has another log. Of the node it is the epoch.
     pub tenant_created_at: Timestamp,
 }
 
@@ -96,6 +96,14 @@ pub enum KeptError {
         /// When the head was kept.
         at: Timestamp,
     },
+    /// The log of that time was given up.
+    #[error("the kept head is of the log before: this one was begun anew at {began}, {why}")]
+    BegunAnew {
+        /// When it was.
+        began: Timestamp,
+        /// What its first line says of that.
+        why: String,
+    },
     /// The log itself is broken.
     #[error(transparent)]
     Audit(#[from] AuditError),
@@ -151,7 +159,17 @@ impl KeptHead {
             return Err(KeptError::OtherLog { theirs: self.whose.describe(), ours: whose.describe() });
         }
         let verified = verify_asking(roots, &whose.tenant_id, folder, &[self.count])?;
-        match verified.asked.get(&self.count) {
+        let is = verified.asked.get(&self.count);
+        if is != Some(&self.hash)
+            && let Some(first) =
+                records(folder, Place::default()).map_err(AuditError::from)?.0.into_iter().next()
+            && first.entry.what == ANEW
+            && first.at >= self.at
+        {
+            let why = first.entry.detail.unwrap_or_default();
+            return Err(KeptError::BegunAnew { began: first.at, why });
+        }
+        match is {
             Some(is) if *is == self.hash => Ok(verified),
             Some(is) => Err(KeptError::Rewritten {
                 record: self.count,

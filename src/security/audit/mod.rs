@@ -123,6 +123,34 @@ pub fn append(roots: &Roots, tenant: &str, folder: &Path, entry: Entry) -> Resul
     append_to(roots, (tenant, folder), lock, head, vec![entry])
 }
 
+/// Writes how it went what an entry announced, and gives that on; an error matters more than one of the log.
+///
+/// # Errors
+/// The one that is given, or where that is none, that the log cannot be written.
+pub fn outcome<T, E: From<AuditError> + std::fmt::Display>(
+    roots: &Roots,
+    (tenant, folder): (&str, &Path),
+    mut announced: Entry,
+    went: Result<T, E>,
+) -> Result<T, E> {
+    match went {
+        Ok(done) => {
+            announced.phase = Phase::Done;
+            append(roots, tenant, folder, announced)?;
+            Ok(done)
+        }
+        Err(error) => {
+            announced.phase = Phase::Failed;
+            let detail = announced.detail.map_or(String::new(), |detail| format!("{detail}: "));
+            announced.detail = Some(format!("{detail}{error}"));
+            // It may have failed for want of the page that this needs.
+            let _relief = relief::allow(&roots.root);
+            let _ = append(roots, tenant, folder, announced);
+            Err(error)
+        }
+    }
+}
+
 fn append_to(
     roots: &Roots,
     (tenant, folder): (&str, &Path),

@@ -83,7 +83,7 @@ mod tests {
     fn log() -> (tempfile::TempDir, Roots) {
         let dir = tempfile::tempdir().unwrap();
         let roots = Roots::new(dir.path(), &Environment::default()).unwrap();
-        begin(&roots, "acme", dir.path(), Entry::new("test.begin", 0, Phase::Done)).unwrap();
+        begin(&roots, "acme", dir.path(), Entry::new("test.begin", "acme", Phase::Done)).unwrap();
         (dir, roots)
     }
 

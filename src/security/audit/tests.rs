@@ -8,7 +8,7 @@ use crate::{infra::config::Environment, security::node_key::NodeKey};
 fn log(lines: u64) -> (tempfile::TempDir, Roots) {
     let dir = tempfile::tempdir().unwrap();
     let roots = Roots::new(dir.path(), &Environment::default()).unwrap();
-    begin(&roots, "acme", dir.path(), Entry::new("test.begin", 0, Phase::Done)).unwrap();
+    begin(&roots, "acme", dir.path(), Entry::new("test.begin", "acme", Phase::Done)).unwrap();
     for number in 1..lines {
         add(&roots, dir.path(), number, 0);
     }
@@ -17,7 +17,7 @@ fn log(lines: u64) -> (tempfile::TempDir, Roots) {
 
 /// A line that is a little longer than so many bytes.
 fn add(roots: &Roots, folder: &Path, number: u64, bytes: usize) {
-    let mut entry = Entry::new("test.do", number, Phase::Done);
+    let mut entry = Entry::new("test.do", format!("acme/{number}"), Phase::Done);
     entry.detail = Some("x".repeat(bytes));
     append(roots, "acme", folder, entry).unwrap();
 }
@@ -166,7 +166,7 @@ fn what_is_missing_or_wrong_in_one_of_several_files_is_named_with_it() {
     assert!(said.contains(second) && said.contains("line 5, record 11: it was cut off"), "{said}");
     let said = after(&|folder| {
         let text = fs::read_to_string(folder.join(second)).unwrap();
-        fs::write(folder.join(second), text.replacen("\"path\":\"8\"", "\"path\":\"9\"", 1)).unwrap();
+        fs::write(folder.join(second), text.replacen("acme/8", "acme/9", 1)).unwrap();
     });
     assert!(said.contains(second) && said.contains("line 3, record 9: its hash"), "{said}");
 }
@@ -194,7 +194,7 @@ fn who_follows_sees_every_line_once_across_files() {
 #[test]
 fn nothing_is_appended_to_a_log_of_which_a_part_is_gone() {
     let again = |dir: &tempfile::TempDir, roots: &Roots| {
-        append(roots, "acme", dir.path(), Entry::new("test.do", 9, Phase::Done)).unwrap_err()
+        append(roots, "acme", dir.path(), Entry::new("test.do", "acme/9", Phase::Done)).unwrap_err()
     };
     let (dir, roots) = log(3);
     fs::remove_file(dir.path().join("audit.head")).unwrap();
@@ -242,7 +242,7 @@ fn a_clock_that_went_back_is_remarked_and_breaks_nothing() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join(".throw-away"), "").unwrap();
     let at = |clock: &str| Roots::new(dir.path(), &Environment::at(clock)).unwrap();
-    let entry = || Entry::new("test.do", 1, Phase::Done);
+    let entry = || Entry::new("test.do", "acme", Phase::Done);
     begin(&at("2026-01-02T00:00:00Z"), "acme", dir.path(), entry()).unwrap();
     append(&at("2026-01-01T00:00:00Z"), "acme", dir.path(), entry()).unwrap();
     append(&at("2099-01-01T00:00:00Z"), "acme", dir.path(), entry()).unwrap();
@@ -274,7 +274,7 @@ fn a_kept_head_shows_that_a_log_was_rewritten_or_cut() {
     assert_eq!(check(&dir, &roots), Ok(6), "it looks whole");
     assert!(matches!(against(&whose()), Err(KeptError::Rewritten { record: 5, .. })));
     // Lines left out.
-    rewrite(&roots, dir.path(), |entry| entry.path < "3".into());
+    rewrite(&roots, dir.path(), |entry| entry.path < "acme/3".into());
     assert_eq!(check(&dir, &roots), Ok(3));
     assert!(matches!(against(&whose()), Err(KeptError::Shorter { records: 3, kept: 5, .. })));
 }

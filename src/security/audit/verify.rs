@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::{
-    AuditError,
+    AuditError, NODE,
     files::{self, Part},
     head::Head,
     head_of, lock,
@@ -65,16 +65,22 @@ pub(super) fn verify_asking(
         let _lock = lock(roots, tenant)?;
         (head_of(folder)?, files::parts(folder)?)
     };
-    verify_parts(folder, asked, &head, parts)
+    verify_parts(tenant, folder, asked, &head, parts)
 }
 
 /// The same for who holds the log's lock.
-pub(super) fn verify_locked(folder: &Path, asked: &[u64]) -> Result<Verified, AuditError> {
-    verify_parts(folder, asked, &head_of(folder)?, files::parts(folder)?)
+pub(super) fn verify_locked(tenant: &str, folder: &Path) -> Result<Verified, AuditError> {
+    verify_parts(tenant, folder, &[], &head_of(folder)?, files::parts(folder)?)
 }
 
-fn verify_parts(folder: &Path, asked: &[u64], head: &Head, parts: Vec<Part>) -> Result<Verified, AuditError> {
-    let mut chain = Chain::new(head.count, asked);
+fn verify_parts(
+    tenant: &str,
+    folder: &Path,
+    asked: &[u64],
+    head: &Head,
+    parts: Vec<Part>,
+) -> Result<Verified, AuditError> {
+    let mut chain = Chain::new(tenant, head.count, asked);
     let mut before: Option<PathBuf> = None;
     for part in parts {
         chain.check_first(&part, before.as_deref(), folder)?;
@@ -96,8 +102,16 @@ fn verify_parts(folder: &Path, asked: &[u64], head: &Head, parts: Vec<Part>) -> 
     }
 }
 
+/// Does a line with this path belong to the log of this tenant? Those of the node are under the node's id.
+fn is_of(tenant: &str, path: &str) -> bool {
+    let whose = path.split('/').next().unwrap_or_default();
+    whose == tenant || tenant == NODE && whose.starts_with("node-")
+}
+
 /// A chain, as far as it was gone through.
 struct Chain<'a> {
+    /// Whose it is.
+    tenant: &'a str,
     verified: Verified,
     last_at: Option<Timestamp>,
     /// The record that the head names.
@@ -108,10 +122,10 @@ struct Chain<'a> {
 }
 
 impl<'a> Chain<'a> {
-    fn new(head: u64, asked: &'a [u64]) -> Self {
+    fn new(tenant: &'a str, head: u64, asked: &'a [u64]) -> Self {
         let (remarks, asked_for) = (Vec::new(), BTreeMap::new());
         let verified = Verified { records: 0, hash: nothing(), remarks, remarked: 0, asked: asked_for };
-        Self { verified, last_at: None, head, at_head: None, asked }
+        Self { tenant, verified, last_at: None, head, at_head: None, asked }
     }
 
     /// Does a file begin where the one before it ends?
@@ -157,6 +171,9 @@ impl<'a> Chain<'a> {
             let (record, hash) = unseal(whole, &self.verified.hash).map_err(broken)?;
             if record.seq != number {
                 return Err(broken("its number is not the next one"));
+            }
+            if !is_of(self.tenant, &record.entry.path) {
+                return Err(broken("it is a line of another log"));
             }
             if let Some(before) = self.last_at.replace(record.at).filter(|before| *before > record.at) {
                 let what = format!("the clock went back, from {before} to {}", record.at);

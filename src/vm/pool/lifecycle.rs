@@ -158,6 +158,17 @@ pub(super) fn record(roots: &Roots, path: &PoolPath, entry: Entry) -> Result<(),
     audit::append(roots, path.tenant.as_ref(), &tenant::config::folder(roots, &path.tenant), entry)
 }
 
+/// May there be such a pool on this node?
+///
+/// # Errors
+/// [`PoolError::Production`] where there may not.
+pub fn check_production(roots: &Roots, vmm: VmmKind, insecure: bool) -> Result<(), PoolError> {
+    match NodeConfig::load(roots)?.production && (vmm == VmmKind::Sim || insecure) {
+        true => Err(PoolError::Production { why: "it takes neither the simulated VMM nor --insecure" }),
+        false => Ok(()),
+    }
+}
+
 /// Makes a pool. True where it is new; the same again is well.
 ///
 /// # Errors
@@ -165,11 +176,8 @@ pub(super) fn record(roots: &Roots, path: &PoolPath, entry: Entry) -> Result<(),
 pub fn create(operator: &Operator, pool: &Pool) -> Result<(Pool, bool), PoolError> {
     let roots = &operator.roots;
     check(pool, None)?;
-    let node = NodeConfig::load(roots)?;
-    if node.production && (pool.vmm == VmmKind::Sim || pool.insecure) {
-        return Err(PoolError::Production { why: "it takes neither the simulated VMM nor --insecure" });
-    }
-    room::check_disk(roots, &node, 0)?;
+    check_production(roots, pool.vmm, pool.insecure)?;
+    room::check_disk(roots, &NodeConfig::load(roots)?, 0)?;
     let path = pool.path();
     lifecycle::load_tenant(roots, &path.tenant)?;
     let _lock = lock_tenant(roots, &path.tenant)?;
@@ -270,12 +278,16 @@ fn rewrite(
     let mut entry = Entry::new("pool.update", path, Phase::Intent);
     entry.detail = audit::changes(&old, &pool);
     record(&roots, path, entry.clone())?;
-    pool.save(&roots)?;
-    failpoint::hit("pool-update", "saved")?;
-    apply(operator, &tenant, &pool)?;
-    entry.phase = Phase::Done;
-    record(&roots, path, entry)?;
-    Ok((pool, true))
+    let folder = tenant::config::folder(&roots, &path.tenant);
+    let saved = pool.save(&roots).map_err(PoolError::from);
+    let applied = saved.and_then(|()| {
+        let applied = failpoint::hit("pool-update", "saved").map_err(PoolError::from);
+        // What the kernel does not take is not what the record says.
+        applied
+            .and_then(|()| apply(operator, &tenant, &pool))
+            .map_err(|error| old.save(&roots).err().map_or(error, PoolError::from))
+    });
+    audit::outcome(&roots, (path.tenant.as_ref(), &folder), entry, applied.map(|()| (pool, true)))
 }
 
 /// Gives the pool's instances its egress policy, where they have another one. Alone with the network: an instance that is

@@ -269,12 +269,16 @@ pub fn update(
     let mut entry = Entry::new("tenant.update", id, Phase::Intent);
     entry.detail = audit::changes(&old, &tenant);
     record(&roots, id, entry.clone())?;
-    tenant.save(&roots)?;
-    failpoint::hit("tenant-update", "saved")?;
-    bring_up(operator, &tenant)?;
-    entry.phase = Phase::Done;
-    record(&roots, id, entry)?;
-    Ok((tenant, true))
+    let folder = config::folder(&roots, id);
+    let saved = tenant.save(&roots).map_err(TenantError::from);
+    let applied = saved.and_then(|()| {
+        let applied = failpoint::hit("tenant-update", "saved").map_err(TenantError::from);
+        // What the kernel does not take is not what the record says.
+        applied
+            .and_then(|()| bring_up(operator, &tenant))
+            .map_err(|error| old.save(&roots).err().map_or(error, TenantError::from))
+    });
+    audit::outcome(&roots, (id.as_ref(), &folder), entry, applied.map(|()| (tenant, true)))
 }
 
 /// The data disks that destroying a tenant would have to wipe.

@@ -1,13 +1,20 @@
-//! What protects what lies on disks: the master key of tenants' secrets, and encrypted storage.
+//! What protects what lies on disks: the master key of tenants' secrets, themselves, and encrypted storage.
 
 use super::{Check, fail, ok, warn};
+use crate::cli::{error::CliError, output::count};
 use crate::{
     infra::config::Roots,
     security::{
         master_key::{self, Source},
         storage::{self, Storage},
     },
-    vm::{room::NodeConfig, tenant::secrets::sealed_keys},
+    vm::{
+        room::NodeConfig,
+        tenant::{
+            self,
+            secrets::{self, SecretsError, sealed_keys},
+        },
+    },
 };
 
 const GIVE: &str =
@@ -47,6 +54,25 @@ pub(super) fn master_key(roots: &Roots) -> Check {
                 }
                 from => ok(NAME, format!("{from} is {id}")),
             }
+        }
+    }
+}
+
+/// Are the secrets of all tenants there, and their keys, and open as far as can be said here?
+pub(super) fn secrets(roots: &Roots) -> Check {
+    const NAME: &str = "secrets";
+    let tenants = tenant::config::ids(roots).map_err(SecretsError::from);
+    let checked = tenants.and_then(|tenants| {
+        tenants.iter().try_fold(0_u64, |all, tenant| {
+            let secrets = secrets::check(roots, tenant)?.map_or(0, |secrets| secrets.secrets.len());
+            Ok(all + secrets as u64)
+        })
+    });
+    match checked {
+        Ok(all) => ok(NAME, format!("{} of all tenants, none lost", count(all, "secret"))),
+        Err(error) => {
+            let error = CliError::from(error);
+            fail(NAME, error.whole(), error.remedy().unwrap_or("put the file back from a copy"))
         }
     }
 }

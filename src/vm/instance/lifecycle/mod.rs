@@ -162,8 +162,12 @@ impl From<&InstanceNet> for Network {
     }
 }
 
-/// What a node in production does not run, and where.
-fn check_production(roots: &Roots, node: &NodeConfig, vmm: VmmKind) -> Result<(), LifecycleError> {
+/// Does the node run such a VMM at all? In production it does not run some, and not everywhere.
+///
+/// # Errors
+/// [`LifecycleError::Production`] where it does not.
+fn check_production(roots: &Roots, vmm: VmmKind) -> Result<(), LifecycleError> {
+    let node = NodeConfig::load(roots)?;
     let why = match (node.production, vmm) {
         (false, _) => return Ok(()),
         (true, VmmKind::Sim) => "it does not run the simulated VMM",

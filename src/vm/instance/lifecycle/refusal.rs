@@ -1,39 +1,88 @@
-//! What a launch is refused for before anything of it begins: said of an instance that does not run, where somebody asks why.
+//! What a launch is refused for before anything of it begins: asked by a start and a wake, and, of an instance that does not run,
+//! where somebody wants to know why.
 
-use super::{LifecycleError, Operator, check_production, load_pool};
+use super::{LifecycleError, Operator, check_production, load_pool, start};
 use crate::{
     vm::{
         instance::{config::Instance, guard::Guard, launch, snapshot::Delta, state::State},
-        pool::config::{AgentMode, VmmKind},
-        room::NodeConfig,
+        naming::TenantId,
+        pool::{
+            artifacts::Artifacts,
+            config::{AgentMode, VmmKind},
+        },
+        room::{self, NodeConfig},
         tenant,
     },
-    vmm::install,
+    vmm::{install, process::Program},
 };
 
-/// Would an instance that does not run be started, or where it sleeps, woken? Asked are the node's production, the VMM's program,
-/// the key of its tenant's secrets, and what protects others from its VMM; its snapshot, and room, are not.
+/// The program that a launch gets, where neither the node's production nor the key of its tenant's secrets is in the way.
+///
+/// # Errors
+/// What is in the way.
+pub(super) fn program(
+    operator: &Operator,
+    tenant: &TenantId,
+    (vmm, version): (VmmKind, Option<&str>),
+    agent: AgentMode,
+) -> Result<Program, LifecycleError> {
+    may_run(operator, tenant, vmm, agent)?;
+    launch::program(operator, vmm, version)
+}
+
+fn may_run(
+    operator: &Operator,
+    tenant: &TenantId,
+    vmm: VmmKind,
+    agent: AgentMode,
+) -> Result<(), LifecycleError> {
+    let roots = &operator.roots;
+    check_production(roots, vmm)?;
+    if agent == AgentMode::Required {
+        // Nothing is begun for a guest whose secrets it cannot be given, and no snapshot used up.
+        tenant::secrets::open(roots, tenant)?;
+    }
+    Ok(())
+}
+
+/// Would an instance that does not run be started, or where it sleeps, woken? Asked are its node, its VMM, its tenant's secrets, room,
+/// its snapshot and its disks; whether there would be a base to start it from is not.
 ///
 /// # Errors
 /// What it would be refused for.
 pub fn may_launch(operator: &Operator, instance: &Instance) -> Result<(), LifecycleError> {
-    let roots = &operator.roots;
-    let (_, pool) = load_pool(roots, &instance.path().pool_path())?;
-    let (vmm, version, agent) = match instance.status {
-        State::Sleeping => match Delta::load(roots, &instance.path())? {
-            Some(delta) => (delta.origin.vmm, Some(delta.origin.vmm_version), instance.agent),
-            None => return Ok(()),
-        },
-        _ => (pool.vmm, pool.vmm_version.clone(), pool.agent),
+    let (roots, path) = (&operator.roots, instance.path());
+    let (tenant, pool) = load_pool(roots, &path.pool_path())?;
+    let (artifacts, mut instance) = (Artifacts::of(roots, &pool.path()), instance.clone());
+    let delta = match instance.status {
+        State::Sleeping => Some(Delta::load(roots, &path)?.ok_or(LifecycleError::NoSnapshot { path })?),
+        _ => {
+            (instance.agent, instance.resources) = (pool.agent, start::resources(roots, &instance, &pool));
+            None
+        }
     };
-    check_production(roots, &NodeConfig::load(roots)?, vmm)?;
-    if agent == AgentMode::Required {
-        tenant::secrets::open(roots, &instance.tenant_id)?;
+    let (vmm, version, revision) = match &delta {
+        Some(delta) => (delta.origin.vmm, Some(&delta.origin.vmm_version), Some(delta.revision.clone())),
+        None => (pool.vmm, pool.vmm_version.as_ref(), artifacts.current()?),
+    };
+    let revision = revision.ok_or_else(|| LifecycleError::NoRevision { pool: pool.path() })?;
+    let written_mib = match &delta {
+        None => Some(0),
+        Some(delta) => delta.archive.is_some().then_some(delta.image.mem.size_bytes >> 20),
+    };
+    if let Some(mib) = written_mib {
+        room::check_free(roots, &NodeConfig::load(roots)?, mib)?;
     }
+    let (slot, manifest) = (instance.slot(roots)?, artifacts.manifest(&revision)?);
+    may_run(operator, &tenant.tenant_id, vmm, instance.agent)?;
     // Who looks installs nothing: that is left to the start.
-    if vmm == VmmKind::Firecracker && roots.firecracker_bin.is_some() && install::list(roots)?.is_empty() {
-        return Ok(());
+    let installs = vmm == VmmKind::Firecracker && roots.firecracker_bin.is_some();
+    if !installs || !install::list(roots)?.is_empty() {
+        Guard::of(roots, &pool, &launch::program(operator, vmm, version.map(String::as_str))?, slot)?;
     }
-    let program = launch::program(operator, vmm, version.as_deref())?;
-    Guard::of(roots, &pool, &program, instance.slot(roots)?).map(drop)
+    room::check(roots, &tenant, slot, launch::takes(&instance, &manifest))?;
+    match &delta {
+        Some(delta) => Ok(delta.check(roots, &instance.path(), false)?),
+        None => Ok(()),
+    }
 }

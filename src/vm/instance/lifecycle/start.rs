@@ -1,11 +1,11 @@
 //! Starting an instance: a guest without an agent boots, one with an agent is loaded from its base and told who it is.
 
 use super::{
-    LifecycleError, Operator, Outcome, base, check_production, denied, effective_state, intent, joined,
-    load_pool, lock_tenant, lookup::locked, receipt, secrets,
+    LifecycleError, Operator, Outcome, base, denied, effective_state, intent, joined, load_pool, lock_tenant,
+    lookup::locked, receipt, refusal, secrets,
 };
 use crate::{
-    infra::failpoint,
+    infra::{config::Roots, failpoint},
     security::audit::{Limits, Network, Phase},
     store::Sharing,
     vm::{
@@ -23,10 +23,9 @@ use crate::{
         pool::{
             self,
             artifacts::Artifacts,
-            config::{AgentMode, VmmKind},
+            config::{AgentMode, Pool, Resources, VmmKind},
         },
         room::{self, NodeConfig},
-        tenant,
     },
 };
 
@@ -49,16 +48,11 @@ pub fn start(operator: &mut Operator, path: &InstancePath) -> Result<Outcome, Li
         (Next::Denied, Some(_)) => return Err(denied(path, state, Event::Start)),
         (_, None) => return Err(LifecycleError::NoRevision { pool: pool.path() }),
     };
-    let node = NodeConfig::load(&roots)?;
-    room::check_disk(&roots, &node, 0)?;
-    check_production(&roots, &node, pool.vmm)?;
-    let program = launch::program(operator, pool.vmm, pool.vmm_version.as_deref())?;
+    room::check_disk(&roots, &NodeConfig::load(&roots)?, 0)?;
+    let vmm = (pool.vmm, pool.vmm_version.as_deref());
+    let program = refusal::program(operator, &path.tenant, vmm, pool.agent)?;
     if pool.vmm == VmmKind::Firecracker && pool.vmm_version.is_none() {
         fix_version(operator, &pool.path(), &program.version)?;
-    }
-    if pool.agent == AgentMode::Required {
-        // Nothing is begun for a guest whose secrets it cannot be given.
-        tenant::secrets::open(&roots, &path.tenant)?;
     }
     operator.net()?;
     let mut instance = before.clone();
@@ -67,11 +61,7 @@ pub fn start(operator: &mut Operator, path: &InstancePath) -> Result<Outcome, Li
     instance.agent = pool.agent;
     // What boots stands on no base, whatever it was started from before.
     (instance.base_key, instance.host_key, instance.secrets) = (None, None, None);
-    instance.resources = pool.instance_resources;
-    // A disk that was grown stays grown, also where the record did not hear of it.
-    let data = config::folder(&roots, path).join("volumes").join(fc_config::files::DATA);
-    let grown = disk::size_mib(&data).unwrap_or(0);
-    instance.resources.data_disk_mib = before.resources.data_disk_mib.max(grown);
+    instance.resources = resources(&roots, &before, &pool);
     let manifest = artifacts.manifest(&revision)?;
     artifacts.check(&manifest)?;
     let (base, pool_lock) = match pool.agent {
@@ -129,6 +119,14 @@ pub fn start(operator: &mut Operator, path: &InstancePath) -> Result<Outcome, Li
             Err(operator.failed(&instance, "start", LifecycleError::step("start", failed, undone)))
         }
     }
+}
+
+/// What a start gives. A disk that was grown stays grown, also where the record did not hear of it.
+pub(super) fn resources(roots: &Roots, before: &Instance, pool: &Pool) -> Resources {
+    let data = config::folder(roots, &before.path()).join("volumes").join(fc_config::files::DATA);
+    let grown = disk::size_mib(&data).unwrap_or(0);
+    let data_disk_mib = before.resources.data_disk_mib.max(grown);
+    Resources { data_disk_mib, ..pool.instance_resources }
 }
 
 /// Announces the intent.

@@ -9,9 +9,9 @@
 use std::time::Instant;
 
 use super::{
-    LifecycleError, Operator, Outcome, check_production, intent, joined,
+    LifecycleError, Operator, Outcome, intent, joined,
     lookup::{Decided, decide, locked_cancelling_sleep},
-    receipt, secrets,
+    receipt, refusal, secrets,
     settle::settled,
     unchanged,
 };
@@ -31,7 +31,6 @@ use crate::{
         naming::InstancePath,
         pool::{artifacts::Artifacts, config::AgentMode},
         room::{self, NodeConfig},
-        tenant,
     },
     vmm::{
         client::Client,
@@ -49,15 +48,11 @@ pub fn wake(operator: &mut Operator, path: &InstancePath, force: bool) -> Result
     let Some(Decided { tenant, pool, .. }) = decide(&roots, &before, Event::Wake)? else {
         return Ok(unchanged(before));
     };
-    check_production(&roots, &NodeConfig::load(&roots)?, pool.vmm)?;
-    if before.agent == AgentMode::Required {
-        // Its snapshot is not used up for a guest that could not be given its secrets.
-        tenant::secrets::open(&roots, &path.tenant)?;
-    }
     let Some(delta) = Delta::load(&roots, path)? else {
         return Err(LifecycleError::NoSnapshot { path: path.clone() });
     };
-    let program = launch::program(operator, delta.origin.vmm, Some(&delta.origin.vmm_version))?;
+    let vmm = (delta.origin.vmm, Some(delta.origin.vmm_version.as_str()));
+    let program = refusal::program(operator, &path.tenant, vmm, before.agent)?;
     operator.net()?;
     let mut instance = before.clone();
     instance.pending = Some(intent(&roots, Operation::Wake));

@@ -1,5 +1,5 @@
-//! `secrets.json` and `secrets.key`: a tenant's secrets, each sealed with the tenant's key, and that key sealed with the node's master
-//! key. Nothing of them is stored in the clear.
+//! `secrets.json`: a tenant's secrets, each sealed with the tenant's key (`key`), and that key sealed with the node's master key.
+//! Nothing of them is stored in the clear.
 //!
 //! ```text
 //! master key (master_key.rs) ── seals ──> secrets.key ── seals ──> each value, with tenant, name and version
@@ -8,12 +8,19 @@
 //! The tenant's record has the generation of the last change: what is older, or gone, is not taken for all that there is.
 //! How they reach guests is `instance::delivery`'s.
 
+mod error;
+mod key;
+
 use std::{collections::BTreeMap, path::PathBuf};
 
 use jiff::Timestamp;
 use mvm_proto::secrets::{MAX_FILES, MAX_SIZE, MAX_TOTAL};
 use serde::{Deserialize, Serialize};
 
+pub use self::{
+    error::SecretsError,
+    key::{sealed_keys, shred},
+};
 use super::{
     config::{self, Tenant},
     lifecycle::TenantError,
@@ -22,10 +29,9 @@ use crate::{
     infra::{config::Roots, failpoint, relief},
     security::{
         audit::{self, Entry as Line, Phase},
-        master_key::{self, MasterKeyError, Source},
-        sealing::{Key, KeyId, NotOpened, Plain, Sealed},
+        sealing::{Key, Plain, Sealed},
     },
-    store::{self, Durability, Schema, StoreError},
+    store::{self, Schema, StoreError},
     vm::{
         instance::{
             self,
@@ -34,108 +40,8 @@ use crate::{
         },
         naming::{SecretName, TenantId},
         pool,
-        room::{self, NodeConfig},
     },
 };
-
-/// Why something could not be done with a tenant's secrets.
-#[derive(Debug, thiserror::Error)]
-pub enum SecretsError {
-    /// There is one with another content.
-    #[error("tenant {tenant} has a secret {name} with another content")]
-    Exists {
-        /// The tenant.
-        tenant: TenantId,
-        /// The secret.
-        name: SecretName,
-    },
-    /// There is none.
-    #[error("tenant {tenant} has no secret {name}")]
-    NotFound {
-        /// The tenant.
-        tenant: TenantId,
-        /// The secret.
-        name: SecretName,
-    },
-    /// It is nothing at all.
-    #[error("the secret is empty")]
-    Empty,
-    /// It, or all of them together, are too many or too long.
-    #[error("{what}: at most {most} are possible")]
-    TooMuch {
-        /// How many of what.
-        what: String,
-        /// The limit.
-        most: usize,
-    },
-    /// The master key is not where it is said to be.
-    #[error(transparent)]
-    MasterKey(#[from] MasterKeyError),
-    /// Another master key is needed than the one that is given.
-    #[error(
-        "the key of tenant {tenant} is sealed with master key {expected}, and {from} is master key {given}"
-    )]
-    OtherMasterKey {
-        /// The tenant.
-        tenant: TenantId,
-        /// The one that is needed.
-        expected: KeyId,
-        /// The one that is given.
-        given: KeyId,
-        /// Where that one is.
-        from: Source,
-    },
-    /// A master key is needed, and none is given.
-    #[error("the key of tenant {tenant} is sealed with master key {expected}, and no master key is given")]
-    NoMasterKey {
-        /// The tenant.
-        tenant: TenantId,
-        /// The one that is needed.
-        expected: KeyId,
-    },
-    /// A production node makes no master key for itself, and takes none that lies beside what it protects.
-    #[error(
-        "this node is in production: it takes no master key that lies in MVM_ROOT, and no other is given"
-    )]
-    Production,
-    /// The tenant's key is gone, and its secrets are there.
-    #[error("{path} is gone: the secrets of tenant {tenant} cannot be read any more", path = path.display())]
-    KeyGone {
-        /// The tenant.
-        tenant: TenantId,
-        /// The key's file.
-        path: PathBuf,
-    },
-    /// There were secrets of a later generation.
-    #[error(
-        "{path} {how}, and tenant {tenant} had secrets{known}",
-        path = path.display(), how = how(*is), known = known.map(|one| format!(" of generation {one}")).unwrap_or_default()
-    )]
-    Lost {
-        /// The tenant.
-        tenant: TenantId,
-        /// The file with its secrets.
-        path: PathBuf,
-        /// Its generation; `None` where it is gone.
-        is: Option<u64>,
-        /// The last one that is known of.
-        known: Option<u64>,
-    },
-    /// Something sealed is not what mvm wrote there.
-    #[error("{what} of tenant {tenant} cannot be read")]
-    Sealed {
-        /// The tenant.
-        tenant: TenantId,
-        /// What: its key, or a secret by its name.
-        what: String,
-        /// Why not.
-        #[source]
-        source: NotOpened,
-    },
-    /// The state could not be read or written.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
 
 /// `secrets.json`.
 #[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -163,16 +69,6 @@ pub struct Secret {
     pub hash: String,
     /// Its content.
     pub sealed: Sealed,
-}
-
-/// `secrets.key`.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct KeyFile {
-    schema_version: Schema<1>,
-    master_key: KeyId,
-    created_at: Timestamp,
-    sealed: Sealed,
 }
 
 /// A tenant's secrets in the clear: wiped when they are dropped.
@@ -208,11 +104,6 @@ pub fn file(roots: &Roots, tenant: &TenantId) -> PathBuf {
     config::folder(roots, tenant).join("secrets.json")
 }
 
-/// `tenants/<t>/secrets.key`.
-pub fn key_file(roots: &Roots, tenant: &TenantId) -> PathBuf {
-    config::folder(roots, tenant).join("secrets.key")
-}
-
 /// What a tenant's secrets are, but for their content; `None` where it never had any.
 ///
 /// # Errors
@@ -227,7 +118,7 @@ fn stored_of(roots: &Roots, record: &Tenant) -> Result<Option<Secrets>, SecretsE
     let stored: Option<Secrets> = store::read_if_there(&path)?;
     let is = stored.as_ref().map(|stored| stored.generation);
     // A tenant that has a key has had some, also where its record is from before it said so.
-    if is < known || is.is_none() && key_file(roots, tenant).exists() {
+    if is < known || is.is_none() && key::file(roots, tenant).exists() {
         return Err(SecretsError::Lost { tenant: tenant.clone(), path, is, known });
     }
     Ok(stored)
@@ -259,16 +150,19 @@ fn remember(roots: &Roots, record: &mut Tenant, generation: u64) -> Result<(), S
 pub fn settle(roots: &Roots, tenant: &TenantId) -> Result<(), LifecycleError> {
     let look = || -> Result<_, LifecycleError> {
         let record = load_tenant(roots, tenant)?;
-        let generation = stored_of(roots, &record)?.map_or(0, |stored| stored.generation);
-        Ok((record, generation))
+        let all = stored_of(roots, &record)?.unwrap_or_default();
+        Ok((record, all))
     };
-    let (record, generation) = look()?;
-    if knows(&record, generation) {
+    let is_settled = |(record, all): &(Tenant, Secrets)| {
+        knows(record, all.generation) && !(all.secrets.is_empty() && key::file(roots, tenant).exists())
+    };
+    if is_settled(&look()?) {
         return Ok(());
     }
     let _lock = lock_tenant(roots, tenant)?;
-    let (mut record, generation) = look()?;
-    Ok(remember(roots, &mut record, generation)?)
+    let (mut record, all) = look()?;
+    remember(roots, &mut record, all.generation)?;
+    Ok(drop_idle_key(roots, tenant, &all)?)
 }
 
 /// Opens a tenant's secrets; `None` where it never had any.
@@ -281,8 +175,8 @@ pub fn open(roots: &Roots, tenant: &TenantId) -> Result<Option<Opened>, SecretsE
     if secrets.is_empty() {
         return Ok(Some(opened));
     }
-    let key = tenant_key(roots, tenant)?
-        .ok_or_else(|| SecretsError::KeyGone { tenant: tenant.clone(), path: key_file(roots, tenant) })?;
+    let key = key::of(roots, tenant)?
+        .ok_or_else(|| SecretsError::KeyGone { tenant: tenant.clone(), path: key::file(roots, tenant) })?;
     for (name, secret) in secrets {
         let place = place(tenant, &name, &secret);
         let plain = key.open(&texts(&place), &secret.sealed).map_err(|source| SecretsError::Sealed {
@@ -293,6 +187,17 @@ pub fn open(roots: &Roots, tenant: &TenantId) -> Result<Option<Opened>, SecretsE
         opened.secrets.push((name, plain));
     }
     Ok(Some(opened))
+}
+
+/// What a tenant's secrets are, where they and its key are there, and open, as far as the master key that is given can tell.
+///
+/// # Errors
+/// [`SecretsError`] says what is gone or damaged.
+pub fn check(roots: &Roots, tenant: &TenantId) -> Result<Option<Secrets>, SecretsError> {
+    match open(roots, tenant) {
+        Err(error) if !error.is_of_the_master_key() => Err(error),
+        _ => stored(roots, tenant),
+    }
 }
 
 /// Sets, rotates or removes a secret. Returns all of them as they are then, and whether anything has changed: the same again is well.
@@ -321,16 +226,18 @@ pub fn change(
         (Change::Remove, Some(_)) => drop(all.secrets.remove(name)),
         (Change::Set(plain) | Change::Rotate(plain), there) => {
             check_size(plain, &all, name)?;
-            let key = match tenant_key(roots, tenant)? {
-                Some(key) => key,
-                None if all.secrets.is_empty() => {
-                    // Refused before anything is begun.
-                    master_key(roots)?;
-                    new_key.insert(Key::random()?).clone()
-                }
-                None => {
-                    let path = key_file(roots, tenant);
+            let key = match key::of(roots, tenant) {
+                Ok(Some(key)) => key,
+                Ok(None) if !all.secrets.is_empty() => {
+                    let path = key::file(roots, tenant);
                     return Err(SecretsError::KeyGone { tenant: tenant.clone(), path }.into());
+                }
+                // One that does not open, and seals nothing, is in nobody's way.
+                Err(error) if !(all.secrets.is_empty() && error.is_of_the_key()) => return Err(error.into()),
+                Ok(None) | Err(_) => {
+                    // Refused before anything is begun.
+                    key::master(roots, tenant)?;
+                    new_key.insert(Key::random()?).clone()
                 }
             };
             let hash = key.hash(&[tenant.to_string().as_bytes(), name.to_string().as_bytes(), plain]);
@@ -394,31 +301,33 @@ fn store_all(
     new_key: Option<&Key>,
 ) -> Result<(), TenantError> {
     let tenant = &record.tenant_id.clone();
-    let line = |phase, detail: String| {
-        let mut line = Line::new(what, tenant, phase);
-        line.detail = Some(detail);
-        audit::append(roots, tenant.as_ref(), &config::folder(roots, tenant), line)
-    };
-    line(Phase::Intent, detail.to_owned())?;
+    let folder = config::folder(roots, tenant);
+    let log = (tenant.as_ref(), folder.as_path());
+    let mut line = Line::new(what, tenant, Phase::Intent);
+    line.detail = Some(detail.to_owned());
+    audit::append(roots, log.0, log.1, line.clone())?;
     let stored = failpoint::hit("secrets", "announced").map_err(TenantError::from).and_then(|()| {
         if let Some(key) = new_key {
-            store_key(roots, tenant, key)?;
+            key::put(roots, tenant, key)?;
         }
         Ok(store::write(&file(roots, tenant), all)?)
     });
-    if let Err(error) = stored {
-        // It may have failed for want of the page that this needs.
-        let _relief = relief::allow(&roots.root);
-        let _ = line(Phase::Failed, format!("{detail}: {error}"));
-        return Err(error);
+    if stored.is_err() {
+        return audit::outcome(roots, log, line, stored);
     }
     // They are what guests get from here on: the rest of it is written down on a full disk, too.
     let _relief = relief::allow(&roots.root);
     failpoint::hit("secrets", "saved")?;
     remember(roots, record, all.generation)?;
     failpoint::hit("secrets", "remembered")?;
-    line(Phase::Done, detail.to_owned())?;
+    drop_idle_key(roots, tenant, all)?;
+    audit::outcome(roots, log, line, stored)?;
     Ok(failpoint::hit("secrets", "audited")?)
+}
+
+/// A key that seals nothing goes: its master key may be changed then, or lost.
+fn drop_idle_key(roots: &Roots, tenant: &TenantId, all: &Secrets) -> Result<(), StoreError> {
+    if all.secrets.is_empty() { shred(roots, tenant) } else { Ok(()) }
 }
 
 fn check_size(plain: &Plain, all: &Secrets, name: &SecretName) -> Result<(), SecretsError> {
@@ -445,97 +354,4 @@ fn place(tenant: &TenantId, name: &SecretName, secret: &Secret) -> [String; 5] {
 
 fn texts(place: &[String; 5]) -> [&str; 5] {
     place.each_ref().map(String::as_str)
-}
-
-fn key_place(tenant: &TenantId) -> [&str; 2] {
-    ["mvm tenant key", tenant.as_ref()]
-}
-
-/// A tenant's key; `None` where it has none yet.
-fn tenant_key(roots: &Roots, tenant: &TenantId) -> Result<Option<Key>, SecretsError> {
-    let Some(file) = store::read_if_there::<KeyFile>(&key_file(roots, tenant))? else { return Ok(None) };
-    let expected = file.master_key;
-    let (master, from) = given(roots)?
-        .ok_or_else(|| SecretsError::NoMasterKey { tenant: tenant.clone(), expected: expected.clone() })?;
-    let given = master.id();
-    if given != expected {
-        return Err(SecretsError::OtherMasterKey { tenant: tenant.clone(), expected, given, from });
-    }
-    let damaged =
-        |source| SecretsError::Sealed { tenant: tenant.clone(), what: "the key".to_owned(), source };
-    let bytes = master.open(&key_place(tenant), &file.sealed).map_err(damaged)?;
-    Ok(Some(Key::of(&bytes).ok_or_else(|| damaged(NotOpened))?))
-}
-
-/// The master key that is given, if it may be used.
-fn given(roots: &Roots) -> Result<Option<(Key, Source)>, SecretsError> {
-    let given = master_key::given(roots)?;
-    match given {
-        Some((_, Source::Root(_))) if NodeConfig::load(roots)?.production => Err(SecretsError::Production),
-        given => Ok(given),
-    }
-}
-
-/// The master key for a tenant that has no key yet: the one that all other tenants' are sealed with, another one is a mistake.
-/// `None` where there is none at all, and one may be made.
-fn master_key(roots: &Roots) -> Result<Option<Key>, SecretsError> {
-    match (given(roots)?, sealed_keys(roots)?.into_iter().next()) {
-        (Some((master, from)), Some((tenant, expected))) if master.id() != expected => {
-            let given = master.id();
-            Err(SecretsError::OtherMasterKey { tenant, expected, given, from })
-        }
-        (Some((master, _)), _) => Ok(Some(master)),
-        (None, Some((tenant, expected))) => Err(SecretsError::NoMasterKey { tenant, expected }),
-        (None, None) if NodeConfig::load(roots)?.production => Err(SecretsError::Production),
-        (None, None) => Ok(None),
-    }
-}
-
-/// Stores a tenant's new key, sealed with the master key, which is made where there is none. From the look at the other tenants'
-/// keys on the node is locked: two tenants' first secrets at once have one master key.
-fn store_key(roots: &Roots, tenant: &TenantId, key: &Key) -> Result<(), TenantError> {
-    let _lock = room::lock(roots)?;
-    let master = match master_key(roots)? {
-        Some(master) => master,
-        None => {
-            let master = Key::random()?;
-            store::replace(&roots.own_master_key(), master.text().as_bytes(), Durability::Durable)?;
-            failpoint::hit("secrets", "master-key")?;
-            master
-        }
-    };
-    // Where there is a key there is the file, whatever is cut off here.
-    if !file(roots, tenant).exists() {
-        store::write(&file(roots, tenant), &Secrets::default())?;
-    }
-    let file = KeyFile {
-        schema_version: Schema,
-        master_key: master.id(),
-        created_at: roots.now(),
-        sealed: master.seal(&key_place(tenant), key.bytes())?,
-    };
-    store::write(&key_file(roots, tenant), &file)?;
-    Ok(failpoint::hit("secrets", "key")?)
-}
-
-/// The tenants that have a key, and the master key that it is sealed with.
-///
-/// # Errors
-/// When one cannot be read.
-pub fn sealed_keys(roots: &Roots) -> Result<Vec<(TenantId, KeyId)>, StoreError> {
-    let mut keys = Vec::new();
-    for tenant in config::ids(roots)? {
-        // One that is damaged, or was shredded half-way, is in the way of no other tenant.
-        let file = store::read_if_there::<KeyFile>(&key_file(roots, &tenant)).unwrap_or(None);
-        keys.extend(file.map(|file| (tenant, file.master_key)));
-    }
-    Ok(keys)
-}
-
-/// Makes a tenant's secrets unreadable for good, wherever a copy of them is.
-///
-/// # Errors
-/// When its key cannot be overwritten.
-pub fn shred(roots: &Roots, tenant: &TenantId) -> Result<(), StoreError> {
-    store::shred(&key_file(roots, tenant))
 }
