@@ -380,8 +380,14 @@ fn a_lost_data_disk_is_not_replaced_by_an_empty_one() {
     let disk = sandbox.root().join(format!("tenants/acme/pools/web/instances/{id}/volumes/data.ext4"));
     let elsewhere = sandbox.root().join("elsewhere");
     fs::rename(&disk, &elsewhere).expect("it can be moved");
-    assert_eq!(sandbox.refused(&format!("instance start {path}"), 1), "disk_lost");
+    let would = || sandbox.ok(&format!("instance why {path}"))["start_refused"]["code"].clone();
+    assert_eq!(
+        (would(), sandbox.refused(&format!("instance start {path}"), 1)),
+        ("disk_lost".into(), "disk_lost".into())
+    );
     assert!(!disk.exists());
+    fs::write(&disk, "").expect("a file");
+    assert_eq!(sandbox.refused(&format!("instance start {path}"), 1), "disk_lost");
     fs::rename(&elsewhere, &disk).expect("it can be moved");
     sandbox.ok(&format!("instance start {path}"));
 }

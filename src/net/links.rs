@@ -450,17 +450,30 @@ mod tap_ioctl {
     }
 }
 
+fn missing(name: &str) -> NetError {
+    NetError::kernel("find", name)(io::Error::from_raw_os_error(libc::ENODEV))
+}
+
+/// The bridge of a slot's tenant.
+///
+/// # Errors
+/// When it is not there, or is somebody else's.
+pub fn bridge_of(socket: &mut Socket, slot: Slot) -> Result<Link, NetError> {
+    let name = slot.net_id.bridge();
+    let bridge = find(socket, &name)?.ok_or_else(|| missing(&name))?;
+    check_bridge(&bridge, slot.net_id)?;
+    Ok(bridge)
+}
+
 /// Makes a slot's TAP a port of its tenant's bridge and brings it up.
 ///
 /// # Errors
 /// When one of the two is not there, or the kernel refuses.
 pub fn join(socket: &mut Socket, slot: Slot) -> Result<(), NetError> {
     let name = slot.tap();
-    let missing = |name: &str| NetError::kernel("find", name)(io::Error::from_raw_os_error(libc::ENODEV));
     let tap = find(socket, &name)?.ok_or_else(|| missing(&name))?;
     check_tap(&tap)?;
-    let bridge = find(socket, &slot.net_id.bridge())?.ok_or_else(|| missing(&slot.net_id.bridge()))?;
-    check_bridge(&bridge, slot.net_id)?;
+    let bridge = bridge_of(socket, slot)?;
     let refused = |action| NetError::kernel(action, &name);
     // A bridge forwards nothing for a port until the kernel has taken note of its carrier, which it does once a second, and at
     // once only where one is brought up that has sent nothing yet: so it is without one until it comes up.

@@ -334,6 +334,14 @@ impl Net {
         Ok(links::find(&mut self.route, &slot.net_id.bridge())?.map_or(1500, |link| link.mtu))
     }
 
+    /// Is a slot's bridge there, and mvm's? Asked before there is no way back.
+    ///
+    /// # Errors
+    /// [`NetError::Foreign`] where it is somebody else's.
+    pub fn check_bridge(&mut self, slot: Slot) -> Result<(), NetError> {
+        links::bridge_of(&mut self.route, slot).map(drop)
+    }
+
     /// Puts a slot's TAP on its bridge.
     ///
     /// # Errors

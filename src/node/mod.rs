@@ -58,19 +58,6 @@ pub enum NodeError {
     Pool(#[from] PoolError),
 }
 
-impl NodeError {
-    /// It, and what led to it, in one line.
-    fn with_causes(&self) -> String {
-        let mut text = self.to_string();
-        let mut cause = std::error::Error::source(self);
-        while let Some(error) = cause {
-            text = format!("{text}: {error}");
-            cause = error.source();
-        }
-        text
-    }
-}
-
 /// What there is on the node, and what is in use.
 #[derive(Debug, Clone, Serialize)]
 pub struct Stats {
@@ -178,11 +165,11 @@ pub fn update(roots: &Roots, change: impl FnOnce(&mut NodeConfig)) -> Result<Nod
         appended => appended?,
     }
     node.is_logged = true;
-    let written = failpoint::hit("node-set", "announced")
-        .map_err(StoreError::io("write", &roots.node_file()))
-        .and_then(|()| store::write(&roots.node_file(), &node));
-    if written.is_ok() {
-        failpoint::hit("node-set", "saved").map_err(StoreError::io("write", &roots.node_file()))?;
-    }
-    audit::outcome(roots, (NODE, &folder), entry, written.map(|()| node).map_err(NodeError::from))
+    let passed = |step| failpoint::hit("node-set", step).map_err(StoreError::io("write", &roots.node_file()));
+    passed("announced")?;
+    audit::replace_announced(roots, (NODE, &folder), entry, [&before, &node], |node| {
+        store::write(&roots.node_file(), node)?;
+        Ok::<_, NodeError>(passed("saved")?)
+    })?;
+    Ok(node)
 }

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::NodeError;
 use crate::{
-    infra::{config::Roots, relief},
+    infra::{config::Roots, relief, text::with_causes},
     security::audit,
     store::{self, Lock, Sharing, StoreError},
     vm::{
@@ -49,7 +49,7 @@ pub struct Recovered {
 impl Recovered {
     /// What came of it; where nothing did, that is said, and all else is gone on with.
     fn note<T>(&mut self, what: impl Display, result: Result<T, impl Into<NodeError>>) -> Option<T> {
-        result.map_err(|error| self.failed.push(format!("{what}: {}", error.into().with_causes()))).ok()
+        result.map_err(|error| self.failed.push(format!("{what}: {}", with_causes(&error.into())))).ok()
     }
 
     /// Is it, or something that it lies in, among what could not be settled?
@@ -153,7 +153,7 @@ fn settle_secrets(operator: &mut Operator, recovered: &mut Recovered) -> Result<
         match settled {
             // Destroyed meanwhile.
             Err(LifecycleError::NotFound { .. }) => {}
-            settled => drop(recovered.note(&tenant, settled)),
+            settled => drop(recovered.note(format!("secrets of {tenant}"), settled)),
         }
     }
     Ok(())

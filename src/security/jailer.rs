@@ -75,15 +75,25 @@ pub fn jail(roots: &Roots, program: &Program, uid: u32) -> Result<Jail, NoJail> 
         return Err(NoJail::NotRoot);
     }
     for path in [&program.path, jailer] {
-        let unreadable = |error: io::Error| NoJail::Unreadable { path: path.clone(), why: error.to_string() };
-        if is_dynamic(path).map_err(unreadable)? {
-            return Err(NoJail::Dynamic { path: path.clone() });
-        }
+        check_static(path)?;
     }
     check_mount(&roots.root)?;
     // The jailer makes `firecracker/<id>/root` of it.
     let base = roots.vmm_dirs().parent().map(Path::to_path_buf).unwrap_or_default();
     Ok(Jail { jailer: jailer.clone(), uid, base })
+}
+
+/// Does a program run in a jail, where there are no libraries?
+///
+/// # Errors
+/// [`NoJail::Dynamic`] where it does not, [`NoJail::Unreadable`] where that cannot be told.
+pub fn check_static(path: &Path) -> Result<(), NoJail> {
+    let path = path.to_path_buf();
+    match is_dynamic(&path) {
+        Ok(false) => Ok(()),
+        Ok(true) => Err(NoJail::Dynamic { path }),
+        Err(error) => Err(NoJail::Unreadable { path, why: error.to_string() }),
+    }
 }
 
 /// Can there be devices and programs?

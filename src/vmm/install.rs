@@ -125,7 +125,7 @@ pub fn firecracker(roots: &Roots, version: Option<&str>) -> Result<Program, Inst
     let chosen = match (chosen, &roots.firecracker_bin) {
         (Some(one), _) => one.clone(),
         (None, Some(binary)) => {
-            let one = install(roots, binary, roots.jailer_bin.as_deref())?;
+            let one = install(roots, binary, found_jailer(roots, binary))?;
             if version.is_some_and(|version| version != one.version) {
                 return Err(no_such(version, list(roots)?));
             }
@@ -202,6 +202,21 @@ fn version_of(program: &Path, name: &str) -> Result<String, String> {
     }
 }
 
+/// The jailer that the environment has, where it is that of this Firecracker.
+pub fn found_jailer<'a>(roots: &'a Roots, firecracker: &Path) -> Option<&'a Path> {
+    let jailer = roots.jailer_bin.as_deref()?;
+    let is_its = version_of(jailer, "Jailer").ok()? == version_of(firecracker, "Firecracker").ok()?;
+    is_its.then_some(jailer)
+}
+
+/// Is there one of this version, or any, where none is named?
+///
+/// # Errors
+/// When the folder cannot be read.
+pub fn is_installed(roots: &Roots, version: Option<&str>) -> Result<bool, StoreError> {
+    Ok(list(roots)?.iter().any(|one| version.is_none_or(|version| version == one.version)))
+}
+
 /// Installs a Firecracker, and a jailer beside it, under the version that the programs themselves name.
 ///
 /// # Errors
@@ -210,13 +225,10 @@ pub fn install(roots: &Roots, firecracker: &Path, jailer: Option<&Path>) -> Resu
     let not = |why: String| InstallError::NotFirecracker { path: firecracker.to_path_buf(), why };
     let version = version_of(firecracker, "Firecracker").map_err(not)?;
     if let Some(jailer) = jailer {
-        let why = match version_of(jailer, "Jailer") {
-            Ok(same) if same == version => None,
-            Ok(other) => Some(format!("it is that of {other}")),
-            Err(why) => Some(why),
-        };
-        if let Some(why) = why {
-            return Err(InstallError::NotJailer { path: jailer.to_path_buf(), version, why });
+        let not = |why| InstallError::NotJailer { path: jailer.to_path_buf(), version: version.clone(), why };
+        let other = version_of(jailer, "Jailer").map_err(not)?;
+        if other != version {
+            return Err(not(format!("it is that of {other}")));
         }
     }
     let folder = roots.vmm_versions();

@@ -425,7 +425,7 @@ fn a_head_that_was_kept_shows_what_root_did_to_the_log() {
     std::fs::write(&kept, "{}").expect("a file");
     snapshot!(terminal.sees(&against), @"
     ROOT/kept.json: it is no head of an audit log: missing field `kind`
-      try: keep what mvm tenant audit TENANT --head --json prints
+      try: keep what mvm tenant audit TENANT --head --json prints, or mvm node audit --head --json
     [exit 1]
     ");
     std::fs::write(&kept, &signed).expect("a file");
@@ -437,7 +437,7 @@ fn a_head_that_was_kept_shows_what_root_did_to_the_log() {
     }
     snapshot!(terminal.sees("tenant audit acme --verify"), @"
     the audit log ROOT/tenants/acme/audit.log is broken at line 1, record 1: it is a line of another log
-      try: put its files back from a copy; or mvm tenant audit TENANT --begin-anew (of the node: mvm node audit --begin-anew), whose first record says what was lost
+      try: put its files back from a copy; or mvm tenant audit acme --begin-anew, whose first record says what was lost
     [exit 1]
     ");
     std::fs::rename(folder.join("tenants/acme"), folder.join("acme")).expect("renamed");
@@ -459,13 +459,13 @@ fn a_head_that_was_kept_shows_what_root_did_to_the_log() {
     std::fs::write(&log, text.replacen("uid\":0", "uid\":7", 1)).expect("a log");
     snapshot!(terminal.sees(&against), @"
     the audit log ROOT/tenants/acme/audit.log is broken at line 1, record 1: its hash does not fit its content
-      try: put its files back from a copy; or mvm tenant audit TENANT --begin-anew (of the node: mvm node audit --begin-anew), whose first record says what was lost
+      try: put its files back from a copy; or mvm tenant audit acme --begin-anew, whose first record says what was lost
     [exit 1]
     ");
     std::fs::write(&log, text.split_inclusive('\n').take(1).collect::<String>()).expect("a log");
     snapshot!(terminal.sees("tenant audit acme --verify"), @"
     record 2 is missing from the audit log at its end: ROOT/tenants/acme/audit.log was cut or removed
-      try: put its files back from a copy; or mvm tenant audit TENANT --begin-anew (of the node: mvm node audit --begin-anew), whose first record says what was lost
+      try: put its files back from a copy; or mvm tenant audit acme --begin-anew, whose first record says what was lost
     [exit 1]
     ");
     snapshot!(terminal.sees("pool create acme/db --vmm sim"), @"
@@ -476,7 +476,7 @@ fn a_head_that_was_kept_shows_what_root_did_to_the_log() {
     std::fs::remove_file(&log).expect("a log");
     snapshot!(terminal.sees("tenant audit acme --head"), @"
     records 1 to 2 are missing from the audit log at its end: ROOT/tenants/acme/audit.log was cut or removed
-      try: put its files back from a copy; or mvm tenant audit TENANT --begin-anew (of the node: mvm node audit --begin-anew), whose first record says what was lost
+      try: put its files back from a copy; or mvm tenant audit acme --begin-anew, whose first record says what was lost
     [exit 1]
     ");
     snapshot!(terminal.sees("tenant audit acme --begin-anew"), @"
@@ -491,8 +491,8 @@ fn a_head_that_was_kept_shows_what_root_did_to_the_log() {
     ");
     snapshot!(terminal.sees("tenant audit acme"), @"2026-01-02 03:04:05Z  uid 0 done      audit.begin-anew  acme (records 1 to 2 are missing from the audit log at its end: ROOT/tenants/acme/audit.log was cut or removed; its head named record 2, HASH)");
     snapshot!(terminal.sees(&against), @"
-    the kept head is of the log before: this one was begun anew at 2026-01-02T03:04:05Z, records 1 to 2 are missing from the audit log at its end: ROOT/tenants/acme/audit.log was cut or removed; its head named record 2, HASH
-      try: ask who did that, and keep a new head; the files of the log before lie beside this one, as audit-N.*
+    the kept head is not of this log, whose first line says that it was begun anew at 2026-01-02T03:04:05Z: records 1 to 2 are missing from the audit log at its end: ROOT/tenants/acme/audit.log was cut or removed; its head named record 2, HASH
+      try: ask who did that, and keep a new head; where nobody did, root on this node rewrote it: believe no line that nobody else kept
     [exit 1]
     ");
     // Another key, and the log that is kept of a tenant that is no more.

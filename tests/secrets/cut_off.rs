@@ -129,7 +129,10 @@ fn a_tenant_that_is_destroyed_takes_its_key_along() {
         let bytes = fs::read(copy("key")).expect("a file");
         assert!(!bytes.is_empty() && bytes.iter().all(|byte| *byte == 0), "what it lay in holds it");
     }
-    assert!(!key.exists() && stored.exists());
+    // They are not taken for lost.
+    assert!(!key.exists() && !stored.exists());
+    sandbox.ok("node recover");
+    sandbox.ok("tenant info acme");
     sandbox.ok(destroy);
     assert!(!folder.exists());
     assert_eq!(fs::metadata(copy("key")).expect("a file").nlink(), 1);

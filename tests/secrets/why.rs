@@ -1,7 +1,7 @@
 //! `instance why` names what a start or a wake would be refused for.
 
 use crate::{
-    support::Sandbox,
+    support::{Sandbox, was_killed},
     world::{KEY, feed, start, world},
 };
 
@@ -28,4 +28,18 @@ fn a_master_key_that_is_not_given_is_named_as_what_keeps_an_instance_from_runnin
     assert!(String::from_utf8_lossy(&why(&sandbox)).contains("a start would be refused: "));
     let said = with_key(&format!("instance why {ready}"), b"");
     assert!(!said.contains("refused"), "{said}");
+}
+
+/// Its snapshot is used up by then, and it is not lost for that.
+#[test]
+fn a_wake_that_was_cut_off_is_told_as_that() {
+    let Some(sandbox) = world() else { return };
+    let path = start(&sandbox);
+    sandbox.ok(&format!("instance sleep {path}"));
+    assert!(was_killed(&sandbox.run_with(&format!("instance wake {path}"), "wake.consume")));
+    let why = sandbox.ok(&format!("instance why {path}"));
+    assert!(why["wake_refused"].is_null() && why["pending"]["operation"] == "wake", "{why}");
+    let said = sandbox.run(&format!("instance why {path}")).stdout;
+    assert!(String::from_utf8_lossy(&said).contains("a wake was cut off"));
+    sandbox.ok(&format!("instance wake {path}"));
 }

@@ -5,7 +5,10 @@ use std::{
     path::Path,
 };
 
-use crate::guest::Guest;
+use crate::{
+    guest::Guest,
+    support::{run, was_killed},
+};
 
 /// The verbs that get it there, and what is refused then: verbs, and the words for it.
 type Refusals<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)]);
@@ -143,4 +146,34 @@ fn a_disk_that_changed_under_a_sleeper_is_refused() {
         }
     }
     guest.sleeps_well();
+}
+
+/// What is in the way of the network is seen as long as there is a way back.
+#[test]
+fn a_bridge_of_somebody_else_uses_up_no_snapshot() {
+    let Some(mut guest) = Guest::new() else { return };
+    guest.works();
+    guest.ok("sleep");
+    run("ip", &["link", "del", "br-tenant-3"]);
+    run("ip", &["link", "add", "br-tenant-3", "type", "bridge"]);
+    assert_eq!((guest.refused("wake", 4), guest.status()), ("foreign".into(), "sleeping".into()));
+    run("ip", &["link", "del", "br-tenant-3"]);
+    guest.sandbox.ok("net repair");
+    guest.ok("wake");
+    guest.is_as_it_was(1);
+}
+
+/// It runs without, and a stop takes it down.
+#[test]
+fn a_wake_that_was_cut_off_is_finished_where_its_tap_is_gone() {
+    let Some(mut guest) = Guest::new() else { return };
+    guest.works();
+    guest.ok("sleep");
+    let wake = format!("instance wake {}", guest.path);
+    assert!(was_killed(&guest.sandbox.run_with(&wake, "wake.consume")));
+    run("ip", &["link", "del", &guest.tap]);
+    guest.ok("wake");
+    assert_eq!(guest.status(), "running");
+    guest.sandbox.ok(&format!("instance stop --force {}", guest.path));
+    assert!(guest.sandbox.leaks().is_empty(), "{:?}", guest.sandbox.leaks());
 }

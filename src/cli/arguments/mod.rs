@@ -1,5 +1,6 @@
 //! Arguments, a file per command group: what can be typed, and what it becomes. No effects, on every platform.
 
+pub mod audit;
 pub mod demo;
 pub mod events;
 pub mod guest;

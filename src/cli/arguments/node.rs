@@ -2,7 +2,7 @@
 
 use clap::{Subcommand, ValueEnum};
 
-use super::tenant::LogArguments;
+use super::audit::LogArguments;
 
 #[derive(Debug, Subcommand)]
 pub enum NodeCommand {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::DestroyArguments;
+use super::{DestroyArguments, audit::LogArguments};
 use crate::vm::{
     naming::{NetId, Offset, SecretName, Subnet, TenantId},
     tenant::quota::Quotas,
@@ -72,26 +72,6 @@ pub struct AuditArguments {
     pub follow: bool,
     #[command(flatten)]
     pub log: LogArguments,
-}
-
-/// What is wanted of a log: to see it, where nothing is said.
-#[derive(Debug, Args)]
-pub struct LogArguments {
-    /// Check the chain of hashes from the first line to the head
-    #[arg(long)]
-    pub verify: bool,
-    /// Also check that the log is still the one whose head was kept in this file
-    #[arg(long, value_name = "FILE", requires = "verify")]
-    pub against: Option<PathBuf>,
-    /// Check the log, and print number and hash of its last line, signed by this node, to keep elsewhere
-    #[arg(long, conflicts_with = "verify")]
-    pub head: bool,
-    /// Give up a log that is broken or gone: the next one begins with a record that says so
-    #[arg(long, conflicts_with_all = ["verify", "head"])]
-    pub begin_anew: bool,
-    /// Do not ask
-    #[arg(long, requires = "begin_anew")]
-    pub yes: bool,
 }
 
 /// What can be done with secrets. A value comes from a file or from stdin, byte for byte: arguments are seen by everybody.

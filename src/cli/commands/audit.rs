@@ -10,8 +10,8 @@ use jiff::Timestamp;
 use serde_json::json;
 
 use crate::cli::{
-    arguments::tenant::{AuditArguments, LogArguments},
-    error::CliError,
+    arguments::{audit::LogArguments, tenant::AuditArguments},
+    error::{CliError, Kind},
     output::{Out, count, time},
 };
 use crate::{
@@ -19,7 +19,7 @@ use crate::{
     security::{
         audit::{
             self, AuditError, NODE, Place, Verified,
-            kept::{KeptHead, Whose},
+            kept::{KeptError, KeptHead, Whose},
         },
         node_key::NodeKey,
     },
@@ -44,7 +44,7 @@ struct Log {
     created_at: Timestamp,
     folder: PathBuf,
     /// Its tenant is destroyed: nothing is appended to it any more.
-    is_kept: bool,
+    is_destroyed: bool,
 }
 
 impl Log {
@@ -60,8 +60,8 @@ impl Log {
         }
     }
 
-    fn of(tenant: &Tenant, folder: PathBuf, is_kept: bool) -> Self {
-        Self { tenant_id: tenant.tenant_id.to_string(), created_at: tenant.created_at, folder, is_kept }
+    fn of(tenant: &Tenant, folder: PathBuf, is_destroyed: bool) -> Self {
+        Self { tenant_id: tenant.tenant_id.to_string(), created_at: tenant.created_at, folder, is_destroyed }
     }
 
     fn kept(folder: PathBuf) -> Result<Self, CliError> {
@@ -70,7 +70,7 @@ impl Log {
 
     fn of_node(roots: &Roots) -> Self {
         let (tenant_id, created_at) = (NODE.to_owned(), Timestamp::UNIX_EPOCH);
-        Self { tenant_id, created_at, folder: roots.node_log(), is_kept: false }
+        Self { tenant_id, created_at, folder: roots.node_log(), is_destroyed: false }
     }
 
     fn whose(&self, roots: &Roots) -> Result<Whose, CliError> {
@@ -80,14 +80,43 @@ impl Log {
 
     fn verify(&self, roots: &Roots) -> Result<Verified, CliError> {
         let verified = audit::verify(roots, &self.tenant_id, &self.folder);
-        verified.map_err(|error| {
-            let is_broken = !matches!(error, AuditError::Store(_));
-            let made = CliError::from(error);
-            match is_broken && self.is_kept {
-                true => made.fix("put its files back from a copy: its tenant is destroyed, and no other log comes after it"),
-                false => made,
+        let verified = verified.map_err(|error| self.explain(&error.into()))?;
+        match verified.first_at {
+            Some(first) if first < self.created_at => {
+                let what = format!(
+                    "the audit log begins at {first}, and its tenant was made at {}: it is an earlier one's",
+                    self.created_at
+                );
+                Err(CliError::new(Kind::Failed, "audit_broken", what).fix(self.remedy()))
             }
-        })
+            _ => Ok(verified),
+        }
+    }
+
+    fn hold_against(&self, roots: &Roots, head: &KeptHead) -> Result<Verified, CliError> {
+        let held = head.hold_against(roots, &self.folder, &self.whose(roots)?);
+        held.map_err(|error| self.explain(&error))
+    }
+
+    /// With what can be done about this log.
+    fn explain(&self, error: &KeptError) -> CliError {
+        let is_broken = matches!(error, KeptError::Audit(error) if !matches!(error, AuditError::Store(_)));
+        let made = CliError::from(error);
+        if is_broken { made.fix(self.remedy()) } else { made }
+    }
+
+    fn remedy(&self) -> String {
+        let command = match self.tenant_id.as_str() {
+            // After the log of a tenant that is destroyed comes no other.
+            _ if self.is_destroyed => {
+                return "put its files back from a copy: its tenant is destroyed".to_owned();
+            }
+            NODE => "node audit".to_owned(),
+            tenant => format!("tenant audit {tenant}"),
+        };
+        format!(
+            "put its files back from a copy; or mvm {command} --begin-anew, whose first record says what was lost"
+        )
     }
 }
 
@@ -126,11 +155,20 @@ pub fn run_for_node(out: &Out, roots: &Roots, what: &LogArguments) -> Result<(),
     let kept = what.against.as_deref().map(|file| read_head(roots, file)).transpose()?;
     if kept.is_none() && !node.is_logged && audit::names(&log.folder)?.is_empty() {
         let nothing = json!({ "node_id": node.node_id, "records": 0, "ok": true, "remarks": [] });
-        match what.verify || what.head || what.begin_anew {
-            true => out.show(&nothing, || "nothing was set yet".to_owned()),
-            false => out.show(&json!([]), String::new),
-        }
-        return Ok(());
+        return match what {
+            LogArguments { head: true, .. } => {
+                let what = "no setting of this node was ever changed: its log has not begun";
+                Err(CliError::new(Kind::NotFound, "not_found", what))
+            }
+            LogArguments { verify: true, .. } | LogArguments { begin_anew: true, .. } => {
+                out.show(&nothing, || "nothing was set yet".to_owned());
+                Ok(())
+            }
+            _ => {
+                out.show(&json!([]), String::new);
+                Ok(())
+            }
+        };
     }
     look(out, roots, ("node_id", &node.node_id), &log, (what, kept.as_ref()))
 }
@@ -147,8 +185,7 @@ fn look(
         _ if what.begin_anew => begin_anew(out, roots, id, log, what.yes),
         _ if what.head => show_head(out, roots, id, log),
         Some(head) => {
-            let verified = head.hold_against(roots, &log.folder, &log.whose(roots)?)?;
-            show_verified(out, id, &verified, kept);
+            show_verified(out, id, &log.hold_against(roots, head)?, kept);
             Ok(())
         }
         None if what.verify => {
@@ -213,9 +250,11 @@ fn begin_anew(
     log: &Log,
     yes: bool,
 ) -> Result<(), CliError> {
-    store::make_folder(&log.folder)?;
     let of = if log.tenant_id == NODE { "the node" } else { whose };
     out.confirm(&format!("Give up the audit log of {of}, and begin a new one?"), yes)?;
+    if log.tenant_id == NODE {
+        store::make_folder(&log.folder)?;
+    }
     let why = audit::begin_anew(roots, &log.tenant_id, &log.folder)?;
     out.done(&json!({ id: whose, "why": why }), || {
         format!("{whose} has a new audit log, which says why; the files of the old one are beside it, as audit-N.*")

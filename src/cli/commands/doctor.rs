@@ -324,7 +324,7 @@ fn jail(roots: &Roots) -> Check {
             path: path.clone(),
             first_arguments: Vec::new(),
             version: "found".to_owned(),
-            jailer: roots.jailer_bin.clone(),
+            jailer: install::found_jailer(roots, path).map(Path::to_path_buf),
         },
         (None, None) => return ok("jail", "there is no Firecracker to be jailed"),
     };

@@ -303,7 +303,10 @@ fn list(out: &Out, operator: &mut Operator, scope: Option<&Scope>) -> Result<u8,
 /// this moment.
 fn refused_launch(operator: &Operator, instance: &Instance) -> Result<Option<CliError>, CliError> {
     let (roots, path) = (&operator.roots, instance.path());
-    if !matches!(instance.status, State::Ready | State::Stopped | State::Sleeping) {
+    // Where something was cut off, what goes on with it decides.
+    if instance.pending.is_some()
+        || !matches!(instance.status, State::Ready | State::Stopped | State::Sleeping)
+    {
         return Ok(None);
     }
     let Ok(Some(_lock)) = lifecycle::try_lock(roots, &path) else { return Ok(None) };
@@ -327,6 +330,9 @@ fn why(out: &Out, operator: &mut Operator, typed: &InstanceRef) -> Result<(), Cl
             Some(vmm) => format!("its VMM runs as pid {} ({} {})", vmm.pid, vmm.kind, vmm.version),
             None => "its VMM runs".to_owned(),
         },
+        State::Warm if instance.is_ungreeted() => {
+            "it woke, and waits off the network, paused, until it is resumed and greeted".to_owned()
+        }
         State::Warm => "its vCPUs were paused; its memory is kept".to_owned(),
         State::Sleeping if view.is_archived() => "it was put to sleep, and archived".to_owned(),
         State::Sleeping => "it was put to sleep".to_owned(),
@@ -355,6 +361,12 @@ fn why(out: &Out, operator: &mut Operator, typed: &InstanceRef) -> Result<(), Cl
     value[format!("{launch}_refused")] = serde_json::json!(refused.as_ref().map(CliError::body));
     out.show(&value, || {
         let mut text = format!("{} is {}: {because}", view.path, instance.status);
+        if let Some(intent) = &instance.pending {
+            let operation = intent.operation.name();
+            text.push_str(&format!(
+                "\na {operation} was cut off, or is under way: {operation} it again, or mvm node recover"
+            ));
+        }
         if let Some(refused) = &refused {
             text.push_str(&format!("\na {launch} would be refused: {}", refused.text(out.is_colored())));
         }

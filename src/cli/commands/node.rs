@@ -54,7 +54,7 @@ pub fn run(out: &Out, operator: &mut Operator, command: NodeCommand) -> Result<u
             });
         }
         NodeCommand::Set(setting) => {
-            let begins = matches!(setting, Setting::Production { switch: Switch::On });
+            let is_production_on = matches!(setting, Setting::Production { switch: Switch::On });
             let node = node::update(&operator.roots, |node| match setting {
                 Setting::MemMib { mib } => node.mem_limit_mib = mib,
                 Setting::MemFloorMib { mib } => node.mem_floor_mib = mib,
@@ -65,12 +65,13 @@ pub fn run(out: &Out, operator: &mut Operator, command: NodeCommand) -> Result<u
                 Setting::Label { label: (key, value) } if value.is_empty() => drop(node.labels.remove(&key)),
                 Setting::Label { label: (key, value) } => drop(node.labels.insert(key, value)),
             })?;
-            let outside = if begins { node::outside_production(&operator.roots)? } else { Vec::new() };
             out.done(&node, || describe(&node));
-            for (path, what) in outside {
-                out.note(format!(
-                    "{path} runs on with {what}: production refuses it at its next start, wake and resume, and its next secrets"
-                ));
+            if is_production_on {
+                for (path, what) in node::outside_production(&operator.roots)? {
+                    out.note(format!(
+                        "{path} runs on with {what}: production refuses it its next start or wake, and any other secrets"
+                    ));
+                }
             }
         }
         NodeCommand::Audit(arguments) => audit::run_for_node(out, &operator.roots, &arguments)?,

@@ -177,7 +177,8 @@ pub fn run(out: &Out, operator: &mut Operator, command: SecretsCommand) -> Resul
             for path in behind {
                 out.note(format!("{path} has older ones: the last change again gives it these, as its next start or wake does"));
             }
-            Ok(0)
+            let opens = secrets::check(&operator.roots, &tenant).map_err(CliError::from);
+            Ok(opens.err().map_or(0, |error| out.error(&error)))
         }
     }
 }

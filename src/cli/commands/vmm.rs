@@ -1,9 +1,14 @@
 //! `mvm vmm …`
 
-use crate::cli::{arguments::vmm::VmmCommand, error::CliError, output::Out};
+use crate::cli::{
+    arguments::vmm::VmmCommand,
+    error::{CliError, Kind},
+    output::Out,
+};
 use crate::{
     infra::config::Roots,
     node::{self, Damage, Versions},
+    security::jailer,
     vmm::install::{self, Installed},
 };
 
@@ -28,6 +33,12 @@ pub fn run(out: &Out, roots: &Roots, command: VmmCommand) -> Result<u8, CliError
         VmmCommand::Install { file, jailer } => {
             let beside = file.with_file_name("jailer");
             let jailer = jailer.or(Some(beside).filter(|path| path.is_file()));
+            if let Some(jailer) = &jailer {
+                jailer::check_static(jailer).map_err(|error| {
+                    let fix = "give the jailer of an official release, or none";
+                    CliError::new(Kind::Failed, "not_jailer", format!("it makes no jails: {error}")).fix(fix)
+                })?;
+            }
             let installed = install::install(roots, &file, jailer.as_deref())?;
             out.done(&installed, || format!("Firecracker {} installed", installed.version));
         }

@@ -25,7 +25,7 @@ impl From<&KeptError> for CliError {
         match error {
             KeptError::Audit(error) => error.into(),
             KeptError::NotAHead(_) => Self::of(Kind::Failed, "not_a_head", error)
-                .fix("keep what mvm tenant audit TENANT --head --json prints"),
+                .fix("keep what mvm tenant audit TENANT --head --json prints, or mvm node audit --head --json"),
             KeptError::Forged(_) => Self::of(Kind::Failed, "head_forged", error)
                 .fix("use another copy: somebody changed this one"),
             KeptError::OtherKey { .. } => Self::of(Kind::Failed, "head_other_key", error).fix(
@@ -33,7 +33,7 @@ impl From<&KeptError> for CliError {
             ),
             KeptError::OtherLog { .. } => Self::of(Kind::Failed, "head_other_log", error),
             KeptError::BegunAnew { .. } => Self::of(Kind::Failed, "audit_begun_anew", error).fix(
-                "ask who did that, and keep a new head; the files of the log before lie beside this one, as audit-N.*",
+                "ask who did that, and keep a new head; where nobody did, root on this node rewrote it: believe no line that nobody else kept",
             ),
             KeptError::Shorter { .. } | KeptError::Rewritten { .. } => {
                 Self::of(Kind::Failed, "audit_rewritten", error)

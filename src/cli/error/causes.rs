@@ -6,7 +6,7 @@ use mvm_proto::Code;
 
 use super::{CliError, Kind};
 use crate::{
-    infra::shell::ShellError,
+    infra::{relief, shell::ShellError},
     net::NetError,
     node::NodeError,
     security::audit::{AuditError, kept::KeptError},
@@ -66,7 +66,7 @@ impl From<&StoreError> for CliError {
                     "permission",
                     Some("run as root, or use --root with a folder of yours".into()),
                 ),
-                std::io::ErrorKind::StorageFull => {
+                _ if relief::is_full(source) => {
                     (Kind::Failed, "disk_full", Some(format!("free space where {} lies", path.display())))
                 }
                 _ => (Kind::Failed, "io", None),
@@ -112,7 +112,7 @@ impl From<&NetError> for CliError {
         }
         if error.is_foreign() {
             return Self { kind: Kind::Refused, code: "foreign", ..made }
-                .fix("rename or remove it, or give the tenant another net id");
+                .fix("rename or remove it, then mvm net repair");
         }
         made.fix("mvm net verify")
     }

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{AuditError, Place, Verified, anew::ANEW, records, verify::verify_asking};
+use super::{AuditError, NODE, Place, Verified, anew::ANEW, records, verify::verify_asking};
 use crate::{
     infra::config::Roots,
     security::node_key::{self, NodeKey, NotSigned},
@@ -96,10 +96,12 @@ pub enum KeptError {
         /// When the head was kept.
         at: Timestamp,
     },
-    /// The log of that time was given up.
-    #[error("the kept head is of the log before: this one was begun anew at {began}, {why}")]
+    /// The log of that time was given up, or that is what somebody wants believed.
+    #[error(
+        "the kept head is not of this log, whose first line says that it was begun anew at {began}: {why}"
+    )]
     BegunAnew {
-        /// When it was.
+        /// When, as that says.
         began: Timestamp,
         /// What its first line says of that.
         why: String,
@@ -111,7 +113,10 @@ pub enum KeptError {
 
 impl Whose {
     fn describe(&self) -> String {
-        format!("{} on {}, made at {}", self.tenant_id, self.node_id, self.tenant_created_at)
+        match self.tenant_id.as_str() {
+            NODE => format!("the settings of {}", self.node_id),
+            tenant => format!("{tenant} on {}, made at {}", self.node_id, self.tenant_created_at),
+        }
     }
 }
 

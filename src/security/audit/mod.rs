@@ -35,7 +35,7 @@ use self::{
     record::{seal, unseal},
 };
 use crate::{
-    infra::{config::Roots, failpoint, relief},
+    infra::{config::Roots, failpoint, relief, text::with_causes},
     store::{Lock, Sharing, StoreError},
 };
 
@@ -127,7 +127,7 @@ pub fn append(roots: &Roots, tenant: &str, folder: &Path, entry: Entry) -> Resul
 ///
 /// # Errors
 /// The one that is given, or where that is none, that the log cannot be written.
-pub fn outcome<T, E: From<AuditError> + std::fmt::Display>(
+pub fn outcome<T, E: From<AuditError> + std::error::Error>(
     roots: &Roots,
     (tenant, folder): (&str, &Path),
     mut announced: Entry,
@@ -142,13 +142,49 @@ pub fn outcome<T, E: From<AuditError> + std::fmt::Display>(
         Err(error) => {
             announced.phase = Phase::Failed;
             let detail = announced.detail.map_or(String::new(), |detail| format!("{detail}: "));
-            announced.detail = Some(format!("{detail}{error}"));
+            announced.detail = Some(format!("{detail}{}", with_causes(&error)));
             // It may have failed for want of the page that this needs.
             let _relief = relief::allow(&roots.root);
             let _ = append(roots, tenant, folder, announced);
             Err(error)
         }
     }
+}
+
+/// Puts something new in the place of what was, between its lines in the log. Where that fails, what was is put there again.
+///
+/// # Errors
+/// Of the log, and of the putting. Where it cannot be taken back either, its intent stays open for who recovers.
+pub fn replace<T, E: From<AuditError> + std::error::Error>(
+    roots: &Roots,
+    log: (&str, &Path),
+    entry: Entry,
+    [was, new]: [&T; 2],
+    put: impl FnMut(&T) -> Result<(), E>,
+) -> Result<(), E> {
+    append(roots, log.0, log.1, entry.clone())?;
+    replace_announced(roots, log, entry, [was, new], put)
+}
+
+/// The same, where its intent is in the log by now.
+///
+/// # Errors
+/// As [`replace`].
+pub fn replace_announced<T, E: From<AuditError> + std::error::Error>(
+    roots: &Roots,
+    log: (&str, &Path),
+    entry: Entry,
+    [was, new]: [&T; 2],
+    mut put: impl FnMut(&T) -> Result<(), E>,
+) -> Result<(), E> {
+    let went = put(new);
+    if went.is_err() {
+        let _relief = relief::allow(&roots.root);
+        if put(was).is_err() {
+            return went;
+        }
+    }
+    outcome(roots, log, entry, went)
 }
 
 fn append_to(

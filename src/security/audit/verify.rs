@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, ErrorKind},
     path::{Path, PathBuf},
 };
 
@@ -28,6 +28,8 @@ pub struct Verified {
     pub records: u64,
     /// The hash of the last one.
     pub hash: String,
+    /// When the first one was written.
+    pub first_at: Option<Timestamp>,
     /// What is strange about it and breaks nothing: the first ten.
     pub remarks: Vec<Remark>,
     /// How many there are of them.
@@ -62,7 +64,11 @@ pub(super) fn verify_asking(
 ) -> Result<Verified, AuditError> {
     // The head is read while nobody writes it; lines that come later are as good as those of before.
     let (head, parts) = {
-        let _lock = lock(roots, tenant)?;
+        let _lock = match lock(roots, tenant) {
+            // Then nobody writes it.
+            Err(StoreError::Io { source, .. }) if source.kind() == ErrorKind::ReadOnlyFilesystem => None,
+            lock => Some(lock?),
+        };
         (head_of(folder)?, files::parts(folder)?)
     };
     verify_parts(tenant, folder, asked, &head, parts)
@@ -124,7 +130,8 @@ struct Chain<'a> {
 impl<'a> Chain<'a> {
     fn new(tenant: &'a str, head: u64, asked: &'a [u64]) -> Self {
         let (remarks, asked_for) = (Vec::new(), BTreeMap::new());
-        let verified = Verified { records: 0, hash: nothing(), remarks, remarked: 0, asked: asked_for };
+        let (hash, first_at) = (nothing(), None);
+        let verified = Verified { records: 0, hash, first_at, remarks, remarked: 0, asked: asked_for };
         Self { tenant, verified, last_at: None, head, at_head: None, asked }
     }
 
@@ -179,6 +186,7 @@ impl<'a> Chain<'a> {
                 let what = format!("the clock went back, from {before} to {}", record.at);
                 self.remark(Remark { record: number, what });
             }
+            self.verified.first_at.get_or_insert(record.at);
             if number == self.head {
                 self.at_head = Some((part.path.clone(), line, hash.clone()));
             }

@@ -222,11 +222,20 @@ fn disks(launch: &mut Launch) -> Result<(), LifecycleError> {
         fs::rename(&new, volumes.join(&name)).map_err(StoreError::io("rename", &new))?;
         store::sync_folder(&volumes)?;
     }
-    let data = volumes.join(files::DATA);
-    if launch.instance.resources.data_disk_mib > 0 && !data.exists() {
-        return Err(disk::DiskError::Lost { path: data }.into());
+    check_data_disk(roots, &launch.instance)
+}
+
+/// Is the data disk there, where it has one?
+///
+/// # Errors
+/// [`disk::DiskError::Lost`] where it is not.
+pub fn check_data_disk(roots: &Roots, instance: &Instance) -> Result<(), LifecycleError> {
+    let path = config::folder(roots, &instance.path()).join("volumes").join(files::DATA);
+    let is_there = disk::size_mib(&path).is_ok_and(|mib| mib > 0);
+    match instance.resources.data_disk_mib > 0 && !is_there {
+        true => Err(disk::DiskError::Lost { path }.into()),
+        false => Ok(()),
     }
-    Ok(())
 }
 
 /// Removes the root disks of revisions that the instance does not run any more: not before it runs another one, so that
@@ -302,7 +311,9 @@ pub fn directory(launch: &mut Launch) -> Result<(), LifecycleError> {
 /// # Errors
 /// When the kernel refuses.
 pub fn tap(launch: &mut Launch) -> Result<(), LifecycleError> {
-    launch.operator.net()?.create_tap(launch.slot, launch.guard.uid())?;
+    let net = launch.operator.net()?;
+    net.check_bridge(launch.slot)?;
+    net.create_tap(launch.slot, launch.guard.uid())?;
     Ok(())
 }
 

@@ -300,13 +300,15 @@ impl Artifacts {
     }
 
     fn put(&self, Draft { folder, manifest }: &Draft) -> Result<Manifest, ArtifactError> {
-        if let Ok(there) = self.manifest(&manifest.revision) {
+        if let Ok(there) = self.manifest(&manifest.revision)
+            && self.check(&there).is_ok()
+        {
             store::remove_folder(folder)?;
             return Ok(there);
         }
         store::write(&folder.join("manifest.json"), manifest)?;
         let place = self.revision(&manifest.revision);
-        // A folder without a manifest is what a power cut left: the new one takes its place.
+        // A folder without a manifest is what a power cut left, and one that was changed runs nothing: the new one takes its place.
         store::remove_folder(&place)?;
         fs::rename(folder, &place).map_err(StoreError::io("rename", folder))?;
         store::sync_folder(&self.revisions())?;

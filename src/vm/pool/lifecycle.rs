@@ -263,7 +263,7 @@ fn rewrite(
     operator: &mut Operator,
     path: &PoolPath,
     change: impl FnOnce(&mut Pool),
-    apply: impl FnOnce(&mut Operator, &Tenant, &Pool) -> Result<(), PoolError>,
+    apply: impl Fn(&mut Operator, &Tenant, &Pool) -> Result<(), PoolError>,
 ) -> Result<(Pool, bool), PoolError> {
     let roots = operator.roots.clone();
     let _lock = lock_tenant(&roots, &path.tenant)?;
@@ -277,17 +277,13 @@ fn rewrite(
     }
     let mut entry = Entry::new("pool.update", path, Phase::Intent);
     entry.detail = audit::changes(&old, &pool);
-    record(&roots, path, entry.clone())?;
     let folder = tenant::config::folder(&roots, &path.tenant);
-    let saved = pool.save(&roots).map_err(PoolError::from);
-    let applied = saved.and_then(|()| {
-        let applied = failpoint::hit("pool-update", "saved").map_err(PoolError::from);
-        // What the kernel does not take is not what the record says.
-        applied
-            .and_then(|()| apply(operator, &tenant, &pool))
-            .map_err(|error| old.save(&roots).err().map_or(error, PoolError::from))
-    });
-    audit::outcome(&roots, (path.tenant.as_ref(), &folder), entry, applied.map(|()| (pool, true)))
+    audit::replace(&roots, (path.tenant.as_ref(), &folder), entry, [&old, &pool], |pool| {
+        pool.save(&roots)?;
+        failpoint::hit("pool-update", "saved")?;
+        apply(operator, &tenant, pool)
+    })?;
+    Ok((pool, true))
 }
 
 /// Gives the pool's instances its egress policy, where they have another one. Alone with the network: an instance that is

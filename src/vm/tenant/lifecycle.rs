@@ -268,17 +268,13 @@ pub fn update(
     }
     let mut entry = Entry::new("tenant.update", id, Phase::Intent);
     entry.detail = audit::changes(&old, &tenant);
-    record(&roots, id, entry.clone())?;
     let folder = config::folder(&roots, id);
-    let saved = tenant.save(&roots).map_err(TenantError::from);
-    let applied = saved.and_then(|()| {
-        let applied = failpoint::hit("tenant-update", "saved").map_err(TenantError::from);
-        // What the kernel does not take is not what the record says.
-        applied
-            .and_then(|()| bring_up(operator, &tenant))
-            .map_err(|error| old.save(&roots).err().map_or(error, TenantError::from))
-    });
-    audit::outcome(&roots, (id.as_ref(), &folder), entry, applied.map(|()| (tenant, true)))
+    audit::replace(&roots, (id.as_ref(), &folder), entry, [&old, &tenant], |tenant| {
+        tenant.save(&roots)?;
+        failpoint::hit("tenant-update", "saved")?;
+        bring_up(operator, tenant)
+    })?;
+    Ok((tenant, true))
 }
 
 /// The data disks that destroying a tenant would have to wipe.
@@ -321,7 +317,7 @@ pub fn destroy(operator: &mut Operator, id: &TenantId, wipe_volumes: bool) -> Re
     }
     failpoint::hit("tenant-destroy", "network")?;
     // From here on it has nothing that could need them.
-    secrets::shred(&roots, id)?;
+    secrets::shred(&roots, tenant)?;
     failpoint::hit("tenant-destroy", "shredded")?;
     record(&roots, id, Entry::new("tenant.destroy", id, Phase::Done))?;
     keep_audit_log(&roots, id)?;

@@ -11,10 +11,6 @@ use anyhow::{Context, Result, bail};
 
 use super::{machine::Run, make};
 
-/// With two, the kernel must not change its own code often: [`super::hold`]. With one, a lab stands still now and then, all idle,
-/// and more often in the tests.
-pub const CPUS: u32 = 2;
-
 /// A job.
 pub struct Job {
     /// Programs by the name they have in the lab, where they are on PATH.
@@ -23,8 +19,6 @@ pub struct Job {
     pub guest: Option<PathBuf>,
     /// What bash runs.
     pub script: String,
-    /// CPUs of the lab: [`CPUS`], unless the job is better off with another number.
-    pub cpus: u32,
 }
 
 impl Job {

@@ -30,7 +30,6 @@ mkdir -p "$TMPDIR" /out
 cd /scratch || exit
 read -r uptime _ </proc/uptime
 echo "up $uptime" >/dev/ttyS1
-setsid xtask hold-vm </dev/null &
 setsid -cw bash /job/job <>/dev/ttyS0 >&0 2>&0
 code=$?
 cd /

@@ -15,10 +15,13 @@ use anyhow::{Context, Result, bail};
 use mvm::infra::shell::ended_within;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use super::{hang::Watch, make, recipe};
+use super::{emulator::Emulator, hang::Watch, make, recipe};
 
 /// The serial port on which the lab says that it is up, and how its job ended, goes into this file of a run's folder.
 const STATUS: &str = "status";
+
+/// Its CPUs: a guest's vCPU and the VMM's other threads run at once. With one, a lab stands still now and then, all idle.
+const CPUS: &str = "2";
 
 /// The lab's disk for MVM_ROOT and temporary files, sparse.
 const SCRATCH_SIZE: &str = "32G";
@@ -52,8 +55,8 @@ pub enum Console {
 /// One run of a lab.
 pub struct Machine<'a> {
     pub lab: &'a make::Lab,
+    pub emulator: &'a Emulator,
     pub memory_mib: u64,
-    pub cpus: u32,
     /// The job disk.
     pub job: PathBuf,
     pub console: Console,
@@ -99,7 +102,7 @@ pub fn run(machine: &Machine<'_>, run: &Run, out: &Path) -> Result<Ended> {
     File::create(&status)?;
     let terminal = Terminal::of(&machine.console);
     let mut command = command(machine, run, &[&machine.job, &scratch, &out_disk]);
-    let mut child = command.spawn().context("cannot run qemu-system-x86_64")?;
+    let mut child = command.spawn().context("cannot run QEMU")?;
     let pidfd = Pid::from_raw(child.id().cast_signed())
         .context("no pid")
         .and_then(|pid| Ok(pidfd_open(pid, PidfdFlags::empty())?))?;
@@ -140,10 +143,10 @@ pub fn run(machine: &Machine<'_>, run: &Run, out: &Path) -> Result<Ended> {
 fn command(machine: &Machine<'_>, run: &Run, disks: &[&Path]) -> Command {
     use make::files;
     let lab = &machine.lab.folder;
-    let mut command = Command::new("qemu-system-x86_64");
+    let mut command = machine.emulator.command();
     command
         .args(recipe::MACHINE)
-        .args(["-name", "mvm-lab", "-m", &machine.memory_mib.to_string(), "-smp", &machine.cpus.to_string()])
+        .args(["-name", "mvm-lab", "-m", &machine.memory_mib.to_string(), "-smp", CPUS])
         .arg("-kernel")
         .arg(lab.join(files::KERNEL))
         .arg("-initrd")

@@ -117,25 +117,20 @@ fn unpack(archive: &Path) -> Result<()> {
     for option in proxies()? {
         command.arg(format!("--aptopt={option}"));
     }
-    let output = command
-        .arg(&sources.suite)
-        .arg(archive)
-        .args(&sources.lines)
-        .output()
-        .context("cannot run mmdebstrap")?;
-    if !output.status.success() {
-        bail!("mmdebstrap: {}", String::from_utf8_lossy(&output.stderr).trim());
-    }
-    Ok(())
+    output(command.arg(&sources.suite).arg(archive).args(&sources.lines)).map(drop)
 }
 
 /// Where this machine's apt takes Debian's packages from.
-struct Sources {
-    suite: String,
-    lines: Vec<String>,
+pub struct Sources {
+    pub suite: String,
+    pub lines: Vec<String>,
 }
 
-fn sources() -> Result<Sources> {
+/// Asks apt.
+///
+/// # Errors
+/// When it knows none.
+pub fn sources() -> Result<Sources> {
     let format = "$(ORIGIN)|$(CODENAME)|$(SITE)|$(RELEASE)|$(COMPONENT)";
     let targets = said("apt-get", &["indextargets", "--format", format, "Created-By: Packages"])?;
     let mut sources = Sources { suite: String::new(), lines: Vec::new() };
@@ -169,8 +164,16 @@ fn proxies() -> Result<Vec<String>> {
 }
 
 fn said(program: &str, arguments: &[&str]) -> Result<String> {
-    let output =
-        Command::new(program).args(arguments).output().with_context(|| format!("cannot run {program}"))?;
+    output(Command::new(program).args(arguments))
+}
+
+/// What a command says.
+///
+/// # Errors
+/// What it complains of.
+pub fn output(command: &mut Command) -> Result<String> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let output = command.output().with_context(|| format!("cannot run {program}"))?;
     if !output.status.success() {
         bail!("{program}: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
@@ -201,15 +204,7 @@ fn as_root(program: &str, arguments: &[&str]) -> Result<()> {
         }
     };
     let path = std::env::var("PATH").unwrap_or_default();
-    let output = command
-        .env("PATH", format!("{path}:/usr/sbin:/sbin"))
-        .args(arguments)
-        .output()
-        .with_context(|| format!("cannot run {program}"))?;
-    if !output.status.success() {
-        bail!("{program}: {}", String::from_utf8_lossy(&output.stderr).trim());
-    }
-    Ok(())
+    output(command.env("PATH", format!("{path}:/usr/sbin:/sbin")).args(arguments)).map(drop)
 }
 
 fn text(path: &Path) -> Result<&str> {

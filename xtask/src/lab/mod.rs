@@ -1,8 +1,8 @@
 //! `cargo xtask lab`: a QEMU virtual machine made of Debian's packages, in which real Firecracker runs real Linux guests on
 //! nested KVM. Where a machine has no usable /dev/kvm of its own, it shows what fcsim and tiny guests cannot.
 
+mod emulator;
 mod hang;
-pub mod hold;
 mod initrd;
 mod job;
 mod machine;
@@ -111,7 +111,7 @@ pub fn run(arguments: &LabArguments) -> Result<u8> {
             let script = format!("exec {}\n", words.join(" "));
             let programs = programs(&host, arguments)?;
             let guest = Some(guest(&programs)?);
-            let job = Job { programs, guest, script, cpus: job::CPUS };
+            let job = Job { programs, guest, script };
             let limit = Duration::from_secs(arguments.limit);
             whole(play(&job, arguments.memory, limit, limit, Console::Transcript(console()))?)
         }
@@ -130,7 +130,7 @@ fn shell(host: &Host, arguments: &LabArguments) -> Result<u8> {
     );
     let programs = programs(host, arguments)?;
     let guest = Some(guest(&programs)?);
-    let job = Job { programs, guest, script, cpus: job::CPUS };
+    let job = Job { programs, guest, script };
     // Somebody sits in front of it: it ends when they are done.
     let limit = Duration::from_secs(arguments.limit.max(24 * 60 * 60));
     whole(play(&job, arguments.memory, limit, limit, Console::Terminal)?)
@@ -155,7 +155,7 @@ fn test(host: &Host, arguments: &LabArguments, rest: &[String]) -> Result<u8> {
         let words: Vec<String> = left.iter().map(|name| job::quoted(name)).collect();
         // One after another: the machine is slow, and what the tests measure of each other would be nothing but waiting.
         let script = format!("exec lab-tests --nocapture --test-threads=1 --exact {}\n", words.join(" "));
-        let job = Job { programs: programs.clone(), guest: guest.clone(), script, cpus: job::CPUS };
+        let job = Job { programs: programs.clone(), guest: guest.clone(), script };
         let time = deadline.saturating_duration_since(Instant::now());
         let _ = fs::remove_file(console());
         let ended = play(&job, arguments.memory, time, SILENCE, Console::Transcript(console()));
@@ -223,8 +223,6 @@ pub fn measure(pairs: u32, cycles: u32, parts: &[Part]) -> Result<Vec<Figure>> {
     let parts = if parts.is_empty() { &Part::USUAL } else { parts };
     let mut figures = Vec::new();
     for part in parts {
-        // Hundreds of sleeps in a row lock up two.
-        let cpus = if matches!(part, Part::Cycles | Part::BareCycles) { 1 } else { job::CPUS };
         let limit = match part {
             // A cycle takes a second or two.
             Part::Cycles | Part::BareCycles => LIMIT + u64::from(cycles) * 2,
@@ -235,7 +233,7 @@ pub fn measure(pairs: u32, cycles: u32, parts: &[Part]) -> Result<Vec<Figure>> {
         let script = format!(
             "exec xtask bench guests --part {part} --pairs {pairs} --cycles {cycles} --json /out/guests.json\n"
         );
-        let job = Job { programs: programs.clone(), guest: Some(guest.clone()), script, cpus };
+        let job = Job { programs: programs.clone(), guest: Some(guest.clone()), script };
         match measure_part(&job, limit) {
             Ok(measured) => figures.extend(measured),
             Err(error) => println!("NOT MEASURED ({error:#}): {part} of guests in the lab"),
@@ -299,8 +297,6 @@ fn readable(console: &str) -> String {
 
 fn programs(host: &Host, arguments: &LabArguments) -> Result<Vec<(String, PathBuf)>> {
     let mut programs = job::build(&["build", "--package", "mvm", "--package", "fcsim", "--bins"])?;
-    // What holds a VM there; as the kernel has it, also where it was built anew meanwhile.
-    programs.push(("xtask".into(), "/proc/self/exe".into()));
     programs.push(("firecracker".into(), host.firecracker.clone()));
     programs.extend(host.jailer.iter().map(|jailer| ("jailer".into(), jailer.clone())));
     for file in &arguments.with {
@@ -341,10 +337,11 @@ fn play(
     console: Console,
 ) -> Result<Ended> {
     let lab = make::ensure()?;
+    let emulator = emulator::ensure(&lab)?;
     let run = Run::new()?;
     let memory_mib = memory.unwrap_or_else(memory_mib);
-    let (cpus, job) = (job.cpus, job.write(&run)?);
-    let machine = Machine { lab: &lab, memory_mib, cpus, job, console, limit, silence };
+    let job = job.write(&run)?;
+    let machine = Machine { lab: &lab, emulator, memory_mib, job, console, limit, silence };
     machine::run(&machine, &run, &make::home().join("out"))
 }
 

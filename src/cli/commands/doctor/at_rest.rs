@@ -69,7 +69,7 @@ pub(super) fn secrets(roots: &Roots) -> Check {
         })
     });
     match checked {
-        Ok(all) => ok(NAME, format!("{} of all tenants, none lost", count(all, "secret"))),
+        Ok(all) => ok(NAME, format!("{} of all tenants, none known to be lost", count(all, "secret"))),
         Err(error) => {
             let error = CliError::from(error);
             fail(NAME, error.whole(), error.remedy().unwrap_or("put the file back from a copy"))

@@ -1,5 +1,5 @@
-//! What a launch is refused for before anything of it begins: asked by a start and a wake, and, of an instance that does not run,
-//! where somebody wants to know why.
+//! What a launch is refused for before anything of it begins: what a start and a wake ask alike, and all of it, of an instance that
+//! does not run, where somebody wants to know why.
 
 use super::{LifecycleError, Operator, check_production, load_pool, start};
 use crate::{
@@ -46,7 +46,7 @@ fn may_run(
 }
 
 /// Would an instance that does not run be started, or where it sleeps, woken? Asked are its node, its VMM, its tenant's secrets, room,
-/// its snapshot and its disks; whether there would be a base to start it from is not.
+/// its snapshot and its disks; the audit log, the network, and whether there would be a base to start it from are not.
 ///
 /// # Errors
 /// What it would be refused for.
@@ -66,23 +66,28 @@ pub fn may_launch(operator: &Operator, instance: &Instance) -> Result<(), Lifecy
         None => (pool.vmm, pool.vmm_version.as_ref(), artifacts.current()?),
     };
     let revision = revision.ok_or_else(|| LifecycleError::NoRevision { pool: pool.path() })?;
-    let written_mib = match &delta {
-        None => Some(0),
-        Some(delta) => delta.archive.is_some().then_some(delta.image.mem.size_bytes >> 20),
-    };
-    if let Some(mib) = written_mib {
-        room::check_free(roots, &NodeConfig::load(roots)?, mib)?;
+    let node = NodeConfig::load(roots)?;
+    if delta.is_none() {
+        room::check_free(roots, &node, 0)?;
     }
     let (slot, manifest) = (instance.slot(roots)?, artifacts.manifest(&revision)?);
     may_run(operator, &tenant.tenant_id, vmm, instance.agent)?;
+    let version = version.map(String::as_str);
     // Who looks installs nothing: that is left to the start.
     let installs = vmm == VmmKind::Firecracker && roots.firecracker_bin.is_some();
-    if !installs || !install::list(roots)?.is_empty() {
-        Guard::of(roots, &pool, &launch::program(operator, vmm, version.map(String::as_str))?, slot)?;
+    if !installs || install::is_installed(roots, version)? {
+        Guard::of(roots, &pool, &launch::program(operator, vmm, version)?, slot)?;
     }
     room::check(roots, &tenant, slot, launch::takes(&instance, &manifest))?;
     match &delta {
-        Some(delta) => Ok(delta.check(roots, &instance.path(), false)?),
-        None => Ok(()),
+        Some(delta) => {
+            delta.check(roots, &instance.path(), false)?;
+            let unpacked_mib = delta.archive.as_ref().map(|_| delta.image.mem.size_bytes >> 20);
+            unpacked_mib.map_or(Ok(()), |mib| Ok(room::check_free(roots, &node, mib)?))
+        }
+        None => {
+            artifacts.check(&manifest)?;
+            launch::check_data_disk(roots, &instance)
+        }
     }
 }

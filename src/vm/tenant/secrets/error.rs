@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 
-use super::how;
 use crate::{
     security::{
         master_key::{MasterKeyError, Source},
@@ -83,15 +82,15 @@ pub enum SecretsError {
     /// There were secrets of a later generation.
     #[error(
         "{path} {how}, and tenant {tenant} had secrets{known}",
-        path = path.display(), how = how(*is), known = known.map(|one| format!(" of generation {one}")).unwrap_or_default()
+        path = path.display(), known = known.map(|one| format!(" of generation {one}")).unwrap_or_default()
     )]
     Lost {
         /// The tenant.
         tenant: TenantId,
         /// The file with its secrets.
         path: PathBuf,
-        /// Its generation; `None` where it is gone.
-        is: Option<u64>,
+        /// How it is: gone, damaged, or of another generation.
+        how: String,
         /// The last one that is known of.
         known: Option<u64>,
     },
@@ -112,19 +111,8 @@ pub enum SecretsError {
 }
 
 impl SecretsError {
-    /// Is the tenant's key, which is there, not to be opened with the master key that is given?
-    pub(super) fn is_of_the_key(&self) -> bool {
-        matches!(
-            self,
-            Self::OtherMasterKey { .. } | Self::Sealed { .. } | Self::Store(StoreError::Damaged { .. })
-        )
-    }
-
-    /// Could it be well with the right master key?
-    pub(super) fn is_of_the_master_key(&self) -> bool {
-        matches!(
-            self,
-            Self::OtherMasterKey { .. } | Self::NoMasterKey { .. } | Self::MasterKey(_) | Self::Production
-        )
+    /// Could it be well, and nobody here can tell, since no master key is given?
+    pub(super) fn is_for_want_of_a_master_key(&self) -> bool {
+        matches!(self, Self::NoMasterKey { .. } | Self::MasterKey(_) | Self::Production)
     }
 }

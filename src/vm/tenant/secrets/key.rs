@@ -15,8 +15,11 @@ use crate::{
     store::{self, Durability, Schema, StoreError},
     vm::{
         naming::TenantId,
-        room::{self, NodeConfig},
-        tenant::{config, lifecycle::TenantError},
+        room::NodeConfig,
+        tenant::{
+            config::{self, Tenant},
+            lifecycle::TenantError,
+        },
     },
 };
 
@@ -41,7 +44,14 @@ fn place(tenant: &TenantId) -> [&str; 2] {
 
 /// A tenant's key; `None` where it has none yet.
 pub(super) fn of(roots: &Roots, tenant: &TenantId) -> Result<Option<Key>, SecretsError> {
-    let Some(file) = store::read_if_there::<KeyFile>(&file(roots, tenant))? else { return Ok(None) };
+    let damaged =
+        |source| SecretsError::Sealed { tenant: tenant.clone(), what: "the key".to_owned(), source };
+    let file = match store::read_if_there::<KeyFile>(&file(roots, tenant)) {
+        Ok(Some(file)) => file,
+        Ok(None) => return Ok(None),
+        Err(StoreError::Damaged { .. }) => return Err(damaged(NotOpened)),
+        Err(error) => return Err(error.into()),
+    };
     let expected = file.master_key;
     let (master, from) = given(roots)?
         .ok_or_else(|| SecretsError::NoMasterKey { tenant: tenant.clone(), expected: expected.clone() })?;
@@ -49,8 +59,6 @@ pub(super) fn of(roots: &Roots, tenant: &TenantId) -> Result<Option<Key>, Secret
     if given != expected {
         return Err(SecretsError::OtherMasterKey { tenant: tenant.clone(), expected, given, from });
     }
-    let damaged =
-        |source| SecretsError::Sealed { tenant: tenant.clone(), what: "the key".to_owned(), source };
     let bytes = master.open(&place(tenant), &file.sealed).map_err(damaged)?;
     Ok(Some(Key::of(&bytes).ok_or_else(|| damaged(NotOpened))?))
 }
@@ -80,10 +88,9 @@ pub(super) fn master(roots: &Roots, tenant: &TenantId) -> Result<Option<Key>, Se
     }
 }
 
-/// Stores a tenant's new key, sealed with the master key, which is made where there is none. From the look at the other tenants'
-/// keys on the node is locked: two tenants' first secrets at once have one master key.
+/// Stores a tenant's new key, sealed with the master key, which is made where there is none. The node is locked, until there are
+/// secrets.
 pub(super) fn put(roots: &Roots, tenant: &TenantId, key: &Key) -> Result<(), TenantError> {
-    let _lock = room::lock(roots)?;
     let master = match master(roots, tenant)? {
         Some(master) => master,
         None => {
@@ -108,24 +115,36 @@ pub(super) fn put(roots: &Roots, tenant: &TenantId, key: &Key) -> Result<(), Ten
     Ok(failpoint::hit("secrets", "key")?)
 }
 
-/// The tenants that have a key, and the master key that it is sealed with.
+/// The tenants that have secrets, and the master key that their keys are sealed with.
 ///
 /// # Errors
-/// When the tenants cannot be listed.
+/// When a key cannot be read.
 pub fn sealed_keys(roots: &Roots) -> Result<Vec<(TenantId, KeyId)>, StoreError> {
     let mut keys = Vec::new();
     for tenant in config::ids(roots)? {
-        // One that is damaged, or was shredded half-way, is in the way of no other tenant.
-        let file = store::read_if_there::<KeyFile>(&file(roots, &tenant)).unwrap_or(None);
-        keys.extend(file.map(|file| (tenant, file.master_key)));
+        // A key that seals nothing needs no master key.
+        if matches!(super::stored(roots, &tenant), Ok(Some(all)) if all.secrets.is_empty()) {
+            continue;
+        }
+        match store::read_if_there::<KeyFile>(&file(roots, &tenant)) {
+            // One that is damaged, or was shredded half-way, is in the way of no other tenant.
+            Err(StoreError::Damaged { .. }) => {}
+            file => keys.extend(file?.map(|file| (tenant, file.master_key))),
+        }
     }
     Ok(keys)
 }
 
-/// Makes a tenant's secrets unreadable for good, wherever a copy of them is.
+/// Makes a tenant's secrets unreadable for good, wherever a copy of them is. What is left of the tenant knows of none: they are not
+/// lost where it is not destroyed to its end.
 ///
 /// # Errors
-/// When its key cannot be overwritten.
-pub fn shred(roots: &Roots, tenant: &TenantId) -> Result<(), StoreError> {
-    store::shred(&file(roots, tenant))
+/// When its record cannot be written, or its key overwritten.
+pub fn shred(roots: &Roots, mut tenant: Tenant) -> Result<(), StoreError> {
+    let id = tenant.tenant_id.clone();
+    if tenant.secrets_generation.take().is_some() {
+        tenant.save(roots)?;
+    }
+    store::remove_file(&super::file(roots, &id))?;
+    store::shred(&file(roots, &id))
 }

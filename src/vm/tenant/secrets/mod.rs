@@ -39,7 +39,7 @@ use crate::{
             lifecycle::{LifecycleError, load_tenant, lock_tenant},
         },
         naming::{SecretName, TenantId},
-        pool,
+        pool, room,
     },
 };
 
@@ -115,18 +115,23 @@ pub fn stored(roots: &Roots, tenant: &TenantId) -> Result<Option<Secrets>, Secre
 fn stored_of(roots: &Roots, record: &Tenant) -> Result<Option<Secrets>, SecretsError> {
     let (tenant, known) = (&record.tenant_id, record.secrets_generation);
     let path = file(roots, tenant);
-    let stored: Option<Secrets> = store::read_if_there(&path)?;
-    let is = stored.as_ref().map(|stored| stored.generation);
-    // A tenant that has a key has had some, also where its record is from before it said so.
-    if is < known || is.is_none() && key::file(roots, tenant).exists() {
-        return Err(SecretsError::Lost { tenant: tenant.clone(), path, is, known });
+    let stored: Option<Secrets> = match store::read_if_there(&path) {
+        Err(StoreError::Damaged { .. }) => return Err(lost(record, path, "is damaged".to_owned())),
+        stored => stored?,
+    };
+    match stored.as_ref().map(|stored| stored.generation) {
+        // A tenant that has a key has had some, also where its record is from before it said so.
+        None if known.is_some() || key::file(roots, tenant).exists() => {
+            Err(lost(record, path, "is gone".to_owned()))
+        }
+        Some(is) if Some(is) < known => Err(lost(record, path, format!("has generation {is}"))),
+        _ => Ok(stored),
     }
-    Ok(stored)
 }
 
-/// How a file is that has this generation.
-fn how(is: Option<u64>) -> String {
-    is.map_or_else(|| "is gone".to_owned(), |is| format!("has generation {is}"))
+fn lost(record: &Tenant, path: PathBuf, how: String) -> SecretsError {
+    let (tenant, known) = (record.tenant_id.clone(), record.secrets_generation);
+    SecretsError::Lost { tenant, path, how, known }
 }
 
 fn knows(record: &Tenant, generation: u64) -> bool {
@@ -150,19 +155,16 @@ fn remember(roots: &Roots, record: &mut Tenant, generation: u64) -> Result<(), S
 pub fn settle(roots: &Roots, tenant: &TenantId) -> Result<(), LifecycleError> {
     let look = || -> Result<_, LifecycleError> {
         let record = load_tenant(roots, tenant)?;
-        let all = stored_of(roots, &record)?.unwrap_or_default();
-        Ok((record, all))
+        let generation = stored_of(roots, &record)?.map_or(0, |stored| stored.generation);
+        Ok((record, generation))
     };
-    let is_settled = |(record, all): &(Tenant, Secrets)| {
-        knows(record, all.generation) && !(all.secrets.is_empty() && key::file(roots, tenant).exists())
-    };
-    if is_settled(&look()?) {
+    let (record, generation) = look()?;
+    if knows(&record, generation) {
         return Ok(());
     }
     let _lock = lock_tenant(roots, tenant)?;
-    let (mut record, all) = look()?;
-    remember(roots, &mut record, all.generation)?;
-    Ok(drop_idle_key(roots, tenant, &all)?)
+    let (mut record, generation) = look()?;
+    Ok(remember(roots, &mut record, generation)?)
 }
 
 /// Opens a tenant's secrets; `None` where it never had any.
@@ -175,18 +177,23 @@ pub fn open(roots: &Roots, tenant: &TenantId) -> Result<Option<Opened>, SecretsE
     if secrets.is_empty() {
         return Ok(Some(opened));
     }
-    let key = key::of(roots, tenant)?
-        .ok_or_else(|| SecretsError::KeyGone { tenant: tenant.clone(), path: key::file(roots, tenant) })?;
+    let key = required_key(roots, tenant)?;
     for (name, secret) in secrets {
-        let place = place(tenant, &name, &secret);
-        let plain = key.open(&texts(&place), &secret.sealed).map_err(|source| SecretsError::Sealed {
-            tenant: tenant.clone(),
-            what: format!("secret {name}"),
-            source,
-        })?;
+        let plain = unseal(&key, tenant, &name, &secret)?;
         opened.secrets.push((name, plain));
     }
     Ok(Some(opened))
+}
+
+fn unseal(key: &Key, tenant: &TenantId, name: &SecretName, secret: &Secret) -> Result<Plain, SecretsError> {
+    let damaged =
+        |source| SecretsError::Sealed { tenant: tenant.clone(), what: format!("secret {name}"), source };
+    key.open(&texts(&place(tenant, name, secret)), &secret.sealed).map_err(damaged)
+}
+
+fn required_key(roots: &Roots, tenant: &TenantId) -> Result<Key, SecretsError> {
+    let gone = || SecretsError::KeyGone { tenant: tenant.clone(), path: key::file(roots, tenant) };
+    key::of(roots, tenant)?.ok_or_else(gone)
 }
 
 /// What a tenant's secrets are, where they and its key are there, and open, as far as the master key that is given can tell.
@@ -195,7 +202,7 @@ pub fn open(roots: &Roots, tenant: &TenantId) -> Result<Option<Opened>, SecretsE
 /// [`SecretsError`] says what is gone or damaged.
 pub fn check(roots: &Roots, tenant: &TenantId) -> Result<Option<Secrets>, SecretsError> {
     match open(roots, tenant) {
-        Err(error) if !error.is_of_the_master_key() => Err(error),
+        Err(error) if !error.is_for_want_of_a_master_key() => Err(error),
         _ => stored(roots, tenant),
     }
 }
@@ -226,18 +233,19 @@ pub fn change(
         (Change::Remove, Some(_)) => drop(all.secrets.remove(name)),
         (Change::Set(plain) | Change::Rotate(plain), there) => {
             check_size(plain, &all, name)?;
-            let key = match key::of(roots, tenant) {
-                Ok(Some(key)) => key,
-                Ok(None) if !all.secrets.is_empty() => {
-                    let path = key::file(roots, tenant);
-                    return Err(SecretsError::KeyGone { tenant: tenant.clone(), path }.into());
-                }
-                // One that does not open, and seals nothing, is in nobody's way.
-                Err(error) if !(all.secrets.is_empty() && error.is_of_the_key()) => return Err(error.into()),
-                Ok(None) | Err(_) => {
+            let key = match all.secrets.is_empty() {
+                // One that is there seals nothing, and need not open.
+                true => {
                     // Refused before anything is begun.
                     key::master(roots, tenant)?;
                     new_key.insert(Key::random()?).clone()
+                }
+                false => {
+                    let key = required_key(roots, tenant)?;
+                    // No two keys come into one set: what is there opens with this one. One tells, the shortest.
+                    let shortest = all.secrets.iter().min_by_key(|(_, secret)| secret.sealed.plain_len());
+                    shortest.map(|(name, secret)| unseal(&key, tenant, name, secret)).transpose()?;
+                    key
                 }
             };
             let hash = key.hash(&[tenant.to_string().as_bytes(), name.to_string().as_bytes(), plain]);
@@ -260,7 +268,7 @@ pub fn change(
     Ok((all, true))
 }
 
-/// Takes a tenant's secrets as they lie there, where they are [lost](SecretsError::Lost): those that there are, or none. They
+/// Takes a tenant's secrets as they lie there, where they are [lost](SecretsError::Lost): those that can be read, or none. They
 /// become a generation of their own, so that guests get them. Returns whether anything has changed.
 ///
 /// # Errors
@@ -268,15 +276,18 @@ pub fn change(
 pub fn accept(roots: &Roots, tenant: &TenantId) -> Result<(Secrets, bool), TenantError> {
     let _lock = lock_tenant(roots, tenant)?;
     let mut record = load_tenant(roots, tenant)?;
-    let is = match stored_of(roots, &record) {
-        Err(SecretsError::Lost { is, .. }) => is,
+    let how = match stored_of(roots, &record) {
+        Err(SecretsError::Lost { how, .. }) => how,
         stored => return Ok((stored?.unwrap_or_default(), false)),
     };
-    let mut all: Secrets = store::read_if_there(&file(roots, tenant))?.unwrap_or_default();
+    let mut all: Secrets = match store::read_if_there(&file(roots, tenant)) {
+        Err(StoreError::Damaged { .. }) => Secrets::default(),
+        there => there?.unwrap_or_default(),
+    };
     // Nor is it one that a guest has: an older record knows no generation.
     let had = in_guests(roots, tenant)?.into_iter().max();
     all.generation = record.secrets_generation.max(had).unwrap_or(0).max(all.generation) + 1;
-    let detail = format!("secrets.json {}: generation {} from now on", how(is), all.generation);
+    let detail = format!("secrets.json {how}: generation {} from now on", all.generation);
     store_all(roots, &mut record, &all, ("tenant.secrets.accept", &detail), None)?;
     Ok((all, true))
 }
@@ -307,6 +318,8 @@ fn store_all(
     line.detail = Some(detail.to_owned());
     audit::append(roots, log.0, log.1, line.clone())?;
     let stored = failpoint::hit("secrets", "announced").map_err(TenantError::from).and_then(|()| {
+        // A key without secrets is nobody's: two tenants' first secrets at once have one master key.
+        let _node = new_key.map(|_| room::lock(roots)).transpose()?;
         if let Some(key) = new_key {
             key::put(roots, tenant, key)?;
         }
@@ -320,14 +333,8 @@ fn store_all(
     failpoint::hit("secrets", "saved")?;
     remember(roots, record, all.generation)?;
     failpoint::hit("secrets", "remembered")?;
-    drop_idle_key(roots, tenant, all)?;
     audit::outcome(roots, log, line, stored)?;
     Ok(failpoint::hit("secrets", "audited")?)
-}
-
-/// A key that seals nothing goes: its master key may be changed then, or lost.
-fn drop_idle_key(roots: &Roots, tenant: &TenantId, all: &Secrets) -> Result<(), StoreError> {
-    if all.secrets.is_empty() { shred(roots, tenant) } else { Ok(()) }
 }
 
 fn check_size(plain: &Plain, all: &Secrets, name: &SecretName) -> Result<(), SecretsError> {
