@@ -204,9 +204,13 @@ fn version_of(program: &Path, name: &str) -> Result<String, String> {
 
 /// The jailer that the environment has, where it is that of this Firecracker.
 pub fn found_jailer<'a>(roots: &'a Roots, firecracker: &Path) -> Option<&'a Path> {
-    let jailer = roots.jailer_bin.as_deref()?;
-    let is_its = version_of(jailer, "Jailer").ok()? == version_of(firecracker, "Firecracker").ok()?;
-    is_its.then_some(jailer)
+    roots.jailer_bin.as_deref().filter(|jailer| is_jailer_of(firecracker, jailer))
+}
+
+/// Is that the jailer of this Firecracker?
+pub fn is_jailer_of(firecracker: &Path, jailer: &Path) -> bool {
+    let version = version_of(firecracker, "Firecracker");
+    version.is_ok_and(|version| version_of(jailer, "Jailer").is_ok_and(|other| other == version))
 }
 
 /// Is there one of this version, or any, where none is named?

@@ -1,5 +1,7 @@
 //! `mvm vmm …`
 
+use std::path::PathBuf;
+
 use crate::cli::{
     arguments::vmm::VmmCommand,
     error::{CliError, Kind},
@@ -31,8 +33,11 @@ pub fn run(out: &Out, roots: &Roots, command: VmmCommand) -> Result<u8, CliError
             });
         }
         VmmCommand::Install { file, jailer } => {
-            let beside = file.with_file_name("jailer");
-            let jailer = jailer.or(Some(beside).filter(|path| path.is_file()));
+            // One that only lies beside it, and is none, is nobody's mistake.
+            let is_one = |path: &PathBuf| {
+                path.is_file() && jailer::check_static(path).is_ok() && install::is_jailer_of(&file, path)
+            };
+            let jailer = jailer.or(Some(file.with_file_name("jailer")).filter(is_one));
             if let Some(jailer) = &jailer {
                 jailer::check_static(jailer).map_err(|error| {
                     let fix = "give the jailer of an official release, or none";

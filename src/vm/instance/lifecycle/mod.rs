@@ -166,7 +166,7 @@ impl From<&InstanceNet> for Network {
 ///
 /// # Errors
 /// [`LifecycleError::Production`] where it does not.
-pub(in crate::vm::instance) fn check_production(roots: &Roots, vmm: VmmKind) -> Result<(), LifecycleError> {
+fn check_production(roots: &Roots, vmm: VmmKind) -> Result<(), LifecycleError> {
     let node = NodeConfig::load(roots)?;
     let why = match (node.production, vmm) {
         (false, _) => return Ok(()),
