@@ -130,7 +130,7 @@ fn a_tenant_that_is_destroyed_takes_its_key_along() {
         assert!(!bytes.is_empty() && bytes.iter().all(|byte| *byte == 0), "what it lay in holds it");
     }
     // They are not taken for lost.
-    assert!(!key.exists() && !stored.exists());
+    assert!(!key.exists() && stored.exists());
     sandbox.ok("node recover");
     sandbox.ok("tenant info acme");
     sandbox.ok(destroy);

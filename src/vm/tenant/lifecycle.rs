@@ -317,7 +317,7 @@ pub fn destroy(operator: &mut Operator, id: &TenantId, wipe_volumes: bool) -> Re
     }
     failpoint::hit("tenant-destroy", "network")?;
     // From here on it has nothing that could need them.
-    secrets::shred(&roots, tenant)?;
+    secrets::shred(&roots, id)?;
     failpoint::hit("tenant-destroy", "shredded")?;
     record(&roots, id, Entry::new("tenant.destroy", id, Phase::Done))?;
     keep_audit_log(&roots, id)?;

@@ -16,10 +16,7 @@ use crate::{
     vm::{
         naming::TenantId,
         room::NodeConfig,
-        tenant::{
-            config::{self, Tenant},
-            lifecycle::TenantError,
-        },
+        tenant::{config, lifecycle::TenantError},
     },
 };
 
@@ -135,16 +132,17 @@ pub fn sealed_keys(roots: &Roots) -> Result<Vec<(TenantId, KeyId)>, StoreError> 
     Ok(keys)
 }
 
-/// Makes a tenant's secrets unreadable for good, wherever a copy of them is. What is left of the tenant knows of none: they are not
-/// lost where it is not destroyed to its end.
+/// Makes a tenant's secrets unreadable for good, wherever a copy of them is. None are left first: they are not lost where the tenant
+/// is not destroyed to its end.
 ///
 /// # Errors
-/// When its record cannot be written, or its key overwritten.
-pub fn shred(roots: &Roots, mut tenant: Tenant) -> Result<(), StoreError> {
-    let id = tenant.tenant_id.clone();
-    if tenant.secrets_generation.take().is_some() {
-        tenant.save(roots)?;
+/// When they cannot be written, or the key overwritten.
+pub fn shred(roots: &Roots, tenant: &TenantId) -> Result<(), StoreError> {
+    if let Ok(Some(mut all)) = super::stored(roots, tenant)
+        && !all.secrets.is_empty()
+    {
+        all.secrets.clear();
+        store::write(&super::file(roots, tenant), &all)?;
     }
-    store::remove_file(&super::file(roots, &id))?;
-    store::shred(&file(roots, &id))
+    store::shred(&file(roots, tenant))
 }
