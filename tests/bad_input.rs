@@ -2,9 +2,9 @@
 
 mod support;
 
-use std::{fs, path::Path};
+use std::{fs, os::unix::fs::FileExt, path::Path};
 
-use support::Sandbox;
+use support::{Sandbox, run};
 
 /// A command, its exit code, and the word for what is wrong.
 type Row<'a> = (&'a str, i32, &'a str);
@@ -288,18 +288,59 @@ fn a_scale_that_is_refused_has_no_effect() {
     refuses(&sandbox, rows);
 }
 
+/// One byte more, and one that is another one; the same import mends it.
 #[test]
 fn a_revision_that_changed_does_not_start() {
     let Some(sandbox) = Sandbox::new() else { return };
     sandbox.pool("sim");
     let path = sandbox.instance("acme/web");
     let revision = sandbox.ok("pool info acme/web")["revision"].as_str().unwrap_or_default().to_owned();
-    let kernel =
-        sandbox.root().join(format!("tenants/acme/pools/web/artifacts/revisions/{revision}/vmlinux"));
-    let mut file = fs::File::options().append(true).open(kernel).expect("a kernel");
-    std::io::Write::write_all(&mut file, b"xx").expect("it can be written");
+    let folder = sandbox.root().join(format!("tenants/acme/pools/web/artifacts/revisions/{revision}"));
     let start = format!("instance start {path}");
-    refuses(&sandbox, &[(&start, 1, "artifact_changed")]);
+    let longer = |file: &fs::File| file.write_all_at(b"xx", file.metadata()?.len());
+    let other = |file: &fs::File| {
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, 100)?;
+        file.write_all_at(&[!byte[0]], 100)
+    };
+    for change in [longer, other] {
+        let file = fs::File::options().read(true).write(true).open(folder.join("vmlinux")).expect("a kernel");
+        change(&file).expect("it can be written");
+        drop(file);
+        refuses(&sandbox, &[(&start, 1, "artifact_changed")]);
+        sandbox.import("acme/web", "");
+        assert_eq!(sandbox.ok("pool verify acme/web")["ok"], true);
+    }
+    // Only put back from a copy: that is looked at, and well.
+    run("touch", &["-d", "2020-01-01", &folder.join("vmlinux").display().to_string()]);
+    sandbox.ok(&start);
+}
+
+/// Its id, its limits and whether it is in production: nothing else knows them.
+#[test]
+fn a_node_file_that_is_gone_is_not_made_anew() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    sandbox.pool("sim");
+    sandbox.ok("node set plain-storage-waiver on");
+    sandbox.ok("node set production on");
+    let file = sandbox.root().join("node.json");
+    let whole = fs::read(&file).expect("a node");
+    fs::remove_file(&file).expect("it can be removed");
+    for command in [
+        "instance create acme/web",
+        "tenant create zz --net-id 60 --subnet 10.240.60.0/24",
+        "node info",
+        "node recover",
+        "net repair",
+    ] {
+        assert_eq!(sandbox.refused(command, 1), "damaged", "{command}");
+    }
+    let doctor = sandbox.run("doctor");
+    assert!(!doctor.status.success() && String::from_utf8_lossy(&doctor.stdout).contains("node.json"));
+    assert!(!file.exists());
+    fs::write(&file, whole).expect("it can be put back");
+    assert_eq!(sandbox.ok("node info")["production"], true);
+    assert!(sandbox.leaks().is_empty(), "{:?}", sandbox.leaks());
 }
 
 #[test]

@@ -341,6 +341,7 @@ fn a_read_only_file_system_is_said_with_the_way_back() {
     assert_eq!(sandbox.refused(&start, 5), "read_only");
     let said = String::from_utf8_lossy(&sandbox.run(&start).stderr).into_owned();
     assert!(said.contains("lies on a read-only file system"), "{said}");
+    assert_eq!(sandbox.ok(&format!("instance why {path}"))["start_refused"]["code"], "read_only");
     assert_eq!(sandbox.states(), [format!("{path} ready")], "what only reads works");
     // The remedy is what it says.
     let (_, command) = said.trim().split_once("; then ").expect("a remedy");

@@ -103,6 +103,27 @@ fn a_vmm_has_a_user_a_root_and_processes_of_its_own() {
     sandbox.ok("tenant destroy acme --yes --wipe-volumes");
 }
 
+/// Whatever it holds: the jailer writes all of it.
+#[test]
+fn a_copy_that_was_made_beforehand_becomes_the_jails_program() {
+    let Some(sandbox) = world() else { return };
+    let path = path(&sandbox);
+    let version = fs::read_dir(sandbox.root().join("vmm")).expect("versions").flatten();
+    let version = version.map(|entry| entry.path()).find(|path| path.is_dir()).expect("one");
+    sandbox.ok(&format!("instance stop --force {path}"));
+    let spare = version.join("spares/1");
+    let program = fs::read(version.join("firecracker")).expect("a program");
+    fs::write(&spare, vec![7; program.len()]).expect("a spare");
+    let inode = fs::metadata(&spare).expect("a spare").ino();
+    sandbox.ok(&format!("instance start {path}"));
+    let own = jail(&sandbox).join("firecracker");
+    assert_eq!((fs::metadata(&own).expect("a program").ino(), spare.exists()), (inode, false));
+    assert!(fs::read(&own).expect("a program") == program);
+    sandbox.ok(&format!("instance stop --force {path}"));
+    assert_eq!(fs::metadata(&spare).expect("a new one").len(), program.len() as u64);
+    assert!(sandbox.leaks().is_empty(), "{:?}", sandbox.leaks());
+}
+
 /// Puts something in a place of the jail, which points at what is outside, as the jail's user.
 type Plant = fn(&Path, &Path, u32);
 

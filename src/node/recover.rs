@@ -28,7 +28,7 @@ use crate::{
         room,
         tenant::{self, config::Tenant, leases, lifecycle::kept_audit_logs, quota::Use},
     },
-    vmm::process,
+    vmm::{install, process, spares},
 };
 
 /// What recovery found and did, a line each.
@@ -181,6 +181,7 @@ fn sweep(roots: &Roots, there: &There, recovered: &mut Recovered) {
         roots.node_log(),
     ];
     folders.extend(recovered.note("images", image::folders(roots)).unwrap_or_default());
+    folders.extend(install::list(roots).unwrap_or_default().iter().map(spares::folder));
     for tenant in &there.tenants {
         folders.push(tenant::config::folder(roots, tenant));
         folders.push(leases::folder(roots, tenant));

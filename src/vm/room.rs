@@ -12,6 +12,7 @@ use super::{
     naming::{NetId, Slot},
     pool::{self, artifacts::Artifacts, base::Bases},
     tenant::{
+        self,
         config::Tenant,
         quota::{Exceeded, MAX_DISK, Use, within},
     },
@@ -59,14 +60,14 @@ impl NodeConfig {
     /// Reads `node.json`, or makes it with what a node is by default.
     ///
     /// # Errors
-    /// When it cannot be read or written.
+    /// As [`Self::load_if_there`], or when it cannot be written.
     pub fn load(roots: &Roots) -> Result<Self, StoreError> {
-        if let Some(node) = store::read_if_there(&roots.node_file())? {
+        if let Some(node) = Self::load_if_there(roots)? {
             return Ok(node);
         }
         store::make_folder(&roots.root)?;
         let _lock = lock(roots)?;
-        if let Some(node) = store::read_if_there(&roots.node_file())? {
+        if let Some(node) = Self::load_if_there(roots)? {
             return Ok(node);
         }
         let node = Self {
@@ -83,6 +84,26 @@ impl NodeConfig {
         };
         store::write(&roots.node_file(), &node)?;
         Ok(node)
+    }
+
+    /// Reads `node.json`; `None` where nothing was made in the root yet. One that is gone is not made anew: its production flag, its
+    /// limits and the id that the kernel's network carries would be others, and nobody would have said so.
+    ///
+    /// # Errors
+    /// When it cannot be read, or [`StoreError::Damaged`] where it is gone.
+    pub fn load_if_there(roots: &Roots) -> Result<Option<Self>, StoreError> {
+        let path = roots.node_file();
+        if let Some(node) = store::read_if_there(&path)? {
+            return Ok(Some(node));
+        }
+        // What is made only after it.
+        match roots.node_log().exists() || !tenant::config::ids(roots)?.is_empty() {
+            true => {
+                let why = "it is gone, and what it was made for is there".to_owned();
+                Err(StoreError::Damaged { path, why })
+            }
+            false => Ok(None),
+        }
     }
 
     /// Memory for guests and their VMMs, in MiB.

@@ -6,5 +6,6 @@ pub mod client;
 pub mod install;
 pub mod process;
 pub mod quirks;
+pub mod spares;
 pub mod vsock;
 pub mod wire;

@@ -25,6 +25,7 @@ use rustix::{
 use super::{
     client::{API_SOCKET, LOG, VmmError},
     install::SIM_ARGUMENT,
+    spares,
 };
 pub use crate::infra::processes::boot_id;
 use crate::infra::{
@@ -126,6 +127,9 @@ pub fn spawn(program: &Program, start: Start) -> Result<Vmm, ShellError> {
                 Ok((shell::read_only(file)?, CString::new(name.as_str())?))
             };
             let mounts = shared.iter().map(mount).collect::<io::Result<_>>().map_err(wrap)?;
+            if let Some(name) = program.path.file_name() {
+                spares::take(&program.path, &directory.join(name));
+            }
             (&jail.jailer, jail.arguments(program, id), Some(Cell { mounts, cgroup, tasks: TASKS }))
         }
     };

@@ -148,6 +148,8 @@ fn what_a_log_did_not_take_is_not_done_by_the_next_command() {
         format!("instance destroy --yes --wipe-volumes {sleeps}"),
     ] {
         std::fs::write(&log, format!("{cut}\n")).expect("a log");
+        let why = sandbox.ok(&format!("instance why {sleeps}"));
+        assert_eq!(why["wake_refused"]["code"], "audit_broken", "{why}");
         assert_eq!(sandbox.refused(&refused, 1), "audit_broken", "{refused}");
         std::fs::write(&log, &whole).expect("a log");
         sandbox.ok("instance list");
@@ -157,41 +159,53 @@ fn what_a_log_did_not_take_is_not_done_by_the_next_command() {
     assert_eq!(sandbox.leaks(), [""; 0]);
 }
 
-/// What fails is taken back, in the kernel too, and said.
+/// What fails is taken back, in the kernel too, and said by its own process.
 #[test]
-fn an_update_that_fails_is_as_if_it_had_not_been() {
+fn what_fails_is_as_if_it_had_not_been() {
     let Some(sandbox) = Sandbox::new() else { return };
     sandbox.pool("sim");
     let path = sandbox.instance("acme/web");
     sandbox.ok(&format!("instance start {path}"));
-    let rows = [
-        ("tenant update acme --max-conns 7", "tenant info acme"),
-        ("pool update acme/web --egress deny", "pool info acme/web"),
+    let (kernel, rootfs) = sandbox.artifacts();
+    let (kernel, rootfs) = (kernel.display(), rootfs.display());
+    let tenant = || sandbox.ok("tenant info acme");
+    let pool = || sandbox.ok("pool info acme/web");
+    let pools = || sandbox.ok("pool list");
+    // A revision that is in its place, and not current, is nobody's.
+    let current = || pool()["revision"].clone();
+    let import = format!("pool import acme/web --kernel {kernel} --rootfs {rootfs} --cmdline=other");
+    let rows: [(&str, &dyn Fn() -> Value); 5] = [
+        ("tenant update acme --max-conns 7", &tenant),
+        ("pool update acme/web --egress deny", &pool),
+        ("pool create acme/other --vmm sim", &pools),
+        (&import, &current),
+        ("pool rollback acme/web", &current),
     ];
-    for (update, info) in rows {
-        let before = sandbox.ok(info);
+    for (change, state) in rows {
+        let before = state();
         let lines_before = lines(&sandbox, "tenant audit acme", |_| true).len();
         let mut failed = 0;
         for point in 1..60 {
-            let output = sandbox.run_with(update, format!("fail:#{point}"));
+            let output = sandbox.run_with(change, format!("fail:#{point}"));
             if output.status.success() {
                 break;
             }
-            if sandbox.ok(info) != before {
+            let is_of_log = String::from_utf8_lossy(&output.stderr).contains("audit.");
+            if state() != before {
                 // Done, and only its last line is not there.
-                assert!(String::from_utf8_lossy(&output.stderr).contains("audit."), "{output:?}");
+                assert!(is_of_log, "{output:?}");
                 break;
             }
-            sandbox.ok("net verify");
-            sandbox.ok("node recover");
             let last = lines(&sandbox, "tenant audit acme", |_| true);
             let last = last.get(lines_before..).unwrap_or_default().last().cloned().unwrap_or_default();
-            assert_ne!(last["phase"], "intent", "{last}");
+            assert!(is_of_log || last["phase"] != "intent", "{change} at {point}: {last}");
+            sandbox.ok("net verify");
+            sandbox.ok("node recover");
             failed = point;
         }
         let said = lines(&sandbox, "tenant audit acme", |line| line["phase"] == "failed");
-        let is_said = |line: &Value| line["detail"].as_str().is_some_and(|detail| detail.contains(" from "));
-        assert!((1..59).contains(&failed) && said.iter().any(is_said), "{said:?}");
-        assert_ne!(sandbox.ok(info), before);
+        let what = change.split_whitespace().take(2).collect::<Vec<_>>().join(".");
+        assert!((1..59).contains(&failed) && said.iter().any(|line| line["what"] == what), "{said:?}");
+        assert_ne!(state(), before);
     }
 }

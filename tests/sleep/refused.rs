@@ -157,10 +157,27 @@ fn a_bridge_of_somebody_else_uses_up_no_snapshot() {
     run("ip", &["link", "del", "br-tenant-3"]);
     run("ip", &["link", "add", "br-tenant-3", "type", "bridge"]);
     assert_eq!((guest.refused("wake", 4), guest.status()), ("foreign".into(), "sleeping".into()));
+    assert_eq!(guest.ok("why")["wake_refused"]["code"], "foreign");
     run("ip", &["link", "del", "br-tenant-3"]);
     guest.sandbox.ok("net repair");
     guest.ok("wake");
     guest.is_as_it_was(1);
+}
+
+/// What keeps a warm one from going on is the node's word of now, and `why` names it before.
+#[test]
+fn a_resume_in_production_is_refused_as_a_start_is() {
+    let Some(mut guest) = Guest::new() else { return };
+    guest.works();
+    guest.ok("warm");
+    assert!(guest.ok("why")["resume_refused"].is_null());
+    guest.sandbox.ok("node set plain-storage-waiver on");
+    guest.sandbox.ok("node set production on");
+    assert_eq!((guest.refused("resume", 4), guest.status()), ("production".into(), "warm".into()));
+    assert_eq!(guest.ok("why")["resume_refused"]["code"], "production");
+    guest.sandbox.ok("node set production off");
+    guest.ok("resume");
+    guest.is_as_it_was(0);
 }
 
 /// It runs without, and a stop takes it down.

@@ -16,7 +16,10 @@ use crate::{
     infra::{config::Roots, shell},
     security::{self, jailer},
     store::StoreError,
-    vm::naming::{UID_BASE, UID_LAST},
+    vm::{
+        naming::{UID_BASE, UID_LAST},
+        room::NodeConfig,
+    },
     vmm::{install, process::Program},
 };
 
@@ -62,6 +65,10 @@ fn fail(name: &'static str, detail: impl Into<String>, fix: impl Into<String>) -
     Check { name, level: Level::Fail, detail: detail.into(), fix: Some(fix.into()), setting: None }
 }
 
+fn fail_with(name: &'static str, error: &CliError) -> Check {
+    fail(name, error.whole(), error.remedy().unwrap_or("put the file back from a copy"))
+}
+
 /// Runs the command.
 pub fn run(out: &Out, roots: &Roots, fix: bool) -> Result<u8, CliError> {
     let mut checks = look(roots);
@@ -93,6 +100,7 @@ pub fn run(out: &Out, roots: &Roots, fix: bool) -> Result<u8, CliError> {
 fn look(roots: &Roots) -> Vec<Check> {
     vec![
         privilege(),
+        node(roots),
         device(
             "kvm",
             "/dev/kvm",
@@ -128,6 +136,16 @@ fn privilege() -> Check {
     match rustix::process::geteuid().is_root() {
         true => ok("root", "runs as root"),
         false => fail("root", "does not run as root: no TAP and no bridge can be made", "sudo mvm …"),
+    }
+}
+
+fn node(roots: &Roots) -> Check {
+    const NAME: &str = "node";
+    match NodeConfig::load_if_there(roots) {
+        Ok(None) => ok(NAME, format!("nothing was made in {} yet", roots.root.display())),
+        Ok(Some(node)) if node.production => ok(NAME, format!("{}, in production", node.node_id)),
+        Ok(Some(node)) => ok(NAME, node.node_id),
+        Err(error) => fail_with(NAME, &error.into()),
     }
 }
 

@@ -299,24 +299,34 @@ fn list(out: &Out, operator: &mut Operator, scope: Option<&Scope>) -> Result<u8,
     Ok(complain(out, &wrong))
 }
 
-/// What a start of an instance, or a wake of a sleeper, would be refused for. Nothing is said where somebody is at work on it at
-/// this moment.
-fn refused_launch(operator: &Operator, instance: &Instance) -> Result<Option<CliError>, CliError> {
+/// What would make an instance run, and what that would be refused for. Nothing is said where somebody is at work on it at this
+/// moment.
+fn refused(operator: &Operator, instance: &Instance) -> Result<Option<(Event, CliError)>, CliError> {
     let (roots, path) = (&operator.roots, instance.path());
-    // Where something was cut off, what goes on with it decides.
-    if instance.pending.is_some()
-        || !matches!(instance.status, State::Ready | State::Stopped | State::Sleeping)
-    {
-        return Ok(None);
-    }
-    let Ok(Some(_lock)) = lifecycle::try_lock(roots, &path) else { return Ok(None) };
+    let event = match instance.status {
+        // Where something was cut off, what goes on with it decides.
+        _ if instance.pending.is_some() => return Ok(None),
+        State::Ready | State::Stopped => Event::Start,
+        State::Sleeping => Event::Wake,
+        State::Warm => Event::Resume,
+        State::Created | State::Running | State::Destroyed => return Ok(None),
+    };
+    let _lock = match lifecycle::try_lock(roots, &path) {
+        Ok(Some(lock)) => lock,
+        Ok(None) => return Ok(None),
+        // It would not begin.
+        Err(error) => return Ok(Some((event, error.into()))),
+    };
     // It may have been started since it was read.
     let fresh = Instance::load_if_there(roots, &path)?;
     if fresh.is_none_or(|fresh| fresh.generation != instance.generation) {
         return Ok(None);
     }
-    let refused = lifecycle::may_launch(operator, instance).err();
-    Ok(refused.map(|error| CliError::of_instance(&error, &path)))
+    let refused = match event {
+        Event::Resume => lifecycle::may_resume(operator, instance).err(),
+        _ => lifecycle::may_launch(operator, instance).err(),
+    };
+    Ok(refused.map(|error| (event, CliError::of_instance(&error, &path))))
 }
 
 fn why(out: &Out, operator: &mut Operator, typed: &InstanceRef) -> Result<(), CliError> {
@@ -341,8 +351,7 @@ fn why(out: &Out, operator: &mut Operator, typed: &InstanceRef) -> Result<(), Cl
         }
     };
     let progress = out.progress(&format!("looking at the snapshot of {}", view.path));
-    let refused = refused_launch(operator, instance)?;
-    let launch = if instance.status == State::Sleeping { "wake" } else { "start" };
+    let refused = refused(operator, instance)?;
     drop(progress);
     let can: Vec<&str> = Event::ALL
         .into_iter()
@@ -355,10 +364,12 @@ fn why(out: &Out, operator: &mut Operator, typed: &InstanceRef) -> Result<(), Cl
     };
     let mut value = serde_json::json!({
         "path": view.path, "status": instance.status, "why": because, "can": can, "pending": instance.pending,
-        "start_refused": null, "wake_refused": null, "last_exit": instance.last_exit,
+        "start_refused": null, "wake_refused": null, "resume_refused": null, "last_exit": instance.last_exit,
         "log": log.trim().lines().map(str::trim).collect::<Vec<_>>(),
     });
-    value[format!("{launch}_refused")] = serde_json::json!(refused.as_ref().map(CliError::body));
+    if let Some((event, error)) = &refused {
+        value[format!("{}_refused", event.name())] = serde_json::json!(error.body());
+    }
     out.show(&value, || {
         let mut text = format!("{} is {}: {because}", view.path, instance.status);
         if let Some(intent) = &instance.pending {
@@ -367,8 +378,12 @@ fn why(out: &Out, operator: &mut Operator, typed: &InstanceRef) -> Result<(), Cl
                 "\na {operation} was cut off, or is under way: {operation} it again, or mvm node recover"
             ));
         }
-        if let Some(refused) = &refused {
-            text.push_str(&format!("\na {launch} would be refused: {}", refused.text(out.is_colored())));
+        if let Some((event, error)) = &refused {
+            text.push_str(&format!(
+                "\na {} would be refused: {}",
+                event.name(),
+                error.text(out.is_colored())
+            ));
         }
         if !log.is_empty() {
             text.push_str(&format!("\nlast words of its VMM:{log}"));

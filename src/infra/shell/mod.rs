@@ -2,10 +2,10 @@
 
 mod detached;
 mod fence;
+mod pipes;
 
 use std::{
     ffi::OsStr,
-    io::{Read, Write},
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -15,7 +15,7 @@ use std::{
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    process::{Pid, PidfdFlags, Signal, getppid, pidfd_open, set_parent_process_death_signal},
+    process::{Pid, Signal, getppid, set_parent_process_death_signal},
 };
 
 use super::config::MASTER_KEY;
@@ -147,47 +147,19 @@ pub fn run_in<S: AsRef<OsStr>>(
         }
     }
     let mut child = start(&mut command).map_err(spawn_error)?;
-    let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
-    std::thread::scope(|scope| {
-        scope.spawn(move || {
-            // A program that does not read its input to the end closes the pipe: its exit status says more than that.
-            let _ = stdin.map(|mut pipe| pipe.write_all(input));
-        });
-        let out = scope.spawn(move || drain(stdout));
-        let err = scope.spawn(move || drain(stderr));
-        let ended = wait_for_end(&child, limit);
-        if !ended {
-            let _ = child.kill();
-        }
-        let status = child.wait().map_err(spawn_error)?;
-        let (out, err) = (out.join().unwrap_or_default(), err.join().unwrap_or_default());
-        if !ended {
-            return Err(ShellError::TimedOut { program: program.clone(), limit });
-        }
-        if status.success() {
-            return Ok(out);
-        }
-        let stderr = String::from_utf8_lossy(&err).trim().to_owned();
-        Err(ShellError::Failed { program: program.clone(), status: status.to_string(), stderr })
-    })
-}
-
-fn drain(pipe: Option<impl Read>) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    if let Some(mut pipe) = pipe {
-        let _ = pipe.read_to_end(&mut bytes);
+    let attended = pipes::attend(&mut child, input, limit);
+    if !matches!(attended, Ok(Some(_))) {
+        let _ = child.kill();
     }
-    bytes
-}
-
-fn wait_for_end(child: &Child, limit: Duration) -> bool {
-    let Some(pid) = Pid::from_raw(child.id().cast_signed()) else {
-        return true;
-    };
-    let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else {
-        return true;
-    };
-    ended_within(&pidfd, limit)
+    let status = child.wait().map_err(spawn_error)?;
+    match attended.map_err(spawn_error)? {
+        None => Err(ShellError::TimedOut { program: program.clone(), limit }),
+        Some(said) if status.success() => Ok(said.out),
+        Some(said) => {
+            let stderr = String::from_utf8_lossy(&said.err).trim().to_owned();
+            Err(ShellError::Failed { program: program.clone(), status: status.to_string(), stderr })
+        }
+    }
 }
 
 /// This process becomes that program, with its terminal, its environment but for keys, and its id. Returns why not.
@@ -243,6 +215,25 @@ mod tests {
     fn a_program_that_runs_too_long_is_killed() {
         let error = run("sleep", ["1000"], b"", Duration::from_millis(20)).unwrap_err();
         assert!(matches!(error, ShellError::TimedOut { .. }));
+    }
+
+    #[test]
+    fn a_child_that_holds_a_programs_pipes_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let pid = dir.path().join("pid");
+        let script = format!("sleep 1000 & echo $! > {}; echo done", pid.display());
+        let said = run("sh", ["-c", &script], b"", Duration::from_secs(600));
+        let child = std::fs::read_to_string(&pid).unwrap().trim().parse().unwrap();
+        rustix::process::kill_process(Pid::from_raw(child).unwrap(), Signal::KILL).unwrap();
+        assert_eq!(said.unwrap(), b"done\n");
+    }
+
+    #[test]
+    fn much_goes_through_both_ways() {
+        let much = vec![7; 3 << 20];
+        assert_eq!(run("cat", [""; 0], &much, Duration::from_secs(60)).unwrap(), much);
+        // Who reads none of it is well, too.
+        assert_eq!(run("true", [""; 0], &much, Duration::from_secs(60)).unwrap(), b"");
     }
 
     #[test]

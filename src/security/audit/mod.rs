@@ -123,32 +123,62 @@ pub fn append(roots: &Roots, tenant: &str, folder: &Path, entry: Entry) -> Resul
     append_to(roots, (tenant, folder), lock, head, vec![entry])
 }
 
-/// Writes how it went what an entry announced, and gives that on; an error matters more than one of the log.
+/// Would a line be taken? Half a line that is at the end is cut off by that, as by the next line.
+///
+/// # Errors
+/// Why none would be.
+pub fn check(roots: &Roots, tenant: &str, folder: &Path) -> Result<(), AuditError> {
+    let _lock = lock(roots, tenant)?;
+    catch_up(folder, &mut head_of(folder)?).map(drop)
+}
+
+/// Does something between its lines in the log.
+///
+/// # Errors
+/// Of the log, and of what is done.
+pub fn announced<T, E: From<AuditError> + std::error::Error>(
+    roots: &Roots,
+    log: (&str, &Path),
+    entry: Entry,
+    work: impl FnOnce() -> Result<T, E>,
+) -> Result<T, E> {
+    append(roots, log.0, log.1, entry.clone())?;
+    outcome(roots, log, entry, work())
+}
+
+/// Writes how it went what an entry announced, and gives that on.
 ///
 /// # Errors
 /// The one that is given, or where that is none, that the log cannot be written.
 pub fn outcome<T, E: From<AuditError> + std::error::Error>(
     roots: &Roots,
-    (tenant, folder): (&str, &Path),
+    log: (&str, &Path),
     mut announced: Entry,
     went: Result<T, E>,
 ) -> Result<T, E> {
-    match went {
-        Ok(done) => {
+    match &went {
+        Ok(_) => {
             announced.phase = Phase::Done;
-            append(roots, tenant, folder, announced)?;
-            Ok(done)
+            append(roots, log.0, log.1, announced)?;
         }
-        Err(error) => {
-            announced.phase = Phase::Failed;
-            let detail = announced.detail.map_or(String::new(), |detail| format!("{detail}: "));
-            announced.detail = Some(format!("{detail}{}", with_causes(&error)));
-            // It may have failed for want of the page that this needs.
-            let _relief = relief::allow(&roots.root);
-            let _ = append(roots, tenant, folder, announced);
-            Err(error)
-        }
+        Err(error) => failed(roots, log, announced, error),
     }
+    went
+}
+
+/// Writes that what an entry announced has failed. The error matters more than one of the log.
+pub fn failed(
+    roots: &Roots,
+    (tenant, folder): (&str, &Path),
+    mut announced: Entry,
+    error: &dyn std::error::Error,
+) {
+    announced.phase = Phase::Failed;
+    let detail = announced.detail.map_or(String::new(), |detail| format!("{detail}: "));
+    announced.detail = Some(format!("{detail}{}", with_causes(error)));
+    // It may have failed for want of the page that this needs.
+    let _relief = relief::allow(&roots.root);
+    let _ = append(roots, tenant, folder, announced);
 }
 
 /// Puts something new in the place of what was, between its lines in the log. Where that fails, what was is put there again.

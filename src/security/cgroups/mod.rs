@@ -173,14 +173,7 @@ pub fn make(
             Err(error) => return Err(error),
         }
     }
-    limit(&folder, of_vmm)?;
-    let limits = read(&folder)?;
-    let page = rustix::param::page_size() as u64;
-    // Memory is counted in pages.
-    if limits != (Limits { memory_max: of_vmm.memory_max & !(page - 1), ..of_vmm }) {
-        let why = std::io::Error::other(format!("it says {limits:?} after {of_vmm:?} was written"));
-        return Err(StoreError::io("limit", &folder)(why));
-    }
+    let limits = limit(&folder, of_vmm)?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let fd = rustix::fs::open(&folder, flags, Mode::empty())
         .map_err(|errno| StoreError::io("open", &folder)(errno.into()))?;
@@ -218,14 +211,23 @@ fn pass_on(folder: &Path) -> Result<(), StoreError> {
     Ok(())
 }
 
-fn limit(folder: &Path, limits: Limits) -> Result<(), StoreError> {
+/// Writes limits and reads them back. Returns them as they were read.
+fn limit(folder: &Path, limits: Limits) -> Result<Limits, StoreError> {
     write(folder, "memory.max", &limits.memory_max.to_string())?;
     // A kernel without swap has no such file.
     if folder.join("memory.swap.max").exists() {
         write(folder, "memory.swap.max", "0")?;
     }
     write(folder, "cpu.max", &format!("{} {}", limits.cpu_max_us, limits.cpu_period_us))?;
-    write(folder, "pids.max", &limits.pids_max.to_string())
+    write(folder, "pids.max", &limits.pids_max.to_string())?;
+    let there = read(folder)?;
+    let page = rustix::param::page_size() as u64;
+    // Memory is counted in pages.
+    if there != (Limits { memory_max: limits.memory_max & !(page - 1), ..limits }) {
+        let why = std::io::Error::other(format!("it says {there:?} after {limits:?} was written"));
+        return Err(StoreError::io("limit", folder)(why));
+    }
+    Ok(there)
 }
 
 fn write(folder: &Path, name: &str, text: &str) -> Result<(), StoreError> {

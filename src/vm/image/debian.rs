@@ -483,7 +483,7 @@ fn finish_part(folder: &Path, name: &str) -> Result<Artifact, StoreError> {
     let file = fs::File::open(&path).map_err(StoreError::io("open", &path))?;
     file.sync_all().map_err(StoreError::io("sync", &path))?;
     let size_bytes = file.metadata().map_err(StoreError::io("look at", &path))?.len();
-    Ok(Artifact { file: name.to_owned(), size_bytes, sha256: artifacts::hash_file(&path)? })
+    Ok(Artifact { file: name.to_owned(), size_bytes, sha256: artifacts::hash_file(&path)?, mtime_ns: None })
 }
 
 #[cfg(test)]

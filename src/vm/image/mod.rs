@@ -210,7 +210,8 @@ mod tests {
     use crate::infra::config::Environment;
 
     fn manifest(name: &ImageName, digit: char) -> Manifest {
-        let part = |file: &str| Artifact { file: file.into(), size_bytes: 3, sha256: String::new() };
+        let part =
+            |file: &str| Artifact { file: file.into(), size_bytes: 3, sha256: String::new(), mtime_ns: None };
         Manifest {
             schema_version: Schema,
             name: name.clone(),

@@ -44,6 +44,7 @@ use crate::{
     vmm::{
         client::{Client, LOG},
         process::{self, Program, Vmm},
+        spares,
         wire::Call,
     },
 };
@@ -562,9 +563,12 @@ pub fn teardown(
     for vmm in &vmms {
         vmm.send_kill()?;
     }
+    // On a disk that is nearly full there is no place for what a later start may want.
+    let has_room = NodeConfig::load(&roots).is_ok_and(|node| room::check_free(&roots, &node, 16).is_ok());
     // The TAP goes while the VMM ends, which is killed by then: the kernel lets both wait, and together they wait once. Nothing
     // else that the VMM uses goes before it.
     let (killed, tap) = std::thread::scope(|scope| {
+        scope.spawn(|| has_room.then(|| spares::refill(&roots)));
         let killing = scope.spawn(|| {
             vmms.iter().try_for_each(|vmm| vmm.kill())?;
             Ok::<_, LifecycleError>(failpoint::hit("teardown", "killed")?)

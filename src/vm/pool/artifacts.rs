@@ -5,7 +5,7 @@
 use std::{
     fs::{self, File},
     io::{self, Read},
-    os::unix::fs::{PermissionsExt, symlink},
+    os::unix::fs::{MetadataExt, PermissionsExt, symlink},
     path::{Path, PathBuf},
 };
 
@@ -58,6 +58,10 @@ pub struct Artifact {
     pub size_bytes: u64,
     /// Its content.
     pub sha256: String,
+    /// When it was last written to, in ns since 1970, where that is known: as long as it is, nobody has to read it to know that it
+    /// is as it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtime_ns: Option<i128>,
 }
 
 /// `build_history.json`: the revisions in the order in which they became current, oldest first.
@@ -300,9 +304,7 @@ impl Artifacts {
     }
 
     fn put(&self, Draft { folder, manifest }: &Draft) -> Result<Manifest, ArtifactError> {
-        if let Ok(there) = self.manifest(&manifest.revision)
-            && self.check(&there).is_ok()
-        {
+        if let Ok(there) = self.verify(&manifest.revision) {
             store::remove_folder(folder)?;
             return Ok(there);
         }
@@ -321,40 +323,68 @@ impl Artifacts {
     /// # Errors
     /// The old one stays current where it fails.
     pub fn switch(&self, roots: &Roots, revision: &RevisionHash, by: &str) -> Result<(), StoreError> {
-        if self.current()?.as_ref() == Some(revision) {
+        let was = self.current()?;
+        if was.as_ref() == Some(revision) {
             return Ok(());
         }
+        let noted = self.link(Some(revision)).and_then(|()| {
+            failpoint::hit("switch", "switched").map_err(StoreError::io("switch", &self.history))?;
+            let mut history = self.history()?;
+            let (revision, by) = (revision.clone(), by.to_owned());
+            history.entries.push(HistoryEntry { revision, at: roots.now(), by });
+            let surplus = history.entries.len().saturating_sub(HISTORY_LENGTH);
+            history.entries.drain(..surplus);
+            store::write(&self.history, &history)
+        });
+        if noted.is_err() {
+            self.link(was.as_ref())?;
+        }
+        noted
+    }
+
+    /// Lets `current` lead to a revision, or be away.
+    fn link(&self, revision: Option<&RevisionHash>) -> Result<(), StoreError> {
         let link = self.folder.join("current");
         let new = store::unfinished(&link);
         store::remove_file(&new)?;
-        symlink(Path::new("revisions").join(revision), &new).map_err(StoreError::io("link", &new))?;
-        failpoint::hit("switch", "before-rename").map_err(StoreError::io("switch", &link))?;
-        fs::rename(&new, &link).map_err(StoreError::io("switch", &link))?;
-        store::sync_folder(&self.folder)?;
-        failpoint::hit("switch", "switched").map_err(StoreError::io("switch", &link))?;
-        let mut history = self.history()?;
-        history.entries.push(HistoryEntry { revision: revision.clone(), at: roots.now(), by: by.to_owned() });
-        let surplus = history.entries.len().saturating_sub(HISTORY_LENGTH);
-        history.entries.drain(..surplus);
-        store::write(&self.history, &history)
+        match revision {
+            None => store::remove_file(&link)?,
+            Some(revision) => {
+                symlink(Path::new("revisions").join(revision), &new).map_err(StoreError::io("link", &new))?;
+                failpoint::hit("switch", "before-rename").map_err(StoreError::io("switch", &link))?;
+                fs::rename(&new, &link).map_err(StoreError::io("switch", &link))?;
+            }
+        }
+        store::sync_folder(&self.folder)
     }
 
-    /// Are the revision's files there, and as long as they were? That costs nothing; [`Self::verify`] reads every byte.
+    /// Are the revision's files what they were? That costs nothing where they were not written to since, nor put back from a copy:
+    /// of others every byte is read. [`Self::verify`] reads all of them.
     ///
     /// # Errors
     /// [`ArtifactError::Changed`] names the first that is not.
     pub fn check(&self, manifest: &Manifest) -> Result<(), ArtifactError> {
         for part in manifest.parts() {
-            self.check_size(&manifest.revision, part)?;
+            self.check_part(&manifest.revision, part, |mtime_ns| part.mtime_ns == Some(mtime_ns))?;
         }
         Ok(())
     }
 
-    fn check_size(&self, revision: &RevisionHash, part: &Artifact) -> Result<PathBuf, ArtifactError> {
+    /// `is_known` is asked with the time at which the file was last written to.
+    fn check_part(
+        &self,
+        revision: &RevisionHash,
+        part: &Artifact,
+        is_known: impl Fn(i128) -> bool,
+    ) -> Result<(), ArtifactError> {
         let path = self.revision(revision).join(&part.file);
         let why = match fs::metadata(&path) {
-            Ok(meta) if meta.len() == part.size_bytes => return Ok(path),
-            Ok(meta) => format!("it has {} bytes instead of {}", meta.len(), part.size_bytes),
+            Ok(meta) if meta.len() != part.size_bytes => {
+                format!("it has {} bytes instead of {}", meta.len(), part.size_bytes)
+            }
+            Ok(meta) if is_known(mtime_ns(&meta)) => return Ok(()),
+            Ok(_) if hash_file(&path)? == part.sha256 => return Ok(()),
+            Ok(_) => "its sha256 is another one".to_owned(),
             Err(error) => error.to_string(),
         };
         Err(ArtifactError::Changed { path, why })
@@ -367,10 +397,7 @@ impl Artifacts {
     pub fn verify(&self, revision: &RevisionHash) -> Result<Manifest, ArtifactError> {
         let manifest = self.manifest(revision)?;
         for part in manifest.parts() {
-            let path = self.check_size(revision, part)?;
-            if hash_file(&path)? != part.sha256 {
-                return Err(ArtifactError::Changed { path, why: "its sha256 is another one".into() });
-            }
+            self.check_part(revision, part, |_| false)?;
         }
         Ok(manifest)
     }
@@ -406,8 +433,9 @@ impl Artifacts {
 fn fill(roots: &Roots, sources: &Sources, origin: Origin, new: &Path) -> Result<Manifest, ArtifactError> {
     let finish = |to: &Path, name: &str| -> Result<Artifact, StoreError> {
         fs::set_permissions(to, fs::Permissions::from_mode(0o444)).map_err(StoreError::io("write", to))?;
-        let size_bytes = fs::metadata(to).map_err(StoreError::io("look at", to))?.len();
-        Ok(Artifact { file: name.to_owned(), size_bytes, sha256: hash_file(to)? })
+        let meta = fs::metadata(to).map_err(StoreError::io("look at", to))?;
+        let (file, sha256) = (name.to_owned(), hash_file(to)?);
+        Ok(Artifact { file, size_bytes: meta.len(), sha256, mtime_ns: Some(mtime_ns(&meta)) })
     };
     let take = |from: &Path, name: &str| {
         let to = new.join(name);
@@ -457,6 +485,11 @@ pub fn revision_of<'a>(
     let wrong =
         |_| StoreError::Damaged { path: folder.to_path_buf(), why: "a hash that is no revision".into() };
     hex(&hasher.finalize()).parse().map_err(wrong)
+}
+
+/// When a file was last written to, in ns since 1970.
+pub fn mtime_ns(meta: &fs::Metadata) -> i128 {
+    i128::from(meta.mtime()) * 1_000_000_000 + i128::from(meta.mtime_nsec())
 }
 
 /// The sha256 of a file, as hex digits.

@@ -13,7 +13,7 @@ use super::{
     artifacts::{Artifacts, Draft, Manifest, Origin, Sources},
     checks,
     config::{AgentMode, VmmKind},
-    lifecycle::{self as pool, PoolError, record},
+    lifecycle::{self as pool, PoolError, announced},
 };
 use crate::{
     infra::{config::Roots, failpoint},
@@ -224,9 +224,6 @@ fn make_current(
     let from = artifacts.current()?.map(|current| format!("from {}", current.short()));
     entry.detail =
         lifecycle::joined([from, unpacked.map(|unpacked| format!("oci image {}", unpacked.image))]);
-    record(roots, path, entry.clone())?;
-    artifacts.switch(roots, &manifest.revision, "import")?;
-    entry.phase = Phase::Done;
-    record(roots, path, entry)?;
+    announced(roots, path, entry, || Ok(artifacts.switch(roots, &manifest.revision, "import")?))?;
     Ok(manifest)
 }

@@ -1,7 +1,5 @@
 //! Making, changing and destroying pools. What they run comes in by `import`.
 
-use std::fs;
-
 use serde::Serialize;
 
 use super::{
@@ -154,8 +152,15 @@ pub fn lock(roots: &Roots, path: &PoolPath, sharing: Sharing) -> Result<Lock, St
     Lock::take(&roots.lock_file(&name), &format!("pool {path}"), sharing, roots.lock_timeout)
 }
 
-pub(super) fn record(roots: &Roots, path: &PoolPath, entry: Entry) -> Result<(), AuditError> {
-    audit::append(roots, path.tenant.as_ref(), &tenant::config::folder(roots, &path.tenant), entry)
+/// Does something to a pool between its lines in its tenant's log.
+pub(super) fn announced<T>(
+    roots: &Roots,
+    path: &PoolPath,
+    entry: Entry,
+    work: impl FnOnce() -> Result<T, PoolError>,
+) -> Result<T, PoolError> {
+    let folder = tenant::config::folder(roots, &path.tenant);
+    audit::announced(roots, (path.tenant.as_ref(), &folder), entry, work)
 }
 
 /// May there be such a pool on this node?
@@ -191,24 +196,27 @@ pub fn create(operator: &Operator, pool: &Pool) -> Result<(Pool, bool), PoolErro
     let count = config::paths(roots, &path.tenant)?.len() as u64;
     within("max_pools", count, 1, tenant.quotas.max_pools.into())
         .map_err(|exceeded| PoolError::TooMany { tenant: path.tenant.to_string(), exceeded })?;
-    let announce = |phase| {
-        let mut entry = Entry::new("pool.create", &path, phase);
-        // What protects others from what will run in it.
-        let Pool { vmm, insecure, seccomp_policy, .. } = pool;
-        entry.detail = Some(format!("vmm {vmm}, insecure {insecure}, seccomp {seccomp_policy}"));
-        record(roots, &path, entry)
-    };
-    announce(Phase::Intent)?;
-    let folder = config::pools_folder(roots, &path.tenant);
-    store::make_folder(&folder)?;
-    store::sweep(&folder)?;
-    let new = store::unfinished(&config::folder(roots, &path));
-    store::make_folder(&new)?;
-    store::write(&new.join("pool.json"), pool)?;
-    fs::rename(&new, config::folder(roots, &path)).map_err(StoreError::io("rename", &new))?;
-    store::sync_folder(&folder)?;
-    failpoint::hit("pool-create", "in-place")?;
-    announce(Phase::Done)?;
+    let mut entry = Entry::new("pool.create", &path, Phase::Intent);
+    // What protects others from what will run in it.
+    let Pool { vmm, insecure, seccomp_policy, .. } = pool;
+    entry.detail = Some(format!("vmm {vmm}, insecure {insecure}, seccomp {seccomp_policy}"));
+    let (folder, place) = (config::pools_folder(roots, &path.tenant), config::folder(roots, &path));
+    announced(roots, &path, entry, || {
+        store::make_folder(&folder)?;
+        store::sweep(&folder)?;
+        let new = store::unfinished(&place);
+        store::make_folder(&new)?;
+        store::write(&new.join("pool.json"), pool)?;
+        store::rename(&new, &place)?;
+        // What is there is this one from here on.
+        let made = store::sync_folder(&folder)
+            .map_err(PoolError::from)
+            .and_then(|()| Ok(failpoint::hit("pool-create", "in-place")?));
+        if made.is_err() {
+            let _ = store::vanish(&place);
+        }
+        made
+    })?;
     Ok((pool.clone(), true))
 }
 
@@ -363,10 +371,7 @@ pub fn rollback(
     let mut entry = Entry::new("pool.rollback", path, Phase::Intent);
     entry.revision = Some(revision.to_string());
     entry.detail = current.map(|current| format!("from {}", current.short()));
-    record(roots, path, entry.clone())?;
-    artifacts.switch(roots, &revision, "rollback")?;
-    entry.phase = Phase::Done;
-    record(roots, path, entry)?;
+    announced(roots, path, entry, || Ok(artifacts.switch(roots, &revision, "rollback")?))?;
     Ok((manifest, true))
 }
 
@@ -432,23 +437,24 @@ pub fn destroy(operator: &mut Operator, path: &PoolPath, wipe_volumes: bool) -> 
     refuse_to_lose(&roots, path, wipe_volumes)?;
     // Who unpacks an image there at this moment would go on in a folder that is being removed.
     let import_lock = import::lock(&roots, path, Sharing::Exclusive)?;
-    record(&roots, path, Entry::new("pool.destroy", path, Phase::Intent))?;
-    for instance in instance::config::paths(&roots, path)? {
-        match lifecycle::destroy(operator, &instance, wipe_volumes) {
-            // Somebody else was faster.
-            Ok(()) | Err(LifecycleError::NotFound { .. }) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    failpoint::hit("pool-destroy", "instances")?;
-    let lock = lock(&roots, path, Sharing::Exclusive)?;
-    let _tenant_lock = lock_tenant(&roots, &path.tenant)?;
-    if !instance::config::paths(&roots, path)?.is_empty() {
-        return Err(PoolError::NotEmpty { path: path.clone() });
-    }
-    // Looked at again: what somebody made and destroyed since then may have left its disk.
-    refuse_to_lose(&roots, path, wipe_volumes)?;
-    record(&roots, path, Entry::new("pool.destroy", path, Phase::Done))?;
+    let (lock, _tenant_lock) =
+        announced(&roots, path, Entry::new("pool.destroy", path, Phase::Intent), || {
+            for instance in instance::config::paths(&roots, path)? {
+                match lifecycle::destroy(operator, &instance, wipe_volumes) {
+                    // Somebody else was faster.
+                    Ok(()) | Err(LifecycleError::NotFound { .. }) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            failpoint::hit("pool-destroy", "instances")?;
+            let locks = (lock(&roots, path, Sharing::Exclusive)?, lock_tenant(&roots, &path.tenant)?);
+            if !instance::config::paths(&roots, path)?.is_empty() {
+                return Err(PoolError::NotEmpty { path: path.clone() });
+            }
+            // Looked at again: what somebody made and destroyed since then may have left its disk.
+            refuse_to_lose(&roots, path, wipe_volumes)?;
+            Ok(locks)
+        })?;
     failpoint::hit("pool-destroy", "audited")?;
     store::vanish(&config::folder(&roots, path))?;
     lock.remove();

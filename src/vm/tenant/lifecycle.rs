@@ -128,10 +128,6 @@ pub struct TenantSpec<'a> {
     pub quotas: &'a dyn Fn(&mut Quotas),
 }
 
-fn record(roots: &Roots, tenant: &TenantId, entry: Entry) -> Result<(), AuditError> {
-    audit::append(roots, tenant.as_ref(), &config::folder(roots, tenant), entry)
-}
-
 /// Makes a tenant and its bridge. True where it is new; the same again is well.
 ///
 /// # Errors
@@ -187,7 +183,8 @@ pub fn create(operator: &mut Operator, spec: &TenantSpec<'_>) -> Result<(Tenant,
         return Err(error);
     }
     failpoint::hit("tenant-create", "network")?;
-    record(&roots, &spec.id, Entry::new("tenant.create", &spec.id, Phase::Done))?;
+    let done = Entry::new("tenant.create", &spec.id, Phase::Done);
+    audit::append(&roots, spec.id.as_ref(), &config::folder(&roots, &spec.id), done)?;
     Ok((tenant, true))
 }
 
@@ -299,27 +296,29 @@ pub fn destroy(operator: &mut Operator, id: &TenantId, wipe_volumes: bool) -> Re
     let _relief = relief::allow(&roots.root);
     lifecycle::load_tenant(&roots, id)?;
     refuse_to_lose(&roots, id, wipe_volumes)?;
-    record(&roots, id, Entry::new("tenant.destroy", id, Phase::Intent))?;
-    for path in pool::config::paths(&roots, id)? {
-        pool::lifecycle::destroy(operator, &path, wipe_volumes).map_err(Box::new)?;
-    }
-    failpoint::hit("tenant-destroy", "pools")?;
-    let lock = lock_tenant(&roots, id)?;
-    // Somebody else may have been faster, and a third one may have made it anew.
-    let tenant = lifecycle::load_tenant(&roots, id)?;
-    // A pool that was made between the two looks is somebody's: the next destroy takes it.
-    if let Some(path) = pool::config::paths(&roots, id)?.first() {
-        return Err(Box::new(PoolError::NotEmpty { path: path.clone() }).into());
-    }
-    {
-        let _net_lock = wiring::lock(&roots, Sharing::Shared)?;
-        operator.net()?.remove_tenant(&wiring::tenant_net(&tenant))?;
-    }
-    failpoint::hit("tenant-destroy", "network")?;
-    // From here on it has nothing that could need them.
-    secrets::shred(&roots, id)?;
-    failpoint::hit("tenant-destroy", "shredded")?;
-    record(&roots, id, Entry::new("tenant.destroy", id, Phase::Done))?;
+    let (log, entry) = (config::folder(&roots, id), Entry::new("tenant.destroy", id, Phase::Intent));
+    let lock = audit::announced(&roots, (id.as_ref(), &log), entry, || {
+        for path in pool::config::paths(&roots, id)? {
+            pool::lifecycle::destroy(operator, &path, wipe_volumes).map_err(Box::new)?;
+        }
+        failpoint::hit("tenant-destroy", "pools")?;
+        let lock = lock_tenant(&roots, id)?;
+        // Somebody else may have been faster, and a third one may have made it anew.
+        let tenant = lifecycle::load_tenant(&roots, id)?;
+        // A pool that was made between the two looks is somebody's: the next destroy takes it.
+        if let Some(path) = pool::config::paths(&roots, id)?.first() {
+            return Err(Box::new(PoolError::NotEmpty { path: path.clone() }).into());
+        }
+        {
+            let _net_lock = wiring::lock(&roots, Sharing::Shared)?;
+            operator.net()?.remove_tenant(&wiring::tenant_net(&tenant))?;
+        }
+        failpoint::hit("tenant-destroy", "network")?;
+        // From here on it has nothing that could need them.
+        secrets::shred(&roots, id)?;
+        failpoint::hit("tenant-destroy", "shredded")?;
+        Ok::<_, TenantError>(lock)
+    })?;
     keep_audit_log(&roots, id)?;
     store::vanish(&config::folder(&roots, id))?;
     let net_lock = wiring::lock(&roots, Sharing::Exclusive)?;

@@ -73,6 +73,8 @@ pub struct Launched {
 pub struct Launcher {
     pub children: Arc<Children>,
     pub cgroups: Cgroups,
+    /// The signals that this process ignores, as it was started: what it starts would, too.
+    ignored: Arc<[libc::c_int]>,
 }
 
 /// The ends of streams: the program's three, and the agent's.
@@ -85,6 +87,11 @@ struct Ends {
 }
 
 impl Launcher {
+    /// One that starts these.
+    pub fn new(children: Arc<Children>) -> Self {
+        Self { children, cgroups: Cgroups::find(), ignored: ignored().collect() }
+    }
+
     /// Starts a program.
     ///
     /// # Errors
@@ -116,7 +123,8 @@ impl Launcher {
             Some((Some(entrance), cgroup)) => (Some(cgroup), Some(entrance)),
             _ => (None, None),
         };
-        become_in_child(&mut command, Setup { user: &user, cwd, entrance, terminal: ends.terminal });
+        let ignored = self.ignored.clone();
+        become_in_child(&mut command, Setup { user: &user, cwd, entrance, terminal: ends.terminal, ignored });
         let started = self.children.start(&mut command);
         // The program's ends are closed here: its output ends with it.
         drop(command);
@@ -213,10 +221,11 @@ struct Setup<'a> {
     cwd: CString,
     entrance: Option<File>,
     terminal: bool,
+    ignored: Arc<[libc::c_int]>,
 }
 
 fn become_in_child(command: &mut Command, setup: Setup<'_>) {
-    let Setup { user, cwd, entrance, terminal } = setup;
+    let Setup { user, cwd, entrance, terminal, ignored } = setup;
     let groups: Vec<_> = user.groups.iter().map(|&gid| rustix::fs::Gid::from_raw(gid)).collect();
     let (uid, gid) = (rustix::fs::Uid::from_raw(user.uid), rustix::fs::Gid::from_raw(user.gid));
     let child = move || {
@@ -229,7 +238,7 @@ fn become_in_child(command: &mut Command, setup: Setup<'_>) {
             let input = unsafe { std::os::fd::BorrowedFd::borrow_raw(0) };
             rustix::process::ioctl_tiocsctty(input)?;
         }
-        default_signals()?;
+        default_signals(&ignored)?;
         // Whatever was opened here without a thought of it stays here.
         close_on_exec()?;
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
@@ -243,13 +252,24 @@ fn become_in_child(command: &mut Command, setup: Setup<'_>) {
     unsafe { command.pre_exec(child) };
 }
 
-/// Signals do what they do by default, whatever the agent does with them or its own parent did: std blocks and ignores on.
-fn default_signals() -> io::Result<()> {
+/// The signals that this process ignores: what it started with, and what std has put there.
+fn ignored() -> impl Iterator<Item = libc::c_int> {
+    (1..=libc::SIGRTMAX()).filter(|signal| {
+        // SAFETY: all zeros are a valid value, and nothing is changed.
+        unsafe {
+            let mut is: libc::sigaction = std::mem::zeroed();
+            libc::sigaction(*signal, std::ptr::null(), &raw mut is) == 0 && is.sa_sigaction == libc::SIG_IGN
+        }
+    })
+}
+
+/// Signals do what they do by default: those with a handler do by the execution itself, and a call for each of the others would be
+/// much of a start.
+fn default_signals(ignored: &[libc::c_int]) -> io::Result<()> {
     // SAFETY: the set lives as long as the calls, and is initialised by the first of them.
     unsafe {
-        for signal in 1..=libc::SIGRTMAX() {
-            // Those that cannot be changed stay as they are.
-            libc::signal(signal, libc::SIG_DFL);
+        for signal in ignored {
+            libc::signal(*signal, libc::SIG_DFL);
         }
         let mut none: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut none);

@@ -50,7 +50,6 @@ use mvm_proto::{
 use zeroize::Zeroizing;
 
 use self::{
-    cgroup::Cgroups,
     children::Children,
     console::Console,
     launch::{Launched, Launcher, Plan, Streams, refused},
@@ -199,7 +198,7 @@ fn run(place: &Place, screen: Screen, owns_root: bool, keep_clock: bool) -> io::
     let listener = place.listen().map_err(|error| io::Error::other(format!("it cannot listen: {error}")))?;
     let screen = Arc::new(screen);
     let children = Arc::new(Children::default());
-    let launcher = Arc::new(Launcher { children: children.clone(), cgroups: Cgroups::find() });
+    let launcher = Arc::new(Launcher::new(children.clone()));
     let (worker, listening) = Worker::listen(Path::new(worker::FOLDER));
     if let Err(error) = listening {
         screen.line(&format!("mvm-guest: {}: {error}", worker::FOLDER));

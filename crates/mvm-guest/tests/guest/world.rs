@@ -38,6 +38,8 @@ ip tuntap add eth0 mode tap
 hostname nobody
 limits='--bounding-set=-sys_time,-sys_module --inh-caps=-sys_time,-sys_module'
 agent="setpriv $limits /run/agent serve --listen-unix $socket --keep-clock"
+# What its parent ignores is not ignored by what it starts.
+trap '' HUP QUIT
 eval "$3"
 exec $agent
 "#;

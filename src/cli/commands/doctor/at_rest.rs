@@ -1,7 +1,7 @@
 //! What protects what lies on disks: the master key of tenants' secrets, themselves, and encrypted storage.
 
-use super::{Check, fail, ok, warn};
-use crate::cli::{error::CliError, output::count};
+use super::{Check, fail, fail_with, ok, warn};
+use crate::cli::output::count;
 use crate::{
     infra::config::Roots,
     security::{
@@ -21,7 +21,7 @@ const GIVE: &str =
     "give it by systemd's LoadCredential=mvm-master-key:FILE, or MVM_MASTER_KEY_FILE, and remove it there";
 
 pub(super) fn in_production(roots: &Roots) -> Option<NodeConfig> {
-    roots.node_file().exists().then(|| NodeConfig::load(roots).ok()).flatten().filter(|node| node.production)
+    NodeConfig::load_if_there(roots).ok().flatten().filter(|node| node.production)
 }
 
 /// Is the master key the one that tenants' keys are sealed with, and not beside them?
@@ -70,10 +70,7 @@ pub(super) fn secrets(roots: &Roots) -> Check {
     });
     match checked {
         Ok(all) => ok(NAME, format!("{} of all tenants, none known to be lost", count(all, "secret"))),
-        Err(error) => {
-            let error = CliError::from(error);
-            fail(NAME, error.whole(), error.remedy().unwrap_or("put the file back from a copy"))
-        }
+        Err(error) => fail_with(NAME, &error.into()),
     }
 }
 

@@ -31,7 +31,7 @@ pub use self::{
     grow::grow_disk,
     lookup::{effective_state, load_pool, load_tenant, lock_tenant, resolve, try_lock},
     pause::{resume, warm},
-    refusal::may_launch,
+    refusal::{may_launch, may_resume},
     secrets::{Delivered, DeliveryOutcome, behind, give_all},
     settle::{needs_settling, settle, settle_unasked},
     sleep::sleep,
@@ -48,7 +48,7 @@ use super::{
     state::{Denial, Event, State},
 };
 use crate::{
-    infra::{config::Roots, relief},
+    infra::config::Roots,
     net::Net,
     security::{
         audit::{self, AuditError, Entry, Limits, Network, Phase},
@@ -108,7 +108,7 @@ impl Operator {
         phase: Phase,
         more: impl FnOnce(&mut Entry),
     ) -> Result<(), AuditError> {
-        let mut entry = Entry::new(format!("instance.{operation}"), instance.path(), phase);
+        let mut entry = entry_of(instance, operation, phase);
         more(&mut entry);
         let folder = tenant::config::folder(&self.roots, &instance.tenant_id);
         audit::append(&self.roots, instance.tenant_id.as_ref(), &folder, entry)
@@ -122,14 +122,17 @@ impl Operator {
         self.audit(instance, what, Phase::Done, |entry| entry.detail = Some(detail.to_owned()))
     }
 
-    /// Writes the line of an operation that failed, and gives the error back: it matters more than one of the log.
+    /// Writes the line of an operation that failed, and gives the error back.
     fn failed(&self, instance: &Instance, operation: &str, error: LifecycleError) -> LifecycleError {
-        let detail = error.to_string();
-        // It may have failed for want of the page that this needs.
-        let _relief = relief::allow(&self.roots.root);
-        let _ = self.audit(instance, operation, Phase::Failed, |entry| entry.detail = Some(detail));
+        let folder = tenant::config::folder(&self.roots, &instance.tenant_id);
+        let entry = entry_of(instance, operation, Phase::Failed);
+        audit::failed(&self.roots, (instance.tenant_id.as_ref(), &folder), entry, &error);
         error
     }
+}
+
+fn entry_of(instance: &Instance, operation: &str, phase: Phase) -> Entry {
+    Entry::new(format!("instance.{operation}"), instance.path(), phase)
 }
 
 impl LifecycleError {

@@ -3,7 +3,7 @@
 use super::{
     LifecycleError, Operator, Outcome, begun, intent,
     lookup::{Decided, decide, locked},
-    unchanged,
+    refusal, unchanged,
 };
 use crate::{
     infra::failpoint,
@@ -12,13 +12,12 @@ use crate::{
         instance::{
             config::{Instance, Operation},
             delivery::{self, Given},
-            disk_rates, guard, launch,
+            disk_rates, launch,
             state::{Event, State},
         },
         naming::InstancePath,
-        pool::config::AgentMode,
         room,
-        tenant::{self, quota::Use},
+        tenant::quota::Use,
     },
     vmm::{
         client::{Client, VmmError},
@@ -55,12 +54,7 @@ fn switch(
         return Ok(unchanged(instance));
     };
     if to != State::Warm {
-        // Nothing is begun for a guest that could not be given its secrets.
-        let is_given =
-            instance.agent == AgentMode::Required && tenant::secrets::open(&roots, &path.tenant)?.is_some();
-        if let (true, Some(vmm)) = (is_given || instance.is_ungreeted(), instance.find_vmm()) {
-            guard::check(&roots, &pool, &vmm, instance.slot(&roots)?)?;
-        }
+        refusal::resume(&roots, &pool, &instance)?;
     }
     let slot = instance.slot(&roots)?;
     let takes = launch::takes_of(&roots, &instance)?;

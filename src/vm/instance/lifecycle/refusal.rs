@@ -1,14 +1,23 @@
-//! What a launch is refused for before anything of it begins: what a start and a wake ask alike, and all of it, of an instance that
-//! does not run, where somebody wants to know why.
+//! What a start, a wake and a resume are refused for before anything of them begins: what they ask alike, and all of it where somebody
+//! wants to know why.
 
 use super::{LifecycleError, Operator, check_production, load_pool, start};
 use crate::{
+    infra::config::Roots,
+    net::{Net, NetError},
+    security::audit,
     vm::{
-        instance::{config::Instance, guard::Guard, launch, snapshot::Delta, state::State},
-        naming::TenantId,
+        instance::{
+            config::Instance,
+            guard::{self, Guard},
+            launch,
+            snapshot::Delta,
+            state::State,
+        },
+        naming::{Slot, TenantId},
         pool::{
             artifacts::Artifacts,
-            config::{AgentMode, VmmKind},
+            config::{AgentMode, Pool, VmmKind},
         },
         room::{self, NodeConfig},
         tenant,
@@ -26,17 +35,24 @@ pub(super) fn program(
     (vmm, version): (VmmKind, Option<&str>),
     agent: AgentMode,
 ) -> Result<Program, LifecycleError> {
-    may_run(operator, tenant, vmm, agent)?;
+    may_run(&operator.roots, tenant, vmm, agent)?;
     launch::program(operator, vmm, version)
 }
 
-fn may_run(
-    operator: &Operator,
-    tenant: &TenantId,
-    vmm: VmmKind,
-    agent: AgentMode,
-) -> Result<(), LifecycleError> {
-    let roots = &operator.roots;
+/// Does a warm instance's VMM go on, for all that its node, its pool, and the key of its tenant's secrets want by now?
+///
+/// # Errors
+/// What is in the way.
+pub(super) fn resume(roots: &Roots, pool: &Pool, instance: &Instance) -> Result<(), LifecycleError> {
+    let kind = instance.vmm.as_ref().map_or(pool.vmm, |vmm| vmm.kind);
+    may_run(roots, &instance.tenant_id, kind, instance.agent)?;
+    match instance.find_vmm() {
+        Some(vmm) => guard::check(roots, pool, &vmm, instance.slot(roots)?),
+        None => Ok(()),
+    }
+}
+
+fn may_run(roots: &Roots, tenant: &TenantId, vmm: VmmKind, agent: AgentMode) -> Result<(), LifecycleError> {
     check_production(roots, vmm)?;
     if agent == AgentMode::Required {
         // Nothing is begun for a guest whose secrets it cannot be given, and no snapshot used up.
@@ -45,8 +61,37 @@ fn may_run(
     Ok(())
 }
 
+/// Would a warm instance be resumed?
+///
+/// # Errors
+/// What it would be refused for.
+pub fn may_resume(operator: &Operator, instance: &Instance) -> Result<(), LifecycleError> {
+    let roots = &operator.roots;
+    let (tenant, pool) = load_pool(roots, &instance.path().pool_path())?;
+    resume(roots, &pool, instance)?;
+    may_announce(roots, &tenant.tenant_id)?;
+    let takes = launch::takes_of(roots, instance)?.resumed();
+    Ok(room::check(roots, &tenant, instance.slot(roots)?, takes)?)
+}
+
+/// Does the audit log take a line?
+fn may_announce(roots: &Roots, tenant: &TenantId) -> Result<(), LifecycleError> {
+    Ok(audit::check(roots, tenant.as_ref(), &tenant::config::folder(roots, tenant))?)
+}
+
+/// Is the kernel's network, as far as it is made, mvm's?
+fn check_network(node: &NodeConfig, slot: Slot) -> Result<(), LifecycleError> {
+    let mut net = Net::open(&node.node_id)?;
+    net.has_tables()?;
+    match net.check_bridge(slot) {
+        Err(foreign @ NetError::Foreign { .. }) => Err(foreign.into()),
+        // What is not there is made.
+        _ => Ok(()),
+    }
+}
+
 /// Would an instance that does not run be started, or where it sleeps, woken? Asked are its node, its VMM, its tenant's secrets, room,
-/// its snapshot and its disks; the audit log, the network, and whether there would be a base to start it from are not.
+/// the audit log, the network, its snapshot and its disks; whether there would be a base to start it from is not.
 ///
 /// # Errors
 /// What it would be refused for.
@@ -71,7 +116,9 @@ pub fn may_launch(operator: &Operator, instance: &Instance) -> Result<(), Lifecy
         room::check_free(roots, &node, 0)?;
     }
     let (slot, manifest) = (instance.slot(roots)?, artifacts.manifest(&revision)?);
-    may_run(operator, &tenant.tenant_id, vmm, instance.agent)?;
+    may_run(roots, &tenant.tenant_id, vmm, instance.agent)?;
+    may_announce(roots, &tenant.tenant_id)?;
+    check_network(&node, slot)?;
     let version = version.map(String::as_str);
     // Who looks installs nothing: that is left to the start.
     let installs = vmm == VmmKind::Firecracker && roots.firecracker_bin.is_some();

@@ -297,6 +297,7 @@ fn settle_wake(operator: &mut Operator, instance: &mut Instance) -> Result<(), L
         return Ok(instance.save(&roots)?);
     }
     let found = launch::vmms_in(&roots, slot)?.into_iter().next();
+    let gone = if found.is_some() { "what its VMM had loaded is not known" } else { "its VMM is gone" };
     if let (Some(vmm), Some(delta)) = (found, snapshot::consumed(&roots, &path)?) {
         let origin = &delta.origin;
         let parent = Parent::File(delta.image.mem.file.clone());
@@ -334,6 +335,6 @@ fn settle_wake(operator: &mut Operator, instance: &mut Instance) -> Result<(), L
         return wake::finish(operator, instance, Phase::Recovered);
     }
     launch::teardown(operator, slot, None, Keep::Nothing)?;
-    let why = "a wake was cut off after its snapshot was used up, and its VMM is gone".to_owned();
+    let why = format!("a wake was cut off after its snapshot was used up, and {gone}");
     finish_stop(operator, instance, ("wake", Phase::Recovered), why)
 }
