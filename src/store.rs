@@ -11,6 +11,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustix::{
+    fs::{CWD, RenameFlags, renameat_with},
+    io::Errno,
+};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwned};
 
 use crate::infra::{failpoint, processes, relief, text::printable};
@@ -225,6 +229,22 @@ fn create(path: &Path) -> io::Result<File> {
 pub fn make_folder(path: &Path) -> Result<(), StoreError> {
     let make = || fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
     relief::retry(make).map_err(StoreError::io("create", path))
+}
+
+/// Gives something its place; what was there is where it was before, and at no moment is the place empty. Where the file system
+/// cannot do that, it is removed first.
+///
+/// # Errors
+/// When the operating system refuses.
+pub fn exchange(new: &Path, place: &Path) -> Result<(), StoreError> {
+    match renameat_with(CWD, new, CWD, place, RenameFlags::EXCHANGE) {
+        Err(Errno::NOENT) => rename(new, place),
+        Err(Errno::INVAL | Errno::NOSYS) => {
+            remove_folder(place)?;
+            rename(new, place)
+        }
+        exchanged => exchanged.map_err(|errno| StoreError::io("rename", new)(errno.into())),
+    }
 }
 
 /// Gives a file or folder another name, in place of what has that name.

@@ -321,6 +321,8 @@ fn a_revision_that_changed_does_not_start() {
 fn a_node_file_that_is_gone_is_not_made_anew() {
     let Some(sandbox) = Sandbox::new() else { return };
     sandbox.pool("sim");
+    let path = sandbox.instance("acme/web");
+    sandbox.ok(&format!("instance start {path}"));
     sandbox.ok("node set plain-storage-waiver on");
     sandbox.ok("node set production on");
     let file = sandbox.root().join("node.json");
@@ -335,11 +337,15 @@ fn a_node_file_that_is_gone_is_not_made_anew() {
     ] {
         assert_eq!(sandbox.refused(command, 1), "damaged", "{command}");
     }
+    // A guest that must go goes; the rest of the stop waits for the file.
+    assert_eq!(sandbox.refused(&format!("instance stop --force {path}"), 1), "damaged");
+    assert!(sandbox.vmms().is_empty());
     let doctor = sandbox.run("doctor");
     assert!(!doctor.status.success() && String::from_utf8_lossy(&doctor.stdout).contains("node.json"));
     assert!(!file.exists());
     fs::write(&file, whole).expect("it can be put back");
     assert_eq!(sandbox.ok("node info")["production"], true);
+    assert_eq!(sandbox.states(), [format!("{path} stopped")]);
     assert!(sandbox.leaks().is_empty(), "{:?}", sandbox.leaks());
 }
 

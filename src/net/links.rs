@@ -383,7 +383,11 @@ pub fn is_our_tap(link: &Link) -> bool {
     link.kind == "tun" && link.alias == ALIAS
 }
 
-fn check_tap(link: &Link) -> Result<(), NetError> {
+/// Is a link of a TAP's name mvm's?
+///
+/// # Errors
+/// [`NetError::Foreign`] where it is not.
+pub fn check_tap(link: &Link) -> Result<(), NetError> {
     if is_our_tap(link) { Ok(()) } else { Err(foreign(link)) }
 }
 

@@ -342,6 +342,14 @@ impl Net {
         links::bridge_of(&mut self.route, slot).map(drop)
     }
 
+    /// Is the name of a slot's TAP free, or mvm's?
+    ///
+    /// # Errors
+    /// [`NetError::Foreign`] where it is somebody else's.
+    pub fn check_tap(&mut self, slot: Slot) -> Result<(), NetError> {
+        links::find(&mut self.route, &slot.tap())?.map_or(Ok(()), |link| links::check_tap(&link))
+    }
+
     /// Puts a slot's TAP on its bridge.
     ///
     /// # Errors

@@ -181,7 +181,8 @@ fn sweep(roots: &Roots, there: &There, recovered: &mut Recovered) {
         roots.node_log(),
     ];
     folders.extend(recovered.note("images", image::folders(roots)).unwrap_or_default());
-    folders.extend(install::list(roots).unwrap_or_default().iter().map(spares::folder));
+    folders
+        .extend(install::list(roots).unwrap_or_default().iter().map(|one| spares::folder(&one.firecracker)));
     for tenant in &there.tenants {
         folders.push(tenant::config::folder(roots, tenant));
         folders.push(leases::folder(roots, tenant));

@@ -96,14 +96,12 @@ impl NodeConfig {
         if let Some(node) = store::read_if_there(&path)? {
             return Ok(Some(node));
         }
-        // What is made only after it.
-        match roots.node_log().exists() || !tenant::config::ids(roots)?.is_empty() {
-            true => {
-                let why = "it is gone, and what it was made for is there".to_owned();
-                Err(StoreError::Damaged { path, why })
-            }
-            false => Ok(None),
+        // What is made only after it; another command may have made both since.
+        if !roots.node_log().exists() && tenant::config::ids(roots)?.is_empty() {
+            return Ok(None);
         }
+        let why = "it is gone, and what it was made for is there".to_owned();
+        store::read_if_there(&path)?.map(Some).ok_or(StoreError::Damaged { path, why })
     }
 
     /// Memory for guests and their VMMs, in MiB.

@@ -181,6 +181,7 @@ fn an_instance_from_create_to_destroy() {
       "log": [],
       "path": "acme/web/i-0f3a91c2",
       "pending": null,
+      "resume_refused": null,
       "start_refused": null,
       "status": "stopped",
       "wake_refused": null,

@@ -129,6 +129,7 @@ fn what_a_wake_is_refused_for_is_said_before_and_after_it() {
       "log": [],
       "path": "acme/web/i-0f3a91c2",
       "pending": null,
+      "resume_refused": null,
       "start_refused": null,
       "status": "sleeping",
       "wake_refused": {

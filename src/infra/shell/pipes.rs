@@ -13,6 +13,8 @@ use rustix::{
     process::{Pid, PidfdFlags, pidfd_open},
 };
 
+use super::ended_within;
+
 /// What a program said.
 #[derive(Debug, Default)]
 pub(super) struct Said {
@@ -32,39 +34,37 @@ pub(super) fn attend(child: &mut Child, mut input: &[u8], limit: Duration) -> io
     stdin.as_ref().map_or(Ok(()), |pipe| ioctl_fionbio(pipe, true))?;
     stdout.as_ref().map_or(Ok(()), |pipe| ioctl_fionbio(pipe, true))?;
     stderr.as_ref().map_or(Ok(()), |pipe| ioctl_fionbio(pipe, true))?;
-    let (mut said, mut has_ended) = (Said::default(), false);
+    let mut said = Said::default();
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        // What it said before its end is in the pipes by then.
-        let wait = if has_ended { Duration::ZERO } else { left };
+        if left.is_zero() {
+            return Ok(None);
+        }
         let readers = [stdout.as_ref().map(AsFd::as_fd), stderr.as_ref().map(AsFd::as_fd)];
         let mut fds: Vec<PollFd<'_>> =
             readers.into_iter().flatten().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
-        if !has_ended {
-            fds.push(PollFd::new(&pidfd, PollFlags::IN));
-            fds.extend(stdin.as_ref().map(|pipe| PollFd::new(pipe, PollFlags::OUT)));
-        }
-        let timeout = Timespec::try_from(wait).map_err(|_| Errno::INVAL)?;
-        let ready = match poll(&mut fds, Some(&timeout)) {
+        fds.push(PollFd::new(&pidfd, PollFlags::IN));
+        fds.extend(stdin.as_ref().map(|pipe| PollFd::new(pipe, PollFlags::OUT)));
+        let timeout = Timespec::try_from(left).map_err(|_| Errno::INVAL)?;
+        match poll(&mut fds, Some(&timeout)) {
             Err(Errno::INTR) => continue,
             polled => polled?,
         };
-        if has_ended && (ready == 0 || left.is_zero()) {
+        let has_ended = ended_within(&pidfd, Duration::ZERO);
+        // What it said before its end is in the pipes by then, and that is no more than they hold; what comes after it is another's.
+        for _ in 0..if has_ended { TO_EMPTY } else { 1 } {
+            take(&mut stdout, &mut said.out);
+            take(&mut stderr, &mut said.err);
+        }
+        give(&mut stdin, &mut input);
+        if has_ended {
             return Ok(Some(said));
         }
-        if ready == 0 {
-            return Ok(None);
-        }
-        has_ended = has_ended || ended(&pidfd);
-        take(&mut stdout, &mut said.out);
-        take(&mut stderr, &mut said.err);
-        give(&mut stdin, &mut input);
     }
 }
 
-fn ended(pidfd: &impl AsFd) -> bool {
-    super::ended_within(pidfd, Duration::ZERO)
-}
+/// Reads that empty a pipe: one takes what a pipe holds (pipe(7)), and may find less, where it is written to in between.
+const TO_EMPTY: usize = 2;
 
 /// Takes what is in a pipe; one that is at its end is closed.
 fn take(pipe: &mut Option<impl Read>, said: &mut Vec<u8>) {

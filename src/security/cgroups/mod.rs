@@ -167,9 +167,10 @@ pub fn make(
     for attempt in 1.. {
         match try_make(hierarchy, [&all, &all.join(tenant), &folder], of_tenant) {
             Ok(()) => break,
-            // The last VMM of the tenant went at the same moment.
+            // The last VMM of the tenant went at the same moment, or another start wrote limits of another time.
             Err(StoreError::Io { source, .. })
-                if matches!(source.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) && attempt < TRIES => {}
+                if matches!(source.raw_os_error(), Some(libc::ENOENT | libc::ENODEV) | None)
+                    && attempt < TRIES => {}
             Err(error) => return Err(error),
         }
     }

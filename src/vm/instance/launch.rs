@@ -555,20 +555,22 @@ pub fn teardown(
     keep: Keep,
 ) -> Result<(), LifecycleError> {
     let roots = operator.roots.clone();
-    // It has no network before it is asked for: not under two threads.
-    operator.net()?;
-    disk_rates::free(&roots, &slot.tap());
     let found = if known.is_some() { Vec::new() } else { vmms_in(&roots, slot)? };
     let vmms: Vec<&Vmm> = known.into_iter().chain(&found).collect();
     for vmm in &vmms {
         vmm.send_kill()?;
     }
-    // On a disk that is nearly full there is no place for what a later start may want.
-    let has_room = NodeConfig::load(&roots).is_ok_and(|node| room::check_free(&roots, &node, 16).is_ok());
+    // It has no network before it is asked for: not under two threads. A guest is dead also where there is none.
+    operator.net()?;
+    disk_rates::free(&roots, &slot.tap());
+    // What was jailed had a copy of its program. On a disk that is nearly full there is no place for what a later start may want.
+    let copy = fs::symlink_metadata(roots.vmm_dir(&slot.tap()).join("firecracker")).map(|meta| meta.len());
+    let has_room = || NodeConfig::load(&roots).is_ok_and(|node| room::check_free(&roots, &node, 16).is_ok());
+    let spent = copy.ok().filter(|_| has_room());
     // The TAP goes while the VMM ends, which is killed by then: the kernel lets both wait, and together they wait once. Nothing
     // else that the VMM uses goes before it.
     let (killed, tap) = std::thread::scope(|scope| {
-        scope.spawn(|| has_room.then(|| spares::refill(&roots)));
+        scope.spawn(|| spent.map(|length| spares::refill(&roots, length)));
         let killing = scope.spawn(|| {
             vmms.iter().try_for_each(|vmm| vmm.kill())?;
             Ok::<_, LifecycleError>(failpoint::hit("teardown", "killed")?)

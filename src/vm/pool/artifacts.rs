@@ -5,7 +5,7 @@
 use std::{
     fs::{self, File},
     io::{self, Read},
-    os::unix::fs::{MetadataExt, PermissionsExt, symlink},
+    os::unix::fs::{PermissionsExt, symlink},
     path::{Path, PathBuf},
 };
 
@@ -14,12 +14,13 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::{
-    infra::{config::Roots, failpoint, text::hex},
+    infra::{config::Roots, failpoint, relief, text::hex},
     store::{self, Schema, StoreError},
     vm::{
         instance::{disk, fc_config::files},
         naming::{PoolPath, RevisionHash},
         pool::{self, checks},
+        snapshot::mtime_ns,
     },
 };
 
@@ -304,58 +305,74 @@ impl Artifacts {
     }
 
     fn put(&self, Draft { folder, manifest }: &Draft) -> Result<Manifest, ArtifactError> {
-        if let Ok(there) = self.verify(&manifest.revision) {
+        let place = self.revision(&manifest.revision);
+        if let Ok(mut there) = self.manifest(&manifest.revision)
+            && self.check(&there).is_ok()
+        {
+            if self.note_times(&mut there)? {
+                store::write(&place.join("manifest.json"), &there)?;
+            }
             store::remove_folder(folder)?;
             return Ok(there);
         }
         store::write(&folder.join("manifest.json"), manifest)?;
-        let place = self.revision(&manifest.revision);
-        // A folder without a manifest is what a power cut left, and one that was changed runs nothing: the new one takes its place.
-        store::remove_folder(&place)?;
-        fs::rename(folder, &place).map_err(StoreError::io("rename", folder))?;
+        // A folder without a manifest is what a power cut left, and one that was changed runs nothing: the new one takes its place, at
+        // once, since who sleeps or wakes reads the manifest without this lock.
+        store::exchange(folder, &place)?;
         store::sync_folder(&self.revisions())?;
+        store::remove_folder(folder)?;
         failpoint::hit("import", "in-place").map_err(StoreError::io("import", &place))?;
         Ok(manifest.clone())
     }
 
-    /// Makes a revision the current one, and writes the history. The caller holds the pool's lock.
+    /// Makes a revision the current one, or none. The caller holds the pool's lock.
     ///
     /// # Errors
-    /// The old one stays current where it fails.
-    pub fn switch(&self, roots: &Roots, revision: &RevisionHash, by: &str) -> Result<(), StoreError> {
-        let was = self.current()?;
-        if was.as_ref() == Some(revision) {
-            return Ok(());
-        }
-        let noted = self.link(Some(revision)).and_then(|()| {
-            failpoint::hit("switch", "switched").map_err(StoreError::io("switch", &self.history))?;
-            let mut history = self.history()?;
-            let (revision, by) = (revision.clone(), by.to_owned());
-            history.entries.push(HistoryEntry { revision, at: roots.now(), by });
-            let surplus = history.entries.len().saturating_sub(HISTORY_LENGTH);
-            history.entries.drain(..surplus);
-            store::write(&self.history, &history)
-        });
-        if noted.is_err() {
-            self.link(was.as_ref())?;
-        }
-        noted
-    }
-
-    /// Lets `current` lead to a revision, or be away.
-    fn link(&self, revision: Option<&RevisionHash>) -> Result<(), StoreError> {
+    /// The old one stays current, unless only the folder could not be synced.
+    pub fn lead_to(&self, revision: Option<&RevisionHash>) -> Result<(), StoreError> {
         let link = self.folder.join("current");
+        let io = |action| StoreError::io(action, &link);
         let new = store::unfinished(&link);
         store::remove_file(&new)?;
         match revision {
             None => store::remove_file(&link)?,
             Some(revision) => {
-                symlink(Path::new("revisions").join(revision), &new).map_err(StoreError::io("link", &new))?;
-                failpoint::hit("switch", "before-rename").map_err(StoreError::io("switch", &link))?;
-                fs::rename(&new, &link).map_err(StoreError::io("switch", &link))?;
+                let target = Path::new("revisions").join(revision);
+                relief::retry(|| symlink(&target, &new)).map_err(io("link"))?;
+                failpoint::hit("switch", "before-rename").map_err(io("switch"))?;
+                store::rename(&new, &link)?;
             }
         }
-        store::sync_folder(&self.folder)
+        store::sync_folder(&self.folder)?;
+        failpoint::hit("switch", "switched").map_err(io("switch"))
+    }
+
+    /// Writes into the history that a revision became current.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn remember(&self, roots: &Roots, revision: &RevisionHash, by: &str) -> Result<(), StoreError> {
+        let mut history = self.history()?;
+        let (revision, by) = (revision.clone(), by.to_owned());
+        history.entries.push(HistoryEntry { revision, at: roots.now(), by });
+        let surplus = history.entries.len().saturating_sub(HISTORY_LENGTH);
+        history.entries.drain(..surplus);
+        store::write(&self.history, &history)
+    }
+
+    /// Writes down when its files were last written to, which are what they were. True where that was not known.
+    fn note_times(&self, manifest: &mut Manifest) -> Result<bool, StoreError> {
+        let folder = self.revision(&manifest.revision);
+        let mut is_new = false;
+        let Manifest { kernel, rootfs, initrd, .. } = manifest;
+        for part in [Some(kernel), Some(rootfs), initrd.as_mut()].into_iter().flatten() {
+            let path = folder.join(&part.file);
+            let meta = fs::metadata(&path).map_err(StoreError::io("look at", &path))?;
+            let is = Some(mtime_ns(&meta));
+            is_new |= part.mtime_ns != is;
+            part.mtime_ns = is;
+        }
+        Ok(is_new)
     }
 
     /// Are the revision's files what they were? That costs nothing where they were not written to since, nor put back from a copy:
@@ -364,14 +381,19 @@ impl Artifacts {
     /// # Errors
     /// [`ArtifactError::Changed`] names the first that is not.
     pub fn check(&self, manifest: &Manifest) -> Result<(), ArtifactError> {
-        for part in manifest.parts() {
-            self.check_part(&manifest.revision, part, |mtime_ns| part.mtime_ns == Some(mtime_ns))?;
-        }
-        Ok(())
+        manifest.parts().try_for_each(|part| self.check_part(&manifest.revision, part))
+    }
+
+    /// The same for one of its files.
+    ///
+    /// # Errors
+    /// [`ArtifactError::Changed`] where it is not what it was.
+    pub fn check_part(&self, revision: &RevisionHash, part: &Artifact) -> Result<(), ArtifactError> {
+        self.look_at(revision, part, |mtime_ns| part.mtime_ns == Some(mtime_ns))
     }
 
     /// `is_known` is asked with the time at which the file was last written to.
-    fn check_part(
+    fn look_at(
         &self,
         revision: &RevisionHash,
         part: &Artifact,
@@ -397,7 +419,7 @@ impl Artifacts {
     pub fn verify(&self, revision: &RevisionHash) -> Result<Manifest, ArtifactError> {
         let manifest = self.manifest(revision)?;
         for part in manifest.parts() {
-            self.check_part(revision, part, |_| false)?;
+            self.look_at(revision, part, |_| false)?;
         }
         Ok(manifest)
     }
@@ -485,11 +507,6 @@ pub fn revision_of<'a>(
     let wrong =
         |_| StoreError::Damaged { path: folder.to_path_buf(), why: "a hash that is no revision".into() };
     hex(&hasher.finalize()).parse().map_err(wrong)
-}
-
-/// When a file was last written to, in ns since 1970.
-pub fn mtime_ns(meta: &fs::Metadata) -> i128 {
-    i128::from(meta.mtime()) * 1_000_000_000 + i128::from(meta.mtime_nsec())
 }
 
 /// The sha256 of a file, as hex digits.

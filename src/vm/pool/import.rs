@@ -13,7 +13,7 @@ use super::{
     artifacts::{Artifacts, Draft, Manifest, Origin, Sources},
     checks,
     config::{AgentMode, VmmKind},
-    lifecycle::{self as pool, PoolError, announced},
+    lifecycle::{self as pool, PoolError},
 };
 use crate::{
     infra::{config::Roots, failpoint},
@@ -224,6 +224,6 @@ fn make_current(
     let from = artifacts.current()?.map(|current| format!("from {}", current.short()));
     entry.detail =
         lifecycle::joined([from, unpacked.map(|unpacked| format!("oci image {}", unpacked.image))]);
-    announced(roots, path, entry, || Ok(artifacts.switch(roots, &manifest.revision, "import")?))?;
+    pool::switch(roots, path, entry, (&manifest.revision, "import"))?;
     Ok(manifest)
 }

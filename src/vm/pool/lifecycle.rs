@@ -152,17 +152,6 @@ pub fn lock(roots: &Roots, path: &PoolPath, sharing: Sharing) -> Result<Lock, St
     Lock::take(&roots.lock_file(&name), &format!("pool {path}"), sharing, roots.lock_timeout)
 }
 
-/// Does something to a pool between its lines in its tenant's log.
-pub(super) fn announced<T>(
-    roots: &Roots,
-    path: &PoolPath,
-    entry: Entry,
-    work: impl FnOnce() -> Result<T, PoolError>,
-) -> Result<T, PoolError> {
-    let folder = tenant::config::folder(roots, &path.tenant);
-    audit::announced(roots, (path.tenant.as_ref(), &folder), entry, work)
-}
-
 /// May there be such a pool on this node?
 ///
 /// # Errors
@@ -201,21 +190,22 @@ pub fn create(operator: &Operator, pool: &Pool) -> Result<(Pool, bool), PoolErro
     let Pool { vmm, insecure, seccomp_policy, .. } = pool;
     entry.detail = Some(format!("vmm {vmm}, insecure {insecure}, seccomp {seccomp_policy}"));
     let (folder, place) = (config::pools_folder(roots, &path.tenant), config::folder(roots, &path));
-    announced(roots, &path, entry, || {
+    let log = tenant::config::folder(roots, &path.tenant);
+    audit::replace(roots, (path.tenant.as_ref(), &log), entry, [&false, &true], |is_there| {
+        if !is_there {
+            // What has that place and is not this one is somebody's.
+            let own =
+                store::read_if_there(&config::file(roots, &path))?.is_some_and(|there: Pool| there == *pool);
+            return if own { Ok(store::vanish(&place)?) } else { Ok(()) };
+        }
         store::make_folder(&folder)?;
         store::sweep(&folder)?;
         let new = store::unfinished(&place);
         store::make_folder(&new)?;
         store::write(&new.join("pool.json"), pool)?;
         store::rename(&new, &place)?;
-        // What is there is this one from here on.
-        let made = store::sync_folder(&folder)
-            .map_err(PoolError::from)
-            .and_then(|()| Ok(failpoint::hit("pool-create", "in-place")?));
-        if made.is_err() {
-            let _ = store::vanish(&place);
-        }
-        made
+        store::sync_folder(&folder)?;
+        Ok::<_, PoolError>(failpoint::hit("pool-create", "in-place")?)
     })?;
     Ok((pool.clone(), true))
 }
@@ -371,8 +361,29 @@ pub fn rollback(
     let mut entry = Entry::new("pool.rollback", path, Phase::Intent);
     entry.revision = Some(revision.to_string());
     entry.detail = current.map(|current| format!("from {}", current.short()));
-    announced(roots, path, entry, || Ok(artifacts.switch(roots, &revision, "rollback")?))?;
+    switch(roots, path, entry, (&revision, "rollback"))?;
     Ok((manifest, true))
+}
+
+/// Makes a revision the current one, between its lines in the log.
+pub(super) fn switch(
+    roots: &Roots,
+    path: &PoolPath,
+    entry: Entry,
+    (revision, by): (&RevisionHash, &str),
+) -> Result<(), PoolError> {
+    let artifacts = Artifacts::of(roots, path);
+    let folder = tenant::config::folder(roots, &path.tenant);
+    let (was, new) = (artifacts.current()?, Some(revision.clone()));
+    audit::replace(roots, (path.tenant.as_ref(), &folder), entry, [&was, &new], |current| {
+        if artifacts.current()? != *current {
+            artifacts.lead_to(current.as_ref())?;
+            if *current == new {
+                artifacts.remember(roots, revision, by)?;
+            }
+        }
+        Ok(())
+    })
 }
 
 /// What of a pool nothing needed.
@@ -437,24 +448,25 @@ pub fn destroy(operator: &mut Operator, path: &PoolPath, wipe_volumes: bool) -> 
     refuse_to_lose(&roots, path, wipe_volumes)?;
     // Who unpacks an image there at this moment would go on in a folder that is being removed.
     let import_lock = import::lock(&roots, path, Sharing::Exclusive)?;
-    let (lock, _tenant_lock) =
-        announced(&roots, path, Entry::new("pool.destroy", path, Phase::Intent), || {
-            for instance in instance::config::paths(&roots, path)? {
-                match lifecycle::destroy(operator, &instance, wipe_volumes) {
-                    // Somebody else was faster.
-                    Ok(()) | Err(LifecycleError::NotFound { .. }) => {}
-                    Err(error) => return Err(error.into()),
-                }
+    let (log, entry) =
+        (tenant::config::folder(&roots, &path.tenant), Entry::new("pool.destroy", path, Phase::Intent));
+    let (lock, _tenant_lock) = audit::announced(&roots, (path.tenant.as_ref(), &log), entry, || {
+        for instance in instance::config::paths(&roots, path)? {
+            match lifecycle::destroy(operator, &instance, wipe_volumes) {
+                // Somebody else was faster.
+                Ok(()) | Err(LifecycleError::NotFound { .. }) => {}
+                Err(error) => return Err(error.into()),
             }
-            failpoint::hit("pool-destroy", "instances")?;
-            let locks = (lock(&roots, path, Sharing::Exclusive)?, lock_tenant(&roots, &path.tenant)?);
-            if !instance::config::paths(&roots, path)?.is_empty() {
-                return Err(PoolError::NotEmpty { path: path.clone() });
-            }
-            // Looked at again: what somebody made and destroyed since then may have left its disk.
-            refuse_to_lose(&roots, path, wipe_volumes)?;
-            Ok(locks)
-        })?;
+        }
+        failpoint::hit("pool-destroy", "instances")?;
+        let locks = (lock(&roots, path, Sharing::Exclusive)?, lock_tenant(&roots, &path.tenant)?);
+        if !instance::config::paths(&roots, path)?.is_empty() {
+            return Err(PoolError::NotEmpty { path: path.clone() });
+        }
+        // Looked at again: what somebody made and destroyed since then may have left its disk.
+        refuse_to_lose(&roots, path, wipe_volumes)?;
+        Ok(locks)
+    })?;
     failpoint::hit("pool-destroy", "audited")?;
     store::vanish(&config::folder(&roots, path))?;
     lock.remove();

@@ -74,6 +74,11 @@ pub enum SnapshotError {
     Store(#[from] StoreError),
 }
 
+/// When a file was last written to, in ns since 1970.
+pub fn mtime_ns(meta: &fs::Metadata) -> i128 {
+    i128::from(meta.mtime()) * 1_000_000_000 + i128::from(meta.mtime_nsec())
+}
+
 /// A file, as it was when it was last looked at in whole.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -101,7 +106,7 @@ impl Stamp {
             file: name.to_owned(),
             size_bytes: meta.len(),
             inode: meta.ino(),
-            mtime_ns: i128::from(meta.mtime()) * 1_000_000_000 + i128::from(meta.mtime_nsec()),
+            mtime_ns: mtime_ns(&meta),
         })
     }
 

@@ -4,7 +4,7 @@
 use super::{LifecycleError, Operator, check_production, load_pool, start};
 use crate::{
     infra::config::Roots,
-    net::{Net, NetError},
+    net::Net,
     security::audit,
     vm::{
         instance::{
@@ -16,7 +16,7 @@ use crate::{
         },
         naming::{Slot, TenantId},
         pool::{
-            artifacts::Artifacts,
+            artifacts::{Artifacts, Manifest},
             config::{AgentMode, Pool, VmmKind},
         },
         room::{self, NodeConfig},
@@ -68,10 +68,29 @@ fn may_run(roots: &Roots, tenant: &TenantId, vmm: VmmKind, agent: AgentMode) -> 
 pub fn may_resume(operator: &Operator, instance: &Instance) -> Result<(), LifecycleError> {
     let roots = &operator.roots;
     let (tenant, pool) = load_pool(roots, &instance.path().pool_path())?;
+    let slot = instance.slot(roots)?;
     resume(roots, &pool, instance)?;
     may_announce(roots, &tenant.tenant_id)?;
-    let takes = launch::takes_of(roots, instance)?.resumed();
-    Ok(room::check(roots, &tenant, instance.slot(roots)?, takes)?)
+    if instance.is_ungreeted() {
+        // Then it joins its bridge.
+        check_network(&NodeConfig::load(roots)?, slot)?;
+    }
+    Ok(room::check(roots, &tenant, slot, launch::takes_of(roots, instance)?.resumed())?)
+}
+
+/// Is the root disk what it was, where a guest that wakes has the revision's and not its own?
+///
+/// # Errors
+/// [`LifecycleError::Artifact`] where it is not.
+pub(super) fn check_shared(
+    artifacts: &Artifacts,
+    manifest: &Manifest,
+    agent: AgentMode,
+) -> Result<(), LifecycleError> {
+    match agent {
+        AgentMode::Required => Ok(artifacts.check_part(&manifest.revision, &manifest.rootfs)?),
+        AgentMode::None => Ok(()),
+    }
 }
 
 /// Does the audit log take a line?
@@ -83,10 +102,11 @@ fn may_announce(roots: &Roots, tenant: &TenantId) -> Result<(), LifecycleError> 
 fn check_network(node: &NodeConfig, slot: Slot) -> Result<(), LifecycleError> {
     let mut net = Net::open(&node.node_id)?;
     net.has_tables()?;
+    net.check_tap(slot)?;
     match net.check_bridge(slot) {
-        Err(foreign @ NetError::Foreign { .. }) => Err(foreign.into()),
         // What is not there is made.
-        _ => Ok(()),
+        Err(error) if error.is_no_device() => Ok(()),
+        checked => Ok(checked?),
     }
 }
 
@@ -128,6 +148,7 @@ pub fn may_launch(operator: &Operator, instance: &Instance) -> Result<(), Lifecy
     room::check(roots, &tenant, slot, launch::takes(&instance, &manifest))?;
     match &delta {
         Some(delta) => {
+            check_shared(&artifacts, &manifest, instance.agent)?;
             delta.check(roots, &instance.path(), false)?;
             let unpacked_mib = delta.archive.as_ref().map(|_| delta.image.mem.size_bytes >> 20);
             unpacked_mib.map_or(Ok(()), |mib| Ok(room::check_free(roots, &node, mib)?))

@@ -6,7 +6,7 @@ use super::{
     LifecycleError, Operator,
     destroy::{Volumes, discard},
     lookup::{load_pool, try_lock},
-    pause, receipt, sleep,
+    pause, receipt, refusal, sleep,
     stop::finish_stop,
     wake,
 };
@@ -16,7 +16,6 @@ use crate::{
     vm::{
         instance::{
             config::{Exit, Instance, Operation, Parent},
-            guard,
             launch::{self, Keep},
             logs,
             snapshot::{self, Delta},
@@ -26,7 +25,6 @@ use crate::{
         naming::{InstancePath, Slot},
         pool::config::AgentMode,
         room::{self, NodeConfig},
-        tenant,
     },
     vmm::{client::LOG, process},
 };
@@ -304,15 +302,14 @@ fn settle_wake(operator: &mut Operator, instance: &mut Instance) -> Result<(), L
         instance.vmm =
             Some(launch::record_of(&roots, &vmm, &slot.tap(), (origin.vmm, &origin.vmm_version), parent));
         let pool = load_pool(&roots, &path.pool_path())?.1;
-        match guard::check(&roots, &pool, &vmm, slot) {
-            Err(error @ LifecycleError::Unprotected(_)) => return hold(operator, instance, slot, &error),
+        match refusal::resume(&roots, &pool, instance) {
+            Err(
+                error @ (LifecycleError::Unprotected(_)
+                | LifecycleError::Production { .. }
+                | LifecycleError::Secrets(_)),
+            ) => return hold(operator, instance, slot, &error),
             Err(error @ LifecycleError::Vmm(_)) => return unserved(operator, instance, slot, &error),
             checked => checked?,
-        }
-        if instance.agent == AgentMode::Required
-            && let Err(error) = tenant::secrets::open(&roots, &path.tenant)
-        {
-            return hold(operator, instance, slot, &error.into());
         }
         pause::set(operator, instance, State::Running)?;
         let confirmed = match pause::greet(operator, instance, State::Running) {

@@ -42,7 +42,9 @@ pub fn stop(operator: &mut Operator, path: &InstancePath, force: bool) -> Result
     let Some(Decided { pool, from: state, .. }) = decide(&roots, &instance, Event::Stop)? else {
         return Ok(unchanged(instance));
     };
-    operator.net()?;
+    if !force {
+        operator.net()?;
+    }
     let slot = instance.slot(&roots)?;
     instance.pending = Some(intent(&roots, Operation::Stop));
     instance.save(&roots)?;

@@ -173,10 +173,10 @@ fn unpack(launch: &mut Launch) -> Result<(), LifecycleError> {
 
 fn check(launch: &mut Launch) -> Result<(), LifecycleError> {
     let (roots, path) = (&launch.operator.roots, launch.instance.path());
-    match &launch.delta {
-        Some(delta) => Ok(delta.check(roots, &path, launch.force)?),
-        None => Err(LifecycleError::NoSnapshot { path }),
-    }
+    let Some(delta) = &launch.delta else { return Err(LifecycleError::NoSnapshot { path }) };
+    let artifacts = Artifacts::of(roots, &path.pool_path());
+    refusal::check_shared(&artifacts, &launch.manifest, launch.instance.agent)?;
+    Ok(delta.check(roots, &path, launch.force)?)
 }
 
 /// Loads the snapshot; the vCPUs stay paused. A VMM that refuses it has used up nothing.

@@ -16,6 +16,7 @@ use crate::{
             state::State,
         },
         naming::{InstanceId, InstancePath, Offset},
+        room::NodeConfig,
         snapshot::PAGE,
         tenant::{config::Tenant, quota::Quotas},
     },
@@ -54,6 +55,7 @@ fn make_pool(roots: &Roots, name: &str) -> PoolPath {
         "desired_counts": { "running": 0 }, "runtime_policy": {},
     }))
     .unwrap();
+    NodeConfig::load(roots).unwrap();
     store::make_folder(&pool::config::folder(roots, &pool.path())).unwrap();
     tenant.save(roots).unwrap();
     pool.save(roots).unwrap();
@@ -72,7 +74,7 @@ fn make_revision(world: &World, cmdline: &str) {
     let revision = revision.parse().unwrap();
     store::make_folder(&artifacts.revision(&revision)).unwrap();
     store::write(&artifacts.revision(&revision).join("manifest.json"), &manifest).unwrap();
-    artifacts.switch(&world.roots, &revision, "import").unwrap();
+    artifacts.lead_to(Some(&revision)).unwrap();
 }
 
 /// An instance with its record.
