@@ -35,7 +35,8 @@ pub(super) fn program(
     (vmm, version): (VmmKind, Option<&str>),
     agent: AgentMode,
 ) -> Result<Program, LifecycleError> {
-    may_run(&operator.roots, tenant, vmm, agent)?;
+    check_production(&operator.roots, vmm)?;
+    may_greet(&operator.roots, tenant, agent)?;
     launch::program(operator, vmm, version)
 }
 
@@ -44,16 +45,15 @@ pub(super) fn program(
 /// # Errors
 /// What is in the way.
 pub(super) fn resume(roots: &Roots, pool: &Pool, instance: &Instance) -> Result<(), LifecycleError> {
-    let kind = instance.vmm.as_ref().map_or(pool.vmm, |vmm| vmm.kind);
-    may_run(roots, &instance.tenant_id, kind, instance.agent)?;
-    match instance.find_vmm() {
-        Some(vmm) => guard::check(roots, pool, &vmm, instance.slot(roots)?),
-        None => Ok(()),
+    check_production(roots, instance.vmm.as_ref().map_or(pool.vmm, |vmm| vmm.kind))?;
+    if let Some(vmm) = instance.find_vmm() {
+        guard::check(roots, pool, &vmm, instance.slot(roots)?)?;
     }
+    may_greet(roots, &instance.tenant_id, instance.agent)
 }
 
-fn may_run(roots: &Roots, tenant: &TenantId, vmm: VmmKind, agent: AgentMode) -> Result<(), LifecycleError> {
-    check_production(roots, vmm)?;
+/// Could a guest be given its tenant's secrets?
+fn may_greet(roots: &Roots, tenant: &TenantId, agent: AgentMode) -> Result<(), LifecycleError> {
     if agent == AgentMode::Required {
         // Nothing is begun for a guest whose secrets it cannot be given, and no snapshot used up.
         tenant::secrets::open(roots, tenant)?;
@@ -136,7 +136,8 @@ pub fn may_launch(operator: &Operator, instance: &Instance) -> Result<(), Lifecy
         room::check_free(roots, &node, 0)?;
     }
     let (slot, manifest) = (instance.slot(roots)?, artifacts.manifest(&revision)?);
-    may_run(roots, &tenant.tenant_id, vmm, instance.agent)?;
+    check_production(roots, vmm)?;
+    may_greet(roots, &tenant.tenant_id, instance.agent)?;
     may_announce(roots, &tenant.tenant_id)?;
     check_network(&node, slot)?;
     let version = version.map(String::as_str);
