@@ -367,3 +367,20 @@ fn a_second_root_leaves_the_first_ones_network_alone() {
     }
     assert!(sandbox.leaks().is_empty(), "{:?}", sandbox.leaks());
 }
+
+/// A whole log in the place of another whole one: a head that was kept is of neither by its name alone.
+#[test]
+fn a_kept_head_is_of_one_tenant_and_of_no_later_one_of_its_name() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    let create = "tenant create acme --net-id 3 --subnet 10.240.3.0/24";
+    sandbox.ok(create);
+    let kept = sandbox.root().join("kept.json");
+    fs::write(&kept, sandbox.ok("tenant audit acme --head").to_string()).expect("a head");
+    let against = format!("tenant audit acme --verify --against {}", kept.display());
+    sandbox.ok("tenant destroy acme --yes");
+    sandbox.ok(&against);
+    sandbox.ok(create);
+    assert_eq!(sandbox.refused(&against, 1), "audit_other");
+    fs::write(sandbox.root().join("tenants/acme/audit.log"), "junk\n").expect("a log");
+    assert_eq!(sandbox.refused(&against, 1), "audit_broken");
+}

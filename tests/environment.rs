@@ -357,7 +357,7 @@ fn destroy_works_from_every_state_also_when_cut_off() {
         ("ready", &[]),
         ("running", &[("start", "")]),
         ("stopped", &[("start", ""), ("stop", "")]),
-        ("cut off in a start", &[("start", "start.spawn")]),
+        ("cut off in a start", &[("start", "start.tap")]),
         ("cut off in a stop", &[("start", ""), ("stop", "teardown.tap")]),
         ("cut off in a destroy", &[("start", ""), ("destroy --yes", "discard.network")]),
     ];

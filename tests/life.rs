@@ -72,7 +72,7 @@ fn an_instance_lives_from_create_to_destroy() {
         assert_eq!(started["status"], "running");
         assert_eq!(started["vmm"]["kind"], vmm);
         let steps = started["last_receipt"]["steps"].as_array().map_or(0, Vec::len);
-        assert_eq!(steps, 8);
+        assert_eq!(steps, 9);
         wait_until("the guest prints", || {
             fs::metadata(console(sandbox, &path)).is_ok_and(|meta| meta.len() > 0)
         });

@@ -7,11 +7,12 @@ use std::{
 };
 
 use serde::Serialize;
+use serde_json::Value;
 
 use super::NodeError;
 use crate::{
     infra::{config::Roots, relief, text::with_causes},
-    security::audit,
+    security::audit::{self, Entry},
     store::{self, Lock, Sharing, StoreError},
     vm::{
         image,
@@ -24,8 +25,8 @@ use crate::{
             state::State,
         },
         naming::{InstancePath, PoolPath, Slot, TenantId},
-        pool::{self, artifacts::Artifacts, base::Bases},
-        room,
+        pool::{self, artifacts::Artifacts, base::Bases, config::Pool},
+        room::{self, NodeConfig},
         tenant::{self, config::Tenant, leases, lifecycle::kept_audit_logs, quota::Use},
     },
     vmm::{install, process, spares},
@@ -116,8 +117,9 @@ const STAGES: [(&str, Stage); 6] = [
     ("leases", reclaim_leases),
     ("slots", reclaim_slots),
     ("secrets", settle_secrets),
-    ("audit logs", close_audit_logs),
     ("the network", repair_network),
+    // What is open there is said by all that was not settled before.
+    ("audit logs", close_audit_logs),
     ("locks", remove_stale_locks),
 ];
 
@@ -130,13 +132,25 @@ fn close_audit_logs(operator: &mut Operator, recovered: &mut Recovered) -> Resul
         .chain([(audit::NODE.to_owned(), roots.node_log())]);
     for (whose, folder) in logs {
         let is_unsettled = |path: &str| recovered.has_failed(path) || is_being_settled(roots, path);
-        let closed = audit::close_cut_off(roots, &whose, &folder, is_unsettled);
+        let closed =
+            audit::close_cut_off(roots, &whose, &folder, is_unsettled, |entry| changed_record(roots, entry));
         match recovered.note(&whose, closed.map_err(LifecycleError::from)) {
             None | Some(0) => {}
             Some(number) => recovered.settled.push(format!("{whose}: {number} open lines of its audit log")),
         }
     }
     Ok(())
+}
+
+/// What an entry of the log was to change, as it is now.
+fn changed_record(roots: &Roots, entry: &Entry) -> Option<Value> {
+    let now = match entry.what.as_str() {
+        "tenant.update" => serde_json::to_value(Tenant::load(roots, &entry.path.parse().ok()?).ok()?),
+        "pool.update" => serde_json::to_value(Pool::load(roots, &entry.path.parse().ok()?).ok()?),
+        "node.update" => serde_json::to_value(NodeConfig::load_if_there(roots).ok()??),
+        _ => return None,
+    };
+    now.ok()
 }
 
 /// Is that an instance with an intent of its own? Who has its lock at this moment settles it, and writes the line.
@@ -255,14 +269,19 @@ fn settle_one(
     let Some(instance) = Instance::load_if_there(&roots, path)? else {
         return Ok(());
     };
-    let before = instance.generation;
+    let (before, last_exit) = (instance.generation, instance.last_exit.clone());
     match lifecycle::settle(operator, instance)? {
         None => recovered.settled.push(format!("{path}: what was left of it is gone")),
         Some(instance) if instance.generation != before => {
             let has_revision = Artifacts::of(&roots, &path.pool_path()).current()?.is_some();
             let state = lifecycle::effective_state(&instance, has_revision);
-            let why = instance.last_exit.map(|exit| exit.why).unwrap_or_default();
-            recovered.settled.push(format!("{path}: {state} ({why})"));
+            // That of an earlier end says nothing of what was cut off now.
+            let why = instance.last_exit.filter(|exit| Some(exit) != last_exit.as_ref());
+            let why = why.map_or(String::new(), |exit| format!(" ({})", exit.why));
+            recovered.settled.push(format!("{path}: {state}{why}"));
+            if state.has_vmm() {
+                recovered.adopted.push(path.clone());
+            }
         }
         Some(instance) if instance.status.has_vmm() => recovered.adopted.push(path.clone()),
         Some(instance) if instance.status == State::Sleeping => keep_place(&roots, &instance)?,
@@ -363,7 +382,8 @@ fn reclaim_slots(operator: &mut Operator, recovered: &mut Recovered) -> Result<(
     let boot_id = process::boot_id();
     for slot in slots.all() {
         let done = reclaim_slot(operator, &slots, slot, &boot_id);
-        if recovered.note(format!("slot {}", slot.tap()), done) == Some(true) {
+        let whose = slots.owners.get(&slot).map_or(String::new(), |path| format!("{path}: "));
+        if recovered.note(format!("{whose}slot {}", slot.tap()), done) == Some(true) {
             recovered.reclaimed.push(format!("what was left in slot {}", slot.tap()));
         }
     }

@@ -32,6 +32,8 @@ pub const API_SOCKET: &str = "api.sock";
 pub const LOG: &str = "vmm.log";
 /// How long one call may take: InstanceStart of a guest with much memory is the longest.
 pub const CALL_LIMIT: Duration = Duration::from_secs(30);
+/// A VMM that has nothing else to do answers within a millisecond.
+const AT_ONCE: Duration = Duration::from_millis(500);
 /// What [`VmmError::Io`] says where there was no connection.
 const CONNECT: &str = "connect to";
 /// An answer is longer than this only if it is not Firecracker's.
@@ -178,6 +180,16 @@ impl Client {
             source,
         })?;
         Self::on(stream, directory)
+    }
+
+    /// Does the VMM in `directory` answer at once? For who has no time to wait for one that does not.
+    pub fn answers(directory: &Path) -> bool {
+        let ask = |stream| {
+            let mut client = Self::on(stream, directory)?;
+            client.set_limit(AT_ONCE)?;
+            client.info()
+        };
+        connect_in(directory, API_SOCKET, AT_ONCE).is_ok_and(|stream| ask(stream).is_ok())
     }
 
     fn on(stream: UnixStream, directory: &Path) -> Result<Self, VmmError> {

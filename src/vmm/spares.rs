@@ -22,9 +22,8 @@ const SPARES: u32 = 4;
 
 /// Moves one to where a jailer will put the program; without one it makes its own file there.
 pub fn take(program: &Path, to: &Path) {
-    let spares = all(program).filter(|spare| is_whole(spare, program));
     // Others take some, too.
-    spares.into_iter().find(|spare| fs::rename(spare, to).is_ok());
+    all(program).find(|spare| is_whole(spare, program) && fs::rename(spare, to).is_ok());
 }
 
 /// Makes one where one is missing, of the installed version whose program is of that length: a VMM of it is going, which had a copy.

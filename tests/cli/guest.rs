@@ -30,7 +30,7 @@ fn a_guest_with_an_agent() {
     [exit 4]
     ");
     snapshot!(terminal.sees(&format!("instance start -v {PATH}")), @"
-    i-0f3a91c2 10.240.3.3 MS ms: reserve MS, disks MS, directory MS, tap MS, spawn MS, load MS, resume MS, identify MS, join MS
+    i-0f3a91c2 10.240.3.3 MS ms: reserve MS, disks MS, directory MS, spawn MS, announce MS, tap MS, load MS, resume MS, identify MS, join MS
       confirmed: entropy MS, clock MS, mac MS, mtu MS, address MS, gateway MS, dns MS, hostname MS, machine-id MS, host-key MS, ssh-keys MS, data MS, workload MS, instance MS  (simulated: no guest runs)
     ");
     snapshot!(terminal.sees(&format!("instance info {PATH}")), @"
@@ -45,7 +45,7 @@ fn a_guest_with_an_agent() {
       workload  running as pid PID
       made      2026-01-02 03:04:05Z
       started   2026-01-02 03:04:05Z
-      receipt   start MS ms: reserve MS, disks MS, directory MS, tap MS, spawn MS, load MS, resume MS, identify MS, join MS
+      receipt   start MS ms: reserve MS, disks MS, directory MS, spawn MS, announce MS, tap MS, load MS, resume MS, identify MS, join MS
       confirmed entropy MS, clock MS, mac MS, mtu MS, address MS, gateway MS, dns MS, hostname MS, machine-id MS, host-key MS, ssh-keys MS, data MS, workload MS, instance MS
       host key  ssh-ed25519 KEY
     ");
@@ -88,7 +88,7 @@ fn a_guest_with_an_agent() {
     [exit 4]
     ");
     snapshot!(terminal.sees(&format!("instance wake -v {PATH}")), @"
-    i-0f3a91c2 awake in MS ms: reserve MS, check MS, directory MS, spawn MS, announce MS, unpack MS, tap MS, load MS, consume MS, resume MS, greet MS, join MS
+    i-0f3a91c2 awake in MS ms: reserve MS, check MS, directory MS, spawn MS, announce MS, tap MS, unpack MS, load MS, consume MS, resume MS, greet MS, join MS
       confirmed: entropy MS, clock MS, instance MS  (simulated: no guest runs)
     ");
     snapshot!(terminal.sees("tenant audit acme"), @"

@@ -62,7 +62,7 @@ fn an_instance_from_create_to_destroy() {
       vmm       sim 1.16.1, pid PID, no jail, no limits, no seccomp filter
       made      2026-01-02 03:04:05Z
       started   2026-01-02 03:04:05Z
-      receipt   start MS ms: reserve MS, disks MS, directory MS, tap MS, spawn MS, configure MS, boot MS, join MS
+      receipt   start MS ms: reserve MS, disks MS, directory MS, spawn MS, announce MS, tap MS, configure MS, boot MS, join MS
       publishes tcp:8080:80
     ");
     snapshot!(terminal.sees_json(&format!("instance info {PATH}")), @r#"
@@ -124,11 +124,15 @@ fn an_instance_from_create_to_destroy() {
             "ms": MS
           },
           {
-            "name": "tap",
+            "name": "spawn",
             "ms": MS
           },
           {
-            "name": "spawn",
+            "name": "announce",
+            "ms": MS
+          },
+          {
+            "name": "tap",
             "ms": MS
           },
           {
@@ -188,7 +192,7 @@ fn an_instance_from_create_to_destroy() {
       "why": "stopped by uid 0"
     }
     "#);
-    snapshot!(terminal.sees(&format!("instance start {PATH} -v")), @"i-0f3a91c2 10.240.3.3 MS ms: reserve MS, disks MS, directory MS, tap MS, spawn MS, configure MS, boot MS, join MS  (simulated: no guest runs)");
+    snapshot!(terminal.sees(&format!("instance start {PATH} -v")), @"i-0f3a91c2 10.240.3.3 MS ms: reserve MS, disks MS, directory MS, spawn MS, announce MS, tap MS, configure MS, boot MS, join MS  (simulated: no guest runs)");
     snapshot!(terminal.sees(&format!("instance stop {PATH} --force -q")), @"");
     snapshot!(terminal.sees(&format!("instance disk grow {PATH} --size 64")), @"the data disk of acme/web/i-0f3a91c2 has 64 MiB; a guest sees it at its next start");
     snapshot!(terminal.sees(&format!("instance disk grow {PATH} --size 16")), @"
@@ -340,7 +344,7 @@ fn an_instance_that_sleeps_and_wakes() {
     ");
     snapshot!(terminal.sees(&format!("instance archive {PATH}")), @"i-0f3a91c2 archived, SIZE on disk");
     snapshot!(terminal.sees(&format!("instance archive {PATH}")), @"i-0f3a91c2 is already archived");
-    snapshot!(terminal.sees(&format!("instance wake {PATH} -v")), @"i-0f3a91c2 awake in MS ms: reserve MS, check MS, directory MS, spawn MS, announce MS, unpack MS, tap MS, load MS, consume MS, resume MS, join MS  (simulated: no guest runs)");
+    snapshot!(terminal.sees(&format!("instance wake {PATH} -v")), @"i-0f3a91c2 awake in MS ms: reserve MS, check MS, directory MS, spawn MS, announce MS, tap MS, unpack MS, load MS, consume MS, resume MS, join MS  (simulated: no guest runs)");
     snapshot!(terminal.sees("pool scale acme/web --warm 1"), @"i-0f3a91c3 10.240.3.4 created, warm");
     snapshot!(terminal.sees("pool scale acme/web --sleeping 1"), @"i-0f3a91c4 10.240.3.5 created, sleeping");
     snapshot!(terminal.sees("pool scale acme/web --warm 0"), @"i-0f3a91c3 10.240.3.4 stopped");

@@ -346,11 +346,15 @@ fn scale_says_what_it_did_to_each() {
               "ms": MS
             },
             {
-              "name": "tap",
+              "name": "spawn",
               "ms": MS
             },
             {
-              "name": "spawn",
+              "name": "announce",
+              "ms": MS
+            },
+            {
+              "name": "tap",
               "ms": MS
             },
             {

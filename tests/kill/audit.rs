@@ -80,6 +80,28 @@ fn what_was_killed_is_closed_by_name_though_another_one_did_the_same_since() {
 }
 
 #[test]
+fn who_closes_a_change_that_was_killed_says_whether_it_holds() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    sandbox.pool("sim");
+    let changes = [
+        ("tenant update acme --max-conns 7", "audit.before-head", "is as it was before"),
+        ("tenant update acme --max-conns 8", "tenant-update.saved", "is as it was to be"),
+        ("pool update acme/web --cpus 2", "pool-update.saved", "is as it was to be"),
+    ];
+    for (change, point, end) in changes {
+        assert!(was_killed(&sandbox.run_with(change, point)), "{change}");
+        sandbox.ok("node recover");
+        let recovered = lines(&sandbox, "tenant audit acme", |line| line["phase"] == "recovered");
+        let said = recovered.last().and_then(|line| line["detail"].as_str()).unwrap_or_default();
+        assert!(said.ends_with(end), "{change}: {said}");
+    }
+    assert!(was_killed(&sandbox.run_with("node set max-vms 17", "node-set.saved")));
+    sandbox.ok("node recover");
+    let said = lines(&sandbox, "node audit", |line| line["phase"] == "recovered")[0]["detail"].to_string();
+    assert!(said.contains("is as it was to be"), "{said}");
+}
+
+#[test]
 fn node_set() {
     let Some(sandbox) = Sandbox::new() else { return };
     let begin_again = |sandbox: &Sandbox| {

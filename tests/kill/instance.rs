@@ -47,6 +47,35 @@ fn instance_start() {
     start_case("sim");
 }
 
+/// Before it is announced a start's intent has no name that lasts.
+#[test]
+fn a_start_whose_intent_a_power_cut_took_leaves_nothing() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    sandbox.pool("sim");
+    let path = sandbox.instance("acme/web");
+    let record = sandbox.root().join("tenants").join(path.replacen('/', "/pools/", 1).replacen(
+        "web/",
+        "web/instances/",
+        1,
+    ));
+    let record = record.join("instance.json");
+    let start = format!("instance start {path}");
+    for (point, next) in
+        [("start.reserve", "node recover"), ("start.spawn", "node recover"), ("start.spawn", &start)]
+    {
+        let before = std::fs::read(&record).expect("a record");
+        assert!(support::was_killed(&sandbox.run_with(&start, point)), "{point}");
+        sandbox.vmms().into_iter().for_each(|(pid, _)| support::kill_and_wait(pid));
+        std::fs::write(&record, before).expect("it can be written");
+        sandbox.ok(next);
+        let leaks = sandbox.leaks();
+        assert!(leaks.is_empty(), "{point}, {next}: {leaks:?}");
+        sandbox.ok("tenant audit acme --verify");
+        let state = if next == start { "running" } else { "ready" };
+        assert!(sandbox.states()[0].ends_with(state), "{point}, {next}: {:?}", sandbox.states());
+    }
+}
+
 /// A start of a guest with an agent, which makes the base snapshot first where there is none.
 fn agent_start_case(reset_base: bool) {
     let Some(sandbox) = Sandbox::new() else { return };

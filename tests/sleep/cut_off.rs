@@ -140,6 +140,24 @@ fn a_wake_whose_intent_a_power_cut_took_has_stopped() {
 }
 
 #[test]
+fn a_vmm_that_does_not_answer_keeps_nobody_who_looks_or_ends_it() {
+    let Some(mut guest) = Guest::new() else { return };
+    guest.works();
+    let sleep = format!("instance sleep {}", guest.path);
+    assert!(was_killed(&guest.sandbox.run_with(&sleep, "sleep.announced")));
+    let frozen = Frozen::new(&guest);
+    // To settle that the VMM would have to answer.
+    for look in ["instance list".to_owned(), format!("instance why {}", guest.path)] {
+        guest.sandbox.ok(&look);
+        assert!(!guest.record()["pending"].is_null(), "{look}");
+    }
+    guest.sandbox.ok(&format!("instance stop {} --force", guest.path));
+    drop(frozen);
+    assert_eq!(guest.status(), "stopped");
+    guest.leaves_nothing();
+}
+
+#[test]
 fn sleeps_that_were_killed_leave_no_files() {
     let Some(mut guest) = Guest::new() else { return };
     for _ in 0..3 {

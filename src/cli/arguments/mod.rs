@@ -113,7 +113,16 @@ pub struct DestroyArguments {
     pub wipe_volumes: bool,
 }
 
+/// A text that is shown again on terminals.
+fn parse_printable(text: &str) -> Result<String, String> {
+    match text.chars().any(char::is_control) {
+        true => Err(format!("{text:?} has control characters")),
+        false => Ok(text.to_owned()),
+    }
+}
+
 fn parse_label(text: &str) -> Result<(String, String), String> {
+    parse_printable(text)?;
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
         _ => Err(format!("{text:?} is no label: expected KEY=VALUE")),

@@ -98,13 +98,13 @@ pub enum PoolCommand {
 #[derive(Debug, Args)]
 pub struct CreateArguments {
     /// What is built: a flake reference
-    #[arg(long, value_name = "REF")]
+    #[arg(long, value_name = "REF", value_parser = super::parse_printable)]
     pub flake: Option<String>,
     /// The guest image that becomes the pool's first revision, as `mvm image list` names it
     #[arg(long, value_name = "NAME", conflicts_with = "flake")]
     pub image: Option<ImageName>,
     /// The flake's profile
-    #[arg(long, value_name = "NAME", default_value = "minimal")]
+    #[arg(long, value_name = "NAME", default_value = "minimal", value_parser = super::parse_printable)]
     pub profile: String,
     /// vCPUs of an instance, 1 to 32
     #[arg(long, value_name = "N", default_value_t = 1)]

@@ -139,14 +139,43 @@ pub fn run(out: &Out, operator: &Operator, arguments: &AuditArguments) -> Result
     {
         for folder in lifecycle::kept_audit_logs_of(roots, tenant)? {
             match Log::kept(folder) {
-                Ok(earlier) if earlier.whose(roots)? == head.whose => log = earlier,
+                Ok(earlier) if earlier.whose(roots)? != head.whose => {}
+                Ok(earlier) if log.is_destroyed => log = earlier,
+                Ok(earlier) => return Err(of_an_earlier_one(roots, tenant, (&log, &earlier), head)?),
                 // One that cannot be read is in the way of nothing else.
-                _ => {}
+                Err(_) => {}
             }
         }
     }
     look(out, roots, ("tenant_id", tenant.as_ref()), &log, (what, kept.as_ref()))?;
     Ok(0)
+}
+
+/// The head is of a tenant that was destroyed, and there is one of that name: both logs may be whole, and one in the place of the other.
+///
+/// # Errors
+/// Where one of them is not.
+fn of_an_earlier_one(
+    roots: &Roots,
+    tenant: &TenantId,
+    (log, earlier): (&Log, &Log),
+    head: &KeptHead,
+) -> Result<CliError, CliError> {
+    earlier.hold_against(roots, head)?;
+    log.verify(roots)?;
+    let what = format!(
+        "the kept head is of a {tenant} that was made at {} and destroyed, whose log in {} is as it was: record {} at {}; \
+         the {tenant} that is there was made at {}, and has another log",
+        earlier.created_at,
+        earlier.folder.display(),
+        head.count,
+        time(head.at),
+        log.created_at,
+    );
+    let fix = format!(
+        "keep a head of the one that is there; where nobody destroyed {tenant}, somebody exchanged its log"
+    );
+    Ok(CliError::new(Kind::Failed, "audit_other", what).fix(fix))
 }
 
 /// The same for the log of the node's settings, which begins with the first of them.

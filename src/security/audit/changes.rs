@@ -1,4 +1,4 @@
-//! What of a record changes, in words: each field's name, what it was, what it is. Pure.
+//! What of a record changes, in words: each field's name, what it was, what it is; and whether that holds. Pure.
 
 use std::collections::BTreeMap;
 
@@ -8,23 +8,62 @@ use serde_json::Value;
 /// `max_running from 4 to 8, quotas.max_conns from 1 to 2`; nothing where both are the same. What a field holds is written
 /// out: not for what is secret.
 pub fn changes<T: Serialize>(from: &T, to: &T) -> Option<String> {
-    let fields = |of: &T| {
-        let mut fields = BTreeMap::new();
-        flatten("", &serde_json::to_value(of).unwrap_or_default(), &mut fields);
-        fields
-    };
     let (from, to) = (fields(from), fields(to));
-    let none = || "none".to_owned();
     let mut changed: Vec<String> = Vec::new();
     for (name, is) in &to {
-        let was = from.get(name).cloned().unwrap_or_else(none);
+        let was = from.get(name).map_or(NONE, String::as_str);
         if was != *is {
             changed.push(format!("{name} from {was} to {is}"));
         }
     }
     let gone = from.iter().filter(|(name, _)| !to.contains_key(*name));
-    changed.extend(gone.map(|(name, was)| format!("{name} from {was} to none")));
+    changed.extend(gone.map(|(name, was)| format!("{name} from {was} to {NONE}")));
     (!changed.is_empty()).then(|| changed.join(", "))
+}
+
+/// Does what [`changes`] says hold in a record as it is now? In words; `None` where it says no changes.
+pub fn held(changes: &str, now: &impl Serialize) -> Option<&'static str> {
+    let now = fields(now);
+    let (mut made, mut left) = (true, true);
+    for change in split(changes, ", ") {
+        let [name, values] = split(change, " from ")[..] else { return None };
+        let [was, is] = split(values, " to ")[..] else { return None };
+        let value = now.get(name).map_or(NONE, String::as_str);
+        (made, left) = (made && value == is, left && value == was);
+    }
+    Some(match (made, left) {
+        (true, _) => "what it changes is as it was to be",
+        (_, true) => "what it changes is as it was before",
+        _ => "what it changes is partly as it was to be, or was changed since",
+    })
+}
+
+/// What stands for a field that is not there.
+const NONE: &str = "none";
+
+fn fields(of: &impl Serialize) -> BTreeMap<String, String> {
+    let mut fields = BTreeMap::new();
+    flatten("", &serde_json::to_value(of).unwrap_or_default(), &mut fields);
+    fields
+}
+
+/// The parts of a text between these words, where those are not in quotes.
+fn split<'a>(text: &'a str, between: &str) -> Vec<&'a str> {
+    let (mut parts, mut from, mut is_quoted, mut is_escaped) = (Vec::new(), 0, false, false);
+    for (at, one) in text.char_indices() {
+        match one {
+            _ if is_escaped => is_escaped = false,
+            '\\' if is_quoted => is_escaped = true,
+            '"' => is_quoted = !is_quoted,
+            _ if !is_quoted && at >= from && text[at..].starts_with(between) => {
+                parts.push(&text[from..at]);
+                from = at + between.len();
+            }
+            _ => {}
+        }
+    }
+    parts.push(&text[from..]);
+    parts
 }
 
 /// Every field that holds no others, by the names that lead to it.
@@ -46,7 +85,7 @@ fn flatten(name: &str, value: &Value, into: &mut BTreeMap<String, String>) {
 fn quoted(text: &str) -> String {
     let is_plain = text.chars().all(|one| one.is_alphanumeric() || "-._:/@+=".contains(one));
     match text {
-        "" | "none" => format!("{text:?}"),
+        "" | NONE => format!("{text:?}"),
         text if is_plain => text.to_owned(),
         text => Value::from(text).to_string(),
     }
@@ -71,5 +110,18 @@ mod tests {
             )
         );
         assert_eq!(changes(&is, &is), None);
+    }
+
+    #[test]
+    fn what_was_changed_is_found_again_in_the_record() {
+        let was = json!({ "a": 1, "b": "from", "to": { "from": "x" }, "gone": "\"", "list": ["a, b from 1 to 2", 1] });
+        let is = json!({ "a": 2, "b": "to", "to": { "from": "\\, y" }, "list": ["a", 1], "new": "none" });
+        let between = json!({ "a": 2, "b": "to", "to": { "from": "x" }, "list": ["a", 1], "new": "none" });
+        let changes = changes(&was, &is).unwrap();
+        let now = |now| held(&changes, now).unwrap();
+        assert!(now(&is).ends_with("to be"), "{changes}");
+        assert!(now(&was).ends_with("before"), "{changes}");
+        assert!(now(&between).ends_with("since"), "{changes}");
+        assert_eq!(held("another word", &is), None);
     }
 }

@@ -40,6 +40,11 @@ fn all_full(folder: &Path) -> Result<Vec<u64>, StoreError> {
     Ok(all)
 }
 
+/// The number of the first line of the last file that is full.
+pub(super) fn last_full(folder: &Path) -> Result<Option<u64>, StoreError> {
+    Ok(all_full(folder)?.pop())
+}
+
 /// The names in a tenant's folder that belong to its log, also to one that was given up.
 ///
 /// # Errors

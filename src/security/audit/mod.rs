@@ -1,6 +1,6 @@
 //! A tenant's audit log: JSON lines, each chained to the one before by hash; head and count are kept in a file apart.
 //!
-//! A line is appended and synced before the effect that it announces. The head follows once the line is on the disk, without a
+//! A line is appended and synced before the effect that it announces; that of a launch before its VMM is told anything. The head follows once the line is on the disk, without a
 //! sync of its own: it may lag behind the log, which the chain heals; a head that is *ahead* of the log means that lines were
 //! cut off. Root can rewrite log and head together: only a signed copy of the head elsewhere ([`kept`]) shows that.
 //!
@@ -41,6 +41,8 @@ use crate::{
 
 /// Whose log the node's own is: no tenant has a name like that.
 pub const NODE: &str = "the.node";
+/// Why a line is not taken that is in its place, but under another name.
+const ANOTHERS: &str = "it is a line of another log";
 
 /// Why an audit log cannot be written or believed.
 #[derive(Debug, thiserror::Error)]
@@ -129,7 +131,7 @@ pub fn append(roots: &Roots, tenant: &str, folder: &Path, entry: Entry) -> Resul
 /// Why none would be.
 pub fn check(roots: &Roots, tenant: &str, folder: &Path) -> Result<(), AuditError> {
     let _lock = lock(roots, tenant)?;
-    catch_up(folder, &mut head_of(folder)?).map(drop)
+    catch_up((tenant, folder), &mut head_of(folder)?).map(drop)
 }
 
 /// Does something between its lines in the log.
@@ -224,7 +226,7 @@ fn append_to(
     mut head: Head,
     entries: Vec<Entry>,
 ) -> Result<(), AuditError> {
-    let mut file = catch_up(folder, &mut head)?;
+    let mut file = catch_up((tenant, folder), &mut head)?;
     let path = log_file(folder);
     let io = |action| StoreError::io(action, &path);
     for entry in entries {
@@ -295,8 +297,8 @@ fn advance_head(roots: &Roots, tenant: &str, folder: &Path, to: &Head) -> Result
 }
 
 /// Others have not come to write the head, or were killed before that: whole lines that continue the chain count, half a line is
-/// cut off. Returns the file that the next line goes to.
-fn catch_up(folder: &Path, head: &mut Head) -> Result<File, AuditError> {
+/// cut off. Returns the file that the next line goes to, which is the tenant's.
+fn catch_up((tenant, folder): (&str, &Path), head: &mut Head) -> Result<File, AuditError> {
     // The file that the head names may be full by now, and others that came after it, too.
     while files::is_full(folder, head.first) {
         let path = files::full(folder, head.first);
@@ -316,10 +318,36 @@ fn catch_up(folder: &Path, head: &mut Head) -> Result<File, AuditError> {
         }
         opened => opened?,
     };
+    match files::last_full(folder)? {
+        // Nothing is in the one that grows: the one before it says whose they are.
+        Some(first) if head.bytes == 0 => {
+            let path = files::full(folder, first);
+            let full = File::open(&path).map_err(StoreError::io("open", &path))?;
+            check_owner(tenant, &path, &full, first)?;
+        }
+        _ => check_owner(tenant, &path, &file, head.first)?,
+    }
     if read_on(&path, &file, head)? != 0 {
         file.set_len(head.bytes).map_err(StoreError::io("cut", &path))?;
     }
     Ok(file)
+}
+
+/// Is a file the tenant's, as its first line says? A whole log that was put in another's place goes with its head.
+fn check_owner(tenant: &str, path: &Path, file: &File, first: u64) -> Result<(), AuditError> {
+    let mut line = Vec::new();
+    let mut reader = BufReader::new(file);
+    reader
+        .rewind()
+        .and_then(|()| reader.read_until(b'\n', &mut line))
+        .map_err(StoreError::io("read", path))?;
+    match serde_json::from_slice::<Record>(&line) {
+        Ok(record) if !record.is_of(tenant) => {
+            Err(AuditError::Broken { path: path.to_path_buf(), line: 1, record: first, why: ANOTHERS })
+        }
+        // What is no line of a log at all follows from none, which `verify` says.
+        _ => Ok(()),
+    }
 }
 
 /// Goes on from the head through the whole lines of a file. Returns how many bytes follow them.

@@ -7,11 +7,14 @@
 
 use std::path::Path;
 
-use super::{AuditError, Entry, Phase, Place, Record, append_to, head_of, lock, records};
-use crate::{infra::config::Roots, store::StoreError};
+use serde_json::Value;
+
+use super::{AuditError, Entry, Phase, Place, Record, append_to, changes::held, head_of, lock, records};
+use crate::infra::config::Roots;
 
 /// Writes an outcome for each intent whose process is no more and that has none: what was cut off between its last effect
-/// and its last line. Those of paths that are still unsettled stay open. Returns how many there were.
+/// and its last line. Those of paths that are still unsettled stay open. `now` is the record that an intent was to change, as it is.
+/// Returns how many there were.
 ///
 /// # Errors
 /// When the log cannot be read or written.
@@ -20,8 +23,9 @@ pub fn close_cut_off(
     tenant: &str,
     folder: &Path,
     is_unsettled: impl Fn(&str) -> bool,
+    now: impl Fn(&Entry) -> Option<Value>,
 ) -> Result<usize, AuditError> {
-    let mut cut_off = intents(folder)?;
+    let mut cut_off = intents(&records(folder, Place::default())?.0);
     cut_off.retain(|record| !record.who.is_alive() && !is_unsettled(&record.entry.path));
     if cut_off.is_empty() {
         return Ok(0);
@@ -29,32 +33,51 @@ pub fn close_cut_off(
     // What wrote its outcome after the log was read, and ended then, was not cut off; the dead write no more. Nor does anybody
     // else who closes them: the log is locked from this look to the lines.
     let lock = lock(roots, tenant)?;
-    let still = intents(folder)?;
+    let all = records(folder, Place::default())?.0;
+    let still = intents(&all);
     cut_off.retain(|record| still.contains(record));
     let entry = |record: &Record| Entry {
         closes: Some(record.seq),
-        detail: Some("it was cut off, and nothing of it is open any more".into()),
+        detail: Some(what_became_of(record, &all, &now)),
         ..Entry::new(&record.entry.what, &record.entry.path, Phase::Recovered)
     };
     append_to(roots, (tenant, folder), lock, head_of(folder)?, cut_off.iter().map(entry).collect())?;
     Ok(cut_off.len())
 }
 
+fn what_became_of(record: &Record, all: &[Record], now: impl Fn(&Entry) -> Option<Value>) -> String {
+    let entry = &record.entry;
+    let is_later =
+        |one: &Record| one.seq > record.seq && one.entry.phase == Phase::Done && is_same(&one.entry, entry);
+    let held = match &entry.detail {
+        Some(_) if all.iter().any(is_later) => None,
+        Some(changes) => now(entry).and_then(|now| held(changes, &now)),
+        None => None,
+    };
+    let more = held.map_or(String::new(), |held| format!("; {held}"));
+    format!("it was cut off, and nothing of it is open any more{more}")
+}
+
+/// Is it the same done to the same thing?
+fn is_same(one: &Entry, other: &Entry) -> bool {
+    (&one.what, &one.path) == (&other.what, &other.path)
+}
+
 /// The intents that have no outcome.
-fn intents(folder: &Path) -> Result<Vec<Record>, StoreError> {
+fn intents(records: &[Record]) -> Vec<Record> {
     let mut open: Vec<Record> = Vec::new();
-    for record in records(folder, Place::default())?.0 {
-        close(&mut open, &record);
+    for record in records {
+        close(&mut open, record);
         if record.entry.phase == Phase::Intent {
-            open.push(record);
+            open.push(record.clone());
         }
     }
-    Ok(open)
+    open
 }
 
 /// Takes out what a line is the outcome of.
 fn close(open: &mut Vec<Record>, by: &Record) {
-    let is_same = |one: &Record| (&one.entry.what, &one.entry.path) == (&by.entry.what, &by.entry.path);
+    let is_same = |one: &Record| is_same(&one.entry, &by.entry);
     let closed = match (by.entry.closes, by.entry.phase) {
         (Some(seq), _) => open.iter().position(|one| one.seq == seq),
         (None, _) if by.who.began.is_none() => return open.retain(|one| !is_same(one)),
@@ -100,7 +123,7 @@ mod tests {
     }
 
     fn open(folder: &Path) -> Vec<u64> {
-        intents(folder).unwrap().iter().map(|record| record.seq).collect()
+        intents(&records(folder, Place::default()).unwrap().0).iter().map(|record| record.seq).collect()
     }
 
     /// What the lines of recoveries close.
@@ -120,10 +143,10 @@ mod tests {
         write(&other, folder, Phase::Intent);
         write(&roots, folder, Phase::Done);
         assert_eq!(open(folder), [2, 4], "it was killed: that another one's was done says nothing of it");
-        assert_eq!(close_cut_off(&roots, "acme", folder, |_| false).unwrap(), 2);
+        assert_eq!(close_cut_off(&roots, "acme", folder, |_| false, |_| None).unwrap(), 2);
         assert_eq!(closed(folder), [Some(2), Some(4)]);
         assert!(open(folder).is_empty());
-        assert_eq!(close_cut_off(&roots, "acme", folder, |_| false).unwrap(), 0);
+        assert_eq!(close_cut_off(&roots, "acme", folder, |_| false, |_| None).unwrap(), 0);
     }
 
     #[test]
@@ -148,8 +171,34 @@ mod tests {
         write(&other, dir.path(), Phase::Intent);
         write(&roots, dir.path(), Phase::Intent);
         assert!(roots.actor.is_alive() && !other.actor.is_alive());
-        assert_eq!(close_cut_off(&roots, "acme", dir.path(), |_| false).unwrap(), 1);
+        assert_eq!(close_cut_off(&roots, "acme", dir.path(), |_| false, |_| None).unwrap(), 1);
         assert_eq!(open(dir.path()), [3], "this process is there, and may write its outcome yet");
+    }
+
+    #[test]
+    fn who_closes_a_change_says_whether_it_holds() {
+        let (dir, roots) = log();
+        let change = |detail: &str| Entry {
+            detail: Some(detail.to_owned()),
+            ..Entry::new("test.set", "acme", Phase::Intent)
+        };
+        for detail in ["max from 4 to 8", "max from 1 to 4", "to what a word says"] {
+            append(&killed(&roots, 1), "acme", dir.path(), change(detail)).unwrap();
+        }
+        let now = |entry: &Entry| (entry.what == "test.set").then(|| serde_json::json!({ "max": 4 }));
+        assert_eq!(close_cut_off(&roots, "acme", dir.path(), |_| false, now).unwrap(), 3);
+        let records = records(dir.path(), Place::default()).unwrap().0;
+        let said = records.iter().skip(4).map(|record| record.entry.detail.as_deref().unwrap_or_default());
+        let ends = ["is as it was before", "is as it was to be", "open any more"];
+        assert!(said.zip(ends).all(|(said, end)| said.ends_with(end)), "{records:?}");
+        assert_eq!(records.len(), 7);
+        // What another one did to the same since says nothing of it.
+        append(&killed(&roots, 1), "acme", dir.path(), change("max from 1 to 4")).unwrap();
+        write(&roots, dir.path(), Phase::Intent);
+        write(&roots, dir.path(), Phase::Done);
+        assert_eq!(close_cut_off(&roots, "acme", dir.path(), |_| false, now).unwrap(), 1);
+        let last = super::records(dir.path(), Place::default()).unwrap().0.pop().unwrap();
+        assert!(last.entry.detail.unwrap().ends_with("open any more"));
     }
 
     #[test]
@@ -167,7 +216,7 @@ mod tests {
                 }
                 false
             };
-            close_cut_off(&roots, "acme", folder, is_unsettled).unwrap()
+            close_cut_off(&roots, "acme", folder, is_unsettled, |_| None).unwrap()
         };
         let closed_by = std::thread::scope(|scope| {
             let other = scope.spawn(recover);

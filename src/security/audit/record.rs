@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::NODE;
 use crate::infra::{config::Actor, text::hex};
 
 /// Where an operation stands.
@@ -115,6 +116,14 @@ pub struct Record {
     pub entry: Entry,
     /// The hash of the line before; 64 zeros for the first.
     pub prev: String,
+}
+
+impl Record {
+    /// Does it belong to the log of this tenant? What is the node's is under the node's id.
+    pub(super) fn is_of(&self, tenant: &str) -> bool {
+        let whose = self.entry.path.split('/').next().unwrap_or_default();
+        whose == tenant || tenant == NODE && whose.starts_with("node-")
+    }
 }
 
 /// What the first line follows from.

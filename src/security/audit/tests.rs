@@ -214,6 +214,12 @@ fn nothing_is_appended_to_a_log_of_which_a_part_is_gone() {
     let (dir, roots) = log(3);
     fs::write(dir.path().join("audit.head"), "").unwrap();
     assert!(matches!(again(&dir, &roots), AuditError::Store(StoreError::Damaged { .. })));
+    // Another tenant's, whole and with its head.
+    let (dir, roots) = log(3);
+    let entry = || Entry::new("test.do", "globex", Phase::Done);
+    let said = append(&roots, "globex", dir.path(), entry()).unwrap_err();
+    assert!(matches!(said, AuditError::Broken { line: 1, record: 1, why: ANOTHERS, .. }), "{said}");
+    assert_eq!(check(&dir, &roots), Ok(3));
 }
 
 #[test]
@@ -316,7 +322,7 @@ fn what_was_cut_off_gets_an_outcome_and_what_ended_meanwhile_keeps_its_own() {
         }
         path == "unsettled"
     };
-    assert_eq!(close_cut_off(&roots, "acme", dir.path(), is_unsettled).unwrap(), 1);
+    assert_eq!(close_cut_off(&roots, "acme", dir.path(), is_unsettled, |_| None).unwrap(), 1);
     let (records, _) = records(dir.path(), Place::default()).unwrap();
     let recovered = records.iter().filter(|record| record.entry.phase == Phase::Recovered);
     assert_eq!(recovered.map(|record| record.entry.path.as_str()).collect::<Vec<_>>(), ["killed"]);

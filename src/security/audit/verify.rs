@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::{
-    AuditError, NODE,
+    ANOTHERS, AuditError,
     files::{self, Part},
     head::Head,
     head_of, lock,
@@ -108,12 +108,6 @@ fn verify_parts(
     }
 }
 
-/// Does a line with this path belong to the log of this tenant? Those of the node are under the node's id.
-fn is_of(tenant: &str, path: &str) -> bool {
-    let whose = path.split('/').next().unwrap_or_default();
-    whose == tenant || tenant == NODE && whose.starts_with("node-")
-}
-
 /// A chain, as far as it was gone through.
 struct Chain<'a> {
     /// Whose it is.
@@ -179,8 +173,8 @@ impl<'a> Chain<'a> {
             if record.seq != number {
                 return Err(broken("its number is not the next one"));
             }
-            if !is_of(self.tenant, &record.entry.path) {
-                return Err(broken("it is a line of another log"));
+            if !record.is_of(self.tenant) {
+                return Err(broken(ANOTHERS));
             }
             if let Some(before) = self.last_at.replace(record.at).filter(|before| *before > record.at) {
                 let what = format!("the clock went back, from {before} to {}", record.at);

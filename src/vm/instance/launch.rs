@@ -1,10 +1,9 @@
-//! The one path on which a VMM comes up, as steps with their undo, and the one on which everything of it goes away. A wake
-//! takes the same steps with others in place of disks, configure and boot ([`super::lifecycle`]).
+//! The one path on which a VMM comes up, as steps with their undo, and the one on which everything of it goes away. A start and a wake
+//! take the same steps up to the VMM's first call, and their own after it ([`super::lifecycle`]).
 //!
 //! ```text
-//! reserve → disks → directory → tap → spawn → configure → boot → join             (start)
-//! reserve → disks → directory → tap → spawn → load → resume → identify → join     (start from a base, where there is an agent)
-//! vmm, tap ← directory ← reservation                                         (teardown: kill before unlink)
+//! directory → spawn → announce → tap                       (launch)
+//! vmm, tap ← directory ← reservation                       (teardown: kill before unlink)
 //! ```
 
 use std::{
@@ -17,10 +16,9 @@ use mvm_proto::message::Confirmed;
 
 use super::{
     config::{self, Instance, Parent, VmmRecord},
-    delivery, disk, disk_rates,
-    fc_config::{self, Boot, files},
+    disk, disk_rates,
+    fc_config::files,
     guard::{self, Guard},
-    guest::{Guest, identity},
     lifecycle::{LifecycleError, Operator},
     logs,
     runner::Step,
@@ -60,7 +58,7 @@ pub struct Launch<'a> {
     pub tenant: Tenant,
     /// The pool.
     pub pool: Pool,
-    /// The instance; its record is written by the lifecycle alone.
+    /// The instance, its intent and what it shall run in it; its record is written by the lifecycle alone.
     pub instance: Instance,
     /// Its slot.
     pub slot: Slot,
@@ -91,40 +89,27 @@ pub struct Launch<'a> {
 /// One step of a launch.
 pub type LaunchStep<'a> = Step<Launch<'a>, LifecycleError>;
 
-/// The steps of a start: a guest without an agent boots, one with an agent is loaded from its base and told who it is.
-pub fn steps<'a>(agent: AgentMode) -> Vec<LaunchStep<'a>> {
-    let mut steps = vec![
-        Step {
-            name: "reserve",
-            run: reserve,
-            undo: Some(|launch| Ok(room::release(&launch.operator.roots, launch.slot)?)),
-        },
-        Step { name: "disks", run: disks, undo: None },
+/// The steps on which a VMM comes up. It knows nothing yet, and is a while in coming up: meanwhile its launch is announced, and its
+/// TAP made. What is done before that is announced is its room, its own files and this VMM; no guest and no network see it.
+pub fn steps<'a>(announce: fn(&mut Launch<'a>) -> Result<(), LifecycleError>) -> [LaunchStep<'a>; 4] {
+    [
         Step {
             name: "directory",
             run: directory,
             undo: Some(|launch| remove_directory(launch.operator, launch.slot)),
         },
-        Step { name: "tap", run: tap, undo: Some(|launch| remove_tap(launch.operator, launch.slot)) },
+        Step { name: "spawn", run: spawn, undo: Some(end_vmm) },
+        Step { name: "announce", run: announce, undo: None },
         Step {
-            name: "spawn",
-            run: spawn,
-            undo: Some(|launch| kill(&launch.operator.roots, launch.slot, launch.vmm.as_ref())),
+            name: "tap",
+            run: tap,
+            // Nothing goes that a VMM may still use.
+            undo: Some(|launch| {
+                end_vmm(launch)?;
+                remove_tap(launch.operator, launch.slot)
+            }),
         },
-    ];
-    steps.extend(match agent {
-        AgentMode::None => vec![
-            Step { name: "configure", run: configure, undo: None },
-            Step { name: "boot", run: boot, undo: None },
-        ],
-        AgentMode::Required => vec![
-            Step { name: "load", run: load_base, undo: None },
-            Step { name: "resume", run: resume, undo: None },
-            Step { name: "identify", run: identify, undo: None },
-        ],
-    });
-    steps.push(Step { name: "join", run: join, undo: None });
-    steps
+    ]
 }
 
 impl<'a> Launch<'a> {
@@ -205,27 +190,6 @@ pub fn takes_of(roots: &Roots, instance: &Instance) -> Result<Use, StoreError> {
     Ok(takes(instance, &manifest))
 }
 
-/// The root disk: the instance's own copy of the revision's, kept from start to start while the revision is the same. A guest
-/// with an agent has none of its own.
-fn disks(launch: &mut Launch) -> Result<(), LifecycleError> {
-    let roots = &launch.operator.roots;
-    let path = launch.instance.path();
-    let volumes = config::folder(roots, &path).join("volumes");
-    store::make_folder(&volumes)?;
-    let revision = &launch.manifest.revision;
-    let name = root_disk(revision.short());
-    if launch.instance.agent == AgentMode::None && !volumes.join(&name).exists() {
-        store::sweep(&volumes)?;
-        let from = Artifacts::of(roots, &launch.pool.path()).revision(revision).join(files::ROOT);
-        // Whole or not there: a copy that was cut off has another name.
-        let new = store::unfinished(&volumes.join(&name));
-        disk::copy(&from, &new)?;
-        fs::rename(&new, volumes.join(&name)).map_err(StoreError::io("rename", &new))?;
-        store::sync_folder(&volumes)?;
-    }
-    check_data_disk(roots, &launch.instance)
-}
-
 /// Is the data disk there, where it has one?
 ///
 /// # Errors
@@ -260,7 +224,7 @@ pub fn root_disk(revision: &str) -> String {
 }
 
 /// The VMM's directory: everything that it opens, under names that are the same for every instance.
-pub fn directory(launch: &mut Launch) -> Result<(), LifecycleError> {
+fn directory(launch: &mut Launch) -> Result<(), LifecycleError> {
     let roots = &launch.operator.roots;
     let directory = roots.vmm_dir(&launch.slot.tap());
     // Nothing that a VMM may still use goes before the VMM.
@@ -308,66 +272,20 @@ pub fn directory(launch: &mut Launch) -> Result<(), LifecycleError> {
 }
 
 /// Makes the TAP, off the bridge.
-///
-/// # Errors
-/// When the kernel refuses.
-pub fn tap(launch: &mut Launch) -> Result<(), LifecycleError> {
+fn tap(launch: &mut Launch) -> Result<(), LifecycleError> {
     let net = launch.operator.net()?;
     net.check_bridge(launch.slot)?;
     net.create_tap(launch.slot, launch.guard.uid())?;
     Ok(())
 }
 
-/// Starts the VMM.
-///
-/// # Errors
-/// When it cannot be run.
-pub fn spawn(launch: &mut Launch) -> Result<(), LifecycleError> {
+fn spawn(launch: &mut Launch) -> Result<(), LifecycleError> {
     let tap = launch.slot.tap();
     let directory = launch.operator.roots.vmm_dir(&tap);
     let shared = std::mem::take(&mut launch.mounts);
     let (guard, resources) = (&launch.guard, launch.instance.resources);
     launch.vmm = Some(guard.spawn(&launch.program, &launch.tenant, resources, &directory, &tap, &shared)?);
     Ok(())
-}
-
-fn configure(launch: &mut Launch) -> Result<(), LifecycleError> {
-    let directory = launch.operator.roots.vmm_dir(&launch.slot.tap());
-    let Some(vmm) = &launch.vmm else { return Ok(()) };
-    let mut client = Client::connect(&directory, &vmm.pidfd, API_LIMIT)?;
-    let guest = Boot::of(&launch.instance, &launch.pool, &launch.manifest, &launch.tenant.quotas);
-    for call in fc_config::requests(&guest) {
-        if call != Call::InstanceStart {
-            client.call(&call)?;
-        }
-    }
-    delivery::put_metadata(&mut client, &launch.instance, &launch.pool)?;
-    launch.client = Some(client);
-    Ok(())
-}
-
-fn boot(launch: &mut Launch) -> Result<(), LifecycleError> {
-    if let Some(client) = &mut launch.client {
-        client.call(&Call::InstanceStart)?;
-    }
-    check(launch)
-}
-
-/// Loads the base. Where nothing is to be changed before its vCPUs go on, they go on at once: to ask for that takes the VMM
-/// longer than it should, up to 27 ms.
-fn load_base(launch: &mut Launch) -> Result<(), LifecycleError> {
-    let directory = launch.operator.roots.vmm_dir(&launch.slot.tap());
-    let (Some(vmm), Some(base)) = (&launch.vmm, &launch.base) else { return Ok(()) };
-    let mut client = Client::connect(&directory, &vmm.pidfd, API_LIMIT)?;
-    client.call(&fc_config::serial(&launch.tenant.quotas))?;
-    delivery::put_metadata(&mut client, &launch.instance, &launch.pool)?;
-    let own = fc_config::own(&launch.instance, &base.ingredients.resources, &launch.tenant.quotas);
-    client.call(&fc_config::load_base(&launch.instance, own.is_empty()))?;
-    for call in &own {
-        client.call(call)?;
-    }
-    launch.client = (!own.is_empty()).then_some(client);
-    check(launch)
 }
 
 /// Lets the vCPUs go on, where they do not yet.
@@ -381,31 +299,6 @@ pub fn resume(launch: &mut Launch) -> Result<(), LifecycleError> {
     Ok(())
 }
 
-/// The guest becomes who it shall be. It has no network before it has confirmed all of that. Its secrets come first: its workload is
-/// started by its becoming somebody.
-fn identify(launch: &mut Launch) -> Result<(), LifecycleError> {
-    let Some(vmm) = &launch.vmm else { return Ok(()) };
-    let mtu = launch.operator.net()?.mtu(launch.slot)?;
-    let (roots, instance) = (&launch.operator.roots, &launch.instance);
-    let given = delivery::give(roots, instance, vmm, || Guest::await_loaded(roots, instance, vmm))?;
-    let guest = Guest::await_loaded(roots, instance, vmm)?;
-    let identity = identity::of(roots, instance, mtu)?;
-    launch.secrets = given.generation;
-    launch.confirmed = [given.confirmed, identity::identify(guest, identity)?].concat();
-    Ok(())
-}
-
-/// A guest that slept hears what time it is, and something that no copy of it knows. It has no network before.
-///
-/// # Errors
-/// When it does not confirm that.
-pub fn greet(launch: &mut Launch) -> Result<(), LifecycleError> {
-    let Some(vmm) = &launch.vmm else { return Ok(()) };
-    let greeted = delivery::greet(&launch.operator.roots, &launch.instance, vmm)?;
-    (launch.confirmed, launch.secrets) = (greeted.confirmed, greeted.generation);
-    Ok(())
-}
-
 /// The guest joins the network: one without an agent as soon as its VMM runs, since there is nobody to ask whether it is ready,
 /// one with an agent once its receipt is whole.
 ///
@@ -416,6 +309,10 @@ pub fn join(launch: &mut Launch) -> Result<(), LifecycleError> {
     disk_rates::bind(&launch.operator.roots, &launch.instance);
     launch.operator.net()?.join(launch.slot)?;
     Ok(())
+}
+
+fn end_vmm(launch: &mut Launch) -> Result<(), LifecycleError> {
+    kill(&launch.operator.roots, launch.slot, launch.vmm.as_ref())
 }
 
 /// Has the VMM what its pool wants? Before its guest gets anything.
@@ -484,8 +381,8 @@ pub fn program(operator: &Operator, kind: VmmKind, version: Option<&str>) -> Res
     })
 }
 
-/// Ends the VMM of a slot: the one that is known, beside which there is no other, since it holds the TAP, or whatever is found
-/// among all processes.
+/// Ends the VMM of a slot: the one that is known, beside which there is no other, since a launch ends all that there are before it
+/// starts one, or whatever is found among all processes.
 ///
 /// # Errors
 /// When one cannot be killed.

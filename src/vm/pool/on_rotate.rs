@@ -16,6 +16,9 @@ const SIGNALS: [(&str, i32); 8] = [
     ("WINCH", 28),
 ];
 
+/// KILL and STOP: no program hears them.
+const UNHEARD: [i32; 2] = [9, 19];
+
 /// Who hears of other secrets: `none`, `signal:NAME`, or `exec:PATH`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -39,7 +42,7 @@ impl FromStr for OnRotate {
                 known
                     .map(|(_, number)| *number)
                     .or_else(|| name.parse().ok())
-                    .filter(|number| (1..=64).contains(number))
+                    .filter(|number| (1..=64).contains(number) && !UNHEARD.contains(number))
                     .map(Self::Signal)
             }
             Some(("exec", path)) if path.starts_with('/') && path.len() <= 255 && !path.contains('\0') => {
@@ -97,6 +100,8 @@ mod tests {
         assert_eq!("signal:SIGUSR1".parse(), Ok(OnRotate::Signal(10)));
         for bad in [
             "",
+            "signal:9",
+            "signal:19",
             "signal",
             "signal:",
             "signal:0",

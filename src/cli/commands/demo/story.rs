@@ -24,10 +24,7 @@ use crate::{
     },
     infra::{config::Environment, watch::Watch},
     store::StoreError,
-    vm::{
-        instance::{disk, fc_config::files, launch},
-        pool::config::AgentMode,
-    },
+    vm::instance::{disk, fc_config::files},
 };
 
 /// How long an answer that must come is waited for, and after how long a guest asks again, in ms.
@@ -290,7 +287,7 @@ impl Stage<'_> {
         let instance = self.mvm(&format!("instance create {pool}"))?;
         let path = instance["path"].as_str().unwrap_or_default().to_owned();
         let tap = instance["net"]["tap_dev"].as_str().unwrap_or_default();
-        let output = self.command(&format!("instance start {path}"), Some("start.spawn"))?;
+        let output = self.command(&format!("instance start {path}"), Some("start.tap"))?;
         let killed = std::os::unix::process::ExitStatusExt::signal(&output.status) == Some(9);
         let begun = Instant::now();
         let settled = self.mvm(&format!("instance info {path}"))?;
@@ -300,8 +297,8 @@ impl Stage<'_> {
             && !self.root.join("run/firecracker").join(tap).exists();
         let started = self.mvm(&format!("instance start {path}"))?;
         let prints = self.wait_for_console(&path)?;
-        let steps = launch::steps(AgentMode::None);
-        let step = steps.iter().position(|step| step.name == "spawn").map_or(0, |at| at + 1);
+        let steps = started["last_receipt"]["steps"].as_array().map_or(&[][..], Vec::as_slice);
+        let step = steps.iter().position(|step| step["name"] == "tap").map_or(0, |at| at + 1);
         let vmm = match self.real {
             true => format!("Firecracker {}", started["vmm"]["version"].as_str().unwrap_or_default()),
             false => "the simulated VMM".to_owned(),

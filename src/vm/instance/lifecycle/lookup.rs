@@ -2,7 +2,11 @@
 
 use std::time::Duration;
 
-use super::{LifecycleError, Operator, denied, settle::settled, sleep};
+use super::{
+    LifecycleError, Operator, denied,
+    settle::{has_to_wait, settled},
+    sleep,
+};
 use crate::{
     infra::config::Roots,
     store::{Lock, Sharing, StoreError},
@@ -66,13 +70,17 @@ pub(super) fn locked(
     settled_under(operator, path, lock)
 }
 
-/// Like [`locked_cancelling_sleep`]; where what was cut off cannot be settled, since its VMM does not answer for example, the
-/// instance as it is: for who takes everything away.
+/// Like [`locked_cancelling_sleep`]; where what was cut off cannot be settled, or somebody would have to be waited for, the instance
+/// as it is: for who takes everything away.
 pub(super) fn locked_as_it_is(
     operator: &mut Operator,
     path: &InstancePath,
 ) -> Result<(Lock, Instance), LifecycleError> {
     let lock = lock_cancelling_sleep(&operator.roots, path)?;
+    match Instance::load_if_there(&operator.roots, path)? {
+        Some(instance) if has_to_wait(&operator.roots, &instance)? => return Ok((lock, instance)),
+        _ => {}
+    }
     match settled(operator, path) {
         Ok(Some(instance)) => Ok((lock, instance)),
         Ok(None) => {

@@ -25,7 +25,7 @@ use crate::{
     vmm::{install, process::Program},
 };
 
-/// The program that a launch gets, where neither the node's production nor the key of its tenant's secrets is in the way.
+/// The program that a launch gets, where neither the node's production, nor the key of its tenant's secrets, nor its audit log is in the way.
 ///
 /// # Errors
 /// What is in the way.
@@ -35,9 +35,20 @@ pub(super) fn program(
     (vmm, version): (VmmKind, Option<&str>),
     agent: AgentMode,
 ) -> Result<Program, LifecycleError> {
-    check_production(&operator.roots, vmm)?;
-    may_greet(&operator.roots, tenant, agent)?;
+    check_whole(&operator.roots, tenant, vmm, agent)?;
     launch::program(operator, vmm, version)
+}
+
+/// Does the node run such a VMM, could its guest be given its tenant's secrets, and does the audit log take a line?
+fn check_whole(
+    roots: &Roots,
+    tenant: &TenantId,
+    vmm: VmmKind,
+    agent: AgentMode,
+) -> Result<(), LifecycleError> {
+    check_production(roots, vmm)?;
+    may_greet(roots, tenant, agent)?;
+    may_announce(roots, tenant)
 }
 
 /// Does a warm instance's VMM go on, for all that its node, its pool, and the key of its tenant's secrets want by now?
@@ -136,10 +147,7 @@ pub fn may_launch(operator: &Operator, instance: &Instance) -> Result<(), Lifecy
         room::check_free(roots, &node, 0)?;
     }
     let (slot, manifest) = (instance.slot(roots)?, artifacts.manifest(&revision)?);
-    check_production(roots, vmm)?;
-    may_greet(roots, &tenant.tenant_id, instance.agent)?;
-    may_announce(roots, &tenant.tenant_id)?;
-    check_network(&node, slot)?;
+    check_whole(roots, &tenant.tenant_id, vmm, instance.agent)?;
     let version = version.map(String::as_str);
     // Who looks installs nothing: that is left to the start.
     let installs = vmm == VmmKind::Firecracker && roots.firecracker_bin.is_some();
@@ -152,11 +160,12 @@ pub fn may_launch(operator: &Operator, instance: &Instance) -> Result<(), Lifecy
             check_shared(&artifacts, &manifest, instance.agent)?;
             delta.check(roots, &instance.path(), false)?;
             let unpacked_mib = delta.archive.as_ref().map(|_| delta.image.mem.size_bytes >> 20);
-            unpacked_mib.map_or(Ok(()), |mib| Ok(room::check_free(roots, &node, mib)?))
+            unpacked_mib.map_or(Ok(()), |mib| room::check_free(roots, &node, mib))?;
         }
         None => {
             artifacts.check(&manifest)?;
-            launch::check_data_disk(roots, &instance)
+            launch::check_data_disk(roots, &instance)?;
         }
     }
+    check_network(&node, slot)
 }

@@ -26,7 +26,10 @@ use crate::{
         pool::config::AgentMode,
         room::{self, NodeConfig},
     },
-    vmm::{client::LOG, process},
+    vmm::{
+        client::{Client, LOG},
+        process,
+    },
 };
 
 /// How much of the end of a VMM's log may say why it ended, in bytes.
@@ -52,7 +55,7 @@ pub fn settle(operator: &mut Operator, instance: Instance) -> Result<Option<Inst
     settle_as(operator, instance, Asking::All)
 }
 
-/// The same for who only shows it, and waits for no guest: what cannot be settled without asking one is left as it is.
+/// The same for who only shows it, and waits for nobody: what cannot be settled without that is left as it is.
 ///
 /// # Errors
 /// When it cannot be settled; the intent stays.
@@ -83,7 +86,7 @@ fn settle_as(
         // Somebody works on it: what they left is theirs to finish.
         None => Ok(Some(instance)),
         Some(lock) => match Instance::load_if_there(&operator.roots, &path)? {
-            Some(fresh) if asking == Asking::Nobody && has_to_ask(&operator.roots, &fresh)? => {
+            Some(fresh) if asking == Asking::Nobody && has_to_wait(&operator.roots, &fresh)? => {
                 Ok(Some(fresh))
             }
             Some(fresh) => {
@@ -106,13 +109,11 @@ pub fn needs_settling(roots: &Roots, instance: &Instance, boot_id: &str) -> bool
         || (instance.status == State::Sleeping && snapshot::is_used_up(roots, &instance.path()))
 }
 
-/// Has a guest to be asked where this is settled: one that goes on after what was cut off?
-fn has_to_ask(roots: &Roots, instance: &Instance) -> Result<bool, LifecycleError> {
-    let operation = match (&instance.pending, instance.agent) {
-        (Some(intent), AgentMode::Required) => intent.operation,
-        _ => return Ok(false),
-    };
-    Ok(match operation {
+/// Has somebody to be waited for where this is settled: a guest that goes on after what was cut off, or its VMM, where that does not
+/// answer at once?
+pub(super) fn has_to_wait(roots: &Roots, instance: &Instance) -> Result<bool, LifecycleError> {
+    let Some(intent) = &instance.pending else { return Ok(false) };
+    let goes_on = match intent.operation {
         Operation::Warm | Operation::Resume => instance.find_vmm().is_some(),
         Operation::Sleep => instance.find_vmm().is_some() && Delta::load(roots, &instance.path())?.is_none(),
         Operation::Wake => {
@@ -124,7 +125,9 @@ fn has_to_ask(roots: &Roots, instance: &Instance) -> Result<bool, LifecycleError
         | Operation::Stop
         | Operation::Archive
         | Operation::Destroy { .. } => false,
-    })
+    };
+    let directory = roots.vmm_dir(&instance.net.tap_dev);
+    Ok(goes_on && (instance.agent == AgentMode::Required || !Client::answers(&directory)))
 }
 
 fn settle_locked(

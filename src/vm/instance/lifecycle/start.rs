@@ -1,5 +1,7 @@
 //! Starting an instance: a guest without an agent boots, one with an agent is loaded from its base and told who it is.
 
+use std::fs;
+
 use super::{
     LifecycleError, Operator, Outcome, base, denied, effective_state, intent, joined, load_pool, lock_tenant,
     lookup::locked, receipt, refusal, secrets,
@@ -7,15 +9,15 @@ use super::{
 use crate::{
     infra::{config::Roots, failpoint},
     security::audit::{Limits, Network, Phase},
-    store::Sharing,
+    store::{self, Sharing, StoreError},
     vm::{
         instance::{
             config::{self, Exit, Instance, Operation},
-            disk,
-            fc_config::{self, Boot},
-            guest::identity,
-            launch::{self, Launch},
-            runner::{self, Failed},
+            delivery, disk,
+            fc_config::{self, Boot, files},
+            guest::{Guest, identity},
+            launch::{self, API_LIMIT, Launch, LaunchStep},
+            runner::{self, Failed, Step},
             snapshot,
             state::{self, Event, Next, State},
         },
@@ -27,6 +29,7 @@ use crate::{
         },
         room::{self, NodeConfig},
     },
+    vmm::{client::Client, wire::Call},
 };
 
 /// Starts an instance afresh.
@@ -85,11 +88,14 @@ pub fn start(operator: &mut Operator, path: &InstancePath) -> Result<Outcome, Li
     let mut launch = Launch::new(operator, (tenant, pool), instance.clone(), manifest, program)?;
     launch.base = base;
     // Where not even the intent can be written, nothing was begun.
-    instance.save(&roots)?;
-    let begun = begin(&launch, &instance, state);
+    instance.save_unsynced(&roots)?;
+    // One that boots has no other memory: what a power cut brought back of an earlier sleep must not be taken for its own.
+    let begun = failpoint::hit("start", "intent")
+        .map_err(LifecycleError::from)
+        .and_then(|()| Ok(snapshot::discard(&roots, path)?));
     drop(pool_lock);
     let clock = std::time::Instant::now();
-    let steps = launch::steps(instance.agent);
+    let steps = steps(instance.agent);
     let result = match begun {
         Ok(()) => runner::run("start", &steps, &mut launch).and_then(|times| {
             let confirmed = std::mem::take(&mut launch.confirmed);
@@ -123,32 +129,130 @@ pub fn start(operator: &mut Operator, path: &InstancePath) -> Result<Outcome, Li
 
 /// What a start gives. A disk that was grown stays grown, also where the record did not hear of it.
 pub(super) fn resources(roots: &Roots, before: &Instance, pool: &Pool) -> Resources {
-    let data = config::folder(roots, &before.path()).join("volumes").join(fc_config::files::DATA);
+    let data = config::folder(roots, &before.path()).join("volumes").join(files::DATA);
     let grown = disk::size_mib(&data).unwrap_or(0);
     let data_disk_mib = before.resources.data_disk_mib.max(grown);
     Resources { data_disk_mib, ..pool.instance_resources }
 }
 
-/// Announces the intent.
-fn begin(launch: &Launch, instance: &Instance, from: State) -> Result<(), LifecycleError> {
-    failpoint::hit("start", "intent")?;
-    // One that boots has no other memory: what a power cut brought back of an earlier sleep must not be taken for its own.
-    snapshot::discard(&launch.operator.roots, &instance.path())?;
-    let requests = match instance.agent {
+/// The steps of a start: a guest without an agent boots, one with an agent is loaded from its base and told who it is.
+fn steps<'a>(agent: AgentMode) -> Vec<LaunchStep<'a>> {
+    let reserve = Step {
+        name: "reserve",
+        run: launch::reserve,
+        undo: Some(|launch: &mut Launch| Ok(room::release(&launch.operator.roots, launch.slot)?)),
+    };
+    let guest = match agent {
+        AgentMode::None => vec![
+            Step { name: "configure", run: configure as fn(&mut _) -> _, undo: None },
+            Step { name: "boot", run: boot, undo: None },
+        ],
+        AgentMode::Required => vec![
+            Step { name: "load", run: load, undo: None },
+            Step { name: "resume", run: launch::resume, undo: None },
+            Step { name: "identify", run: identify, undo: None },
+        ],
+    };
+    [reserve, Step { name: "disks", run: disks, undo: None }]
+        .into_iter()
+        .chain(launch::steps(announce))
+        .chain(guest)
+        .chain([Step { name: "join", run: launch::join, undo: None }])
+        .collect()
+}
+
+/// The root disk: the instance's own copy of the revision's, kept from start to start while the revision is the same. A guest
+/// with an agent has none of its own.
+fn disks(launch: &mut Launch) -> Result<(), LifecycleError> {
+    let roots = &launch.operator.roots;
+    let path = launch.instance.path();
+    let volumes = config::folder(roots, &path).join("volumes");
+    store::make_folder(&volumes)?;
+    let revision = &launch.manifest.revision;
+    let name = launch::root_disk(revision.short());
+    if launch.instance.agent == AgentMode::None && !volumes.join(&name).exists() {
+        store::sweep(&volumes)?;
+        let from = Artifacts::of(roots, &launch.pool.path()).revision(revision).join(files::ROOT);
+        // Whole or not there: a copy that was cut off has another name.
+        let new = store::unfinished(&volumes.join(&name));
+        disk::copy(&from, &new)?;
+        fs::rename(&new, volumes.join(&name)).map_err(StoreError::io("rename", &new))?;
+        store::sync_folder(&volumes)?;
+    }
+    launch::check_data_disk(roots, &launch.instance)
+}
+
+/// What is announced lasts: a power cut that took the intent would leave lines in the log that nobody ends.
+fn announce(launch: &mut Launch) -> Result<(), LifecycleError> {
+    let (instance, agent) = (&launch.instance, launch.instance.agent);
+    let requests = match agent {
         AgentMode::None => {
             fc_config::requests(&Boot::of(instance, &launch.pool, &launch.manifest, &launch.tenant.quotas))
         }
         // Whether it goes on at once says nothing of what it is.
         AgentMode::Required => vec![fc_config::load_base(instance, false)],
     };
-    launch.operator.audit(instance, "start", Phase::Intent, |entry| {
-        entry.from = Some(from.to_string());
+    store::sync_folder(&config::folder(&launch.operator.roots, &instance.path()))?;
+    Ok(launch.operator.audit(instance, "start", Phase::Intent, |entry| {
+        entry.from = Some(effective_state(instance, true).to_string());
         entry.revision = instance.revision.as_ref().map(ToString::to_string);
         entry.limits = Some(Limits::from(instance.resources));
         entry.network = Some(Network::from(&instance.net));
         entry.config_hash = Some(fc_config::hash(&requests));
-    })?;
-    Ok(failpoint::hit("start", "announced")?)
+    })?)
+}
+
+fn configure(launch: &mut Launch) -> Result<(), LifecycleError> {
+    let directory = launch.operator.roots.vmm_dir(&launch.slot.tap());
+    let Some(vmm) = &launch.vmm else { return Ok(()) };
+    let mut client = Client::connect(&directory, &vmm.pidfd, API_LIMIT)?;
+    let guest = Boot::of(&launch.instance, &launch.pool, &launch.manifest, &launch.tenant.quotas);
+    for call in fc_config::requests(&guest) {
+        if call != Call::InstanceStart {
+            client.call(&call)?;
+        }
+    }
+    delivery::put_metadata(&mut client, &launch.instance, &launch.pool)?;
+    launch.client = Some(client);
+    Ok(())
+}
+
+fn boot(launch: &mut Launch) -> Result<(), LifecycleError> {
+    if let Some(client) = &mut launch.client {
+        client.call(&Call::InstanceStart)?;
+    }
+    launch::check(launch)
+}
+
+/// Loads the base. Where nothing is to be changed before its vCPUs go on, they go on at once: to ask for that takes the VMM
+/// longer than it should, up to 27 ms.
+fn load(launch: &mut Launch) -> Result<(), LifecycleError> {
+    let directory = launch.operator.roots.vmm_dir(&launch.slot.tap());
+    let (Some(vmm), Some(base)) = (&launch.vmm, &launch.base) else { return Ok(()) };
+    let mut client = Client::connect(&directory, &vmm.pidfd, API_LIMIT)?;
+    client.call(&fc_config::serial(&launch.tenant.quotas))?;
+    delivery::put_metadata(&mut client, &launch.instance, &launch.pool)?;
+    let own = fc_config::own(&launch.instance, &base.ingredients.resources, &launch.tenant.quotas);
+    client.call(&fc_config::load_base(&launch.instance, own.is_empty()))?;
+    for call in &own {
+        client.call(call)?;
+    }
+    launch.client = (!own.is_empty()).then_some(client);
+    launch::check(launch)
+}
+
+/// The guest becomes who it shall be. It has no network before it has confirmed all of that. Its secrets come first: its workload is
+/// started by its becoming somebody.
+fn identify(launch: &mut Launch) -> Result<(), LifecycleError> {
+    let Some(vmm) = &launch.vmm else { return Ok(()) };
+    let mtu = launch.operator.net()?.mtu(launch.slot)?;
+    let (roots, instance) = (&launch.operator.roots, &launch.instance);
+    let given = delivery::give(roots, instance, vmm, || Guest::await_loaded(roots, instance, vmm))?;
+    let guest = Guest::await_loaded(roots, instance, vmm)?;
+    let identity = identity::of(roots, instance, mtu)?;
+    launch.secrets = given.generation;
+    launch.confirmed = [given.confirmed, identity::identify(guest, identity)?].concat();
+    Ok(())
 }
 
 /// The new state. Its line comes first: one that is there too early is followed by that of the recovery.

@@ -1,7 +1,7 @@
 //! Waking an instance from its snapshot.
 //!
 //! ```text
-//! reserve → check → directory → spawn → announce → unpack → tap → load → consume   | resume → (greet) → join → record
+//! reserve → check → directory → spawn → announce → tap → unpack → load → consume   | resume → (greet) → join → record
 //! ```
 //! Up to the end of `consume` all of it is taken back where it fails, and the instance sleeps on; after it all of it is
 //! finished, by whoever comes next.
@@ -91,54 +91,35 @@ pub fn wake(operator: &mut Operator, path: &InstancePath, force: bool) -> Result
     }
 }
 
-/// The steps of a wake up to its commit. The VMM, which knows nothing yet, comes up while the wake is announced and the TAP
-/// is made.
-fn steps<'a>() -> [LaunchStep<'a>; 9] {
-    [
-        Step {
-            name: "reserve",
-            run: launch::reserve,
-            undo: Some(|launch| {
-                Ok(room::note(&launch.operator.roots, launch.slot, launch.takes().asleep())?)
-            }),
-        },
-        Step { name: "check", run: check, undo: None },
-        Step {
-            name: "directory",
-            run: launch::directory,
-            undo: Some(|launch| launch::remove_directory(launch.operator, launch.slot)),
-        },
-        Step {
-            name: "spawn",
-            run: launch::spawn,
-            undo: Some(|launch| launch::kill(&launch.operator.roots, launch.slot, launch.vmm.as_ref())),
-        },
-        Step { name: "announce", run: announce, undo: None },
-        Step { name: "unpack", run: unpack, undo: None },
-        Step {
-            name: "tap",
-            run: launch::tap,
-            undo: Some(|launch| {
-                launch::kill(&launch.operator.roots, launch.slot, launch.vmm.as_ref())?;
-                launch::remove_tap(launch.operator, launch.slot)
-            }),
-        },
-        Step { name: "load", run: load, undo: None },
-        Step {
-            name: "consume",
-            run: consume,
-            // No vCPU ran yet.
-            undo: Some(|launch| match &launch.delta {
-                Some(delta) => Ok(delta.give_back(&launch.operator.roots)?),
-                None => Ok(()),
-            }),
-        },
-    ]
+/// The steps of a wake up to its commit.
+fn steps<'a>() -> Vec<LaunchStep<'a>> {
+    let reserve = Step {
+        name: "reserve",
+        run: launch::reserve,
+        undo: Some(|launch: &mut Launch| {
+            Ok(room::note(&launch.operator.roots, launch.slot, launch.takes().asleep())?)
+        }),
+    };
+    let consume = Step {
+        name: "consume",
+        run: consume,
+        // No vCPU ran yet.
+        undo: Some(|launch: &mut Launch| match &launch.delta {
+            Some(delta) => Ok(delta.give_back(&launch.operator.roots)?),
+            None => Ok(()),
+        }),
+    };
+    let step = |name, run| Step { name, run, undo: None };
+    [reserve, step("check", check)]
+        .into_iter()
+        .chain(launch::steps(announce))
+        .chain([step("unpack", unpack), step("load", load), consume])
+        .collect()
 }
 
 /// The steps of a wake after its commit: the snapshot is used up, and there is no way back.
 fn awake_steps<'a>(agent: AgentMode) -> Vec<LaunchStep<'a>> {
-    let greet = Step { name: "greet", run: launch::greet, undo: None };
+    let greet = Step { name: "greet", run: greet, undo: None };
     [
         Some(Step { name: "resume", run: launch::resume, undo: None }),
         (agent == AgentMode::Required).then_some(greet),
@@ -149,13 +130,20 @@ fn awake_steps<'a>(agent: AgentMode) -> Vec<LaunchStep<'a>> {
     .collect()
 }
 
-/// Announces the wake, before anything of it changes what lasts or is seen outside.
 fn announce(launch: &mut Launch) -> Result<(), LifecycleError> {
     Ok(launch.operator.audit(&launch.instance, "wake", Phase::Intent, |entry| {
         entry.from = Some(State::Sleeping.to_string());
         entry.revision = launch.instance.revision.as_ref().map(ToString::to_string);
         entry.network = Some(Network::from(&launch.instance.net));
     })?)
+}
+
+/// A guest that slept hears what time it is, and something that no copy of it knows. It has no network before.
+fn greet(launch: &mut Launch) -> Result<(), LifecycleError> {
+    let Some(vmm) = &launch.vmm else { return Ok(()) };
+    let greeted = delivery::greet(&launch.operator.roots, &launch.instance, vmm)?;
+    (launch.confirmed, launch.secrets) = (greeted.confirmed, greeted.generation);
+    Ok(())
 }
 
 /// An archived memory is brought back: that takes time, and room on the disk.
