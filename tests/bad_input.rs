@@ -384,3 +384,144 @@ fn a_kept_head_is_of_one_tenant_and_of_no_later_one_of_its_name() {
     fs::write(sandbox.root().join("tenants/acme/audit.log"), "junk\n").expect("a log");
     assert_eq!(sandbox.refused(&against, 1), "audit_broken");
 }
+
+/// A log among those of destroyed tenants, of one that nobody destroyed.
+#[test]
+fn a_log_that_was_put_among_those_of_destroyed_tenants_is_not_believed() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    for (id, number) in [("acme", 3), ("gone", 4)] {
+        sandbox.ok(&format!("tenant create {id} --net-id {number} --subnet 10.240.{number}.0/24"));
+    }
+    sandbox.ok("tenant destroy gone --yes");
+    sandbox.ok("tenant audit gone --verify");
+    let head = sandbox.root().join("head.json");
+    fs::write(&head, sandbox.ok("tenant audit acme --head").to_string()).expect("a head");
+    let (own, kept) = (sandbox.root().join("tenants/acme"), sandbox.root().join("audit/acme-1700000000"));
+    fs::rename(&own, &kept).expect("it can be moved");
+    let against = format!("tenant audit acme --verify --against {}", head.display());
+    for command in ["tenant audit acme --verify", "tenant audit acme --head", "tenant audit acme", &against] {
+        assert_eq!(sandbox.refused(command, 1), "audit_broken", "{command}");
+    }
+    fs::rename(&kept, &own).expect("it can be moved back");
+    sandbox.ok(&against);
+}
+
+/// A check of `doctor`'s: how it is, and what it says.
+fn checked(sandbox: &Sandbox, name: &str) -> (String, String) {
+    let said = sandbox.run("doctor --json").stdout;
+    let report: serde_json::Value = serde_json::from_slice(&said).expect("JSON");
+    let check = report["checks"].as_array().into_iter().flatten().find(|check| check["name"] == name);
+    let text = |field: &str| check.expect("it is looked at")[field].as_str().unwrap_or_default().to_owned();
+    (text("level"), text("detail"))
+}
+
+#[test]
+fn a_setting_that_no_command_has_set_is_said() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    sandbox.pool("sim");
+    sandbox.ok("node set max-vms 17");
+    sandbox.ok("tenant update acme --max-conns 7 --pinned true");
+    sandbox.ok("pool update acme/web --cpus 2");
+    assert!(support::was_killed(&sandbox.run_with("pool update acme/web --cpus 3", "pool-update.saved")));
+    assert_eq!(checked(&sandbox, "settings").0, "ok");
+    let node = sandbox.ok("node info")["node_id"].as_str().unwrap_or_default().to_owned();
+    for (file, from, to, said) in [
+        (
+            "node.json",
+            "\"max_vms\": 17",
+            "\"max_vms\": 18",
+            format!("{node}: max_vms is 18, and was set to 17"),
+        ),
+        (
+            "tenants/acme/tenant.json",
+            "\"pinned\": true",
+            "\"pinned\": false",
+            "acme: pinned is false, and was set to true".to_owned(),
+        ),
+        (
+            "tenants/acme/pools/web/pool.json",
+            "\"insecure\": true",
+            "\"insecure\": false",
+            "acme/web: insecure is false, and was set to true".to_owned(),
+        ),
+    ] {
+        let path = sandbox.root().join(file);
+        let whole = fs::read_to_string(&path).expect("a record");
+        assert!(whole.contains(from), "{whole}");
+        fs::write(&path, whole.replace(from, to)).expect("a record");
+        assert_eq!(checked(&sandbox, "settings"), ("fail".to_owned(), said));
+        fs::write(&path, whole).expect("a record");
+    }
+    sandbox.ok("node recover");
+    assert_eq!(checked(&sandbox, "settings").0, "ok");
+}
+
+#[test]
+fn a_damaged_log_is_said_by_who_looks_at_its_tenant() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    sandbox.ok("tenant create acme --net-id 3 --subnet 10.240.3.0/24");
+    sandbox.ok("node set max-vms 17");
+    assert_eq!(checked(&sandbox, "audit logs"), ("ok".to_owned(), "2 logs whole".to_owned()));
+    let folder = sandbox.root().join("tenants/acme");
+    let (log, head) = (folder.join("audit.log"), folder.join("audit.head"));
+    let whole = [&log, &head].map(|file| fs::read_to_string(file).expect("a log"));
+    let said = |code: &str| {
+        for command in ["tenant info acme", "tenant audit acme"] {
+            assert_eq!(sandbox.refused(command, 1), code, "{command}");
+        }
+        assert_eq!(checked(&sandbox, "audit logs").0, "fail");
+    };
+    fs::write(&log, whole[0].replace("net id 3", "net id 4")).expect("a log");
+    said("audit_broken");
+    fs::write(&log, &whole[0]).expect("a log");
+    // A head is one place in a log: what says two is nobody's.
+    fs::write(&head, whole[1].replace("\"count\":2", "\"count\":0")).expect("a head");
+    said("damaged");
+    assert_eq!(sandbox.refused("tenant update acme --max-conns 7", 1), "damaged");
+    fs::write(&head, &whole[1]).expect("a head");
+    sandbox.ok("tenant update acme --max-conns 7");
+}
+
+#[test]
+fn what_goes_by_the_clock_is_written_down() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    sandbox.ok("tenant create acme --net-id 3 --subnet 10.240.3.0/24");
+    sandbox.ok("tenant destroy acme --yes");
+    let later = |arguments: &str| {
+        let mut command = sandbox.command(&format!("{arguments} --json"));
+        command.env("MVM_FIXED_CLOCK", "2199-01-01T00:00:00Z").output().expect("mvm runs")
+    };
+    assert!(later("node gc").status.success());
+    let log = sandbox.ok("node audit");
+    let lines: Vec<_> = log.as_array().into_iter().flatten().collect();
+    let phases: Vec<_> = lines.iter().map(|line| line["phase"].as_str().unwrap_or_default()).collect();
+    assert_eq!(phases, ["intent", "done"]);
+    let detail = lines[0]["detail"].as_str().unwrap_or_default();
+    assert!(lines[0]["what"] == "node.audit.drop" && detail.ends_with(", kept for 90 days"), "{}", lines[0]);
+    sandbox.ok("node set max-vms 17");
+    sandbox.ok("node audit --verify");
+}
+
+#[test]
+fn an_environment_that_cannot_be_meant_is_refused() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    for name in ["MVM_LOCK_TIMEOUT_MS", "MVM_GUEST_TIMEOUT_MS"] {
+        let output = sandbox.command("node info").env(name, "30s").output().expect("mvm runs");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(5) && said.contains(name) && said.contains("30s"), "{said}");
+    }
+}
+
+#[test]
+fn a_pool_becomes_insecure_where_that_may_be() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    sandbox.ok("tenant create acme --net-id 3 --subnet 10.240.3.0/24");
+    sandbox.ok("pool create acme/web");
+    sandbox.ok("pool update acme/web --insecure true");
+    assert_eq!(sandbox.ok("pool info acme/web")["insecure"], true);
+    sandbox.ok("node set plain-storage-waiver on");
+    sandbox.ok("node set production on");
+    sandbox.ok("pool update acme/web --insecure false");
+    assert_eq!(sandbox.refused("pool update acme/web --insecure true", 4), "production");
+    assert_eq!(sandbox.ok("pool info acme/web")["insecure"], false);
+}

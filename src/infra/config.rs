@@ -153,6 +153,8 @@ pub struct Environment {
     pub uid: u32,
     /// Where the master key is.
     pub master_key: MasterKeyPlaces,
+    /// What is set to something that it cannot be.
+    wrong: Option<String>,
     failpoint: Option<String>,
     fixed_clock: Option<Timestamp>,
     fixed_ids: Option<u32>,
@@ -162,6 +164,17 @@ impl Environment {
     /// Reads the environment of this process.
     pub fn read() -> Self {
         let text = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let mut wrong = None;
+        let mut millis = |name: &str| {
+            let value = text(name)?;
+            let number = value.parse().ok();
+            if number.is_none() {
+                wrong = Some(format!("{name} is {value:?}, which is no number of milliseconds"));
+            }
+            number
+        };
+        let (lock_timeout_ms, guest_timeout_ms) =
+            (millis("MVM_LOCK_TIMEOUT_MS"), millis("MVM_GUEST_TIMEOUT_MS"));
         let path = std::env::var_os("PATH").unwrap_or_default();
         let binary = |name: &str, program: &str| {
             text(name).map(PathBuf::from).or_else(|| find_on_path(&path, program))
@@ -170,8 +183,8 @@ impl Environment {
             root: text("MVM_ROOT").map(PathBuf::from),
             no_color: text("NO_COLOR").is_some(),
             columns: text("COLUMNS").and_then(|value| value.parse().ok()),
-            lock_timeout_ms: text("MVM_LOCK_TIMEOUT_MS").and_then(|value| value.parse().ok()),
-            guest_timeout_ms: text("MVM_GUEST_TIMEOUT_MS").and_then(|value| value.parse().ok()),
+            lock_timeout_ms,
+            guest_timeout_ms,
             firecracker_bin: binary("FIRECRACKER_BIN", "firecracker"),
             jailer_bin: binary("JAILER_BIN", "jailer"),
             uid: text("SUDO_UID")
@@ -182,6 +195,7 @@ impl Environment {
                 variable: text(MASTER_KEY).map(Hidden::new),
                 credentials: text("CREDENTIALS_DIRECTORY").map(PathBuf::from),
             },
+            wrong,
             failpoint: text("MVM_FAILPOINT"),
             fixed_clock: text("MVM_FIXED_CLOCK").and_then(|value| value.parse().ok()),
             fixed_ids: text("MVM_FIXED_IDS").and_then(|value| u32::from_str_radix(&value, 16).ok()),
@@ -203,7 +217,13 @@ fn find_on_path(path: &OsString, program: &str) -> Option<PathBuf> {
 
 impl Roots {
     /// The roots under `root`. Test settings of the environment count only where the root is marked throw-away.
+    ///
+    /// # Errors
+    /// When there is no current folder, or the environment says what cannot be.
     pub fn new(root: &Path, environment: &Environment) -> std::io::Result<Self> {
+        if let Some(wrong) = &environment.wrong {
+            return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, wrong.clone()));
+        }
         let root = std::path::absolute(root)?;
         let throw_away = root.join(THROW_AWAY_MARK).exists();
         if throw_away && let Some(spec) = &environment.failpoint {

@@ -5,6 +5,7 @@ use std::{collections::BTreeSet, fmt::Display};
 use super::NodeError;
 use crate::{
     infra::{config::Roots, relief},
+    security::audit::{Entry, Phase},
     store::{self, Sharing, StoreError},
     vm::{
         fleet,
@@ -22,6 +23,7 @@ use crate::{
             config::{Pool, VmmKind},
             lifecycle as pools,
         },
+        room::NodeConfig,
         snapshot::SnapshotError,
         tenant::{config::Tenant, lifecycle::kept_audit_logs},
     },
@@ -208,8 +210,9 @@ pub fn collect_vmms(roots: &Roots) -> Result<Versions, StoreError> {
     Ok(Versions { removed, unreadable })
 }
 
-/// The logs of destroyed tenants are kept for their retention.
-fn collect_audit_logs(roots: &Roots) -> Result<Vec<String>, StoreError> {
+/// The logs of destroyed tenants are kept for their retention, by the clock: that one goes is said in the node's log first.
+fn collect_audit_logs(roots: &Roots) -> Result<Vec<String>, NodeError> {
+    let node = NodeConfig::load(roots)?;
     let folder = kept_audit_logs(roots);
     let mut dropped = Vec::new();
     for name in store::names(&folder, |name| !name.starts_with('.'))? {
@@ -220,7 +223,9 @@ fn collect_audit_logs(roots: &Roots) -> Result<Vec<String>, StoreError> {
             continue;
         };
         if roots.now().as_second() - at > i64::from(days) * 86_400 {
-            store::vanish(&folder.join(&name))?;
+            let mut entry = Entry::new("node.audit.drop", &node.node_id, Phase::Intent);
+            entry.detail = Some(format!("{name}, kept for {days} days"));
+            super::announced(roots, entry, || Ok(store::vanish(&folder.join(&name))?))?;
             dropped.push(format!("audit log {name}"));
         }
     }

@@ -2,6 +2,7 @@
 
 mod collect;
 mod recover;
+mod settings;
 
 use std::path::PathBuf;
 
@@ -10,6 +11,7 @@ use serde::Serialize;
 pub use self::{
     collect::{Collected, Damage, Versions, collect, collect_vmms},
     recover::{Recovered, reclaim, recover},
+    settings::set_by_hand,
 };
 use crate::{
     infra::{config::Roots, failpoint},
@@ -40,6 +42,8 @@ pub enum NodeError {
         root: PathBuf,
         /// What it lies on.
         on: String,
+        /// Production is on, and was to go on without the waiver.
+        is_waived: bool,
     },
     /// The state could not be read or written.
     #[error(transparent)]
@@ -148,28 +152,51 @@ pub fn update(roots: &Roots, change: impl FnOnce(&mut NodeConfig)) -> Result<Nod
         && !needs_encryption(&before)
         && let Storage::Plain(on) = storage::look(&roots.root)
     {
-        return Err(NodeError::PlainStorage { root: roots.root.clone(), on });
+        return Err(NodeError::PlainStorage { root: roots.root.clone(), on, is_waived: before.production });
     }
     let Some(changes) = audit::changes(&before, &node) else { return Ok(node) };
     let mut entry = Entry::new("node.update", &node.node_id, Phase::Intent);
     entry.detail = Some(changes);
-    let folder = roots.node_log();
-    match audit::append(roots, NODE, &folder, entry.clone()) {
-        Err(AuditError::Gone { .. }) if !before.is_logged => {
-            let new = store::unfinished(&folder);
-            store::make_folder(&new)?;
-            audit::begin(roots, NODE, &new, entry.clone())?;
-            store::rename(&new, &folder)?;
-            store::sync_folder(&roots.root)?;
-        }
-        appended => appended?,
-    }
+    announce(roots, &before, entry.clone())?;
     node.is_logged = true;
     let passed = |step| failpoint::hit("node-set", step).map_err(StoreError::io("write", &roots.node_file()));
     passed("announced")?;
-    audit::replace_announced(roots, (NODE, &folder), entry, [&before, &node], |node| {
+    audit::replace_announced(roots, (NODE, &roots.node_log()), entry, [&before, &node], |node| {
         store::write(&roots.node_file(), node)?;
         Ok::<_, NodeError>(passed("saved")?)
     })?;
     Ok(node)
+}
+
+/// Writes an intent into the node's log, which begins with the first one. The node is locked.
+fn announce(roots: &Roots, node: &NodeConfig, entry: Entry) -> Result<(), NodeError> {
+    let folder = roots.node_log();
+    match audit::append(roots, NODE, &folder, entry.clone()) {
+        Err(AuditError::Gone { .. }) if !node.is_logged => {
+            let new = store::unfinished(&folder);
+            store::make_folder(&new)?;
+            audit::begin(roots, NODE, &new, entry)?;
+            store::rename(&new, &folder)?;
+            Ok(store::sync_folder(&roots.root)?)
+        }
+        appended => Ok(appended?),
+    }
+}
+
+/// Does something between its lines in the node's log.
+fn announced<T>(
+    roots: &Roots,
+    entry: Entry,
+    work: impl FnOnce() -> Result<T, NodeError>,
+) -> Result<T, NodeError> {
+    {
+        let _lock = room::lock(roots)?;
+        let mut node: NodeConfig = store::read(&roots.node_file())?;
+        announce(roots, &node, entry.clone())?;
+        if !node.is_logged {
+            node.is_logged = true;
+            store::write(&roots.node_file(), &node)?;
+        }
+    }
+    audit::outcome(roots, (NODE, &roots.node_log()), entry, work())
 }

@@ -147,6 +147,10 @@ fn changed_record(roots: &Roots, entry: &Entry) -> Option<Value> {
     let now = match entry.what.as_str() {
         "tenant.update" => serde_json::to_value(Tenant::load(roots, &entry.path.parse().ok()?).ok()?),
         "pool.update" => serde_json::to_value(Pool::load(roots, &entry.path.parse().ok()?).ok()?),
+        "tenant.secrets.set" | "tenant.secrets.rotate" | "tenant.secrets.remove" => {
+            let all = tenant::secrets::stored(roots, &entry.path.parse().ok()?).ok()?;
+            serde_json::to_value(tenant::secrets::versions(&all.unwrap_or_default()))
+        }
         "node.update" => serde_json::to_value(NodeConfig::load_if_there(roots).ok()??),
         _ => return None,
     };

@@ -83,11 +83,11 @@ fn secrets_are_named_and_never_shown() {
     snapshot!(terminal.sees("tenant audit acme"), @"
     2026-01-02 03:04:05Z  uid 0 intent    tenant.create     acme (net id 3 subnet 10.240.3.0/24)
     2026-01-02 03:04:05Z  uid 0 done      tenant.create     acme
-    2026-01-02 03:04:05Z  uid 0 intent    tenant.secrets.set acme (DB_PASSWORD version 1)
-    2026-01-02 03:04:05Z  uid 0 done      tenant.secrets.set acme (DB_PASSWORD version 1)
-    2026-01-02 03:04:05Z  uid 0 intent    tenant.secrets.rotate acme (DB_PASSWORD version 2)
-    2026-01-02 03:04:05Z  uid 0 done      tenant.secrets.rotate acme (DB_PASSWORD version 2)
-    2026-01-02 03:04:05Z  uid 0 intent    tenant.secrets.remove acme (DB_PASSWORD)
-    2026-01-02 03:04:05Z  uid 0 done      tenant.secrets.remove acme (DB_PASSWORD)
+    2026-01-02 03:04:05Z  uid 0 intent    tenant.secrets.set acme (DB_PASSWORD from none to 1)
+    2026-01-02 03:04:05Z  uid 0 done      tenant.secrets.set acme (DB_PASSWORD from none to 1)
+    2026-01-02 03:04:05Z  uid 0 intent    tenant.secrets.rotate acme (DB_PASSWORD from 1 to 2)
+    2026-01-02 03:04:05Z  uid 0 done      tenant.secrets.rotate acme (DB_PASSWORD from 1 to 2)
+    2026-01-02 03:04:05Z  uid 0 intent    tenant.secrets.remove acme (DB_PASSWORD from 2 to none)
+    2026-01-02 03:04:05Z  uid 0 done      tenant.secrets.remove acme (DB_PASSWORD from 2 to none)
     ");
 }

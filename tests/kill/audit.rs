@@ -181,6 +181,31 @@ fn what_a_log_did_not_take_is_not_done_by_the_next_command() {
     assert_eq!(sandbox.leaks(), [""; 0]);
 }
 
+/// Done, and the log did not take the line that says so.
+#[test]
+fn what_holds_though_its_log_did_not_take_that_is_said() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    sandbox.ok("tenant create acme --net-id 3 --subnet 10.240.3.0/24");
+    let conns = || sandbox.ok("tenant info acme")["quotas"]["max_conns"].as_u64();
+    let mut unsaid = 0;
+    for point in 1.. {
+        sandbox.ok("tenant update acme --max-conns 6");
+        let output = sandbox.run_with("tenant update acme --max-conns 7 --json", format!("fail:#{point}"));
+        if output.status.success() {
+            break;
+        }
+        let said: Value = serde_json::from_slice(&output.stderr).expect("JSON");
+        let is_unsaid = said["error"]["code"] == "audit_unsaid";
+        assert_eq!(conns() == Some(7), is_unsaid, "{said}");
+        sandbox.ok("node recover");
+        let last = lines(&sandbox, "tenant audit acme", |_| true).pop().unwrap_or_default();
+        let detail = last["detail"].as_str().unwrap_or_default();
+        assert!(!is_unsaid || detail.ends_with("is as it was to be") || last["phase"] == "done", "{last}");
+        unsaid += u32::from(is_unsaid);
+    }
+    assert!(unsaid > 0);
+}
+
 /// What fails is taken back, in the kernel too, and said by its own process.
 #[test]
 fn what_fails_is_as_if_it_had_not_been() {

@@ -69,6 +69,18 @@ pub fn a_report_is_signed() {
     assert_eq!(sandbox.refused(&check, 1), "report_forged");
     std::fs::write(&file, "{}").expect("written");
     assert_eq!(sandbox.refused(&check, 1), "report_forged");
+    // What a node in production does not take is no well report.
+    sandbox.ok("node set plain-storage-waiver on");
+    sandbox.ok("node set production on");
+    let written = sandbox.run(&format!("net verify --report {}", file.display()));
+    let said = String::from_utf8_lossy(&written.stdout).into_owned();
+    assert!(written.status.code() == Some(1) && said.contains("has no jail"), "{said}");
+    let shown = sandbox.run(&check);
+    let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+    assert!(
+        shown.contains("without probes, a node in production") && shown.contains("has no jail"),
+        "{shown}"
+    );
     // Something else that the node signed is no report.
     let head = sandbox.ok("tenant audit acme --head");
     std::fs::write(&file, head.to_string()).expect("written");

@@ -20,10 +20,19 @@ fn killed(sandbox: &Sandbox, arguments: &str, content: &[u8], point: &str) {
 fn what_was_stored_and_not_given_is_said_and_given_by_the_next_one() {
     let Some(sandbox) = world() else { return };
     changed(&sandbox, "set", "DB", b"one");
+    let recovered = || {
+        sandbox.ok("node recover");
+        let log = sandbox.ok("tenant audit acme");
+        let mut lines = log.as_array().into_iter().flatten();
+        let last = lines.rfind(|line| line["phase"] == "recovered").map(|line| line["detail"].to_string());
+        last.unwrap_or_default()
+    };
     let (path, sleeper) = (start(&sandbox), start(&sandbox));
     killed(&sandbox, "tenant secrets rotate acme DB", b"two", "secrets.announced");
     assert_eq!(behind(&sandbox), json!([]), "nothing was stored");
+    assert!(recovered().contains("is as it was before"), "{}", recovered());
     killed(&sandbox, "tenant secrets rotate acme DB", b"two", "secrets.saved");
+    assert!(recovered().contains("is as it was to be"), "{}", recovered());
     assert_eq!(has(&sandbox, &path, "DB"), "one");
     let mut both = [path.clone(), sleeper.clone()];
     both.sort();

@@ -183,6 +183,9 @@ pub struct UpdateArguments {
     /// Whether guests may ask their VMM about themselves, from their next start on
     #[arg(long, value_name = "BOOL")]
     pub metadata: Option<bool>,
+    /// Whether VMMs are accepted for which this machine has no jail, no limits or no seccomp filter, from their next start or wake on
+    #[arg(long, value_name = "BOOL")]
+    pub insecure: Option<bool>,
     /// The seccomp filter of its VMMs, from their next start or wake on
     #[arg(long, value_name = "POLICY")]
     pub seccomp: Option<SeccompPolicy>,

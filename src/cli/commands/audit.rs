@@ -81,21 +81,32 @@ impl Log {
     fn verify(&self, roots: &Roots) -> Result<Verified, CliError> {
         let verified = audit::verify(roots, &self.tenant_id, &self.folder);
         let verified = verified.map_err(|error| self.explain(&error.into()))?;
+        let broken = |what| Err(CliError::new(Kind::Failed, "audit_broken", what).fix(self.remedy()));
         match verified.first_at {
-            Some(first) if first < self.created_at => {
-                let what = format!(
-                    "the audit log begins at {first}, and its tenant was made at {}: it is an earlier one's",
-                    self.created_at
-                );
-                Err(CliError::new(Kind::Failed, "audit_broken", what).fix(self.remedy()))
-            }
-            _ => Ok(verified),
+            Some(first) if first < self.created_at => broken(format!(
+                "the audit log begins at {first}, and its tenant was made at {}: it is an earlier one's",
+                self.created_at
+            )),
+            _ => self.check_end(verified),
         }
+    }
+
+    /// A log that is kept of a tenant that was destroyed says so at its end.
+    fn check_end(&self, verified: Verified) -> Result<Verified, CliError> {
+        if !self.is_destroyed || verified.is_ended {
+            return Ok(verified);
+        }
+        let what = format!(
+            "the audit log in {} lies among those of destroyed tenants, and does not end with its tenant's destroy",
+            self.folder.display()
+        );
+        let fix = format!("find out who put it there: by its log {} was not destroyed", self.tenant_id);
+        Err(CliError::new(Kind::Failed, "audit_broken", what).fix(fix))
     }
 
     fn hold_against(&self, roots: &Roots, head: &KeptHead) -> Result<Verified, CliError> {
         let held = head.hold_against(roots, &self.folder, &self.whose(roots)?);
-        held.map_err(|error| self.explain(&error))
+        held.map_err(|error| self.explain(&error)).and_then(|verified| self.check_end(verified))
     }
 
     /// With what can be done about this log.
@@ -225,16 +236,17 @@ fn look(
     }
 }
 
-/// Shows a log; where it has no line, it is damaged or gone: it has its first one from its beginning.
+/// Shows the lines of a log that can be read, and what is wrong with it.
 fn show_records(out: &Out, roots: &Roots, log: &Log) -> Result<(), CliError> {
     let (records, _) = audit::records(&log.folder, Place::default())?;
+    let verified = log.verify(roots).map(drop);
     if records.is_empty() {
-        log.verify(roots)?;
+        return verified;
     }
     out.show(&records, || {
         records.iter().map(|record| super::events::line(out, record)).collect::<Vec<_>>().join("\n")
     });
-    Ok(())
+    verified
 }
 
 fn show_head(out: &Out, roots: &Roots, (_, whose): (&str, &str), log: &Log) -> Result<(), CliError> {

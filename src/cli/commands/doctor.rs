@@ -2,6 +2,7 @@
 //! `--fix` says.
 
 mod at_rest;
+mod records;
 
 use std::{fs, path::Path, time::Duration};
 
@@ -114,6 +115,8 @@ fn look(roots: &Roots) -> Vec<Check> {
         at_rest::master_key(roots),
         at_rest::secrets(roots),
         at_rest::storage(roots),
+        records::audit_logs(roots),
+        records::settings(roots),
         program("nft", "nftables"),
         program("mke2fs", "e2fsprogs"),
         cgroups(roots),

@@ -5,7 +5,7 @@ mod view;
 use std::time::Duration;
 
 pub use self::view::InstanceView;
-use self::view::{describe, doubts, took};
+use self::view::{describe, doubts, took, without_secrets};
 use super::{console, guest};
 use crate::cli::{
     arguments::instance::{DiskCommand, InstanceCommand, StatsOf},
@@ -125,8 +125,10 @@ pub fn run(out: &Out, operator: &mut Operator, command: InstanceCommand) -> Resu
         InstanceCommand::Why { instance } => why(out, operator, &instance)?,
         InstanceCommand::Start { instance } => {
             let doing = |path: &InstancePath| format!("starting {path}");
+            let roots = operator.roots.clone();
             let started = |view: &InstanceView| {
-                format!("{} {}{}", view.instance.net.guest_ip, took(out, view), doubts(out, view))
+                let doubts = doubts(out, view) + &without_secrets(out, &roots, view);
+                format!("{} {}{doubts}", view.instance.net.guest_ip, took(out, view))
             };
             verb(out, operator, &instance, doing, lifecycle::start, started)?;
         }

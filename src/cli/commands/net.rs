@@ -78,11 +78,11 @@ fn verify(out: &Out, operator: &mut Operator, options: &VerifyCommand) -> Result
         findings.extend(probed);
         summary = Some(counted);
     }
-    let ok = findings.iter().all(|finding| finding.ok);
     let written = match &options.report {
-        Some(file) => report::write(&operator.roots, file, options.deep, &findings),
+        Some(file) => report::write(&operator.roots, file, options.deep, &mut findings),
         None => Ok(()),
     };
+    let ok = findings.iter().all(|finding| finding.ok);
     let view = serde_json::json!({ "checks": findings, "ok": ok });
     out.show(&view, || describe(out, &findings, summary.as_deref()));
     written?;
@@ -157,6 +157,7 @@ fn deep(operator: &Operator, net: &mut Net, sound: bool) -> Result<(Vec<Finding>
     }
     let total = answered + dropped + wrong;
     let summary = match wrong {
+        0 if total == 0 => "nothing was probed: there is no tenant with two free addresses".to_owned(),
         0 => format!("{total} probes: {answered} answered, {dropped} dropped, as they must"),
         _ => format!("{total} probes: {answered} answered, {dropped} dropped, and {wrong} not as they must"),
     };

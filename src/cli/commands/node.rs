@@ -11,7 +11,11 @@ use crate::cli::{
 use crate::{
     node::{self, Collected, Damage, Recovered},
     security::node_key::{NodeKey, Public},
-    vm::{instance::lifecycle::Operator, room::NodeConfig},
+    vm::{
+        instance::lifecycle::Operator,
+        naming::InstancePath,
+        room::{self, NodeConfig},
+    },
 };
 
 /// Runs the command.
@@ -66,6 +70,13 @@ pub fn run(out: &Out, operator: &mut Operator, command: NodeCommand) -> Result<u
                 Setting::Label { label: (key, value) } => drop(node.labels.insert(key, value)),
             })?;
             out.done(&node, || describe(&node));
+            let machine = room::memory_total_mib();
+            if node.mem_limit_mib.is_some_and(|limit| limit > machine) {
+                out.note(format!(
+                    "this machine has {}: guests that use more are ended by the kernel",
+                    mib(machine)
+                ));
+            }
             if is_production_on {
                 for (path, what) in node::outside_production(&operator.roots)? {
                     out.note(format!(
@@ -115,7 +126,8 @@ fn describe(node: &NodeConfig) -> String {
         node.max_vms,
         mib(node.disk_floor_mib),
         match (node.production, node.plain_storage_waiver) {
-            (false, _) => "off",
+            (false, false) => "off",
+            (false, true) => "off; it would need no encrypted storage: plain-storage-waiver is on",
             (true, false) => "on",
             (true, true) => "on, without encrypted storage",
         }
@@ -185,7 +197,14 @@ fn recovery(recovered: &Recovered) -> String {
     lines.extend(recovered.settled.iter().map(|what| format!("settled {what}")));
     lines.extend(recovered.reclaimed.iter().map(|what| format!("reclaimed {what}")));
     lines.extend(recovered.network.iter().map(|what| format!("network: {what}")));
-    lines.extend(recovered.failed.iter().map(|what| format!("not settled: {what}")));
+    for what in &recovered.failed {
+        lines.push(format!("not settled: {what}"));
+        let instance = what.split_once(": ").and_then(|(subject, _)| subject.parse::<InstancePath>().ok());
+        // Of a VMM that answers nothing, or no more, no more than that is asked.
+        lines.extend(
+            instance.map(|path| format!("  try: mvm instance stop --force {path}, where its guest may end")),
+        );
+    }
     let (number, run) =
         (recovered.adopted.len() as u64, if recovered.adopted.len() == 1 { "runs" } else { "run" });
     lines.push(format!("{} {run} on", count(number, "instance")));

@@ -140,6 +140,7 @@ impl UpdateArguments {
         resources.data_disk_mib = self.data_disk.unwrap_or(resources.data_disk_mib);
         pool.egress = self.egress.clone().unwrap_or_else(|| pool.egress.clone());
         pool.seccomp_policy = self.seccomp.unwrap_or(pool.seccomp_policy);
+        pool.insecure = self.insecure.unwrap_or(pool.insecure);
         pool.metadata_enabled = self.metadata.unwrap_or(pool.metadata_enabled);
         let policy = &mut pool.runtime_policy;
         policy.drain_timeout_seconds = self.drain_timeout.unwrap_or(policy.drain_timeout_seconds);

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::{
     cli::{
         error::{CliError, Kind},
-        output::Out,
+        output::{Out, count},
     },
     infra::{config::Roots, text::printable},
     net::Finding,
@@ -27,17 +27,27 @@ const LONGEST: u64 = 64 << 20;
 /// What it calls itself.
 const KIND: &str = "net verify";
 
-/// Writes what was found, and what keeps the VMMs that run to themselves, as the kernel shows it now.
-pub fn write(roots: &Roots, file: &Path, deep: bool, findings: &[Finding]) -> Result<(), CliError> {
+/// Does what keeps the VMMs that run to themselves suffice? What a node in production takes is nothing less.
+fn protection(node: &NodeConfig, vmms: &[Value]) -> Finding {
+    let lacking: Vec<String> = vmms.iter().filter_map(lack).collect();
+    let detail = match lacking.is_empty() {
+        true => format!("{}, none without a jail, limits or a filter", count(vmms.len() as u64, "VMM")),
+        false => lacking.join("; "),
+    };
+    let ok = lacking.is_empty() || !node.production;
+    let repair = (!ok).then(|| "mvm doctor; then stop and start what it names".to_owned());
+    Finding { name: "vmms".into(), ok, detail, ms: None, repair }
+}
+
+/// Writes what was found, and what keeps the VMMs that run to themselves, which becomes a finding more.
+pub fn write(roots: &Roots, file: &Path, deep: bool, findings: &mut Vec<Finding>) -> Result<(), CliError> {
     let check = |finding: &Finding| {
         // Signed numbers are whole.
         let us = finding.ms.map(|ms| (ms * 1000.0).round() as u64);
         json!({ "name": finding.name, "ok": finding.ok, "detail": finding.detail, "us": us })
     };
-    let node = NodeConfig::load(roots)?;
-    let vmms = vmms(roots)?;
-    // What a node in production takes is nothing less.
-    let is_kept = !node.production || !vmms.iter().any(is_lacking);
+    let (node, vmms) = (NodeConfig::load(roots)?, vmms(roots)?);
+    findings.push(protection(&node, &vmms));
     let report = json!({
         "report": KIND,
         "node_id": node.node_id,
@@ -45,7 +55,7 @@ pub fn write(roots: &Roots, file: &Path, deep: bool, findings: &[Finding]) -> Re
         "at": roots.now(),
         "mvm_version": env!("CARGO_PKG_VERSION"),
         "deep": deep,
-        "ok": is_kept && findings.iter().all(|finding| finding.ok),
+        "ok": findings.iter().all(|finding| finding.ok),
         "checks": findings.iter().map(check).collect::<Vec<_>>(),
         "vmms": vmms,
     });
@@ -54,12 +64,15 @@ pub fn write(roots: &Roots, file: &Path, deep: bool, findings: &[Finding]) -> Re
     Ok(std::fs::write(file, format!("{signed:#}\n")).map_err(StoreError::io("write", file))?)
 }
 
-/// Is a VMM without something that keeps it to itself?
-fn is_lacking(vmm: &Value) -> bool {
-    vmm["lacks"].as_array().is_some_and(|lacks| !lacks.is_empty())
+/// What a VMM is without of what keeps it to itself, with its path.
+fn lack(vmm: &Value) -> Option<String> {
+    let lacks = vmm["lacks"].as_array().filter(|lacks| !lacks.is_empty())?;
+    let lacks: Vec<&str> = lacks.iter().filter_map(Value::as_str).collect();
+    let path = vmm["path"].as_str().unwrap_or_default();
+    Some(printable(&format!("{path} has no {}", lacks.join(", no ")), 200))
 }
 
-/// Every instance's VMM that runs: its jail, its limits, its filter, read back.
+/// Every instance's VMM that runs: its jail, its limits, its filter, read back as the kernel shows it now.
 fn vmms(roots: &Roots) -> Result<Vec<Value>, CliError> {
     let mut vmms = Vec::new();
     for tenant in tenant::config::ids(roots)? {
@@ -105,15 +118,22 @@ pub fn check(out: &Out, roots: &Roots, file: &Path) -> Result<u8, CliError> {
     }
     let view = json!({
         "node_id": report["node_id"], "key_id": report["key_id"], "this_node": is_ours, "at": report["at"],
-        "ok": report["ok"], "signed": true,
+        "ok": report["ok"], "deep": report["deep"], "production": report["production"], "signed": true,
     });
     let ok = report["ok"] == true;
     out.show(&view, || {
         let checks = report["checks"].as_array().map_or(0, Vec::len);
         let vmms = report["vmms"].as_array().cloned().unwrap_or_default();
-        let lacking = match vmms.iter().filter(|vmm| is_lacking(vmm)).count() {
-            0 => format!("{} VMMs, none of them without jail, limits or filter", vmms.len()),
-            some => format!("{} VMMs, {some} of them without a jail, limits or a filter", vmms.len()),
+        let lacking: Vec<String> = vmms.iter().filter_map(lack).collect();
+        let protected = match lacking.is_empty() {
+            true => ", none without a jail, limits or a filter".to_owned(),
+            false => format!("\n  VMMs       {}", lacking.join("\n             ")),
+        };
+        let how = match (report["deep"] == true, report["production"] == true) {
+            (true, true) => "with probes, a node in production",
+            (true, false) => "with probes, a node not in production",
+            (false, true) => "without probes, a node in production",
+            (false, false) => "without probes, a node not in production",
         };
         let verdict = if ok { "all as it must be" } else { "not all as it must be" };
         let whose = match is_ours {
@@ -122,7 +142,9 @@ pub fn check(out: &Out, roots: &Roots, file: &Path) -> Result<u8, CliError> {
         };
         let [node, at, key_id] = ["node_id", "at", "key_id"].map(|name| printable(&text(name), 100));
         format!(
-            "signed by node {node} at {at}: {checks} checks, {verdict}; {lacking}\n  key        {key_id}, {key}: {whose}"
+            "signed by node {node} at {at}: {}, {verdict}; {how}; {}{protected}\n  key        {key_id}, {key}: {whose}",
+            count(checks as u64, "check"),
+            count(vmms.len() as u64, "VMM"),
         )
     });
     Ok(if ok { 0 } else { 1 })

@@ -8,15 +8,18 @@ use crate::cli::{
     error::CliError,
     output::{Out, count, mib, time},
 };
-use crate::vm::{
-    instance::lifecycle::{Operator, behind, load_tenant},
-    naming::{Slot, TenantId},
-    pool, room,
-    tenant::{
-        self,
-        config::{self, Tenant},
-        lifecycle::{self, TenantSpec},
-        quota::{Quotas, Use},
+use crate::{
+    security::audit,
+    vm::{
+        instance::lifecycle::{Operator, behind, load_tenant},
+        naming::{Slot, TenantId},
+        pool, room,
+        tenant::{
+            self,
+            config::{self, Tenant},
+            lifecycle::{self, TenantSpec},
+            quota::{Quotas, Use},
+        },
     },
 };
 
@@ -116,8 +119,11 @@ pub fn run(out: &Out, operator: &mut Operator, command: TenantCommand) -> Result
             let secrets = secrets_of(operator, &tenant);
             view.secrets = secrets.as_ref().ok().cloned().flatten();
             out.show(&view, || describe(&view));
-            // What is wrong with them is in the way of nothing else that is shown.
-            return Ok(secrets.err().map_or(0, |error| out.error(&error)));
+            // What is wrong with them, or with its log, is in the way of nothing else that is shown.
+            let log =
+                audit::verify(&operator.roots, tenant.as_ref(), &config::folder(&operator.roots, &tenant));
+            let wrong = secrets.err().into_iter().chain(log.err().map(CliError::from));
+            return Ok(wrong.map(|error| out.error(&error)).max().unwrap_or(0));
         }
         TenantCommand::Update { tenant, pinned, retention_days, quotas } => {
             let (tenant, changed) = lifecycle::update(operator, &tenant, |tenant| {

@@ -15,6 +15,15 @@ impl From<&AuditError> for CliError {
             | AuditError::Cut { .. }
             | AuditError::NoHead { .. }
             | AuditError::Gone { .. } => Self::of(Kind::Failed, "audit_broken", error).fix(PUT_BACK),
+            AuditError::Unsaid { source, .. } => {
+                let why = Self::from(&**source);
+                let mut made = Self::of(Kind::Failed, "audit_unsaid", error);
+                made.fix = Some(match why.fix {
+                    Some(fix) => format!("{fix}; then mvm node recover, which says that it holds"),
+                    None => "mvm node recover, once the log can be written: it says that it holds".to_owned(),
+                });
+                made
+            }
             AuditError::Whole { .. } => Self::of(Kind::Refused, "audit_whole", error),
         }
     }

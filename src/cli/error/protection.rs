@@ -17,21 +17,21 @@ impl From<&Unprotected> for CliError {
                     NoJail::NoJailer { .. } => "mvm vmm install FILE --jailer FILE",
                     NoJail::Mounted { .. } => "give MVM_ROOT a file system with dev and exec",
                     _ => {
-                        "mvm doctor; a node that is not in production takes less in a pool made with --insecure"
+                        "mvm doctor; on a node that is not in production, mvm pool update TENANT/POOL --insecure true takes less"
                     }
                 };
                 ("no_jail", fix)
             }
             Unprotected::NoLimits { .. } => (
                 "no_limits",
-                "boot with systemd.unified_cgroup_hierarchy=1, or, on a node that is not in production, make the pool anew with --insecure",
+                "boot with systemd.unified_cgroup_hierarchy=1, or, on a node that is not in production, mvm pool update TENANT/POOL --insecure true",
             ),
             Unprotected::Runs { lack: Lack::Jail } => ("no_jail", AGAIN),
             Unprotected::Runs { lack: Lack::Limits } => ("no_limits", AGAIN),
             Unprotected::Runs { lack: Lack::Filter } | Unprotected::OtherFilter => ("no_filter", AGAIN),
             Unprotected::NoFilter { .. } => (
                 "no_filter",
-                "mvm vmm install FILE, of an official release, or, on a node that is not in production, make the pool anew with --insecure",
+                "mvm vmm install FILE, of an official release, or, on a node that is not in production, mvm pool update TENANT/POOL --insecure true",
             ),
         };
         Self::of(Kind::Refused, code, error).fix(fix)

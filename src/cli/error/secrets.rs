@@ -46,7 +46,12 @@ impl From<&SecretsError> for CliError {
 impl CliError {
     /// Guests' memory would lie on a disk in the clear.
     pub(super) fn plain_storage(error: &NodeError) -> Self {
-        let fix = "put MVM_ROOT on dm-crypt, or mvm node set plain-storage-waiver on";
+        let fix = match error {
+            NodeError::PlainStorage { is_waived: true, .. } => {
+                "put MVM_ROOT on dm-crypt, or mvm node set production off first"
+            }
+            _ => "put MVM_ROOT on dm-crypt, or mvm node set plain-storage-waiver on",
+        };
         Self::of(Kind::Refused, "plain_storage", error).fix(fix)
     }
 }

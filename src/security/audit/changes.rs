@@ -25,9 +25,7 @@ pub fn changes<T: Serialize>(from: &T, to: &T) -> Option<String> {
 pub fn held(changes: &str, now: &impl Serialize) -> Option<&'static str> {
     let now = fields(now);
     let (mut made, mut left) = (true, true);
-    for change in split(changes, ", ") {
-        let [name, values] = split(change, " from ")[..] else { return None };
-        let [was, is] = split(values, " to ")[..] else { return None };
+    for [name, was, is] in parts(changes)? {
         let value = now.get(name).map_or(NONE, String::as_str);
         (made, left) = (made && value == is, left && value == was);
     }
@@ -36,6 +34,26 @@ pub fn held(changes: &str, now: &impl Serialize) -> Option<&'static str> {
         (_, true) => "what it changes is as it was before",
         _ => "what it changes is partly as it was to be, or was changed since",
     })
+}
+
+/// Of each change its field, what that was, and what it is; `None` where a text says no changes.
+pub fn parts(changes: &str) -> Option<Vec<[&str; 3]>> {
+    let part = |change| {
+        let [name, values] = split(change, " from ")[..] else { return None };
+        let [was, is] = split(values, " to ")[..] else { return None };
+        Some([name, was, is])
+    };
+    split(changes, ", ").into_iter().map(part).collect()
+}
+
+/// What of a record is not as its fields were set last, in words.
+pub fn differing(set: &BTreeMap<String, String>, now: &impl Serialize) -> Vec<String> {
+    let now = fields(now);
+    let differs = |(name, set): (&String, &String)| {
+        let is = now.get(name).map_or(NONE, String::as_str);
+        (is != set).then(|| format!("{name} is {is}, and was set to {set}"))
+    };
+    set.iter().filter_map(differs).collect()
 }
 
 /// What stands for a field that is not there.

@@ -66,7 +66,13 @@ fn file(folder: &Path) -> PathBuf {
 /// Reads it; `None` where there is none.
 ///
 /// # Errors
-/// When it cannot be read.
+/// When it cannot be read, or its numbers do not fit each other.
 pub(super) fn read(folder: &Path) -> Result<Option<Head>, StoreError> {
-    store::read_if_there(&file(folder))
+    let path = file(folder);
+    let Some(head) = store::read_if_there::<Head>(&path)? else { return Ok(None) };
+    // A file is as long as nothing exactly where it has no line.
+    match head.first > 0 && (head.bytes == 0) == (head.count.checked_add(1) == Some(head.first)) {
+        true => Ok(Some(head)),
+        false => Err(StoreError::Damaged { path, why: "its numbers do not fit each other".to_owned() }),
+    }
 }

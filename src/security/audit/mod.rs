@@ -12,6 +12,7 @@ mod changes;
 mod files;
 mod head;
 pub mod kept;
+mod last_set;
 mod open;
 mod record;
 mod verify;
@@ -24,8 +25,9 @@ use std::{
 
 pub use self::{
     anew::begin_anew,
-    changes::changes,
+    changes::{changes, differing},
     files::{FULL, Place, current as log_file, names, records},
+    last_set::last_set,
     open::close_cut_off,
     record::{Entry, Limits, Network, Phase, Record},
     verify::{Remark, Verified, verify},
@@ -90,6 +92,16 @@ pub enum AuditError {
         /// The tenant's folder.
         folder: PathBuf,
     },
+    /// Something was done, and the log did not take the line that says so.
+    #[error("{what} of {path} was done, and the line that says so could not be written into the audit log")]
+    Unsaid {
+        /// What was done.
+        what: String,
+        /// To what.
+        path: String,
+        /// Why not.
+        source: Box<Self>,
+    },
     /// A log that is whole is not given up.
     #[error("the audit log is whole up to its last record, {records}: it is not begun anew")]
     Whole {
@@ -151,7 +163,7 @@ pub fn announced<T, E: From<AuditError> + std::error::Error>(
 /// Writes how it went what an entry announced, and gives that on.
 ///
 /// # Errors
-/// The one that is given, or where that is none, that the log cannot be written.
+/// The one that is given, or where that is none, [`AuditError::Unsaid`].
 pub fn outcome<T, E: From<AuditError> + std::error::Error>(
     roots: &Roots,
     log: (&str, &Path),
@@ -161,7 +173,12 @@ pub fn outcome<T, E: From<AuditError> + std::error::Error>(
     match &went {
         Ok(_) => {
             announced.phase = Phase::Done;
-            append(roots, log.0, log.1, announced)?;
+            let (what, path) = (announced.what.clone(), announced.path.clone());
+            append(roots, log.0, log.1, announced).map_err(|source| AuditError::Unsaid {
+                what,
+                path,
+                source: source.into(),
+            })?;
         }
         Err(error) => failed(roots, log, announced, error),
     }

@@ -64,7 +64,7 @@ fn is_same(one: &Entry, other: &Entry) -> bool {
 }
 
 /// The intents that have no outcome.
-fn intents(records: &[Record]) -> Vec<Record> {
+pub(super) fn intents(records: &[Record]) -> Vec<Record> {
     let mut open: Vec<Record> = Vec::new();
     for record in records {
         close(&mut open, record);

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::{
-    ANOTHERS, AuditError,
+    ANOTHERS, AuditError, Phase,
     files::{self, Part},
     head::Head,
     head_of, lock,
@@ -21,6 +21,9 @@ use crate::{infra::config::Roots, store::StoreError};
 /// Remarks that are told one by one.
 const REMARKS: usize = 10;
 
+/// With what a tenant's log ends.
+const END: &str = "tenant.destroy";
+
 /// A log that is whole.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verified {
@@ -30,6 +33,8 @@ pub struct Verified {
     pub hash: String,
     /// When the first one was written.
     pub first_at: Option<Timestamp>,
+    /// Its tenant was destroyed, and nothing was begun after that.
+    pub is_ended: bool,
     /// What is strange about it and breaks nothing: the first ten.
     pub remarks: Vec<Remark>,
     /// How many there are of them.
@@ -124,8 +129,9 @@ struct Chain<'a> {
 impl<'a> Chain<'a> {
     fn new(tenant: &'a str, head: u64, asked: &'a [u64]) -> Self {
         let (remarks, asked_for) = (Vec::new(), BTreeMap::new());
-        let (hash, first_at) = (nothing(), None);
-        let verified = Verified { records: 0, hash, first_at, remarks, remarked: 0, asked: asked_for };
+        let (hash, first_at, is_ended) = (nothing(), None, false);
+        let verified =
+            Verified { records: 0, hash, first_at, is_ended, remarks, remarked: 0, asked: asked_for };
         Self { tenant, verified, last_at: None, head, at_head: None, asked }
     }
 
@@ -188,6 +194,11 @@ impl<'a> Chain<'a> {
                 self.verified.asked.insert(number, hash.clone());
             }
             (self.verified.records, self.verified.hash) = (number, hash);
+            match record.entry.phase {
+                Phase::Intent => self.verified.is_ended = false,
+                Phase::Done if record.entry.what == END => self.verified.is_ended = true,
+                _ => {}
+            }
             bytes.clear();
         }
         Ok(())

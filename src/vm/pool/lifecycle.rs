@@ -269,6 +269,9 @@ fn rewrite(
     let mut pool = old.clone();
     change(&mut pool);
     check(&pool, Some(&old))?;
+    if pool.insecure && !old.insecure {
+        check_production(&roots, pool.vmm, true)?;
+    }
     if pool == old {
         apply(operator, &tenant, &pool)?;
         return Ok((pool, false));

@@ -21,6 +21,7 @@ use crate::{
         },
         naming::InstancePath,
         pool::config::{AgentMode, VmmKind},
+        tenant::secrets,
     },
     worker::hooks::{self, HookError, Said, Signals},
 };
@@ -190,6 +191,15 @@ pub(super) fn doubts(out: &Out, view: &InstanceView) -> String {
         VmmKind::Firecracker => vmm.unprotected(),
     });
     doubt.map(|doubt| out.paint(Tone::Doubtful, &format!("  ({doubt})"))).unwrap_or_default()
+}
+
+/// What is said of one that gets none of its tenant's secrets.
+pub(super) fn without_secrets(out: &Out, roots: &Roots, view: &InstanceView) -> String {
+    let there = || secrets::stored(roots, &view.path.tenant).ok().flatten();
+    let is_without =
+        view.instance.agent == AgentMode::None && there().is_some_and(|all| !all.secrets.is_empty());
+    let doubt = "  (it has no agent: its tenant's secrets do not reach it)";
+    if is_without { out.paint(Tone::Doubtful, doubt) } else { String::new() }
 }
 
 fn steps(receipt: &Receipt) -> String {

@@ -129,6 +129,11 @@ fn stored_of(roots: &Roots, record: &Tenant) -> Result<Option<Secrets>, SecretsE
     }
 }
 
+/// What versions there are: what an audit log says of a change of them.
+pub fn versions(all: &Secrets) -> BTreeMap<SecretName, u64> {
+    all.secrets.iter().map(|(name, secret)| (name.clone(), secret.version)).collect()
+}
+
 fn lost(record: &Tenant, path: PathBuf, how: String) -> SecretsError {
     let (tenant, known) = (record.tenant_id.clone(), record.secrets_generation);
     SecretsError::Lost { tenant, path, how, known }
@@ -222,6 +227,7 @@ pub fn change(
     let _lock = lock_tenant(roots, tenant)?;
     let mut record = load_tenant(roots, tenant)?;
     let mut all = stored_of(roots, &record)?.unwrap_or_default();
+    let before = versions(&all);
     remember(roots, &mut record, all.generation)?;
     let mut new_key = None;
     let there = all.secrets.get(name);
@@ -262,8 +268,7 @@ pub fn change(
         }
     }
     all.generation = generation;
-    let version = all.secrets.get(name).map(|secret| format!(" version {}", secret.version));
-    let detail = format!("{name}{}", version.unwrap_or_default());
+    let detail = audit::changes(&before, &versions(&all)).unwrap_or_default();
     store_all(roots, &mut record, &all, (change.what(), &detail), new_key.as_ref())?;
     Ok((all, true))
 }
@@ -341,11 +346,13 @@ fn check_size(plain: &Plain, all: &Secrets, name: &SecretName) -> Result<(), Sec
     let others = || all.secrets.iter().filter(|(other, _)| *other != name);
     let (count, total) =
         (others().count() + 1, others().map(|(_, one)| one.sealed.plain_len()).sum::<usize>() + plain.len());
-    for (what, is, most) in [
-        ("bytes of a secret", plain.len(), MAX_SIZE),
-        ("secrets of a tenant", count, MAX_FILES),
-        ("bytes of all secrets of a tenant", total, MAX_TOTAL),
-    ] {
+    if plain.len() > MAX_SIZE {
+        // Of one that is longer no more was read.
+        return Err(SecretsError::TooMuch { what: "too many bytes of a secret".to_owned(), most: MAX_SIZE });
+    }
+    for (what, is, most) in
+        [("secrets of a tenant", count, MAX_FILES), ("bytes of all secrets of a tenant", total, MAX_TOTAL)]
+    {
         if is > most {
             return Err(SecretsError::TooMuch { what: format!("{is} {what}"), most });
         }
