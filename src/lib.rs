@@ -27,6 +27,7 @@ pub mod infra {
     pub mod config;
     pub mod failpoint;
     pub mod processes;
+    pub mod regular;
     pub mod relief;
     pub mod text;
 }

@@ -17,7 +17,7 @@ use rustix::{
 };
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwned};
 
-use crate::infra::{failpoint, processes, relief, text::printable};
+use crate::infra::{failpoint, processes, regular, relief, text::printable};
 
 /// Why state could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -104,7 +104,7 @@ const KNOWN_SCHEMA: u32 = 1;
 /// # Errors
 /// [`StoreError::Missing`], [`StoreError::Newer`] and [`StoreError::Damaged`] are told apart; nothing is repaired silently.
 pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T, StoreError> {
-    let bytes = match fs::read(path) {
+    let bytes = match regular::read(path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             return Err(StoreError::Missing { path: path.to_path_buf() });

@@ -153,8 +153,8 @@ pub struct Environment {
     pub uid: u32,
     /// Where the master key is.
     pub master_key: MasterKeyPlaces,
-    /// What is set to something that it cannot be.
-    wrong: Option<String>,
+    /// What is set to something that it cannot be, a line each.
+    pub wrong: Vec<String>,
     failpoint: Option<String>,
     fixed_clock: Option<Timestamp>,
     fixed_ids: Option<u32>,
@@ -164,12 +164,12 @@ impl Environment {
     /// Reads the environment of this process.
     pub fn read() -> Self {
         let text = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-        let mut wrong = None;
+        let mut wrong = Vec::new();
         let mut millis = |name: &str| {
-            let value = text(name)?;
-            let number = value.parse().ok();
+            let value = std::env::var_os(name).filter(|value| !value.is_empty())?;
+            let number = value.to_str().and_then(|value| value.parse().ok());
             if number.is_none() {
-                wrong = Some(format!("{name} is {value:?}, which is no number of milliseconds"));
+                wrong.push(format!("{name} is {value:?}, which is no number of milliseconds"));
             }
             number
         };
@@ -219,11 +219,8 @@ impl Roots {
     /// The roots under `root`. Test settings of the environment count only where the root is marked throw-away.
     ///
     /// # Errors
-    /// When there is no current folder, or the environment says what cannot be.
+    /// When there is no current folder.
     pub fn new(root: &Path, environment: &Environment) -> std::io::Result<Self> {
-        if let Some(wrong) = &environment.wrong {
-            return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, wrong.clone()));
-        }
         let root = std::path::absolute(root)?;
         let throw_away = root.join(THROW_AWAY_MARK).exists();
         if throw_away && let Some(spec) = &environment.failpoint {
@@ -260,7 +257,7 @@ impl Roots {
         self.root.join("node.json")
     }
 
-    /// `node/`: the audit log of what was set for the node.
+    /// `node/`: the audit log of what was done to the node itself.
     pub fn node_log(&self) -> PathBuf {
         self.root.join("node")
     }

@@ -6,6 +6,7 @@ pub mod entropy;
 pub mod failpoint;
 pub mod mounts;
 pub mod processes;
+pub mod regular;
 pub mod relief;
 pub mod shell;
 pub mod sparse;

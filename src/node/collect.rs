@@ -4,8 +4,8 @@ use std::{collections::BTreeSet, fmt::Display};
 
 use super::NodeError;
 use crate::{
-    infra::{config::Roots, relief},
-    security::audit::{Entry, Phase},
+    infra::{config::Roots, relief, text::with_causes},
+    security::audit::{self, Entry, Phase},
     store::{self, Sharing, StoreError},
     vm::{
         fleet,
@@ -25,7 +25,7 @@ use crate::{
         },
         room::NodeConfig,
         snapshot::SnapshotError,
-        tenant::{config::Tenant, lifecycle::kept_audit_logs},
+        tenant::{config::Tenant, lifecycle::all_kept_audit_logs},
     },
     vmm::install,
 };
@@ -78,7 +78,6 @@ pub fn collect(operator: &Operator, scrub: bool) -> Result<Collected, NodeError>
     // What keeps all of them has a line of its own.
     let versions = collect_vmms(roots)?.removed;
     dropped.extend(versions.into_iter().map(|version| format!("Firecracker {version}")));
-    dropped.extend(collect_audit_logs(roots)?);
     for path in fleet::instances(roots)? {
         sleeper(roots, &path, scrub, &mut collected)?;
     }
@@ -87,6 +86,7 @@ pub fn collect(operator: &Operator, scrub: bool) -> Result<Collected, NodeError>
             scrub_bases(roots, &pool, &mut collected)?;
         }
     }
+    collect_audit_logs(roots, &mut collected)?;
     Ok(collected)
 }
 
@@ -211,23 +211,46 @@ pub fn collect_vmms(roots: &Roots) -> Result<Versions, StoreError> {
 }
 
 /// The logs of destroyed tenants are kept for their retention, by the clock: that one goes is said in the node's log first.
-fn collect_audit_logs(roots: &Roots) -> Result<Vec<String>, NodeError> {
-    let node = NodeConfig::load(roots)?;
-    let folder = kept_audit_logs(roots);
-    let mut dropped = Vec::new();
-    for name in store::names(&folder, |name| !name.starts_with('.'))? {
-        let days = store::read_if_there::<Tenant>(&folder.join(&name).join("tenant.json"))?
-            .map(|t| t.retention_days);
-        let destroyed_at = name.rsplit_once('-').and_then(|(_, at)| at.parse::<i64>().ok());
-        let (Some(days), Some(at)) = (days, destroyed_at) else {
-            continue;
+/// What lies there and says of no tenant that it was destroyed goes by no clock.
+fn collect_audit_logs(roots: &Roots, collected: &mut Collected) -> Result<(), NodeError> {
+    for folder in all_kept_audit_logs(roots)? {
+        let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let tenant = match store::read_if_there::<Tenant>(&folder.join("tenant.json")) {
+            Ok(Some(tenant)) => tenant,
+            Ok(None) => continue,
+            Err(error) => {
+                collected.damaged.push(Damage::of(format!("audit log {name}"), error));
+                continue;
+            }
         };
-        if roots.now().as_second() - at > i64::from(days) * 86_400 {
-            let mut entry = Entry::new("node.audit.drop", &node.node_id, Phase::Intent);
-            entry.detail = Some(format!("{name}, kept for {days} days"));
-            super::announced(roots, entry, || Ok(store::vanish(&folder.join(&name))?))?;
-            dropped.push(format!("audit log {name}"));
+        let Some(at) = name.rsplit_once('-').and_then(|(_, at)| at.parse::<i64>().ok()) else { continue };
+        let days = tenant.retention_days;
+        if roots.now().as_second() - at <= i64::from(days) * 86_400 {
+            continue;
+        }
+        let damaged = |why: String| {
+            let error = StoreError::Damaged { path: folder.clone(), why };
+            Damage::of(format!("audit log {name}"), error)
+        };
+        match audit::verify(roots, tenant.tenant_id.as_ref(), &folder) {
+            Ok(verified) if verified.is_ended => {}
+            Ok(_) => {
+                let why = "it does not end with its tenant's destroy, and is kept";
+                collected.damaged.push(damaged(why.to_owned()));
+                continue;
+            }
+            Err(error) => {
+                collected.damaged.push(damaged(with_causes(&error)));
+                continue;
+            }
+        }
+        let node = NodeConfig::load(roots)?;
+        let mut entry = Entry::new("node.audit.drop", &node.node_id, Phase::Intent);
+        entry.detail = Some(format!("{name}, kept for {days} days"));
+        match super::announced(roots, entry, || Ok(store::vanish(&folder)?)) {
+            Ok(()) => collected.dropped.push(format!("audit log {name}")),
+            Err(error) => collected.damaged.push(damaged(with_causes(&error))),
         }
     }
-    Ok(dropped)
+    Ok(())
 }

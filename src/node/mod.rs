@@ -11,7 +11,7 @@ use serde::Serialize;
 pub use self::{
     collect::{Collected, Damage, Versions, collect, collect_vmms},
     recover::{Recovered, reclaim, recover},
-    settings::set_by_hand,
+    settings::{Settings, settings},
 };
 use crate::{
     infra::{config::Roots, failpoint},
@@ -145,7 +145,7 @@ fn needs_encryption(node: &NodeConfig) -> bool {
 pub fn update(roots: &Roots, change: impl FnOnce(&mut NodeConfig)) -> Result<NodeConfig, NodeError> {
     NodeConfig::load(roots)?;
     let _lock: Lock = room::lock(roots)?;
-    let before: NodeConfig = store::read(&roots.node_file())?;
+    let mut before: NodeConfig = store::read(&roots.node_file())?;
     let mut node = before.clone();
     change(&mut node);
     if needs_encryption(&node)
@@ -157,7 +157,7 @@ pub fn update(roots: &Roots, change: impl FnOnce(&mut NodeConfig)) -> Result<Nod
     let Some(changes) = audit::changes(&before, &node) else { return Ok(node) };
     let mut entry = Entry::new("node.update", &node.node_id, Phase::Intent);
     entry.detail = Some(changes);
-    announce(roots, &before, entry.clone())?;
+    announce(roots, &mut before, entry.clone())?;
     node.is_logged = true;
     let passed = |step| failpoint::hit("node-set", step).map_err(StoreError::io("write", &roots.node_file()));
     passed("announced")?;
@@ -168,8 +168,9 @@ pub fn update(roots: &Roots, change: impl FnOnce(&mut NodeConfig)) -> Result<Nod
     Ok(node)
 }
 
-/// Writes an intent into the node's log, which begins with the first one. The node is locked.
-fn announce(roots: &Roots, node: &NodeConfig, entry: Entry) -> Result<(), NodeError> {
+/// Writes an intent into the node's log, which begins with the first one; from then on the node's record knows of it. The node is
+/// locked, and the record as it is stored.
+fn announce(roots: &Roots, node: &mut NodeConfig, entry: Entry) -> Result<(), NodeError> {
     let folder = roots.node_log();
     match audit::append(roots, NODE, &folder, entry.clone()) {
         Err(AuditError::Gone { .. }) if !node.is_logged => {
@@ -177,10 +178,15 @@ fn announce(roots: &Roots, node: &NodeConfig, entry: Entry) -> Result<(), NodeEr
             store::make_folder(&new)?;
             audit::begin(roots, NODE, &new, entry)?;
             store::rename(&new, &folder)?;
-            Ok(store::sync_folder(&roots.root)?)
+            store::sync_folder(&roots.root)?;
         }
-        appended => Ok(appended?),
+        appended => appended?,
     }
+    if !node.is_logged {
+        node.is_logged = true;
+        store::write(&roots.node_file(), node)?;
+    }
+    Ok(())
 }
 
 /// Does something between its lines in the node's log.
@@ -191,12 +197,7 @@ fn announced<T>(
 ) -> Result<T, NodeError> {
     {
         let _lock = room::lock(roots)?;
-        let mut node: NodeConfig = store::read(&roots.node_file())?;
-        announce(roots, &node, entry.clone())?;
-        if !node.is_logged {
-            node.is_logged = true;
-            store::write(&roots.node_file(), &node)?;
-        }
+        announce(roots, &mut store::read(&roots.node_file())?, entry.clone())?;
     }
     audit::outcome(roots, (NODE, &roots.node_log()), entry, work())
 }

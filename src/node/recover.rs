@@ -45,6 +45,8 @@ pub struct Recovered {
     pub network: Vec<String>,
     /// What could not be settled or removed, and why: a damaged file, for example. Everything else was gone on with.
     pub failed: Vec<String>,
+    /// Instances among these whose VMM or guest is in the way.
+    pub stuck: Vec<InstancePath>,
 }
 
 impl Recovered {
@@ -77,6 +79,9 @@ pub fn recover(operator: &mut Operator) -> Result<Recovered, NodeError> {
     sweep(&roots, &there, &mut recovered);
     for path in &there.instances {
         let settled = settle_one(operator, path, &mut recovered);
+        if matches!(&settled, Err(NodeError::Lifecycle(error)) if error.is_of_the_vm()) {
+            recovered.stuck.push(path.clone());
+        }
         recovered.note(path, settled);
     }
     for (what, stage) in STAGES {
@@ -113,7 +118,8 @@ impl There {
 type Stage = fn(&mut Operator, &mut Recovered) -> Result<(), NodeError>;
 
 /// What follows once the instances are settled; where one cannot be done, the others are.
-const STAGES: [(&str, Stage); 6] = [
+const STAGES: [(&str, Stage); 7] = [
+    ("destroyed tenants", finish_destroys),
     ("leases", reclaim_leases),
     ("slots", reclaim_slots),
     ("secrets", settle_secrets),
@@ -122,6 +128,18 @@ const STAGES: [(&str, Stage); 6] = [
     ("audit logs", close_audit_logs),
     ("locks", remove_stale_locks),
 ];
+
+/// Tenants that are gone by their logs.
+fn finish_destroys(operator: &mut Operator, recovered: &mut Recovered) -> Result<(), NodeError> {
+    for id in tenant::config::ids(&operator.roots)? {
+        match tenant::lifecycle::finish_destroy(operator, &id) {
+            Ok(true) => recovered.settled.push(format!("{id}: its destroy is finished")),
+            Ok(false) => {}
+            Err(error) => recovered.failed.push(format!("{id}: {}", with_causes(&error))),
+        }
+    }
+    Ok(())
+}
 
 /// Outcomes for what was cut off before it could write one; not for what could not be settled.
 fn close_audit_logs(operator: &mut Operator, recovered: &mut Recovered) -> Result<(), NodeError> {

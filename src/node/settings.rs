@@ -1,44 +1,92 @@
-//! Settings that no command has set: a record that was edited by hand is not what its log says.
+//! Settings that differ from what their log says: a record that was edited by hand, or put back from a copy.
+
+use std::{collections::HashMap, fmt::Display};
 
 use serde::Serialize;
 
 use crate::{
-    infra::config::Roots,
-    security::audit::{self, Place, Record},
-    store::StoreError,
+    infra::{config::Roots, text::with_causes},
+    security::audit::{self, Place},
+    store::{Lock, StoreError},
     vm::{
+        instance::lifecycle::lock_tenant,
+        naming::TenantId,
         pool::{self, config::Pool},
-        room::NodeConfig,
+        room::{self, NodeConfig},
         tenant::{self, config::Tenant},
     },
 };
 
-/// What of the node's, the tenants' and the pools' records is not as it was set last, a line each. A record that cannot be read
-/// is said by who needs it.
-///
-/// # Errors
-/// When a log or a folder cannot be read.
-pub fn set_by_hand(roots: &Roots) -> Result<Vec<String>, StoreError> {
-    let mut found = Vec::new();
-    if let Ok(Some(node)) = NodeConfig::load_if_there(roots) {
-        let (records, _) = audit::records(&roots.node_log(), Place::default())?;
-        look(&mut found, &records, ("node", &node.node_id), &node);
-    }
-    for id in tenant::config::ids(roots)? {
-        let (records, _) = audit::records(&tenant::config::folder(roots, &id), Place::default())?;
-        if let Ok(tenant) = Tenant::load(roots, &id) {
-            look(&mut found, &records, ("tenant", id.as_ref()), &tenant);
-        }
-        for path in pool::config::paths(roots, &id)? {
-            if let Ok(pool) = Pool::load(roots, &path) {
-                look(&mut found, &records, ("pool", &path.to_string()), &pool);
-            }
-        }
-    }
-    Ok(found)
+/// What was found of the node's, the tenants' and the pools' records.
+#[derive(Debug, Default)]
+pub struct Settings {
+    /// Each field that is not as a command has set it last, as far as the logs say, a line each.
+    pub differing: Vec<String>,
+    /// Each record or log that cannot be read, and why.
+    pub unread: Vec<String>,
 }
 
-fn look(found: &mut Vec<String>, records: &[Record], (thing, path): (&str, &str), now: &impl Serialize) {
-    let set = audit::last_set(records, thing, path);
-    found.extend(audit::differing(&set, now).into_iter().map(|what| format!("{path}: {what}")));
+impl Settings {
+    fn note<T>(&mut self, what: impl Display, result: Result<T, StoreError>) -> Option<T> {
+        result.map_err(|error| self.unread.push(format!("{what}: {}", with_causes(&error)))).ok()
+    }
+
+    fn compare(&mut self, path: &str, set: &HashMap<&str, audit::Fields>, now: &impl Serialize) {
+        let found = set.get(path).map(|set| audit::differing(set, now)).unwrap_or_default();
+        self.differing.extend(found.into_iter().map(|what| format!("{path}: {what}")));
+    }
+
+    /// Takes what a look finds; where that is a difference, what a second one finds under the lock of who changes it: record and
+    /// log may have been read before and after a change.
+    fn take(&mut self, look: impl Fn() -> Self, lock: impl FnOnce() -> Option<Lock>) {
+        let mut found = look();
+        if !found.differing.is_empty() {
+            let _lock = lock();
+            found = look();
+        }
+        self.differing.append(&mut found.differing);
+        self.unread.append(&mut found.unread);
+    }
+}
+
+/// Compares every record with its log.
+///
+/// # Errors
+/// When the tenants cannot be listed.
+pub fn settings(roots: &Roots) -> Result<Settings, StoreError> {
+    let mut all = Settings::default();
+    all.take(|| of_node(roots), || room::lock(roots).ok());
+    for id in tenant::config::ids(roots)? {
+        all.take(|| of_tenant(roots, &id), || lock_tenant(roots, &id).ok());
+    }
+    Ok(all)
+}
+
+fn of_node(roots: &Roots) -> Settings {
+    let mut found = Settings::default();
+    let Some(Some(node)) = found.note("the node", NodeConfig::load_if_there(roots)) else { return found };
+    let records = audit::records(&roots.node_log(), Place::default());
+    let Some((records, _)) = found.note("the node", records) else { return found };
+    let set = audit::last_set(&records);
+    let others = set.keys().filter(|path| **path != node.node_id);
+    found.differing.extend(others.map(|path| format!("{}: its log is of {path}", node.node_id)));
+    found.compare(&node.node_id, &set, &node);
+    found
+}
+
+fn of_tenant(roots: &Roots, id: &TenantId) -> Settings {
+    let (mut found, folder) = (Settings::default(), tenant::config::folder(roots, id));
+    let records = audit::records(&folder, Place::default());
+    let Some((records, _)) = found.note(id, records) else { return found };
+    let set = audit::last_set(&records);
+    if let Some(tenant) = found.note(id, Tenant::load(roots, id)) {
+        found.compare(id.as_ref(), &set, &tenant);
+    }
+    for path in found.note(id, pool::config::paths(roots, id)).into_iter().flatten() {
+        if let Some(pool) = found.note(&path, Pool::load(roots, &path)) {
+            found.compare(&path.to_string(), &set, &pool);
+        }
+    }
+    // Destroyed meanwhile.
+    if folder.exists() { found } else { Settings::default() }
 }

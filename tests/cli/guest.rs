@@ -94,8 +94,8 @@ fn a_guest_with_an_agent() {
     snapshot!(terminal.sees("tenant audit acme"), @"
     2026-01-02 03:04:05Z  uid 0 intent    tenant.create     acme (net id 3 subnet 10.240.3.0/24)
     2026-01-02 03:04:05Z  uid 0 done      tenant.create     acme
-    2026-01-02 03:04:05Z  uid 0 intent    pool.create       acme/web (vmm sim, insecure true, seccomp baseline)
-    2026-01-02 03:04:05Z  uid 0 done      pool.create       acme/web (vmm sim, insecure true, seccomp baseline)
+    2026-01-02 03:04:05Z  uid 0 intent    pool.create       acme/web (vmm sim, insecure true, seccomp_policy baseline, egress internet)
+    2026-01-02 03:04:05Z  uid 0 done      pool.create       acme/web (vmm sim, insecure true, seccomp_policy baseline, egress internet)
     2026-01-02 03:04:05Z  uid 0 intent    pool.import       acme/web revision SHORT
     2026-01-02 03:04:05Z  uid 0 done      pool.import       acme/web revision SHORT
     2026-01-02 03:04:05Z  uid 0 done      pool.base         acme/web revision SHORT (base snapshot REVISION)

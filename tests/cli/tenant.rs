@@ -277,8 +277,8 @@ fn the_audit_log_is_a_line_per_event() {
     snapshot!(terminal.sees("tenant audit acme"), @"
     2026-01-02 03:04:05Z  uid 0 intent    tenant.create     acme (net id 3 subnet 10.240.3.0/24)
     2026-01-02 03:04:05Z  uid 0 done      tenant.create     acme
-    2026-01-02 03:04:05Z  uid 0 intent    pool.create       acme/web (vmm sim, insecure false, seccomp baseline)
-    2026-01-02 03:04:05Z  uid 0 done      pool.create       acme/web (vmm sim, insecure false, seccomp baseline)
+    2026-01-02 03:04:05Z  uid 0 intent    pool.create       acme/web (vmm sim, insecure false, seccomp_policy baseline, egress internet)
+    2026-01-02 03:04:05Z  uid 0 done      pool.create       acme/web (vmm sim, insecure false, seccomp_policy baseline, egress internet)
     ");
     snapshot!(terminal.sees_json("tenant audit acme"), @r#"
     [
@@ -323,7 +323,7 @@ fn the_audit_log_is_a_line_per_event() {
         "what": "pool.create",
         "path": "acme/web",
         "phase": "intent",
-        "detail": "vmm sim, insecure false, seccomp baseline",
+        "detail": "vmm sim, insecure false, seccomp_policy baseline, egress internet",
         "prev": "HASH"
       },
       {
@@ -338,7 +338,7 @@ fn the_audit_log_is_a_line_per_event() {
         "what": "pool.create",
         "path": "acme/web",
         "phase": "done",
-        "detail": "vmm sim, insecure false, seccomp baseline",
+        "detail": "vmm sim, insecure false, seccomp_policy baseline, egress internet",
         "prev": "HASH"
       }
     ]
@@ -367,8 +367,8 @@ fn the_audit_log_is_a_line_per_event() {
       "tenant_id": "acme"
     }
     "#);
-    snapshot!(terminal.sees("events -n 1"), @"2026-01-02 03:04:05Z  uid 0 done      pool.create       acme/web (vmm sim, insecure false, seccomp baseline)");
-    snapshot!(terminal.sees_json("events -n 1"), @r#"{"seq":4,"at":"2026-01-02T03:04:05Z","who":{"uid":0,"via":"cli","pid": N,"began":"BOOT-ID/TICK"},"what":"pool.create","path":"acme/web","phase":"done","detail":"vmm sim, insecure false, seccomp baseline","prev":"REVISION"}"#);
+    snapshot!(terminal.sees("events -n 1"), @"2026-01-02 03:04:05Z  uid 0 done      pool.create       acme/web (vmm sim, insecure false, seccomp_policy baseline, egress internet)");
+    snapshot!(terminal.sees_json("events -n 1"), @r#"{"seq":4,"at":"2026-01-02T03:04:05Z","who":{"uid":0,"via":"cli","pid": N,"began":"BOOT-ID/TICK"},"what":"pool.create","path":"acme/web","phase":"done","detail":"vmm sim, insecure false, seccomp_policy baseline, egress internet","prev":"REVISION"}"#);
 }
 
 #[test]

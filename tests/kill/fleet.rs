@@ -43,7 +43,41 @@ fn tenant_destroy_with_all_in_it() {
     let case = Case {
         operation: "tenant destroy acme --yes --wipe-volumes",
         reset: &reset,
-        check: &|_| (),
+        check: &|sandbox| {
+            if sandbox.ok("tenant list").as_array().is_some_and(|tenants| !tenants.is_empty()) {
+                assert_ne!(last(sandbox, "tenant"), "destroy done");
+            }
+        },
+        finishes_later: true,
+    };
+    kill_everywhere(&sandbox, &case);
+}
+
+/// What acme's log says last of making or destroying the tenant, or its pool.
+fn last(sandbox: &Sandbox, thing: &str) -> String {
+    let log = sandbox.ok("tenant audit acme");
+    let said = |line: &serde_json::Value| {
+        let what = line["what"].as_str()?.strip_prefix(thing)?.strip_prefix('.')?;
+        let phase = line["phase"].as_str()?;
+        ["create", "destroy"].contains(&what).then(|| format!("{what} {phase}"))
+    };
+    log.as_array().into_iter().flatten().filter_map(said).next_back().unwrap_or_default()
+}
+
+#[test]
+fn pool_destroy() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    sandbox.pool("sim");
+    let is_there = |sandbox: &Sandbox| !sandbox.ok("pool list").as_array().is_none_or(Vec::is_empty);
+    let case = Case {
+        operation: "pool destroy acme/web --yes",
+        reset: &|sandbox| {
+            if !is_there(sandbox) {
+                sandbox.ok("pool create acme/web --vmm sim --insecure");
+                sandbox.import("acme/web", "");
+            }
+        },
+        check: &|sandbox| assert!(!is_there(sandbox) || last(sandbox, "pool") != "destroy done"),
         finishes_later: true,
     };
     kill_everywhere(&sandbox, &case);

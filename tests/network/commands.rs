@@ -78,7 +78,7 @@ pub fn a_report_is_signed() {
     let shown = sandbox.run(&check);
     let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
     assert!(
-        shown.contains("without probes, a node in production") && shown.contains("has no jail"),
+        shown.contains("0 kinds of probes; a node in production") && shown.contains("has no jail"),
         "{shown}"
     );
     // Something else that the node signed is no report.

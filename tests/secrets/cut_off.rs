@@ -122,6 +122,30 @@ fn a_wake_is_settled_without_the_master_key() {
 }
 
 #[test]
+fn what_is_said_to_have_failed_was_not_stored() {
+    let Some(sandbox) = world() else { return };
+    changed(&sandbox, "set", "DB", b"one");
+    let version = || sandbox.ok("tenant secrets list acme")[0]["version"].as_u64();
+    let (mut failed, mut stands) = (0, 0);
+    for point in 1.. {
+        let before = version();
+        let mut rotate = sandbox.command("tenant secrets rotate acme DB");
+        rotate.env("MVM_FAILPOINT", format!("fail:#{point}"));
+        if feed(rotate, format!("{point}").as_bytes()).status.success() {
+            break;
+        }
+        let log = sandbox.ok("tenant audit acme");
+        let last = log.as_array().and_then(|log| log.last().cloned()).unwrap_or_default();
+        let has_failed = last["phase"] == "failed";
+        assert!(!has_failed || version() == before, "{last}");
+        failed += u32::from(has_failed);
+        stands += u32::from(version() != before);
+        sandbox.ok("node recover");
+    }
+    assert!(failed > 0 && stands > 0, "{failed} {stands}");
+}
+
+#[test]
 fn a_tenant_that_is_destroyed_takes_its_key_along() {
     let Some(sandbox) = world() else { return };
     changed(&sandbox, "set", "DB", b"one");

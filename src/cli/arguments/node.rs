@@ -13,7 +13,7 @@ pub enum NodeCommand {
     /// Change one of the node's settings
     #[command(subcommand)]
     Set(Setting),
-    /// Show the audit log of the node's settings
+    /// Show the audit log of what was done to the node itself
     Audit(LogArguments),
     /// Drop files that nobody refers to
     Gc {

@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::Read,
+    io::{ErrorKind, Read},
     path::{Path, PathBuf},
 };
 
@@ -39,7 +39,7 @@ use crate::{
 const LONGEST_HEAD: u64 = 64 << 10;
 
 /// A log: whose it is or was, and where it lies.
-struct Log {
+pub(super) struct Log {
     tenant_id: String,
     created_at: Timestamp,
     folder: PathBuf,
@@ -60,12 +60,46 @@ impl Log {
         }
     }
 
-    fn of(tenant: &Tenant, folder: PathBuf, is_destroyed: bool) -> Self {
+    pub(super) fn of(tenant: &Tenant, folder: PathBuf, is_destroyed: bool) -> Self {
         Self { tenant_id: tenant.tenant_id.to_string(), created_at: tenant.created_at, folder, is_destroyed }
     }
 
     fn kept(folder: PathBuf) -> Result<Self, CliError> {
-        Ok(Self::of(&store::read(&folder.join("tenant.json"))?, folder, true))
+        let tenant: Tenant = store::read(&folder.join("tenant.json"))?;
+        let name = folder.file_name().unwrap_or_default().to_string_lossy();
+        if name.rsplit_once('-').is_none_or(|(of, _)| of != tenant.tenant_id.to_string()) {
+            let what =
+                format!("{} holds the audit log of {}: it was put there", folder.display(), tenant.tenant_id);
+            return Err(
+                CliError::new(Kind::Failed, "audit_broken", what).fix("put its own log back from a copy")
+            );
+        }
+        Ok(Self::of(&tenant, folder, true))
+    }
+
+    /// The node's, every tenant's, and those of destroyed ones; each that cannot be told whose it is, with why.
+    pub(super) fn all(roots: &Roots) -> Result<Vec<Result<Self, CliError>>, CliError> {
+        let node = NodeConfig::load_if_there(roots)?;
+        let has_begun = roots.node_log().exists() || node.is_some_and(|node| node.is_logged);
+        let mut logs: Vec<_> = has_begun.then(|| Ok(Self::of_node(roots))).into_iter().collect();
+        for id in config::ids(roots)? {
+            let folder = config::folder(roots, &id);
+            match load_tenant(roots, &id) {
+                // Destroyed meanwhile.
+                Err(LifecycleError::NotFound { .. }) => {}
+                tenant => {
+                    logs.push(tenant.map(|tenant| Self::of(&tenant, folder, false)).map_err(CliError::from))
+                }
+            }
+        }
+        logs.extend(lifecycle::all_kept_audit_logs(roots)?.into_iter().map(Self::kept));
+        Ok(logs)
+    }
+
+    /// Verifies it; `None` where it went meanwhile, with its tenant or its time.
+    pub(super) fn verify_if_there(&self, roots: &Roots) -> Result<Option<Verified>, CliError> {
+        let verified = self.verify(roots).map(Some);
+        if verified.is_err() && !self.folder.exists() && self.tenant_id != NODE { Ok(None) } else { verified }
     }
 
     fn of_node(roots: &Roots) -> Self {
@@ -102,6 +136,19 @@ impl Log {
         );
         let fix = format!("find out who put it there: by its log {} was not destroyed", self.tenant_id);
         Err(CliError::new(Kind::Failed, "audit_broken", what).fix(fix))
+    }
+
+    /// Would it take a line? What lies behind its head is looked at for that, not the whole of it.
+    pub(super) fn check(&self, roots: &Roots) -> Result<(), CliError> {
+        match audit::check(roots, &self.tenant_id, &self.folder) {
+            // That says nothing of the log.
+            Err(AuditError::Store(StoreError::Io { source, .. }))
+                if source.kind() == ErrorKind::ReadOnlyFilesystem =>
+            {
+                Ok(())
+            }
+            checked => checked.map_err(|error| self.explain(&error.into())),
+        }
     }
 
     fn hold_against(&self, roots: &Roots, head: &KeptHead) -> Result<Verified, CliError> {
@@ -189,7 +236,7 @@ fn of_an_earlier_one(
     Ok(CliError::new(Kind::Failed, "audit_other", what).fix(fix))
 }
 
-/// The same for the log of the node's settings, which begins with the first of them.
+/// The same for the node's log, which begins with the first setting, or the first kept log that was dropped.
 pub fn run_for_node(out: &Out, roots: &Roots, what: &LogArguments) -> Result<(), CliError> {
     let (log, node) = (Log::of_node(roots), NodeConfig::load(roots)?);
     let kept = what.against.as_deref().map(|file| read_head(roots, file)).transpose()?;
@@ -197,7 +244,7 @@ pub fn run_for_node(out: &Out, roots: &Roots, what: &LogArguments) -> Result<(),
         let nothing = json!({ "node_id": node.node_id, "records": 0, "ok": true, "remarks": [] });
         return match what {
             LogArguments { head: true, .. } => {
-                let what = "no setting of this node was ever changed: its log has not begun";
+                let what = "nothing was done to this node yet: its log has not begun";
                 Err(CliError::new(Kind::NotFound, "not_found", what))
             }
             LogArguments { verify: true, .. } | LogArguments { begin_anew: true, .. } => {

@@ -253,6 +253,9 @@ fn reflinks(roots: &Roots) -> Check {
             format!("none under {}: root disks are copied, some 400 ms per GiB of data", place.display()),
             "put it on btrfs or xfs",
         ),
+        Err(error) if error.kind() == std::io::ErrorKind::ReadOnlyFilesystem => {
+            fail_with("reflinks", &StoreError::io("write to", &place)(error).into())
+        }
         Err(error) => {
             warn("reflinks", format!("cannot try under {}: {error}", place.display()), "run as root")
         }

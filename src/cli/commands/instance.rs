@@ -13,7 +13,7 @@ use crate::cli::{
     output::{Out, bytes, escape, mib},
 };
 use crate::{
-    infra::watch::Watch,
+    infra::{config::Roots, watch::Watch},
     store::StoreError,
     vm::{
         fleet,
@@ -68,8 +68,8 @@ fn asleep(out: &Out, view: &InstanceView) -> String {
     format!("asleep in {}, {} of memory written", took(out, view), bytes(written))
 }
 
-fn awake(out: &Out, view: &InstanceView) -> String {
-    format!("awake in {}{}", took(out, view), doubts(out, view))
+fn awake(out: &Out, roots: &Roots, view: &InstanceView) -> String {
+    format!("awake in {}{}", took(out, view), doubts(out, view) + &without_secrets(out, roots, view))
 }
 
 /// Loads an instance; one whose VMM ended, or whose last operation was cut off, is settled first.
@@ -157,7 +157,8 @@ pub fn run(out: &Out, operator: &mut Operator, command: InstanceCommand) -> Resu
         InstanceCommand::Wake { instance, force } => {
             let doing = |path: &InstancePath| format!("waking {path}");
             let wake = |operator: &mut Operator, path: &InstancePath| lifecycle::wake(operator, path, force);
-            verb(out, operator, &instance, doing, wake, |view| awake(out, view))?;
+            let roots = operator.roots.clone();
+            verb(out, operator, &instance, doing, wake, |view| awake(out, &roots, view))?;
         }
         InstanceCommand::Archive { instance } => {
             let doing = |path: &InstancePath| format!("compressing {path}");

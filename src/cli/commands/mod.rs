@@ -33,6 +33,9 @@ use crate::{
 
 /// Does what was asked for. Returns the exit code.
 pub fn execute(cli: Cli, environment: &Environment, out: &Out) -> Result<u8, CliError> {
+    if !environment.wrong.is_empty() {
+        return Err(CliError::new(Kind::Environment, "environment", environment.wrong.join("; ")));
+    }
     if let Command::Demo(command) = &cli.command {
         return demo::run(out, environment, command);
     }

@@ -157,7 +157,7 @@ fn deep(operator: &Operator, net: &mut Net, sound: bool) -> Result<(Vec<Finding>
     }
     let total = answered + dropped + wrong;
     let summary = match wrong {
-        0 if total == 0 => "nothing was probed: there is no tenant with two free addresses".to_owned(),
+        0 if total == 0 => "nothing was probed".to_owned(),
         0 => format!("{total} probes: {answered} answered, {dropped} dropped, as they must"),
         _ => format!("{total} probes: {answered} answered, {dropped} dropped, and {wrong} not as they must"),
     };

@@ -13,7 +13,6 @@ use crate::{
     security::node_key::{NodeKey, Public},
     vm::{
         instance::lifecycle::Operator,
-        naming::InstancePath,
         room::{self, NodeConfig},
     },
 };
@@ -59,6 +58,7 @@ pub fn run(out: &Out, operator: &mut Operator, command: NodeCommand) -> Result<u
         }
         NodeCommand::Set(setting) => {
             let is_production_on = matches!(setting, Setting::Production { switch: Switch::On });
+            let is_memory = matches!(setting, Setting::MemMib { .. });
             let node = node::update(&operator.roots, |node| match setting {
                 Setting::MemMib { mib } => node.mem_limit_mib = mib,
                 Setting::MemFloorMib { mib } => node.mem_floor_mib = mib,
@@ -71,7 +71,7 @@ pub fn run(out: &Out, operator: &mut Operator, command: NodeCommand) -> Result<u
             })?;
             out.done(&node, || describe(&node));
             let machine = room::memory_total_mib();
-            if node.mem_limit_mib.is_some_and(|limit| limit > machine) {
+            if is_memory && node.mem_limit_mib.is_some_and(|limit| limit > machine) {
                 out.note(format!(
                     "this machine has {}: guests that use more are ended by the kernel",
                     mib(machine)
@@ -197,14 +197,13 @@ fn recovery(recovered: &Recovered) -> String {
     lines.extend(recovered.settled.iter().map(|what| format!("settled {what}")));
     lines.extend(recovered.reclaimed.iter().map(|what| format!("reclaimed {what}")));
     lines.extend(recovered.network.iter().map(|what| format!("network: {what}")));
-    for what in &recovered.failed {
-        lines.push(format!("not settled: {what}"));
-        let instance = what.split_once(": ").and_then(|(subject, _)| subject.parse::<InstancePath>().ok());
-        // Of a VMM that answers nothing, or no more, no more than that is asked.
-        lines.extend(
-            instance.map(|path| format!("  try: mvm instance stop --force {path}, where its guest may end")),
-        );
-    }
+    lines.extend(recovered.failed.iter().map(|what| format!("not settled: {what}")));
+    lines.extend(
+        recovered
+            .stuck
+            .iter()
+            .map(|path| format!("  try: mvm instance stop --force {path}, where its guest may end")),
+    );
     let (number, run) =
         (recovered.adopted.len() as u64, if recovered.adopted.len() == 1 { "runs" } else { "run" });
     lines.push(format!("{} {run} on", count(number, "instance")));

@@ -80,7 +80,13 @@ fn vmms(roots: &Roots) -> Result<Vec<Value>, CliError> {
             for path in crate::vm::instance::config::paths(roots, &pool)? {
                 let Some(instance) = Instance::load_if_there(roots, &path)? else { continue };
                 let (Some(record), Some(vmm)) = (&instance.vmm, instance.find_vmm()) else { continue };
-                let (lacks, limits, filter) = guard::seen(roots, &vmm, &instance.net.tap_dev);
+                let mut seen = guard::seen(roots, &vmm, &instance.net.tap_dev);
+                if !seen.0.is_empty() {
+                    // It may have ended meanwhile, or somebody else was looking at its filter.
+                    let Some(vmm) = instance.find_vmm() else { continue };
+                    seen = guard::seen(roots, &vmm, &instance.net.tap_dev);
+                }
+                let (lacks, limits, filter) = seen;
                 vmms.push(json!({
                     "path": path.to_string(), "kind": record.kind, "version": record.version, "uid": record.uid,
                     "lacks": lacks, "limits": limits, "filter": filter,
@@ -116,25 +122,23 @@ pub fn check(out: &Out, roots: &Roots, file: &Path) -> Result<u8, CliError> {
         );
         return Err(CliError::new(Kind::Failed, "report_forged", what));
     }
+    let vmms = report["vmms"].as_array().cloned().unwrap_or_default();
+    let lacking: Vec<String> = vmms.iter().filter_map(lack).collect();
     let view = json!({
         "node_id": report["node_id"], "key_id": report["key_id"], "this_node": is_ours, "at": report["at"],
         "ok": report["ok"], "deep": report["deep"], "production": report["production"], "signed": true,
+        "lacking": lacking,
     });
     let ok = report["ok"] == true;
     out.show(&view, || {
         let checks = report["checks"].as_array().map_or(0, Vec::len);
-        let vmms = report["vmms"].as_array().cloned().unwrap_or_default();
-        let lacking: Vec<String> = vmms.iter().filter_map(lack).collect();
         let protected = match lacking.is_empty() {
             true => ", none without a jail, limits or a filter".to_owned(),
             false => format!("\n  VMMs       {}", lacking.join("\n             ")),
         };
-        let how = match (report["deep"] == true, report["production"] == true) {
-            (true, true) => "with probes, a node in production",
-            (true, false) => "with probes, a node not in production",
-            (false, true) => "without probes, a node in production",
-            (false, false) => "without probes, a node not in production",
-        };
+        let is_probe = |check: &&Value| check["name"].as_str().is_some_and(|name| name.starts_with("probe_"));
+        let probes = report["checks"].as_array().into_iter().flatten().filter(is_probe).count() as u64;
+        let production = if report["production"] == true { "in production" } else { "not in production" };
         let verdict = if ok { "all as it must be" } else { "not all as it must be" };
         let whose = match is_ours {
             true => "this node's key",
@@ -142,8 +146,9 @@ pub fn check(out: &Out, roots: &Roots, file: &Path) -> Result<u8, CliError> {
         };
         let [node, at, key_id] = ["node_id", "at", "key_id"].map(|name| printable(&text(name), 100));
         format!(
-            "signed by node {node} at {at}: {}, {verdict}; {how}; {}{protected}\n  key        {key_id}, {key}: {whose}",
+            "signed by node {node} at {at}: {}, {verdict}, {} of probes; a node {production}; {}{protected}\n  key        {key_id}, {key}: {whose}",
             count(checks as u64, "check"),
+            count(probes, "kind"),
             count(vmms.len() as u64, "VMM"),
         )
     });

@@ -2,24 +2,21 @@
 
 use serde::Serialize;
 
-use super::secrets;
+use super::{audit::Log, secrets};
 use crate::cli::{
     arguments::tenant::TenantCommand,
     error::CliError,
     output::{Out, count, mib, time},
 };
-use crate::{
-    security::audit,
-    vm::{
-        instance::lifecycle::{Operator, behind, load_tenant},
-        naming::{Slot, TenantId},
-        pool, room,
-        tenant::{
-            self,
-            config::{self, Tenant},
-            lifecycle::{self, TenantSpec},
-            quota::{Quotas, Use},
-        },
+use crate::vm::{
+    instance::lifecycle::{Operator, behind, load_tenant},
+    naming::{Slot, TenantId},
+    pool, room,
+    tenant::{
+        self,
+        config::{self, Tenant},
+        lifecycle::{self, TenantSpec},
+        quota::{Quotas, Use},
     },
 };
 
@@ -115,14 +112,14 @@ pub fn run(out: &Out, operator: &mut Operator, command: TenantCommand) -> Result
             return Ok(wrong.iter().map(|error| out.error(error)).max().unwrap_or(0));
         }
         TenantCommand::Info { tenant } => {
-            let mut view = view(operator, load_tenant(&operator.roots, &tenant)?)?;
+            let record = load_tenant(&operator.roots, &tenant)?;
+            let log = Log::of(&record, config::folder(&operator.roots, &tenant), false);
+            let mut view = view(operator, record)?;
             let secrets = secrets_of(operator, &tenant);
             view.secrets = secrets.as_ref().ok().cloned().flatten();
             out.show(&view, || describe(&view));
             // What is wrong with them, or with its log, is in the way of nothing else that is shown.
-            let log =
-                audit::verify(&operator.roots, tenant.as_ref(), &config::folder(&operator.roots, &tenant));
-            let wrong = secrets.err().into_iter().chain(log.err().map(CliError::from));
+            let wrong = secrets.err().into_iter().chain(log.check(&operator.roots).err());
             return Ok(wrong.map(|error| out.error(&error)).max().unwrap_or(0));
         }
         TenantCommand::Update { tenant, pinned, retention_days, quotas } => {

@@ -19,8 +19,8 @@ impl From<&AuditError> for CliError {
                 let why = Self::from(&**source);
                 let mut made = Self::of(Kind::Failed, "audit_unsaid", error);
                 made.fix = Some(match why.fix {
-                    Some(fix) => format!("{fix}; then mvm node recover, which says that it holds"),
-                    None => "mvm node recover, once the log can be written: it says that it holds".to_owned(),
+                    Some(fix) => format!("{fix}; then mvm node recover, which closes its line"),
+                    None => "mvm node recover, once the log can be written: it closes its line".to_owned(),
                 });
                 made
             }

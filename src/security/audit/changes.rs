@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde_json::Value;
 
+use super::Fields;
+
 /// `max_running from 4 to 8, quotas.max_conns from 1 to 2`; nothing where both are the same. What a field holds is written
 /// out: not for what is secret.
 pub fn changes<T: Serialize>(from: &T, to: &T) -> Option<String> {
@@ -21,6 +23,11 @@ pub fn changes<T: Serialize>(from: &T, to: &T) -> Option<String> {
     (!changed.is_empty()).then(|| changed.join(", "))
 }
 
+/// What is said of a change that holds.
+pub const HOLDS: &str = "what it changes is as it was to be";
+/// The same of one that does not.
+pub const HOLDS_NOT: &str = "what it changes is as it was before";
+
 /// Does what [`changes`] says hold in a record as it is now? In words; `None` where it says no changes.
 pub fn held(changes: &str, now: &impl Serialize) -> Option<&'static str> {
     let now = fields(now);
@@ -30,8 +37,8 @@ pub fn held(changes: &str, now: &impl Serialize) -> Option<&'static str> {
         (made, left) = (made && value == is, left && value == was);
     }
     Some(match (made, left) {
-        (true, _) => "what it changes is as it was to be",
-        (_, true) => "what it changes is as it was before",
+        (true, _) => HOLDS,
+        (_, true) => HOLDS_NOT,
         _ => "what it changes is partly as it was to be, or was changed since",
     })
 }
@@ -47,7 +54,7 @@ pub fn parts(changes: &str) -> Option<Vec<[&str; 3]>> {
 }
 
 /// What of a record is not as its fields were set last, in words.
-pub fn differing(set: &BTreeMap<String, String>, now: &impl Serialize) -> Vec<String> {
+pub fn differing(set: &Fields, now: &impl Serialize) -> Vec<String> {
     let now = fields(now);
     let differs = |(name, set): (&String, &String)| {
         let is = now.get(name).map_or(NONE, String::as_str);
@@ -57,16 +64,16 @@ pub fn differing(set: &BTreeMap<String, String>, now: &impl Serialize) -> Vec<St
 }
 
 /// What stands for a field that is not there.
-const NONE: &str = "none";
+pub(super) const NONE: &str = "none";
 
-fn fields(of: &impl Serialize) -> BTreeMap<String, String> {
+pub(super) fn fields(of: &impl Serialize) -> BTreeMap<String, String> {
     let mut fields = BTreeMap::new();
     flatten("", &serde_json::to_value(of).unwrap_or_default(), &mut fields);
     fields
 }
 
 /// The parts of a text between these words, where those are not in quotes.
-fn split<'a>(text: &'a str, between: &str) -> Vec<&'a str> {
+pub(super) fn split<'a>(text: &'a str, between: &str) -> Vec<&'a str> {
     let (mut parts, mut from, mut is_quoted, mut is_escaped) = (Vec::new(), 0, false, false);
     for (at, one) in text.char_indices() {
         match one {

@@ -14,7 +14,7 @@ use std::{
 
 use super::{head::Head, record::Record};
 use crate::{
-    infra::{failpoint, relief},
+    infra::{failpoint, regular, relief},
     store::{self, StoreError},
 };
 
@@ -71,7 +71,7 @@ impl Part {
     pub fn open(&self) -> Result<File, StoreError> {
         let opened = match &self.open {
             Some(file) => file.try_clone(),
-            None => File::open(&self.path),
+            None => regular::open(&self.path),
         };
         opened.map_err(StoreError::io("open", &self.path))
     }
@@ -80,7 +80,7 @@ impl Part {
 /// The files of a log, oldest first.
 pub(super) fn parts(folder: &Path) -> Result<Vec<Part>, StoreError> {
     let path = current(folder);
-    let last = match File::open(&path) {
+    let last = match regular::open(&path) {
         Ok(file) => Some(Part { first: first_of(&file), path, open: Some(file) }),
         Err(error) if error.kind() == ErrorKind::NotFound => None,
         Err(source) => return Err(StoreError::io("open", &path)(source)),
@@ -146,7 +146,9 @@ pub fn records(folder: &Path, from: Place) -> Result<(Vec<Record>, Place), Store
 /// Opens `audit.log` for the next line; made where it may be.
 pub(super) fn open_current(folder: &Path, may_make: bool) -> Result<File, StoreError> {
     let path = current(folder);
-    let open = || OpenOptions::new().read(true).append(true).create(may_make).mode(0o600).open(&path);
+    let mut options = OpenOptions::new();
+    options.read(true).append(true).create(may_make).mode(0o600).custom_flags(regular::NO_WAIT);
+    let open = || options.open(&path).and_then(regular::check);
     relief::retry(open).map_err(StoreError::io("open", &path))
 }
 

@@ -1,53 +1,100 @@
-//! What a log says that a record's fields were set to last: what differs from that was changed by no command. Pure.
+//! What a log says that the fields of records were set to last: what differs from that was set by no command. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
-use super::{Entry, Phase, Record, changes::parts, open::intents};
+use serde::Serialize;
 
-/// The fields of a tenant's, a pool's or the node's record (`thing`) that its updates have set, and to what; of a pool also what
-/// its making says. Without those that a change touched which was cut off, or is under way.
-pub fn last_set(records: &[Record], thing: &str, path: &str) -> BTreeMap<String, String> {
-    let (create, update) = (format!("{thing}.create"), format!("{thing}.update"));
-    let is_update = |entry: &Entry| entry.what == update && entry.path == path;
-    let mut set = BTreeMap::new();
-    for record in records.iter().filter(|record| record.entry.path == path) {
+use super::{
+    Entry, Phase, Record,
+    changes::{HOLDS, HOLDS_NOT, NONE, fields, parts, split},
+};
+use crate::infra::config::Actor;
+
+/// Fields by name, as text.
+pub type Fields = BTreeMap<String, String>;
+
+/// By the path of the node, a tenant or a pool: the fields of its record that its updates have set, and to what; of a pool also what
+/// its making says. Without those that a change touched which is under way, or was cut off and not set since.
+pub fn last_set(records: &[Record]) -> HashMap<&str, Fields> {
+    let mut all: HashMap<&str, (Fields, Vec<Open>)> = HashMap::new();
+    for record in records {
         let entry = &record.entry;
+        let is_update = match entry.what.as_str() {
+            "node.update" | "tenant.update" | "pool.update" => true,
+            "pool.create" => false,
+            _ => continue,
+        };
+        let (set, open) = all.entry(&entry.path).or_default();
         match entry.phase {
-            Phase::Done if entry.what == create => set = made(entry),
-            Phase::Done if is_update(entry) => set.extend(changed(entry)),
-            Phase::Recovered if is_update(entry) => {
-                let closed = records.iter().find(|one| Some(one.seq) == entry.closes);
-                closed.into_iter().for_each(|one| forget(&mut set, &one.entry));
+            // A pool of that name that was before is no more.
+            Phase::Intent if !is_update => (*set, *open) = (made(entry), Vec::new()),
+            Phase::Intent => {
+                let before = changed(entry).map(|(name, _)| (name.clone(), set.remove(&name))).collect();
+                open.push(Open { seq: record.seq, who: &record.who, entry, before });
+            }
+            Phase::Done if is_update => {
+                close(open, |one| one.who.is(&record.who));
+                set.extend(changed(entry));
+            }
+            Phase::Failed if is_update => {
+                let taken_back = close(open, |one| one.who.is(&record.who));
+                set.extend(taken_back.into_iter().flat_map(Open::before));
+            }
+            Phase::Recovered if is_update => {
+                let cut_off = close(open, |one| Some(one.seq) == entry.closes);
+                let says = |what| entry.detail.as_deref().is_some_and(|detail| detail.ends_with(what));
+                match cut_off {
+                    Some(one) if says(HOLDS) => set.extend(changed(one.entry)),
+                    Some(one) if says(HOLDS_NOT) => set.extend(one.before()),
+                    _ => {}
+                }
             }
             _ => {}
         }
     }
-    for open in intents(records).iter().filter(|open| is_update(&open.entry)) {
-        forget(&mut set, &open.entry);
+    all.into_iter().map(|(path, (set, _))| (path, set)).collect()
+}
+
+/// An update without its outcome.
+struct Open<'a> {
+    seq: u64,
+    who: &'a Actor,
+    entry: &'a Entry,
+    /// What its fields were set to before, where that is known.
+    before: Vec<(String, Option<String>)>,
+}
+
+impl Open<'_> {
+    /// What is set where it was taken back.
+    fn before(self) -> impl Iterator<Item = (String, String)> {
+        self.before.into_iter().filter_map(|(name, was)| Some((name, was?)))
     }
-    set
 }
 
-fn forget(set: &mut BTreeMap<String, String>, entry: &Entry) {
-    changed(entry).for_each(|(name, _)| drop(set.remove(&name)));
+fn close<'a>(open: &mut Vec<Open<'a>>, is_it: impl Fn(&Open) -> bool) -> Option<Open<'a>> {
+    open.iter().rposition(is_it).map(|at| open.remove(at))
 }
 
-/// Each field that a change sets, and to what.
+/// Each field that an update sets, and to what.
 fn changed(entry: &Entry) -> impl Iterator<Item = (String, String)> {
     let all = parts(entry.detail.as_deref().unwrap_or_default()).unwrap_or_default();
     all.into_iter().map(|[name, _, is]| (name.to_owned(), is.to_owned()))
 }
 
-/// What a pool has from its beginning: `vmm firecracker, insecure false, seccomp baseline`.
-fn made(entry: &Entry) -> BTreeMap<String, String> {
-    let fields =
-        entry.detail.iter().flat_map(|detail| detail.split(", ")).filter_map(|part| part.split_once(' '));
-    let known = |name| match name {
-        "seccomp" => Some("seccomp_policy"),
-        "vmm" | "insecure" => Some(name),
-        _ => None,
-    };
-    fields.filter_map(|(name, is)| Some((known(name)?.to_owned(), is.to_owned()))).collect()
+/// What the making of a pool says of it, as fields of its record: what protects others from what will run in it.
+const MADE: [&str; 4] = ["vmm", "insecure", "seccomp_policy", "egress"];
+
+/// `vmm firecracker, insecure false, seccomp_policy baseline, egress internet`.
+pub fn pool_made(pool: &impl Serialize) -> String {
+    let fields = fields(pool);
+    MADE.map(|name| format!("{name} {}", fields.get(name).map_or(NONE, String::as_str))).join(", ")
+}
+
+fn made(entry: &Entry) -> Fields {
+    let parts = split(entry.detail.as_deref().unwrap_or_default(), ", ");
+    let said =
+        parts.into_iter().filter_map(|part| part.split_once(' ')).filter(|(name, _)| MADE.contains(name));
+    said.map(|(name, is)| (name.to_owned(), is.to_owned())).collect()
 }
 
 #[cfg(test)]
@@ -59,57 +106,94 @@ mod tests {
     use super::{super::changes::differing, *};
     use crate::infra::config::{Environment, Roots};
 
-    fn records(lines: &[(&str, Phase, &str, Option<u64>)]) -> Vec<Record> {
+    const MADE: &str = "vmm sim, insecure false, seccomp_policy baseline, egress \"allow:1.2.3.4, 5.6.7.8\"";
+    const CPUS: &str = "cpus from 1 to 2";
+
+    /// Lines of one pool's, each with the process that wrote it and what it closes.
+    fn records(lines: &[(&str, Phase, &str, u32, Option<u64>)]) -> Vec<Record> {
         let roots = Roots::new(Path::new("/nowhere"), &Environment::default()).unwrap();
         let record =
-            |(seq, (what, phase, detail, closes)): (u64, &(&str, Phase, &str, Option<u64>))| Record {
+            |(seq, (what, phase, detail, pid, closes)): (u64, &(&str, Phase, &str, u32, _))| Record {
                 seq,
                 at: roots.now(),
-                who: roots.actor.clone(),
+                who: Actor { pid: *pid, began: Some(pid.to_string()), ..roots.actor.clone() },
                 entry: Entry {
                     detail: Some((*detail).to_owned()),
                     closes: *closes,
-                    ..Entry::new(*what, "acme/web", *phase)
+                    ..Entry::new(format!("pool.{what}"), "acme/web", *phase)
                 },
                 prev: String::new(),
             };
         (1..).zip(lines).map(record).collect()
     }
 
+    fn said(lines: &[(&str, Phase, &str, u32, Option<u64>)], now: &serde_json::Value) -> Vec<String> {
+        differing(&last_set(&records(lines))["acme/web"], now)
+    }
+
     #[test]
     fn what_no_command_has_set_differs() {
-        let made = "vmm sim, insecure false, seccomp baseline";
-        let lines = records(&[
-            ("pool.update", Phase::Done, "insecure from false to true", None),
-            ("pool.create", Phase::Done, made, None),
-            ("pool.update", Phase::Intent, "cpus from 1 to 2, labels.a from none to b", None),
-            ("pool.update", Phase::Done, "cpus from 1 to 2, labels.a from none to b", None),
-        ]);
-        let set = last_set(&lines, "pool", "acme/web");
-        let as_set = json!({ "vmm": "sim", "insecure": false, "seccomp_policy": "baseline", "cpus": 2, "labels": { "a": "b" } });
-        assert_eq!(differing(&set, &as_set), Vec::<String>::new());
-        let by_hand = json!({ "vmm": "sim", "insecure": true, "seccomp_policy": "baseline", "cpus": 2 });
+        let change = "cpus from 1 to 2, labels.a from none to b";
+        let lines = [
+            ("update", Phase::Done, "cpus from 1 to 9", 1, None),
+            // Its outcome was never written: it is there all the same.
+            ("create", Phase::Intent, MADE, 2, None),
+            ("update", Phase::Intent, change, 3, None),
+            ("update", Phase::Done, change, 3, None),
+        ];
+        let as_set = json!({ "vmm": "sim", "insecure": false, "seccomp_policy": "baseline", "egress": "allow:1.2.3.4, 5.6.7.8", "cpus": 2, "labels": { "a": "b" } });
+        assert_eq!(said(&lines, &as_set), Vec::<String>::new());
+        let mut by_hand = as_set.clone();
+        by_hand["cpus"] = 1.into();
+        assert_eq!(said(&lines[..2], &by_hand), Vec::<String>::new());
+        (by_hand["insecure"], by_hand["cpus"], by_hand["labels"]) = (true.into(), 2.into(), json!({}));
         assert_eq!(
-            differing(&set, &by_hand),
+            said(&lines, &by_hand),
             ["insecure is true, and was set to false", "labels.a is none, and was set to b"]
         );
     }
 
     #[test]
-    fn what_was_cut_off_or_is_under_way_says_nothing() {
-        let (change, seccomp) = ("cpus from 1 to 2", "seccomp_policy from baseline to strict");
+    fn what_was_cut_off_or_is_under_way_says_nothing_until_it_is_set_again() {
+        let (five, none) = (json!({ "cpus": 5 }), Vec::<String>::new());
         let mut lines = vec![
-            ("pool.update", Phase::Done, "cpus from 4 to 1", None),
-            ("pool.update", Phase::Done, "seccomp_policy from strict to baseline", None),
-            ("pool.update", Phase::Intent, change, None),
+            ("update", Phase::Done, "cpus from 4 to 1", 1, None),
+            ("update", Phase::Intent, CPUS, 2, None),
         ];
-        let names =
-            |lines: &[_]| last_set(&records(lines), "pool", "acme/web").into_keys().collect::<Vec<_>>();
-        assert_eq!(names(&lines), ["seccomp_policy"]);
-        lines.push(("pool.update", Phase::Failed, "cpus from 1 to 2: no room", None));
-        assert_eq!(names(&lines), ["cpus", "seccomp_policy"]);
-        lines.push(("pool.update", Phase::Intent, seccomp, None));
-        lines.push(("pool.update", Phase::Recovered, "it was cut off", Some(5)));
-        assert_eq!(names(&lines), ["cpus"]);
+        assert_eq!(said(&lines, &five), none);
+        // Another one sets it, before the first is found to have been cut off.
+        lines.push(("update", Phase::Done, "cpus from 2 to 3", 3, None));
+        lines.push(("update", Phase::Recovered, "it was cut off", 4, Some(2)));
+        assert_eq!(said(&lines, &five), ["cpus is 5, and was set to 3"]);
+        lines.push(("update", Phase::Intent, "cpus from 3 to 6", 5, None));
+        lines.push(("update", Phase::Recovered, "it was cut off", 4, Some(5)));
+        assert_eq!(said(&lines, &five), none);
+        let holds = format!("it was cut off; {HOLDS}");
+        lines.push(("update", Phase::Intent, "cpus from 6 to 7", 6, None));
+        lines.push(("update", Phase::Recovered, &holds, 4, Some(7)));
+        assert_eq!(said(&lines, &five), ["cpus is 5, and was set to 7"]);
+        let holds_not = format!("it was cut off; {HOLDS_NOT}");
+        lines.push(("update", Phase::Intent, "cpus from 7 to 8", 6, None));
+        lines.push(("update", Phase::Recovered, &holds_not, 4, Some(9)));
+        assert_eq!(said(&lines, &five), ["cpus is 5, and was set to 7"]);
+    }
+
+    #[test]
+    fn what_is_said_of_a_pool_that_was_made_is_what_it_is() {
+        let pool = json!({ "vmm": "sim", "insecure": true, "seccomp_policy": "strict", "egress": "deny", "cpus": 1 });
+        assert_eq!(pool_made(&pool), "vmm sim, insecure true, seccomp_policy strict, egress deny");
+        let lines = [("create", Phase::Intent, &*pool_made(&pool), 1, None)];
+        assert_eq!(said(&lines, &pool), Vec::<String>::new());
+        assert_eq!(said(&lines, &json!({})).len(), 4);
+    }
+
+    #[test]
+    fn what_failed_was_taken_back() {
+        let lines = [
+            ("update", Phase::Done, "cpus from 4 to 1", 1, None),
+            ("update", Phase::Intent, CPUS, 2, None),
+            ("update", Phase::Failed, "cpus from 1 to 2: no room", 2, None),
+        ];
+        assert_eq!(said(&lines, &json!({ "cpus": 2 })), ["cpus is 2, and was set to 1"]);
     }
 }

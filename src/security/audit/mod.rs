@@ -19,7 +19,7 @@ mod verify;
 
 use std::{
     fs::File,
-    io::{BufRead, BufReader, Seek, SeekFrom, Write},
+    io::{BufRead, BufReader, ErrorKind, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
 };
 
@@ -27,17 +27,17 @@ pub use self::{
     anew::begin_anew,
     changes::{changes, differing},
     files::{FULL, Place, current as log_file, names, records},
-    last_set::last_set,
+    last_set::{Fields, last_set, pool_made},
     open::close_cut_off,
     record::{Entry, Limits, Network, Phase, Record},
-    verify::{Remark, Verified, verify},
+    verify::{Remark, Verified, is_ended, verify},
 };
 use self::{
     head::Head,
     record::{seal, unseal},
 };
 use crate::{
-    infra::{config::Roots, failpoint, relief, text::with_causes},
+    infra::{config::Roots, failpoint, regular, relief, text::with_causes},
     store::{Lock, Sharing, StoreError},
 };
 
@@ -146,7 +146,7 @@ pub fn check(roots: &Roots, tenant: &str, folder: &Path) -> Result<(), AuditErro
     catch_up((tenant, folder), &mut head_of(folder)?).map(drop)
 }
 
-/// Does something between its lines in the log.
+/// Does something between its lines in the log; what may follow only once its last line is there is the caller's.
 ///
 /// # Errors
 /// Of the log, and of what is done.
@@ -157,7 +157,16 @@ pub fn announced<T, E: From<AuditError> + std::error::Error>(
     work: impl FnOnce() -> Result<T, E>,
 ) -> Result<T, E> {
     append(roots, log.0, log.1, entry.clone())?;
-    outcome(roots, log, entry, work())
+    match work() {
+        Ok(done) => {
+            append(roots, log.0, log.1, Entry { phase: Phase::Done, ..entry })?;
+            Ok(done)
+        }
+        Err(error) => {
+            failed(roots, log, entry, &error);
+            Err(error)
+        }
+    }
 }
 
 /// Writes how it went what an entry announced, and gives that on.
@@ -319,7 +328,7 @@ fn catch_up((tenant, folder): (&str, &Path), head: &mut Head) -> Result<File, Au
     // The file that the head names may be full by now, and others that came after it, too.
     while files::is_full(folder, head.first) {
         let path = files::full(folder, head.first);
-        let file = File::open(&path).map_err(StoreError::io("open", &path))?;
+        let file = regular::open(&path).map_err(StoreError::io("open", &path))?;
         if read_on(&path, &file, head)? != 0 {
             return Err(broken_after(&path, head, "it was cut off"));
         }
@@ -328,7 +337,7 @@ fn catch_up((tenant, folder): (&str, &Path), head: &mut Head) -> Result<File, Au
     let path = log_file(folder);
     // A file that holds a line is never made anew.
     let file = match files::open_current(folder, head.bytes == 0) {
-        Err(StoreError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+        Err(StoreError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {
             let place = format!("at its end: {} is not there", path.display());
             let first = head.first;
             return Err(AuditError::Missing { first, last: head.count, place });
@@ -339,7 +348,7 @@ fn catch_up((tenant, folder): (&str, &Path), head: &mut Head) -> Result<File, Au
         // Nothing is in the one that grows: the one before it says whose they are.
         Some(first) if head.bytes == 0 => {
             let path = files::full(folder, first);
-            let full = File::open(&path).map_err(StoreError::io("open", &path))?;
+            let full = regular::open(&path).map_err(StoreError::io("open", &path))?;
             check_owner(tenant, &path, &full, first)?;
         }
         _ => check_owner(tenant, &path, &file, head.first)?,

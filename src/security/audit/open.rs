@@ -9,7 +9,11 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::{AuditError, Entry, Phase, Place, Record, append_to, changes::held, head_of, lock, records};
+use super::{
+    AuditError, Entry, Phase, Place, Record, append_to,
+    changes::{held, parts},
+    head_of, lock, records,
+};
 use crate::infra::config::Roots;
 
 /// Writes an outcome for each intent whose process is no more and that has none: what was cut off between its last effect
@@ -47,8 +51,14 @@ pub fn close_cut_off(
 
 fn what_became_of(record: &Record, all: &[Record], now: impl Fn(&Entry) -> Option<Value>) -> String {
     let entry = &record.entry;
-    let is_later =
-        |one: &Record| one.seq > record.seq && one.entry.phase == Phase::Done && is_same(&one.entry, entry);
+    let touches = |one: &Entry| match (fields(entry), fields(one)) {
+        (Some(these), Some(those)) => these.iter().any(|name| those.contains(name)),
+        _ => true,
+    };
+    let is_later = |one: &Record| {
+        let is_done = one.seq > record.seq && one.entry.phase == Phase::Done;
+        is_done && is_same(&one.entry, entry) && touches(&one.entry)
+    };
     let held = match &entry.detail {
         Some(_) if all.iter().any(is_later) => None,
         Some(changes) => now(entry).and_then(|now| held(changes, &now)),
@@ -58,13 +68,18 @@ fn what_became_of(record: &Record, all: &[Record], now: impl Fn(&Entry) -> Optio
     format!("it was cut off, and nothing of it is open any more{more}")
 }
 
+/// The names of what a change changes.
+fn fields(entry: &Entry) -> Option<Vec<&str>> {
+    Some(parts(entry.detail.as_deref()?)?.into_iter().map(|[name, ..]| name).collect())
+}
+
 /// Is it the same done to the same thing?
 fn is_same(one: &Entry, other: &Entry) -> bool {
     (&one.what, &one.path) == (&other.what, &other.path)
 }
 
 /// The intents that have no outcome.
-pub(super) fn intents(records: &[Record]) -> Vec<Record> {
+fn intents(records: &[Record]) -> Vec<Record> {
     let mut open: Vec<Record> = Vec::new();
     for record in records {
         close(&mut open, record);

@@ -10,8 +10,8 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::{
-    ANOTHERS, AuditError, Phase,
-    files::{self, Part},
+    ANOTHERS, AuditError, Entry, Phase,
+    files::{self, Part, Place},
     head::Head,
     head_of, lock,
     record::{nothing, unseal},
@@ -50,6 +50,24 @@ pub struct Remark {
     pub record: u64,
     /// What is strange.
     pub what: String,
+}
+
+fn is_ended_after(is_ended: bool, entry: &Entry) -> bool {
+    match entry.phase {
+        Phase::Done if entry.what == END => true,
+        // Who came second with the same finds it gone.
+        Phase::Intent if entry.what != END => false,
+        _ => is_ended,
+    }
+}
+
+/// Was the tenant destroyed, by its log, and nothing begun after that?
+///
+/// # Errors
+/// When the log cannot be read.
+pub fn is_ended(folder: &Path) -> Result<bool, StoreError> {
+    let (records, _) = files::records(folder, Place::default())?;
+    Ok(records.iter().fold(false, |is_ended, record| is_ended_after(is_ended, &record.entry)))
 }
 
 /// Checks the whole chain against itself and the head.
@@ -194,11 +212,7 @@ impl<'a> Chain<'a> {
                 self.verified.asked.insert(number, hash.clone());
             }
             (self.verified.records, self.verified.hash) = (number, hash);
-            match record.entry.phase {
-                Phase::Intent => self.verified.is_ended = false,
-                Phase::Done if record.entry.what == END => self.verified.is_ended = true,
-                _ => {}
-            }
+            self.verified.is_ended = is_ended_after(self.verified.is_ended, &record.entry);
             bytes.clear();
         }
         Ok(())

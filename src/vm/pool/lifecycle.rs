@@ -186,9 +186,7 @@ pub fn create(operator: &Operator, pool: &Pool) -> Result<(Pool, bool), PoolErro
     within("max_pools", count, 1, tenant.quotas.max_pools.into())
         .map_err(|exceeded| PoolError::TooMany { tenant: path.tenant.to_string(), exceeded })?;
     let mut entry = Entry::new("pool.create", &path, Phase::Intent);
-    // What protects others from what will run in it.
-    let Pool { vmm, insecure, seccomp_policy, .. } = pool;
-    entry.detail = Some(format!("vmm {vmm}, insecure {insecure}, seccomp {seccomp_policy}"));
+    entry.detail = Some(audit::pool_made(pool));
     let (folder, place) = (config::pools_folder(roots, &path.tenant), config::folder(roots, &path));
     let log = tenant::config::folder(roots, &path.tenant);
     audit::replace(roots, (path.tenant.as_ref(), &log), entry, [&false, &true], |is_there| {
@@ -453,7 +451,9 @@ pub fn destroy(operator: &mut Operator, path: &PoolPath, wipe_volumes: bool) -> 
     let import_lock = import::lock(&roots, path, Sharing::Exclusive)?;
     let (log, entry) =
         (tenant::config::folder(&roots, &path.tenant), Entry::new("pool.destroy", path, Phase::Intent));
-    let (lock, _tenant_lock) = audit::announced(&roots, (path.tenant.as_ref(), &log), entry, || {
+    let log = (path.tenant.as_ref(), log.as_path());
+    audit::append(&roots, log.0, log.1, entry.clone())?;
+    let mut work = || {
         for instance in instance::config::paths(&roots, path)? {
             match lifecycle::destroy(operator, &instance, wipe_volumes) {
                 // Somebody else was faster.
@@ -468,10 +468,16 @@ pub fn destroy(operator: &mut Operator, path: &PoolPath, wipe_volumes: bool) -> 
         }
         // Looked at again: what somebody made and destroyed since then may have left its disk.
         refuse_to_lose(&roots, path, wipe_volumes)?;
-        Ok(locks)
-    })?;
+        let folder = config::folder(&roots, path);
+        match store::vanish(&folder) {
+            // What is left of it has no name any more.
+            Err(_) if !folder.exists() => Ok(locks),
+            vanished => Ok(vanished.map(|()| locks)?),
+        }
+    };
+    let went = work();
+    let (lock, _tenant_lock) = audit::outcome(&roots, log, entry, went)?;
     failpoint::hit("pool-destroy", "audited")?;
-    store::vanish(&config::folder(&roots, path))?;
     lock.remove();
     import_lock.remove();
     Ok(())

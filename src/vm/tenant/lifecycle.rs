@@ -6,7 +6,7 @@ use crate::{
     infra::{config::Roots, failpoint, relief},
     net::NetError,
     security::audit::{self, AuditError, Entry, Phase},
-    store::{self, Schema, Sharing, StoreError},
+    store::{self, Lock, Schema, Sharing, StoreError},
     vm::{
         instance::{
             lifecycle::{self, LifecycleError, Operator, lock_tenant},
@@ -135,6 +135,7 @@ pub struct TenantSpec<'a> {
 pub fn create(operator: &mut Operator, spec: &TenantSpec<'_>) -> Result<(Tenant, bool), TenantError> {
     operator.net()?;
     let roots = operator.roots.clone();
+    finish_destroy(operator, &spec.id)?;
     room::check_disk(&roots, &NodeConfig::load(&roots)?, 0)?;
     let _lock = lock_tenant(&roots, &spec.id)?;
     // Net ids and subnets belong to the node: looked at and taken under its lock, which is held for nothing longer.
@@ -183,9 +184,9 @@ pub fn create(operator: &mut Operator, spec: &TenantSpec<'_>) -> Result<(Tenant,
         return Err(error);
     }
     failpoint::hit("tenant-create", "network")?;
-    let done = Entry::new("tenant.create", &spec.id, Phase::Done);
-    audit::append(&roots, spec.id.as_ref(), &config::folder(&roots, &spec.id), done)?;
-    Ok((tenant, true))
+    let (made, folder) =
+        (Entry::new("tenant.create", &spec.id, Phase::Intent), config::folder(&roots, &spec.id));
+    audit::outcome(&roots, (spec.id.as_ref(), &folder), made, Ok((tenant, true)))
 }
 
 fn bring_up(operator: &mut Operator, tenant: &Tenant) -> Result<(), TenantError> {
@@ -319,6 +320,31 @@ pub fn destroy(operator: &mut Operator, id: &TenantId, wipe_volumes: bool) -> Re
         failpoint::hit("tenant-destroy", "shredded")?;
         Ok::<_, TenantError>(lock)
     })?;
+    remove(operator, id, lock)
+}
+
+/// Finishes a destroy that was cut off behind its last line in the audit log. True where there was one.
+///
+/// # Errors
+/// When something cannot be read or removed.
+pub fn finish_destroy(operator: &mut Operator, id: &TenantId) -> Result<bool, TenantError> {
+    let (roots, folder) = (operator.roots.clone(), config::folder(&operator.roots, id));
+    if !audit::is_ended(&folder)? {
+        return Ok(false);
+    }
+    let _relief = relief::allow(&roots.root);
+    let lock = lock_tenant(&roots, id)?;
+    // Somebody may have finished it, or gone on with it, before this lock was had.
+    if !audit::is_ended(&folder)? || !pool::config::paths(&roots, id)?.is_empty() {
+        return Ok(false);
+    }
+    remove(operator, id, lock)?;
+    Ok(true)
+}
+
+/// What follows the last line of a destroy: the log is kept elsewhere, and the rest goes.
+fn remove(operator: &mut Operator, id: &TenantId, lock: Lock) -> Result<(), TenantError> {
+    let roots = operator.roots.clone();
     keep_audit_log(&roots, id)?;
     store::vanish(&config::folder(&roots, id))?;
     let net_lock = wiring::lock(&roots, Sharing::Exclusive)?;
@@ -360,6 +386,16 @@ pub fn kept_audit_logs_of(roots: &Roots, id: &TenantId) -> Result<Vec<std::path:
     let mut kept = store::names(&folder, |name| destroyed_at(name).is_some())?;
     kept.sort_by_key(|name| std::cmp::Reverse(destroyed_at(name)));
     Ok(kept.into_iter().map(|name| folder.join(name)).collect())
+}
+
+/// Where the logs of all destroyed tenants are kept.
+///
+/// # Errors
+/// When the folder cannot be read.
+pub fn all_kept_audit_logs(roots: &Roots) -> Result<Vec<std::path::PathBuf>, StoreError> {
+    let folder = kept_audit_logs(roots);
+    let names = store::names(&folder, |name| !name.starts_with('.'))?;
+    Ok(names.into_iter().map(|name| folder.join(name)).collect())
 }
 
 fn keep_audit_log(roots: &Roots, id: &TenantId) -> Result<(), StoreError> {

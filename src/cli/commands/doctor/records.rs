@@ -1,53 +1,49 @@
 //! Are the records what mvm wrote: audit logs, and settings by what these say of them?
 
-use super::{Check, fail, ok, warn};
+use super::{Check, fail, fail_with, ok};
 use crate::{
-    cli::{error::CliError, output::count},
+    cli::{commands::audit::Log, error::CliError, output::count},
     infra::config::Roots,
-    node,
-    security::audit::{self, NODE},
-    store::StoreError,
-    vm::tenant,
+    node::{self, Settings},
 };
 
-/// Are the audit logs of the node and of all tenants whole?
+/// Are the audit logs of the node and of all tenants whole, also of those that were destroyed?
 pub(super) fn audit_logs(roots: &Roots) -> Check {
     const NAME: &str = "audit logs";
-    let tenants = match tenant::config::ids(roots) {
-        Ok(tenants) => tenants,
-        Err(error) => return warn(NAME, error.to_string(), "run as root"),
+    let logs = match Log::all(roots) {
+        Ok(logs) => logs,
+        Err(error) => return fail_with(NAME, &error),
     };
-    let node = roots.node_log().exists().then(|| (NODE.to_owned(), roots.node_log()));
-    let logs = tenants.iter().map(|id| (id.to_string(), tenant::config::folder(roots, id)));
     let (mut whole, mut wrong) = (0_u64, Vec::new());
-    for (whose, folder) in node.into_iter().chain(logs) {
-        match audit::verify(roots, &whose, &folder) {
-            Ok(_) => whole += 1,
-            // Destroyed meanwhile.
-            Err(_) if !folder.exists() => {}
-            Err(error) => wrong.push(CliError::from(&error)),
+    for log in logs {
+        match log.and_then(|log| log.verify_if_there(roots)) {
+            Ok(there) => whole += u64::from(there.is_some()),
+            Err(error) => wrong.push(error),
         }
     }
     match wrong.first() {
         None => ok(NAME, format!("{} whole", count(whole, "log"))),
         Some(first) => {
             let all: Vec<String> = wrong.iter().map(CliError::whole).collect();
-            fail(NAME, all.join("; "), first.remedy().unwrap_or("put the file back from a copy"))
+            fail(NAME, all.join("; "), first.remedy().unwrap_or("put its files back from a copy"))
         }
     }
 }
 
-/// Was every setting set by a command?
+/// Is every setting as a command has set it last, as far as the logs say?
 pub(super) fn settings(roots: &Roots) -> Check {
     const NAME: &str = "settings";
-    match node::set_by_hand(roots) {
-        Ok(found) if found.is_empty() => ok(NAME, "each as a command has set it last"),
-        Ok(found) => fail(
+    let Settings { differing, unread } = match node::settings(roots) {
+        Ok(settings) => settings,
+        Err(error) => return fail_with(NAME, &error.into()),
+    };
+    match (differing.is_empty(), unread.is_empty()) {
+        (true, true) => ok(NAME, "none differs from what the logs say"),
+        (true, false) => fail(NAME, unread.join("; "), "put what cannot be read back from a copy"),
+        (false, _) => fail(
             NAME,
-            found.join("; "),
-            "find out who edited it; then set it by mvm, or to another value and back, which is logged",
+            [differing, unread].concat().join("; "),
+            "find out who changed it; then put back what it was, or set it by mvm, to another value and back: that is logged",
         ),
-        Err(error @ StoreError::Io { .. }) => warn(NAME, CliError::from(error).whole(), "run as root"),
-        Err(error) => fail(NAME, CliError::from(error).whole(), "put the file back from a copy"),
     }
 }

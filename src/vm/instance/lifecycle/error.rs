@@ -191,6 +191,17 @@ pub enum LifecycleError {
     Failpoint(#[from] std::io::Error),
 }
 
+impl LifecycleError {
+    /// Is it its VMM or its guest that is in the way? A stop by force asks neither.
+    pub fn is_of_the_vm(&self) -> bool {
+        match self {
+            Self::Vmm(_) | Self::Guest(_) => true,
+            Self::Step { error, .. } => error.is_of_the_vm(),
+            _ => false,
+        }
+    }
+}
+
 impl From<PoolError> for LifecycleError {
     fn from(error: PoolError) -> Self {
         match error {
