@@ -15,6 +15,9 @@ pub fn reference() -> String {
     }
     text.push_str("\n## Exit codes\n\n");
     text.push_str(error::EXIT_CODES);
+    text.push_str(
+        "\nWith `--json` an error is `{\"error\":{\"code\",\"what\",\"why\",\"fix\"}}` on stderr; where several things are wrong, a line for each.\n",
+    );
     let mut command = Cli::command().term_width(100);
     command.build();
     describe(&mut text, &mut command);

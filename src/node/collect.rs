@@ -6,7 +6,7 @@ use super::NodeError;
 use crate::{
     infra::{config::Roots, relief, text::with_causes},
     security::audit::{self, Entry, Phase},
-    store::{self, Sharing, StoreError},
+    store::{self, Lock, Sharing, StoreError},
     vm::{
         fleet,
         instance::{
@@ -213,6 +213,9 @@ pub fn collect_vmms(roots: &Roots) -> Result<Versions, StoreError> {
 /// The logs of destroyed tenants are kept for their retention, by the clock: that one goes is said in the node's log first.
 /// What lies there and says of no tenant that it was destroyed goes by no clock.
 fn collect_audit_logs(roots: &Roots, collected: &mut Collected) -> Result<(), NodeError> {
+    // Two at once would say of one log twice that it goes.
+    let what = "the logs of destroyed tenants";
+    let _lock = Lock::take(&roots.lock_file("kept-logs"), what, Sharing::Exclusive, roots.lock_timeout)?;
     for folder in all_kept_audit_logs(roots)? {
         let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let tenant = match store::read_if_there::<Tenant>(&folder.join("tenant.json")) {

@@ -42,8 +42,8 @@ pub enum NodeError {
         root: PathBuf,
         /// What it lies on.
         on: String,
-        /// Production is on, and was to go on without the waiver.
-        is_waived: bool,
+        /// Production is on already: the waiver is what was to go.
+        in_production: bool,
     },
     /// The state could not be read or written.
     #[error(transparent)]
@@ -152,7 +152,11 @@ pub fn update(roots: &Roots, change: impl FnOnce(&mut NodeConfig)) -> Result<Nod
         && !needs_encryption(&before)
         && let Storage::Plain(on) = storage::look(&roots.root)
     {
-        return Err(NodeError::PlainStorage { root: roots.root.clone(), on, is_waived: before.production });
+        return Err(NodeError::PlainStorage {
+            root: roots.root.clone(),
+            on,
+            in_production: before.production,
+        });
     }
     let Some(changes) = audit::changes(&before, &node) else { return Ok(node) };
     let mut entry = Entry::new("node.update", &node.node_id, Phase::Intent);

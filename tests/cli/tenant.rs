@@ -275,10 +275,10 @@ fn the_audit_log_is_a_line_per_event() {
     terminal.sees("tenant create acme --net-id 3 --subnet 10.240.3.0/24");
     terminal.sees("pool create acme/web --vmm sim");
     snapshot!(terminal.sees("tenant audit acme"), @"
-    2026-01-02 03:04:05Z  uid 0 intent    tenant.create     acme (net id 3 subnet 10.240.3.0/24)
+    2026-01-02 03:04:05Z  uid 0 intent    tenant.create     acme (network.gateway_ip 10.240.3.1, network.ipv4_subnet 10.240.3.0/24, network.tenant_net_id 3, pinned false, quotas.conns_per_second 200, quotas.disk_iops 0, quotas.disk_mbps 0, quotas.log_mib 16, quotas.max_conns 2000, quotas.max_disk_gib 500, quotas.max_instances_per_pool 256, quotas.max_mem_mib 65536, quotas.max_pools 16, quotas.max_running 100, quotas.max_vcpus 64, quotas.max_warm 100, quotas.net_mbps 0, quotas.net_pps 0, retention_days 90)
     2026-01-02 03:04:05Z  uid 0 done      tenant.create     acme
-    2026-01-02 03:04:05Z  uid 0 intent    pool.create       acme/web (vmm sim, insecure false, seccomp_policy baseline, egress internet)
-    2026-01-02 03:04:05Z  uid 0 done      pool.create       acme/web (vmm sim, insecure false, seccomp_policy baseline, egress internet)
+    2026-01-02 03:04:05Z  uid 0 intent    pool.create       acme/web (egress internet, insecure false, seccomp_policy baseline, vmm sim)
+    2026-01-02 03:04:05Z  uid 0 done      pool.create       acme/web (egress internet, insecure false, seccomp_policy baseline, vmm sim)
     ");
     snapshot!(terminal.sees_json("tenant audit acme"), @r#"
     [
@@ -294,7 +294,7 @@ fn the_audit_log_is_a_line_per_event() {
         "what": "tenant.create",
         "path": "acme",
         "phase": "intent",
-        "detail": "net id 3 subnet 10.240.3.0/24",
+        "detail": "network.gateway_ip 10.240.3.1, network.ipv4_subnet 10.240.3.0/24, network.tenant_net_id 3, pinned false, quotas.conns_per_second 200, quotas.disk_iops 0, quotas.disk_mbps 0, quotas.log_mib 16, quotas.max_conns 2000, quotas.max_disk_gib 500, quotas.max_instances_per_pool 256, quotas.max_mem_mib 65536, quotas.max_pools 16, quotas.max_running 100, quotas.max_vcpus 64, quotas.max_warm 100, quotas.net_mbps 0, quotas.net_pps 0, retention_days 90",
         "prev": "HASH"
       },
       {
@@ -323,7 +323,7 @@ fn the_audit_log_is_a_line_per_event() {
         "what": "pool.create",
         "path": "acme/web",
         "phase": "intent",
-        "detail": "vmm sim, insecure false, seccomp_policy baseline, egress internet",
+        "detail": "egress internet, insecure false, seccomp_policy baseline, vmm sim",
         "prev": "HASH"
       },
       {
@@ -338,7 +338,7 @@ fn the_audit_log_is_a_line_per_event() {
         "what": "pool.create",
         "path": "acme/web",
         "phase": "done",
-        "detail": "vmm sim, insecure false, seccomp_policy baseline, egress internet",
+        "detail": "egress internet, insecure false, seccomp_policy baseline, vmm sim",
         "prev": "HASH"
       }
     ]
@@ -367,8 +367,8 @@ fn the_audit_log_is_a_line_per_event() {
       "tenant_id": "acme"
     }
     "#);
-    snapshot!(terminal.sees("events -n 1"), @"2026-01-02 03:04:05Z  uid 0 done      pool.create       acme/web (vmm sim, insecure false, seccomp_policy baseline, egress internet)");
-    snapshot!(terminal.sees_json("events -n 1"), @r#"{"seq":4,"at":"2026-01-02T03:04:05Z","who":{"uid":0,"via":"cli","pid": N,"began":"BOOT-ID/TICK"},"what":"pool.create","path":"acme/web","phase":"done","detail":"vmm sim, insecure false, seccomp_policy baseline, egress internet","prev":"REVISION"}"#);
+    snapshot!(terminal.sees("events -n 1"), @"2026-01-02 03:04:05Z  uid 0 done      pool.create       acme/web (egress internet, insecure false, seccomp_policy baseline, vmm sim)");
+    snapshot!(terminal.sees_json("events -n 1"), @r#"{"seq":4,"at":"2026-01-02T03:04:05Z","who":{"uid":0,"via":"cli","pid": N,"began":"BOOT-ID/TICK"},"what":"pool.create","path":"acme/web","phase":"done","detail":"egress internet, insecure false, seccomp_policy baseline, vmm sim","prev":"REVISION"}"#);
 }
 
 #[test]

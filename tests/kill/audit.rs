@@ -206,6 +206,35 @@ fn what_holds_though_its_log_did_not_take_that_is_said() {
     assert!(unsaid > 0);
 }
 
+/// A VMM that was ended stays so.
+#[test]
+fn a_stop_whose_last_line_the_log_did_not_take_says_so() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    sandbox.pool("sim");
+    let path = sandbox.instance("acme/web");
+    let mut unsaid = 0;
+    for point in 1.. {
+        sandbox.ok(&format!("instance start {path}"));
+        let output =
+            sandbox.run_with(&format!("instance stop --force {path} --json"), format!("fail:#{point}"));
+        if output.status.success() {
+            break;
+        }
+        let said: Value = serde_json::from_slice(&output.stderr).expect("JSON");
+        if said["error"]["code"] == "audit_unsaid" {
+            assert_eq!(
+                said["error"]["what"].as_str().map(|what| what.starts_with("instance.stop of ")),
+                Some(true)
+            );
+            assert_eq!(sandbox.vmms(), []);
+            unsaid += 1;
+        }
+        sandbox.ok("node recover");
+        sandbox.run(&format!("instance stop --force {path}"));
+    }
+    assert!(unsaid > 0);
+}
+
 /// What fails is taken back, in the kernel too, and said by its own process.
 #[test]
 fn what_fails_is_as_if_it_had_not_been() {

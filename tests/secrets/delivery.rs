@@ -286,8 +286,17 @@ fn a_guest_without_an_agent_gets_none_and_that_is_said() {
     sandbox.ok("pool create acme/plain --vmm sim --mem 128 --data-disk 8");
     sandbox.import("acme/plain", "");
     let plain = sandbox.instance("acme/plain");
-    sandbox.ok(&format!("instance start {plain}"));
+    let without = |verb: &str| sandbox.ok(&format!("instance {verb}"))["without_secrets"].clone();
+    assert_eq!(without(&format!("start {plain}")), Value::Null);
     let view = changed(&sandbox, "set", "DB", b"one");
     assert_eq!((&view["given"], &view["no_agent"]), (&json!([]), &json!([plain])));
     assert_eq!((generation(&sandbox, &plain), behind(&sandbox)), (Value::Null, json!([])));
+    assert_eq!(without(&format!("info {plain}")), true);
+    sandbox.ok(&format!("instance sleep {plain}"));
+    assert_eq!(without(&format!("wake {plain}")), true);
+    assert_eq!(sandbox.ok("instance list acme/plain")[0]["without_secrets"], true);
+    assert_eq!(without(&format!("info {}", start(&sandbox))), Value::Null);
+    let scaled = sandbox.run("pool scale acme/plain --running 2");
+    let said = String::from_utf8_lossy(&scaled.stdout).into_owned();
+    assert!(said.contains("its tenant's secrets do not reach it"), "{said}");
 }

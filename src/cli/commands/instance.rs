@@ -5,7 +5,8 @@ mod view;
 use std::time::Duration;
 
 pub use self::view::InstanceView;
-use self::view::{describe, doubts, took, without_secrets};
+pub(super) use self::view::without_secrets;
+use self::view::{describe, doubts, took};
 use super::{console, guest};
 use crate::cli::{
     arguments::instance::{DiskCommand, InstanceCommand, StatsOf},
@@ -13,7 +14,7 @@ use crate::cli::{
     output::{Out, bytes, escape, mib},
 };
 use crate::{
-    infra::{config::Roots, watch::Watch},
+    infra::watch::Watch,
     store::StoreError,
     vm::{
         fleet,
@@ -36,7 +37,7 @@ use crate::{
 
 fn show(operator: &Operator, instance: Instance) -> Result<InstanceView, CliError> {
     let current = Artifacts::of(&operator.roots, &instance.path().pool_path()).current()?;
-    Ok(InstanceView::new(instance, current.is_some()).with_snapshot(&operator.roots))
+    Ok(InstanceView::new(instance, current.is_some()).in_full(&operator.roots))
 }
 
 /// Carries a verb out on an instance and says how it went.
@@ -68,8 +69,8 @@ fn asleep(out: &Out, view: &InstanceView) -> String {
     format!("asleep in {}, {} of memory written", took(out, view), bytes(written))
 }
 
-fn awake(out: &Out, roots: &Roots, view: &InstanceView) -> String {
-    format!("awake in {}{}", took(out, view), doubts(out, view) + &without_secrets(out, roots, view))
+fn awake(out: &Out, view: &InstanceView) -> String {
+    format!("awake in {}{}", took(out, view), doubts(out, view) + &without_secrets(out, view))
 }
 
 /// Loads an instance; one whose VMM ended, or whose last operation was cut off, is settled first.
@@ -125,9 +126,8 @@ pub fn run(out: &Out, operator: &mut Operator, command: InstanceCommand) -> Resu
         InstanceCommand::Why { instance } => why(out, operator, &instance)?,
         InstanceCommand::Start { instance } => {
             let doing = |path: &InstancePath| format!("starting {path}");
-            let roots = operator.roots.clone();
             let started = |view: &InstanceView| {
-                let doubts = doubts(out, view) + &without_secrets(out, &roots, view);
+                let doubts = doubts(out, view) + &without_secrets(out, view);
                 format!("{} {}{doubts}", view.instance.net.guest_ip, took(out, view))
             };
             verb(out, operator, &instance, doing, lifecycle::start, started)?;
@@ -157,8 +157,7 @@ pub fn run(out: &Out, operator: &mut Operator, command: InstanceCommand) -> Resu
         InstanceCommand::Wake { instance, force } => {
             let doing = |path: &InstancePath| format!("waking {path}");
             let wake = |operator: &mut Operator, path: &InstancePath| lifecycle::wake(operator, path, force);
-            let roots = operator.roots.clone();
-            verb(out, operator, &instance, doing, wake, |view| awake(out, &roots, view))?;
+            verb(out, operator, &instance, doing, wake, |view| awake(out, view))?;
         }
         InstanceCommand::Archive { instance } => {
             let doing = |path: &InstancePath| format!("compressing {path}");
@@ -290,7 +289,7 @@ pub(super) fn complain(out: &Out, wrong: &[CliError]) -> u8 {
 fn list(out: &Out, operator: &mut Operator, scope: Option<&Scope>) -> Result<u8, CliError> {
     let (mut views, wrong) = scoped(operator, scope)?;
     if out.json {
-        views = views.into_iter().map(|view| view.with_snapshot(&operator.roots)).collect();
+        views = views.into_iter().map(|view| view.in_full(&operator.roots)).collect();
     }
     let now = operator.roots.now();
     out.show(&views, || {

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Instant};
 
 use serde::Serialize;
 
-use super::instance::{InstanceView, complain};
+use super::instance::{InstanceView, complain, without_secrets};
 use crate::cli::{
     arguments::pool::{Counts, CreateArguments, ImportArguments, PoolCommand, UpdateArguments},
     error::{CliError, Kind},
@@ -447,8 +447,9 @@ fn apply_scale(out: &Out, operator: &mut Operator, pool: &PoolPath, goal: Goal) 
             (_, _, State::Sleeping) => format!("asleep, {ms:.0} ms"),
             (_, _, to) => to.to_string(),
         };
-        out.say(format!("{id} {ip} {how}"));
-        touched.push(InstanceView::new(instance.clone(), true).with_snapshot(&roots));
+        let view = InstanceView::new(instance.clone(), true).in_full(&roots);
+        out.say(format!("{id} {ip} {how}{}", without_secrets(out, &view)));
+        touched.push(view);
     });
     drop(progress);
     if out.json && (scaled.is_ok() || !touched.is_empty()) {

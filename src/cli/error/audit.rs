@@ -15,15 +15,8 @@ impl From<&AuditError> for CliError {
             | AuditError::Cut { .. }
             | AuditError::NoHead { .. }
             | AuditError::Gone { .. } => Self::of(Kind::Failed, "audit_broken", error).fix(PUT_BACK),
-            AuditError::Unsaid { source, .. } => {
-                let why = Self::from(&**source);
-                let mut made = Self::of(Kind::Failed, "audit_unsaid", error);
-                made.fix = Some(match why.fix {
-                    Some(fix) => format!("{fix}; then mvm node recover, which closes its line"),
-                    None => "mvm node recover, once the log can be written: it closes its line".to_owned(),
-                });
-                made
-            }
+            AuditError::Unsaid { source, .. } => Self::of(Kind::Failed, "audit_unsaid", error)
+                .fix_then_recover(&(&**source).into(), "closes its line"),
             AuditError::Whole { .. } => Self::of(Kind::Refused, "audit_whole", error),
         }
     }

@@ -74,6 +74,15 @@ impl CliError {
         Self { kind, code, what: what.into(), why: Vec::new(), fix: None }
     }
 
+    /// With what a recovery does about it, once what was in the way is not.
+    #[cfg(target_os = "linux")]
+    fn fix_then_recover(self, in_the_way: &Self, does: &str) -> Self {
+        match &in_the_way.fix {
+            Some(fix) => self.fix(format!("{fix}; then mvm node recover, which {does}")),
+            None => self.fix(format!("mvm node recover, once that is mended: it {does}")),
+        }
+    }
+
     /// With what to do about it.
     pub fn fix(mut self, fix: impl Into<String>) -> Self {
         self.fix = Some(fix.into());

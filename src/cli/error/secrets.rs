@@ -36,6 +36,9 @@ impl From<&SecretsError> for CliError {
                 Self::of(Kind::Failed, "damaged", error)
                     .fix(format!("put the file back from a copy, or {}", again(tenant)))
             }
+            SecretsError::Unfinished { source, .. } => {
+                Self::of(Kind::Failed, "secrets_unfinished", error).fix_then_recover(&(&**source).into(), "finishes it")
+            }
             SecretsError::Lost { tenant, .. } => Self::of(Kind::Failed, "damaged", error).fix(format!(
                 "put the last one back from a copy, or mvm tenant secrets accept {tenant}, which takes what lies there"
             )),
@@ -47,7 +50,7 @@ impl CliError {
     /// Guests' memory would lie on a disk in the clear.
     pub(super) fn plain_storage(error: &NodeError) -> Self {
         let fix = match error {
-            NodeError::PlainStorage { is_waived: true, .. } => {
+            NodeError::PlainStorage { in_production: true, .. } => {
                 "put MVM_ROOT on dm-crypt, or mvm node set production off first"
             }
             _ => "put MVM_ROOT on dm-crypt, or mvm node set plain-storage-waiver on",

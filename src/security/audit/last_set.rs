@@ -6,27 +6,27 @@ use serde::Serialize;
 
 use super::{
     Entry, Phase, Record,
-    changes::{HOLDS, HOLDS_NOT, NONE, fields, parts, split},
+    changes::{HOLDS, HOLDS_NOT, fields, parts, split},
 };
 use crate::infra::config::Actor;
 
 /// Fields by name, as text.
 pub type Fields = BTreeMap<String, String>;
 
-/// By the path of the node, a tenant or a pool: the fields of its record that its updates have set, and to what; of a pool also what
-/// its making says. Without those that a change touched which is under way, or was cut off and not set since.
+/// By the path of the node, a tenant or a pool: the fields of its record that its updates have set, and to what, and what its making
+/// says. Without those that a change touched which is under way, or was cut off and not set since.
 pub fn last_set(records: &[Record]) -> HashMap<&str, Fields> {
     let mut all: HashMap<&str, (Fields, Vec<Open>)> = HashMap::new();
     for record in records {
         let entry = &record.entry;
         let is_update = match entry.what.as_str() {
             "node.update" | "tenant.update" | "pool.update" => true,
-            "pool.create" => false,
+            "tenant.create" | "pool.create" => false,
             _ => continue,
         };
         let (set, open) = all.entry(&entry.path).or_default();
         match entry.phase {
-            // A pool of that name that was before is no more.
+            // One of that name that was before is no more.
             Phase::Intent if !is_update => (*set, *open) = (made(entry), Vec::new()),
             Phase::Intent => {
                 let before = changed(entry).map(|(name, _)| (name.clone(), set.remove(&name))).collect();
@@ -81,20 +81,37 @@ fn changed(entry: &Entry) -> impl Iterator<Item = (String, String)> {
     all.into_iter().map(|[name, _, is]| (name.to_owned(), is.to_owned()))
 }
 
-/// What the making of a pool says of it, as fields of its record: what protects others from what will run in it.
-const MADE: [&str; 4] = ["vmm", "insecure", "seccomp_policy", "egress"];
+/// `network.ipv4_subnet 10.240.3.0/24, network.tenant_net_id 3, pinned false, quotas.max_conns 2000`: what the making of a tenant
+/// says of it.
+pub fn tenant_made(tenant: &impl Serialize) -> String {
+    said(tenant, is_of_a_tenant)
+}
 
-/// `vmm firecracker, insecure false, seccomp_policy baseline, egress internet`.
+/// All that an update may set, and its network.
+fn is_of_a_tenant(name: &str) -> bool {
+    matches!(name.split('.').next(), Some("network" | "pinned" | "quotas" | "retention_days"))
+}
+
+/// `egress internet, insecure false, seccomp_policy baseline, vmm firecracker`: what the making of a pool says of it.
 pub fn pool_made(pool: &impl Serialize) -> String {
-    let fields = fields(pool);
-    MADE.map(|name| format!("{name} {}", fields.get(name).map_or(NONE, String::as_str))).join(", ")
+    said(pool, is_of_a_pool)
+}
+
+/// What protects others from what will run in it.
+fn is_of_a_pool(name: &str) -> bool {
+    matches!(name, "egress" | "insecure" | "seccomp_policy" | "vmm")
+}
+
+fn said(made: &impl Serialize, is_said: fn(&str) -> bool) -> String {
+    let fields = fields(made).into_iter().filter(|(name, _)| is_said(name));
+    fields.map(|(name, is)| format!("{name} {is}")).collect::<Vec<_>>().join(", ")
 }
 
 fn made(entry: &Entry) -> Fields {
+    let is_said = if entry.what == "tenant.create" { is_of_a_tenant } else { is_of_a_pool };
     let parts = split(entry.detail.as_deref().unwrap_or_default(), ", ");
-    let said =
-        parts.into_iter().filter_map(|part| part.split_once(' ')).filter(|(name, _)| MADE.contains(name));
-    said.map(|(name, is)| (name.to_owned(), is.to_owned())).collect()
+    let fields = parts.into_iter().filter_map(|part| part.split_once(' ')).filter(|(name, _)| is_said(name));
+    fields.map(|(name, is)| (name.to_owned(), is.to_owned())).collect()
 }
 
 #[cfg(test)]
@@ -106,7 +123,7 @@ mod tests {
     use super::{super::changes::differing, *};
     use crate::infra::config::{Environment, Roots};
 
-    const MADE: &str = "vmm sim, insecure false, seccomp_policy baseline, egress \"allow:1.2.3.4, 5.6.7.8\"";
+    const MADE: &str = "egress \"allow:1.2.3.4, 5.6.7.8\", insecure false, seccomp_policy baseline, vmm sim";
     const CPUS: &str = "cpus from 1 to 2";
 
     /// Lines of one pool's, each with the process that wrote it and what it closes.
@@ -127,7 +144,7 @@ mod tests {
         (1..).zip(lines).map(record).collect()
     }
 
-    fn said(lines: &[(&str, Phase, &str, u32, Option<u64>)], now: &serde_json::Value) -> Vec<String> {
+    fn found(lines: &[(&str, Phase, &str, u32, Option<u64>)], now: &serde_json::Value) -> Vec<String> {
         differing(&last_set(&records(lines))["acme/web"], now)
     }
 
@@ -142,13 +159,13 @@ mod tests {
             ("update", Phase::Done, change, 3, None),
         ];
         let as_set = json!({ "vmm": "sim", "insecure": false, "seccomp_policy": "baseline", "egress": "allow:1.2.3.4, 5.6.7.8", "cpus": 2, "labels": { "a": "b" } });
-        assert_eq!(said(&lines, &as_set), Vec::<String>::new());
+        assert_eq!(found(&lines, &as_set), Vec::<String>::new());
         let mut by_hand = as_set.clone();
         by_hand["cpus"] = 1.into();
-        assert_eq!(said(&lines[..2], &by_hand), Vec::<String>::new());
+        assert_eq!(found(&lines[..2], &by_hand), Vec::<String>::new());
         (by_hand["insecure"], by_hand["cpus"], by_hand["labels"]) = (true.into(), 2.into(), json!({}));
         assert_eq!(
-            said(&lines, &by_hand),
+            found(&lines, &by_hand),
             ["insecure is true, and was set to false", "labels.a is none, and was set to b"]
         );
     }
@@ -160,31 +177,49 @@ mod tests {
             ("update", Phase::Done, "cpus from 4 to 1", 1, None),
             ("update", Phase::Intent, CPUS, 2, None),
         ];
-        assert_eq!(said(&lines, &five), none);
+        assert_eq!(found(&lines, &five), none);
         // Another one sets it, before the first is found to have been cut off.
         lines.push(("update", Phase::Done, "cpus from 2 to 3", 3, None));
         lines.push(("update", Phase::Recovered, "it was cut off", 4, Some(2)));
-        assert_eq!(said(&lines, &five), ["cpus is 5, and was set to 3"]);
+        assert_eq!(found(&lines, &five), ["cpus is 5, and was set to 3"]);
         lines.push(("update", Phase::Intent, "cpus from 3 to 6", 5, None));
         lines.push(("update", Phase::Recovered, "it was cut off", 4, Some(5)));
-        assert_eq!(said(&lines, &five), none);
+        assert_eq!(found(&lines, &five), none);
         let holds = format!("it was cut off; {HOLDS}");
         lines.push(("update", Phase::Intent, "cpus from 6 to 7", 6, None));
         lines.push(("update", Phase::Recovered, &holds, 4, Some(7)));
-        assert_eq!(said(&lines, &five), ["cpus is 5, and was set to 7"]);
+        assert_eq!(found(&lines, &five), ["cpus is 5, and was set to 7"]);
         let holds_not = format!("it was cut off; {HOLDS_NOT}");
         lines.push(("update", Phase::Intent, "cpus from 7 to 8", 6, None));
         lines.push(("update", Phase::Recovered, &holds_not, 4, Some(9)));
-        assert_eq!(said(&lines, &five), ["cpus is 5, and was set to 7"]);
+        assert_eq!(found(&lines, &five), ["cpus is 5, and was set to 7"]);
     }
 
     #[test]
     fn what_is_said_of_a_pool_that_was_made_is_what_it_is() {
         let pool = json!({ "vmm": "sim", "insecure": true, "seccomp_policy": "strict", "egress": "deny", "cpus": 1 });
-        assert_eq!(pool_made(&pool), "vmm sim, insecure true, seccomp_policy strict, egress deny");
+        assert_eq!(pool_made(&pool), "egress deny, insecure true, seccomp_policy strict, vmm sim");
         let lines = [("create", Phase::Intent, &*pool_made(&pool), 1, None)];
-        assert_eq!(said(&lines, &pool), Vec::<String>::new());
-        assert_eq!(said(&lines, &json!({})).len(), 4);
+        assert_eq!(found(&lines, &pool), Vec::<String>::new());
+        assert_eq!(found(&lines, &json!({})).len(), 4);
+    }
+
+    #[test]
+    fn what_is_said_of_a_tenant_that_was_made_is_what_it_is() {
+        let tenant =
+            json!({ "tenant_id": "acme", "network": { "net": 3 }, "quotas": { "cpus": 2 }, "pinned": false });
+        let detail = tenant_made(&tenant);
+        assert_eq!(detail, "network.net 3, pinned false, quotas.cpus 2");
+        let mut records = records(&[("create", Phase::Intent, &detail, 1, None)]);
+        (records[0].entry.what, records[0].entry.path) = ("tenant.create".to_owned(), "acme".to_owned());
+        let set = last_set(&records);
+        assert_eq!(differing(&set["acme"], &tenant), Vec::<String>::new());
+        let mut by_hand = tenant.clone();
+        (by_hand["quotas"]["cpus"], by_hand["network"]["net"]) = (9.into(), 4.into());
+        assert_eq!(
+            differing(&set["acme"], &by_hand),
+            ["network.net is 4, and was set to 3", "quotas.cpus is 9, and was set to 2"]
+        );
     }
 
     #[test]
@@ -194,6 +229,6 @@ mod tests {
             ("update", Phase::Intent, CPUS, 2, None),
             ("update", Phase::Failed, "cpus from 1 to 2: no room", 2, None),
         ];
-        assert_eq!(said(&lines, &json!({ "cpus": 2 })), ["cpus is 2, and was set to 1"]);
+        assert_eq!(found(&lines, &json!({ "cpus": 2 })), ["cpus is 2, and was set to 1"]);
     }
 }

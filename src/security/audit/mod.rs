@@ -27,10 +27,10 @@ pub use self::{
     anew::begin_anew,
     changes::{changes, differing},
     files::{FULL, Place, current as log_file, names, records},
-    last_set::{Fields, last_set, pool_made},
+    last_set::{Fields, last_set, pool_made, tenant_made},
     open::close_cut_off,
     record::{Entry, Limits, Network, Phase, Record},
-    verify::{Remark, Verified, is_ended, verify},
+    verify::{Remark, Verified, says_ended, verify},
 };
 use self::{
     head::Head,
@@ -110,6 +110,13 @@ pub enum AuditError {
     },
 }
 
+impl AuditError {
+    /// The same of the line of something that was done, and stays so.
+    pub fn unsaid(self, what: String, path: String) -> Self {
+        Self::Unsaid { what, path, source: Box::new(self) }
+    }
+}
+
 fn missing(first: u64, last: u64) -> String {
     if first == last {
         format!("record {first} is missing")
@@ -157,16 +164,7 @@ pub fn announced<T, E: From<AuditError> + std::error::Error>(
     work: impl FnOnce() -> Result<T, E>,
 ) -> Result<T, E> {
     append(roots, log.0, log.1, entry.clone())?;
-    match work() {
-        Ok(done) => {
-            append(roots, log.0, log.1, Entry { phase: Phase::Done, ..entry })?;
-            Ok(done)
-        }
-        Err(error) => {
-            failed(roots, log, entry, &error);
-            Err(error)
-        }
-    }
+    outcome(roots, log, entry, work())
 }
 
 /// Writes how it went what an entry announced, and gives that on.
@@ -176,18 +174,14 @@ pub fn announced<T, E: From<AuditError> + std::error::Error>(
 pub fn outcome<T, E: From<AuditError> + std::error::Error>(
     roots: &Roots,
     log: (&str, &Path),
-    mut announced: Entry,
+    announced: Entry,
     went: Result<T, E>,
 ) -> Result<T, E> {
     match &went {
         Ok(_) => {
-            announced.phase = Phase::Done;
             let (what, path) = (announced.what.clone(), announced.path.clone());
-            append(roots, log.0, log.1, announced).map_err(|source| AuditError::Unsaid {
-                what,
-                path,
-                source: source.into(),
-            })?;
+            append(roots, log.0, log.1, Entry { phase: Phase::Done, ..announced })
+                .map_err(|error| error.unsaid(what, path))?;
         }
         Err(error) => failed(roots, log, announced, error),
     }

@@ -61,11 +61,11 @@ fn is_ended_after(is_ended: bool, entry: &Entry) -> bool {
     }
 }
 
-/// Was the tenant destroyed, by its log, and nothing begun after that?
+/// Does a log say that its tenant was destroyed, and nothing begun after that? Whether it is to be believed, [`verify`] says.
 ///
 /// # Errors
 /// When the log cannot be read.
-pub fn is_ended(folder: &Path) -> Result<bool, StoreError> {
+pub fn says_ended(folder: &Path) -> Result<bool, StoreError> {
     let (records, _) = files::records(folder, Place::default())?;
     Ok(records.iter().fold(false, |is_ended, record| is_ended_after(is_ended, &record.entry)))
 }

@@ -452,8 +452,7 @@ pub fn destroy(operator: &mut Operator, path: &PoolPath, wipe_volumes: bool) -> 
     let (log, entry) =
         (tenant::config::folder(&roots, &path.tenant), Entry::new("pool.destroy", path, Phase::Intent));
     let log = (path.tenant.as_ref(), log.as_path());
-    audit::append(&roots, log.0, log.1, entry.clone())?;
-    let mut work = || {
+    let (lock, _tenant_lock) = audit::announced(&roots, log, entry, || {
         for instance in instance::config::paths(&roots, path)? {
             match lifecycle::destroy(operator, &instance, wipe_volumes) {
                 // Somebody else was faster.
@@ -474,9 +473,7 @@ pub fn destroy(operator: &mut Operator, path: &PoolPath, wipe_volumes: bool) -> 
             Err(_) if !folder.exists() => Ok(locks),
             vanished => Ok(vanished.map(|()| locks)?),
         }
-    };
-    let went = work();
-    let (lock, _tenant_lock) = audit::outcome(&roots, log, entry, went)?;
+    })?;
     failpoint::hit("pool-destroy", "audited")?;
     lock.remove();
     import_lock.remove();

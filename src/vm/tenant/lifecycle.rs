@@ -171,7 +171,7 @@ pub fn create(operator: &mut Operator, spec: &TenantSpec<'_>) -> Result<(Tenant,
     store::make_folder(&new)?;
     store::write(&new.join("tenant.json"), &tenant)?;
     let mut entry = Entry::new("tenant.create", &spec.id, Phase::Intent);
-    entry.detail = Some(format!("net id {} subnet {}", spec.net_id, spec.subnet));
+    entry.detail = Some(audit::tenant_made(&tenant));
     audit::begin(&roots, spec.id.as_ref(), &new, entry)?;
     store::rename(&new, &config::folder(&roots, &spec.id))?;
     store::sync_folder(&folder)?;
@@ -326,16 +326,19 @@ pub fn destroy(operator: &mut Operator, id: &TenantId, wipe_volumes: bool) -> Re
 /// Finishes a destroy that was cut off behind its last line in the audit log. True where there was one.
 ///
 /// # Errors
-/// When something cannot be read or removed.
+/// When something cannot be read or removed, or the log that says so is not whole.
 pub fn finish_destroy(operator: &mut Operator, id: &TenantId) -> Result<bool, TenantError> {
     let (roots, folder) = (operator.roots.clone(), config::folder(&operator.roots, id));
-    if !audit::is_ended(&folder)? {
+    let is_destroyed = || -> Result<bool, AuditError> {
+        Ok(audit::says_ended(&folder)? && audit::verify(&roots, id.as_ref(), &folder)?.is_ended)
+    };
+    if !is_destroyed()? {
         return Ok(false);
     }
     let _relief = relief::allow(&roots.root);
     let lock = lock_tenant(&roots, id)?;
     // Somebody may have finished it, or gone on with it, before this lock was had.
-    if !audit::is_ended(&folder)? || !pool::config::paths(&roots, id)?.is_empty() {
+    if !is_destroyed()? || !pool::config::paths(&roots, id)?.is_empty() {
         return Ok(false);
     }
     remove(operator, id, lock)?;

@@ -35,6 +35,9 @@ pub struct InstanceView {
     /// What it would wake from; the list for people has no place for it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) snapshot: Option<SnapshotView>,
+    /// Its tenant has secrets, and they do not reach it: it has no agent.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(super) without_secrets: bool,
     /// What its guest says; there where one was asked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) guest: Option<GuestView>,
@@ -99,12 +102,15 @@ impl InstanceView {
     /// The state as it is depends on whether the pool has a revision.
     pub fn new(mut instance: Instance, has_revision: bool) -> Self {
         instance.status = lifecycle::effective_state(&instance, has_revision);
-        Self { path: instance.path(), instance, snapshot: None, guest: None }
+        Self { path: instance.path(), instance, snapshot: None, without_secrets: false, guest: None }
     }
 
-    /// With what a sleeper would wake from. One that cannot be read keeps nobody from seeing the instance: `why` and a wake
-    /// say what is wrong with it.
-    pub fn with_snapshot(mut self, roots: &Roots) -> Self {
+    /// With what a sleeper would wake from, and whether its tenant's secrets reach it. What cannot be read keeps nobody from seeing
+    /// the instance: `why` and a wake say what is wrong with it.
+    pub fn in_full(mut self, roots: &Roots) -> Self {
+        let there = || secrets::stored(roots, &self.path.tenant).ok().flatten();
+        self.without_secrets =
+            self.instance.agent == AgentMode::None && there().is_some_and(|all| !all.secrets.is_empty());
         if self.instance.status == State::Sleeping
             && let Ok(Some(delta)) = Delta::load(roots, &self.path)
         {
@@ -194,12 +200,9 @@ pub(super) fn doubts(out: &Out, view: &InstanceView) -> String {
 }
 
 /// What is said of one that gets none of its tenant's secrets.
-pub(super) fn without_secrets(out: &Out, roots: &Roots, view: &InstanceView) -> String {
-    let there = || secrets::stored(roots, &view.path.tenant).ok().flatten();
-    let is_without =
-        view.instance.agent == AgentMode::None && there().is_some_and(|all| !all.secrets.is_empty());
+pub(in crate::cli::commands) fn without_secrets(out: &Out, view: &InstanceView) -> String {
     let doubt = "  (it has no agent: its tenant's secrets do not reach it)";
-    if is_without { out.paint(Tone::Doubtful, doubt) } else { String::new() }
+    if view.without_secrets { out.paint(Tone::Doubtful, doubt) } else { String::new() }
 }
 
 fn steps(receipt: &Receipt) -> String {
@@ -331,6 +334,10 @@ pub(super) fn describe(out: &Out, view: &InstanceView) -> String {
             snapshot.vmm_version,
             time(snapshot.taken_at)
         ));
+    }
+    if view.without_secrets {
+        let doubt = "  secrets   do not reach it: it has no agent";
+        lines.push(out.paint(Tone::Doubtful, doubt));
     }
     lines.extend(view.guest.iter().flat_map(GuestView::lines));
     lines.push(format!("  made      {}", time(instance.created_at)));

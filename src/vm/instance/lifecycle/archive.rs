@@ -47,7 +47,7 @@ pub fn archive(operator: &mut Operator, path: &InstancePath) -> Result<Outcome, 
         Ok(()) => (Phase::Done, format!("{} bytes in place of {before}", delta.taken_bytes(&roots))),
         Err(error) => (Phase::Failed, error.to_string()),
     };
-    operator.audit(&instance, "archive", phase, |entry| entry.detail = Some(detail))?;
+    operator.audit_end(&instance, "archive", phase, |entry| entry.detail = Some(detail))?;
     packed?;
     Ok(Outcome { instance, changed: true })
 }

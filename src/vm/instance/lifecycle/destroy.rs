@@ -112,7 +112,7 @@ pub(super) fn discard(
         keep_volume(&roots, &path)?;
     }
     failpoint::hit("discard", "volumes")?;
-    operator.audit(instance, what, phase, |entry| {
+    operator.audit_end(instance, what, phase, |entry| {
         entry.from = Some(instance.status.to_string());
         entry.to = Some(State::Destroyed.to_string());
         entry.detail = Some(why.to_owned()).filter(|why| !why.is_empty());

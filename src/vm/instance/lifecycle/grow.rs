@@ -44,7 +44,7 @@ pub fn grow_disk(
     let more_mib = size_mib.saturating_sub(there_mib);
     room::enlarge(&roots, &tenant, instance.slot(&roots)?, more_mib)?;
     let announce = |phase| {
-        operator.audit(&instance, "disk-grow", phase, |entry| {
+        operator.audit_end(&instance, "disk-grow", phase, |entry| {
             entry.detail = Some(format!("from {there_mib} to {size_mib} MiB"));
         })
     };

@@ -114,6 +114,22 @@ impl Operator {
         audit::append(&self.roots, instance.tenant_id.as_ref(), &folder, entry)
     }
 
+    /// The same of how an operation ended which is not taken back for want of this line: where it was done, the error says so.
+    fn audit_end(
+        &self,
+        instance: &Instance,
+        operation: &str,
+        phase: Phase,
+        more: impl FnOnce(&mut Entry),
+    ) -> Result<(), AuditError> {
+        self.audit(instance, operation, phase, more).map_err(|error| match phase {
+            Phase::Done => {
+                error.unsaid(entry_of(instance, operation, phase).what, instance.path().to_string())
+            }
+            _ => error,
+        })
+    }
+
     /// Writes the line of what somebody did in a guest; of a command its name alone, since arguments may be secrets.
     ///
     /// # Errors

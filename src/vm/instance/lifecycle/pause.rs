@@ -191,7 +191,7 @@ pub(super) fn finish(
 ) -> Result<(), LifecycleError> {
     let operation = if to == State::Warm { Operation::Warm } else { Operation::Resume }.name();
     failpoint::hit(operation, "set")?;
-    operator.audit(instance, operation, phase, |entry| {
+    operator.audit_end(instance, operation, phase, |entry| {
         entry.from = Some(instance.status.to_string());
         entry.to = Some(to.to_string());
     })?;

@@ -59,7 +59,7 @@ fn give(operator: &mut Operator, path: &InstancePath) -> DeliveryOutcome {
         .map_err(|error| operator.failed(&instance, "secrets", error))?;
     failpoint::hit("secrets", "given")?;
     instance.secrets = given.generation.or(instance.secrets);
-    operator.audit(&instance, "secrets", Phase::Done, |entry| entry.detail = detail(&instance))?;
+    operator.audit_end(&instance, "secrets", Phase::Done, |entry| entry.detail = detail(&instance))?;
     instance.save(&roots)?;
     Ok(given.untold.map_or(Delivered::Given, Delivered::Untold))
 }

@@ -203,7 +203,7 @@ pub(super) fn finish(
     if let Some(delta) = &delta {
         delta.drop_others(&roots)?;
     }
-    operator.audit(instance, "sleep", phase, |entry| {
+    operator.audit_end(instance, "sleep", phase, |entry| {
         entry.from = Some(instance.status.to_string());
         entry.to = Some(State::Sleeping.to_string());
         entry.detail = delta.map(|delta| format!("{} bytes of memory written", delta.written_bytes));

@@ -114,7 +114,7 @@ pub(super) fn finish_stop(
     // What slept is discarded, and what is left of a snapshot that was used up.
     snapshot::discard(&operator.roots, &instance.path())?;
     failpoint::hit("stop", "discarded")?;
-    operator.audit(instance, what, phase, |entry| {
+    operator.audit_end(instance, what, phase, |entry| {
         entry.from = Some(instance.status.to_string());
         entry.to = Some(State::Stopped.to_string());
         entry.detail = Some(why.clone());

@@ -203,7 +203,7 @@ pub(super) fn finish(
     instance: &mut Instance,
     phase: Phase,
 ) -> Result<(), LifecycleError> {
-    operator.audit(instance, "wake", phase, |entry| {
+    operator.audit_end(instance, "wake", phase, |entry| {
         entry.from = Some(State::Sleeping.to_string());
         entry.to = Some(State::Running.to_string());
         let vmm = instance.vmm.as_ref().map(|vmm| vmm.in_words());

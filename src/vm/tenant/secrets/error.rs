@@ -8,7 +8,10 @@ use crate::{
         sealing::{KeyId, NotOpened},
     },
     store::StoreError,
-    vm::naming::{SecretName, TenantId},
+    vm::{
+        naming::{SecretName, TenantId},
+        tenant::lifecycle::TenantError,
+    },
 };
 
 /// Why something could not be done with a tenant's secrets.
@@ -104,6 +107,14 @@ pub enum SecretsError {
         /// Why not.
         #[source]
         source: NotOpened,
+    },
+    /// They are changed, and what follows that is not done.
+    #[error("the secrets of tenant {tenant} are changed, and that is not written down everywhere")]
+    Unfinished {
+        /// The tenant.
+        tenant: TenantId,
+        /// Why not.
+        source: Box<TenantError>,
     },
     /// The state could not be read or written.
     #[error(transparent)]

@@ -319,6 +319,8 @@ fn store_all(
     let tenant = &record.tenant_id.clone();
     let folder = config::folder(roots, tenant);
     let log = (tenant.as_ref(), folder.as_path());
+    let unfinished =
+        |why: TenantError| SecretsError::Unfinished { tenant: tenant.clone(), source: why.into() }.into();
     let mut line = Line::new(what, tenant, Phase::Intent);
     line.detail = Some(detail.to_owned());
     audit::append(roots, log.0, log.1, line.clone())?;
@@ -334,12 +336,12 @@ fn store_all(
         // Renamed, and not known to be durable: that is for a recovery to say, which looks.
         let there: Option<Secrets> = store::read_if_there(&file(roots, tenant)).unwrap_or_default();
         let stands = there.is_some_and(|there| there.generation == all.generation);
-        return if stands { stored } else { audit::outcome(roots, log, line, stored) };
+        return if stands { stored.map_err(unfinished) } else { audit::outcome(roots, log, line, stored) };
     }
     // They are what guests get from here on: the rest of it is written down on a full disk, too.
     let _relief = relief::allow(&roots.root);
     failpoint::hit("secrets", "saved")?;
-    remember(roots, record, all.generation)?;
+    remember(roots, record, all.generation).map_err(TenantError::from).map_err(unfinished)?;
     failpoint::hit("secrets", "remembered")?;
     audit::outcome(roots, log, line, stored)?;
     Ok(failpoint::hit("secrets", "audited")?)
