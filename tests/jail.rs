@@ -9,7 +9,7 @@ use std::{
 };
 
 use serde_json::Value;
-use support::{Sandbox, firecracker, skip};
+use support::{Sandbox, firecracker, own_mounts, run, skip};
 
 /// An instance that runs in a jail; `None`, said visibly, where there are none. Whether it has limits depends on the machine.
 fn world() -> Option<Sandbox> {
@@ -181,14 +181,13 @@ fn what_a_vmm_plants_in_its_jail_changes_nothing_outside_and_nobody_waits_for_it
                 _ => fs::remove_file(&place),
             };
             plant(&place, &victim, uid);
-            let _ = sandbox.run(&format!("instance console --print {path}"));
-            let _ = sandbox.run(&format!("instance logs --vmm {path}"));
-            let _ = sandbox.run(&format!("instance info {path}"));
-            // It may fail, and what it was asked for may not come to be: that is the VMM's own loss.
-            let slept = sandbox.run(&format!("instance sleep {path}"));
-            is_untouched(&format!("{what} at {name}, sleep"));
-            let said = String::from_utf8_lossy(&slept.stderr).into_owned();
-            assert!(!said.contains("untouched"), "{said}");
+            // They may fail, and what they were asked for may not come to be: that is the VMM's own loss.
+            for looks in ["console --print", "logs --vmm", "info", "info --json", "stats", "sleep"] {
+                let output = sandbox.run(&format!("instance {looks} {path}"));
+                is_untouched(&format!("{what} at {name}, {looks}"));
+                let said = [output.stdout, output.stderr].concat();
+                assert!(!String::from_utf8_lossy(&said).contains("untouched"), "{what} at {name}, {looks}");
+            }
             sandbox.ok(&format!("instance stop --force {path}"));
             is_untouched(&format!("{what} at {name}, stop"));
             assert!(!jail(&sandbox).exists(), "{what} at {name}");
@@ -329,6 +328,62 @@ fn without_limits_nothing_starts_unless_the_pool_takes_it() {
             assert_eq!(would["code"], "no_limits", "{would}");
         }
     }
+}
+
+/// A user beside mvm that a VMM's is, too, may end it, and read what it reads.
+#[test]
+fn a_vmm_whose_user_is_somebodys_is_not_jailed_as_that_one() {
+    if firecracker().is_none() {
+        return;
+    }
+    let Some(sandbox) = Sandbox::new() else { return };
+    own_mounts();
+    let over = sandbox.root().join("over");
+    let [strict, any] = two_pools(&sandbox);
+    for (file, line) in [
+        ("/etc/passwd", "somebody:x:1879244803:1879244803::/:/bin/sh"),
+        ("/etc/group", "somebody:x:1879244803:"),
+        ("/etc/subuid", "somebody:1879244800:65536"),
+        ("/etc/subgid", "somebody:1:18446744073709551615"),
+    ] {
+        let whole = fs::read_to_string(file).expect("it is there");
+        fs::write(&over, format!("{whole}{line}\n")).expect("a file");
+        run("mount", &["--bind", &over.display().to_string(), file]);
+        assert_eq!(sandbox.refused(&format!("instance start {strict}"), 4), "no_jail", "{line}");
+        let would = sandbox.ok(&format!("instance why {strict}"))["start_refused"].to_string();
+        assert!(would.contains("is somebody's") && would.contains(line), "{would}");
+        let doctor = String::from_utf8_lossy(&sandbox.run("doctor").stdout).into_owned();
+        assert!(doctor.contains("users of VMMs are somebody's") && doctor.contains(line), "{doctor}");
+        run("umount", &[file]);
+    }
+    // The other one has another, which is nobody's now.
+    assert!(!lacks(&sandbox.ok(&format!("instance start {any}"))).contains(&"jail"));
+    sandbox.ok(&format!("instance stop --force {any}"));
+}
+
+#[test]
+fn without_cgroups_of_version_two_nothing_starts_unless_the_pool_takes_it() {
+    if firecracker().is_none() {
+        return;
+    }
+    let Some(sandbox) = Sandbox::new() else { return };
+    own_mounts();
+    let mounts = fs::read_to_string("/proc/self/mounts").expect("a table");
+    let fields = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
+    for mount in mounts.lines().map(fields).filter(|fields| fields[2] == "cgroup2") {
+        run("umount", &["--lazy", &mount[1]]);
+    }
+    let [strict, any] = two_pools(&sandbox);
+    let refused = sandbox.run(&format!("instance start {strict} --json"));
+    let said: Value = serde_json::from_slice(&refused.stderr).expect("JSON");
+    assert_eq!((refused.status.code(), &said["error"]["code"]), (Some(4), &"no_limits".into()), "{said}");
+    let why = "cgroups of version 2 are not mounted";
+    assert!(said.to_string().contains(why), "{said}");
+    assert!(sandbox.leaks().is_empty(), "{:?}", sandbox.leaks());
+    assert_eq!(lacks(&sandbox.ok(&format!("instance start {any}"))), ["limits"]);
+    let doctor = String::from_utf8_lossy(&sandbox.run("doctor").stdout).into_owned();
+    assert!(doctor.contains(why), "{doctor}");
+    sandbox.ok(&format!("instance stop --force {any}"));
 }
 
 /// What an instance has belongs to whoever runs its VMM, in whatever order these come: also where it went to sleep as the other.

@@ -191,8 +191,10 @@ impl Environment {
                 .and_then(|value| value.parse().ok())
                 .unwrap_or_else(|| rustix::process::getuid().as_raw()),
             master_key: MasterKeyPlaces {
-                file: text("MVM_MASTER_KEY_FILE").map(PathBuf::from),
-                variable: text(MASTER_KEY).map(Hidden::new),
+                // One that is empty was meant to be something: none is made in its place.
+                file: std::env::var_os("MVM_MASTER_KEY_FILE").map(PathBuf::from),
+                variable: std::env::var_os(MASTER_KEY)
+                    .map(|key| Hidden::new(key.to_string_lossy().into_owned())),
                 credentials: text("CREDENTIALS_DIRECTORY").map(PathBuf::from),
             },
             wrong,

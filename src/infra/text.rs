@@ -46,6 +46,18 @@ pub fn hex(bytes: &[u8]) -> String {
     })
 }
 
+/// Bytes of as many hex digits, in either case; `None` where a text is anything else.
+pub fn unhex<const N: usize>(digits: &str) -> Option<[u8; N]> {
+    if digits.len() != 2 * N || !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+        return None;
+    }
+    let mut bytes = [0; N];
+    for (at, byte) in bytes.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(digits.get(2 * at..2 * at + 2)?, 16).ok()?;
+    }
+    Some(bytes)
+}
+
 /// The last lines of a log, each after a line break; empty where there are none.
 pub fn last_lines(bytes: &[u8]) -> String {
     const MOST: usize = 5;

@@ -36,11 +36,11 @@ pub struct Damage {
     /// What it is: an instance, a pool, a base of one.
     pub path: String,
     /// What is wrong with it.
-    pub error: SnapshotError,
+    pub error: NodeError,
 }
 
 impl Damage {
-    fn of(path: impl Display, error: impl Into<SnapshotError>) -> Self {
+    fn of(path: impl Display, error: impl Into<NodeError>) -> Self {
         Self { path: path.to_string(), error: error.into() }
     }
 }
@@ -60,24 +60,19 @@ pub struct Collected {
 /// limit, audit logs beyond their retention, what earlier sleeps left. With `scrub` every snapshot is read and compared with its sums.
 ///
 /// # Errors
-/// When the state cannot be read, or a file not removed.
+/// When the node's own state cannot be read.
 pub fn collect(operator: &Operator, scrub: bool) -> Result<Collected, NodeError> {
     let roots = &operator.roots;
     let _relief = relief::allow(&roots.root);
     let mut collected = Collected::default();
-    let dropped = &mut collected.dropped;
     for pool in fleet::pools(roots, None)? {
-        let gone = pools::collect(operator, &pool)?;
-        dropped.extend(gone.revisions.iter().map(|one| format!("revision {} of {pool}", one.short())));
-        dropped.extend(gone.bases.iter().map(|one| format!("base {} of {pool}", one.short())));
-        let (tenant, _) = lifecycle::load_pool(roots, &pool)?;
-        for instance in instance::config::paths(roots, &pool)? {
-            logs::cut(roots, &instance, tenant.quotas.log_mib)?;
+        if let Err(error) = collect_pool(operator, &pool, &mut collected.dropped) {
+            collected.damaged.push(Damage::of(&pool, error));
         }
     }
-    // What keeps all of them has a line of its own.
+    // What keeps all of them is said of the pool or the instance that does.
     let versions = collect_vmms(roots)?.removed;
-    dropped.extend(versions.into_iter().map(|version| format!("Firecracker {version}")));
+    collected.dropped.extend(versions.into_iter().map(|version| format!("Firecracker {version}")));
     for path in fleet::instances(roots)? {
         sleeper(roots, &path, scrub, &mut collected)?;
     }
@@ -88,6 +83,19 @@ pub fn collect(operator: &Operator, scrub: bool) -> Result<Collected, NodeError>
     }
     collect_audit_logs(roots, &mut collected)?;
     Ok(collected)
+}
+
+/// Drops what nobody refers to of one pool.
+fn collect_pool(operator: &Operator, pool: &PoolPath, dropped: &mut Vec<String>) -> Result<(), NodeError> {
+    let roots = &operator.roots;
+    let (tenant, _) = lifecycle::load_pool(roots, pool)?;
+    for instance in instance::config::paths(roots, pool)? {
+        logs::cut(roots, &instance, tenant.quotas.log_mib)?;
+    }
+    let gone = pools::collect(operator, pool)?;
+    dropped.extend(gone.revisions.iter().map(|one| format!("revision {} of {pool}", one.short())));
+    dropped.extend(gone.bases.iter().map(|one| format!("base {} of {pool}", one.short())));
+    Ok(())
 }
 
 /// Drops what lies beside an instance's snapshot, and scrubs it. Who is at work with it at this moment is left alone.

@@ -27,6 +27,7 @@ use crate::{
         naming::InstancePath,
         pool::{config::VmmKind, lifecycle::PoolError},
         room::{self, NodeConfig},
+        snapshot::SnapshotError,
         tenant::{self, quota::Use},
     },
     vmm::process,
@@ -60,6 +61,12 @@ pub enum NodeError {
     /// A pool could not be cleaned.
     #[error(transparent)]
     Pool(#[from] PoolError),
+}
+
+impl From<SnapshotError> for NodeError {
+    fn from(error: SnapshotError) -> Self {
+        LifecycleError::from(error).into()
+    }
 }
 
 /// What there is on the node, and what is in use.

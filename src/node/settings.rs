@@ -17,6 +17,9 @@ use crate::{
     },
 };
 
+/// What is said where there is nothing to compare with.
+const NO_LINE: &str = "its audit log has no line that can be read, and says nothing of what was set";
+
 /// What was found of the node's, the tenants' and the pools' records.
 #[derive(Debug, Default)]
 pub struct Settings {
@@ -67,6 +70,9 @@ fn of_node(roots: &Roots) -> Settings {
     let Some(Some(node)) = found.note("the node", NodeConfig::load_if_there(roots)) else { return found };
     let records = audit::records(&roots.node_log(), Place::default());
     let Some((records, _)) = found.note("the node", records) else { return found };
+    if node.is_logged && records.is_empty() {
+        found.unread.push(format!("{}: {NO_LINE}", node.node_id));
+    }
     let set = audit::last_set(&records);
     let others = set.keys().filter(|path| **path != node.node_id);
     found.differing.extend(others.map(|path| format!("{}: its log is of {path}", node.node_id)));
@@ -78,6 +84,9 @@ fn of_tenant(roots: &Roots, id: &TenantId) -> Settings {
     let (mut found, folder) = (Settings::default(), tenant::config::folder(roots, id));
     let records = audit::records(&folder, Place::default());
     let Some((records, _)) = found.note(id, records) else { return found };
+    if records.is_empty() {
+        found.unread.push(format!("{id}: {NO_LINE}"));
+    }
     let set = audit::last_set(&records);
     if let Some(tenant) = found.note(id, Tenant::load(roots, id)) {
         found.compare(id.as_ref(), &set, &tenant);

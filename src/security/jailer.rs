@@ -13,6 +13,7 @@ use std::{
 
 use rustix::fs::{StatVfsMountFlags, statvfs};
 
+use super::users::{self, Given};
 use crate::{
     infra::config::Roots,
     vmm::process::{Jail, Program},
@@ -33,6 +34,14 @@ pub enum NoJail {
     /// mvm must be root for it.
     #[error("it takes root, with all users of the machine")]
     NotRoot,
+    /// Its user is somebody else's, too.
+    #[error("its user, {uid}, is somebody's: {given}")]
+    User {
+        /// The user.
+        uid: u32,
+        /// Who says so.
+        given: Given,
+    },
     /// A program needs libraries that are not in the jail.
     #[error("{path} is linked dynamically", path = path.display())]
     Dynamic {
@@ -73,6 +82,9 @@ pub fn jail(roots: &Roots, program: &Program, uid: u32) -> Result<Jail, NoJail> 
     let all_users = ["0", "0", "4294967295"];
     if !rustix::process::geteuid().is_root() || users.split_whitespace().ne(all_users) {
         return Err(NoJail::NotRoot);
+    }
+    if let Some(given) = users::given(uid..=uid) {
+        return Err(NoJail::User { uid, given });
     }
     for path in [&program.path, jailer] {
         check_static(path)?;

@@ -15,7 +15,7 @@ use base64ct::{Base64, Encoding};
 use zeroize::Zeroizing;
 
 use super::sealing::Key;
-use crate::infra::config::Roots;
+use crate::infra::{config::Roots, text::unhex};
 
 /// A key's file is no longer than that.
 const MOST: usize = 256;
@@ -149,16 +149,15 @@ fn read(path: &Path, from: &Source, is_ours: bool) -> Result<Option<Key>, Master
 /// 32 bytes as they are, or as hex or base64 in a line.
 fn parse(bytes: &[u8]) -> Option<Key> {
     if bytes.len() == 32 {
-        return Key::of(bytes);
+        // Hex of half a key is no random bytes.
+        let is_hex = bytes.iter().all(u8::is_ascii_hexdigit);
+        return if is_hex { None } else { Key::of(bytes) };
     }
     let text = std::str::from_utf8(bytes).ok()?.trim();
-    let mut key = Zeroizing::new([0; 33]);
     if text.len() == 64 {
-        for (byte, digits) in key.iter_mut().zip(text.as_bytes().chunks(2)) {
-            *byte = u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
-        }
-        return text.bytes().all(|digit| digit.is_ascii_hexdigit()).then(|| Key::of(&key[..32])).flatten();
+        return Key::of(&*Zeroizing::new(unhex::<32>(text)?));
     }
+    let mut key = Zeroizing::new([0; 33]);
     Key::of(Base64::decode(text, &mut *key).ok()?)
 }
 
@@ -179,7 +178,16 @@ mod tests {
         }
         assert_eq!(parse(&bytes).unwrap().id(), id);
         let plus = format!("+{}", &HEX[1..]);
-        for bad in ["", "password", &HEX[1..], &BASE64[4..], &"0".repeat(64), &format!("{HEX}{HEX}"), &plus] {
+        for bad in [
+            "",
+            "password",
+            &HEX[1..],
+            &HEX[..32],
+            &BASE64[4..],
+            &"0".repeat(64),
+            &format!("{HEX}{HEX}"),
+            &plus,
+        ] {
             assert!(parse(bad.as_bytes()).is_none(), "{bad}");
         }
         assert!(parse(&[0xff; 100]).is_none());

@@ -10,6 +10,7 @@ pub mod policy;
 pub mod sealing;
 pub mod seccomp;
 pub mod storage;
+pub mod users;
 
 use std::fmt;
 

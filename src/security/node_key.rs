@@ -3,7 +3,10 @@
 //! It is made when it is first needed. A lost one is made anew, and whoever kept what the old one signed sees that by the key's
 //! id; a damaged one is never replaced.
 
-use std::path::{Path, PathBuf};
+use std::{
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
 
 use ed25519_compact::{KeyPair, PublicKey, Seed, Signature};
 use jiff::Timestamp;
@@ -12,7 +15,11 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::{
-    infra::{config::Roots, entropy, text::hex},
+    infra::{
+        config::Roots,
+        entropy,
+        text::{hex, unhex},
+    },
     store::{self, Lock, Schema, Sharing, StoreError},
 };
 
@@ -64,6 +71,11 @@ fn id_of(public: &[u8]) -> String {
 }
 
 impl NodeKey {
+    /// May others than its owner read it?
+    pub fn is_open(&self, roots: &Roots) -> bool {
+        std::fs::metadata(file(roots)).is_ok_and(|meta| meta.mode() & 0o077 != 0)
+    }
+
     /// Reads it, or makes it.
     ///
     /// # Errors
@@ -97,7 +109,7 @@ impl NodeKey {
     pub fn load(roots: &Roots) -> Result<Option<Self>, StoreError> {
         let path = file(roots);
         let Some(stored) = store::read_if_there::<Stored>(&path)? else { return Ok(None) };
-        let pair = bytes(&stored.private_key).map(|seed| KeyPair::from_seed(Seed::new(seed)));
+        let pair = unhex(&stored.private_key).map(|seed| KeyPair::from_seed(Seed::new(seed)));
         match pair.filter(|pair| hex(&pair.pk[..]) == stored.public_key) {
             Some(pair) => Ok(Some(Self { pair, made_at: stored.made_at })),
             None => {
@@ -135,8 +147,8 @@ const SIGNATURE: &str = "signature";
 /// [`NotSigned`] where it is not what was signed.
 pub fn check(document: &Value) -> Result<String, NotSigned> {
     let text = |name: &str| document.get(name).and_then(Value::as_str);
-    let public: [u8; 32] = text("public_key").and_then(bytes).ok_or(NotSigned::None)?;
-    let signature: [u8; 64] = text(SIGNATURE).and_then(bytes).ok_or(NotSigned::None)?;
+    let public: [u8; 32] = text("public_key").and_then(unhex).ok_or(NotSigned::None)?;
+    let signature: [u8; 64] = text(SIGNATURE).and_then(unhex).ok_or(NotSigned::None)?;
     // People compare the id: a stranger's key must not pass for one by it.
     if text("key_id") != Some(id_of(&public).as_str()) {
         return Err(NotSigned::Other);
@@ -149,18 +161,6 @@ pub fn check(document: &Value) -> Result<String, NotSigned> {
         .verify(signed.to_string(), &Signature::new(signature))
         .map_err(|_| NotSigned::Other)?;
     Ok(hex(&public))
-}
-
-/// Hex digits as bytes, exactly so many.
-fn bytes<const N: usize>(digits: &str) -> Option<[u8; N]> {
-    let mut bytes = [0; N];
-    if digits.len() != 2 * N || !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
-        return None;
-    }
-    for (at, byte) in bytes.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(digits.get(2 * at..2 * at + 2)?, 16).ok()?;
-    }
-    Some(bytes)
 }
 
 #[cfg(test)]
@@ -252,7 +252,7 @@ mod tests {
     fn signatures_are_ed25519() {
         let seed = "9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60";
         let signature = "e5564300c360ac729086e2cc806e828a84877f1eb8e5d974d873e065224901555fb8821590a33bacc61e39701cf9b46bd25bf5f0595bbe24655141438e7a100b";
-        let pair = KeyPair::from_seed(Seed::new(bytes(seed).unwrap()));
+        let pair = KeyPair::from_seed(Seed::new(unhex(seed).unwrap()));
         assert_eq!(hex(&pair.sk.sign("", None)[..]), signature);
     }
 }

@@ -233,6 +233,24 @@ fn files_that_are_damaged_or_newer_are_named_and_never_overwritten() {
 }
 
 #[test]
+fn a_guest_can_be_ended_whatever_is_damaged_around_it() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    sandbox.pool("sim");
+    let path = sandbox.instance("acme/web");
+    for file in ["tenants/acme/tenant.json", "tenants/acme/pools/web/pool.json"] {
+        sandbox.ok(&format!("instance start {path}"));
+        let record = sandbox.root().join(file);
+        let whole = fs::read_to_string(&record).expect("a record");
+        fs::write(&record, "{").expect("a record");
+        assert_eq!(sandbox.refused(&format!("instance stop {path}"), 1), "damaged", "{file}");
+        let stopped = sandbox.ok(&format!("instance stop --force {path}"));
+        assert_eq!((&stopped["status"], sandbox.vmms()), (&"stopped".into(), vec![]), "{file}");
+        fs::write(&record, whole).expect("a record");
+    }
+    assert_eq!(sandbox.leaks(), [""; 0]);
+}
+
+#[test]
 fn one_damaged_instance_is_in_nobodys_way() {
     let Some(sandbox) = Sandbox::new() else { return };
     sandbox.pool("sim");
@@ -257,6 +275,41 @@ fn one_damaged_instance_is_in_nobodys_way() {
     sandbox.ok(&format!("instance destroy {broken} --yes --wipe-volumes"));
     assert!(sandbox.vmms().is_empty());
     assert!(sandbox.leaks().is_empty(), "{:?}", sandbox.leaks());
+}
+
+/// A destroy that cannot be finished has given its slot back by then.
+#[test]
+fn who_has_anothers_slot_is_ended_by_nothing_that_is_done_to_that_one() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    sandbox.ok("tenant create acme --net-id 3 --subnet 10.240.3.0/24 --offset-range 3-3");
+    sandbox.ok("pool create acme/web --vmm sim --mem 128 --data-disk 8");
+    sandbox.import("acme/web", "");
+    let gone = sandbox.instance("acme/web");
+    sandbox.ok(&format!("instance start {gone}"));
+    let kept = sandbox.root().join("tenants/acme/pools/web/kept");
+    fs::write(&kept, "in the way").expect("a file");
+    assert_eq!(sandbox.run(&format!("instance destroy {gone} --yes")).status.code(), Some(1));
+    let other = sandbox.instance("acme/web");
+    sandbox.ok(&format!("instance start {other}"));
+    let vmms = sandbox.vmms();
+    assert_eq!(vmms.len(), 1);
+    for verb in ["stop --force", "stop", "start", "sleep", "destroy --yes"] {
+        assert_eq!(sandbox.run(&format!("instance {verb} {gone}")).status.code(), Some(1), "{verb}");
+        assert_eq!(sandbox.vmms(), vmms, "{verb}");
+    }
+    fs::remove_file(&kept).expect("it is there");
+    sandbox.ok("node recover");
+    assert_eq!((sandbox.vmms(), sandbox.states()), (vmms, vec![format!("{other} running")]));
+    // Nor does one start whose lease is another's.
+    sandbox.ok(&format!("instance stop --force {other}"));
+    let lease = sandbox.root().join("tenants/acme/leases/3.json");
+    let whole = fs::read_to_string(&lease).expect("a lease");
+    let (_, id) = other.rsplit_once('/').expect("a path");
+    fs::write(&lease, whole.replace(id, "i-00000000")).expect("a lease");
+    assert_eq!(sandbox.refused(&format!("instance start {other}"), 1), "damaged");
+    assert_eq!(sandbox.ok(&format!("instance why {other}"))["start_refused"]["code"], "damaged");
+    fs::write(&lease, whole).expect("a lease");
+    sandbox.ok(&format!("instance start {other}"));
 }
 
 #[test]

@@ -177,6 +177,17 @@ fn a_line_that_nobody_wrote_destroys_no_tenant() {
 }
 
 #[test]
+fn a_destroy_leaves_one_log_wherever_it_is_killed() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    sandbox.ok("tenant create acme --net-id 3 --subnet 10.240.3.0/24");
+    assert!(support::was_killed(&sandbox.run_with("tenant destroy acme --yes", "tenant-destroy.kept")));
+    sandbox.ok("node recover");
+    assert_eq!(sandbox.ok("tenant list"), serde_json::json!([]));
+    assert_eq!(fs::read_dir(sandbox.root().join("audit")).expect("a folder").count(), 1);
+    sandbox.ok("tenant audit acme --verify");
+}
+
+#[test]
 fn what_is_no_file_is_waited_for_by_nobody() {
     let Some(sandbox) = Sandbox::new() else { return };
     sandbox.ok("tenant create acme --net-id 3 --subnet 10.240.3.0/24");
@@ -200,13 +211,22 @@ fn what_goes_by_the_clock_is_written_down() {
     let Some(sandbox) = Sandbox::new() else { return };
     sandbox.ok("tenant create acme --net-id 3 --subnet 10.240.3.0/24");
     sandbox.ok("tenant destroy acme --yes");
+    // What cannot be read is in the way of nothing else.
+    sandbox.pool("sim");
+    fs::write(sandbox.root().join("tenants/acme/pools/web/pool.json"), "{").expect("a record");
     let later = |arguments: &str| {
         let mut command = sandbox.command(&format!("{arguments} --json"));
         command.env("MVM_FIXED_CLOCK", "2199-01-01T00:00:00Z").output().expect("mvm runs")
     };
     let kept = || fs::read_dir(sandbox.root().join("audit")).expect("a folder").count();
     assert_eq!(kept(), 1);
-    assert!(later("node gc").status.success());
+    let collected = later("node gc");
+    let said: serde_json::Value = serde_json::from_slice(&collected.stdout).expect("JSON");
+    assert_eq!(
+        (collected.status.code(), &said["damaged"][0]["path"]),
+        (Some(1), &"acme/web".into()),
+        "{said}"
+    );
     assert_eq!(kept(), 0);
     let log = sandbox.ok("node audit");
     let lines: Vec<_> = log.as_array().into_iter().flatten().collect();

@@ -307,5 +307,5 @@ fn doctor_names_each_thing_that_it_looked_at() {
     let report: serde_json::Value = serde_json::from_str(&terminal.sees_json("doctor")).expect("JSON");
     let names: Vec<_> =
         report["checks"].as_array().expect("checks").iter().map(|c| c["name"].clone()).collect();
-    snapshot!(serde_json::json!(names).to_string(), @r#"["root","node","kvm","tun","firecracker","jail","landlock","master-key","secrets","storage","audit logs","settings","nft","mke2fs","cgroups","reflinks","neighbours","br_netfilter","forward chains","conntrack","nofile","subuid","overcommit"]"#);
+    snapshot!(serde_json::json!(names).to_string(), @r#"["root","node","kvm","tun","firecracker","jail","landlock","master-key","secrets","storage","node-key","audit logs","settings","nft","mke2fs","cgroups","reflinks","neighbours","br_netfilter","forward chains","conntrack","nofile","users","overcommit"]"#);
 }

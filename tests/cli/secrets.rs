@@ -81,7 +81,7 @@ fn secrets_are_named_and_never_shown() {
     [exit 2]
     ");
     snapshot!(terminal.sees("tenant audit acme"), @"
-    2026-01-02 03:04:05Z  uid 0 intent    tenant.create     acme (network.gateway_ip 10.240.3.1, network.ipv4_subnet 10.240.3.0/24, network.tenant_net_id 3, pinned false, quotas.conns_per_second 200, quotas.disk_iops 0, quotas.disk_mbps 0, quotas.log_mib 16, quotas.max_conns 2000, quotas.max_disk_gib 500, quotas.max_instances_per_pool 256, quotas.max_mem_mib 65536, quotas.max_pools 16, quotas.max_running 100, quotas.max_vcpus 64, quotas.max_warm 100, quotas.net_mbps 0, quotas.net_pps 0, retention_days 90)
+    2026-01-02 03:04:05Z  uid 0 intent    tenant.create     acme (network.gateway_ip 10.240.3.1, network.ipv4_subnet 10.240.3.0/24, network.offset_range none, network.tenant_net_id 3, pinned false, quotas.conns_per_second 200, quotas.disk_iops 0, quotas.disk_mbps 0, quotas.log_mib 16, quotas.max_conns 2000, quotas.max_disk_gib 500, quotas.max_instances_per_pool 256, quotas.max_mem_mib 65536, quotas.max_pools 16, quotas.max_running 100, quotas.max_vcpus 64, quotas.max_warm 100, quotas.net_mbps 0, quotas.net_pps 0, retention_days 90)
     2026-01-02 03:04:05Z  uid 0 done      tenant.create     acme
     2026-01-02 03:04:05Z  uid 0 intent    tenant.secrets.set acme (DB_PASSWORD from none to 1)
     2026-01-02 03:04:05Z  uid 0 done      tenant.secrets.set acme (DB_PASSWORD from none to 1)

@@ -229,7 +229,7 @@ fn what_is_in_use_is_refused_and_named() {
 fn update_says_whether_something_changed() {
     let Some(terminal) = Terminal::new() else { return };
     terminal.sees("tenant create acme --net-id 3 --subnet 10.240.3.0/24");
-    snapshot!(terminal.sees("tenant update acme --max-running 7 --retention-days 3"), @"acme updated; quotas hold at once, rates of disks and network from the next start");
+    snapshot!(terminal.sees("tenant update acme --max-running 7 --retention-days 3"), @"acme updated; what runs keeps its limits and rates until its next start");
     snapshot!(terminal.sees("tenant update acme --max-running 7"), @"acme is like that already");
     snapshot!(terminal.sees("tenant update acme --max-runing 7"), @"
     error: unexpected argument '--max-runing' found
@@ -275,7 +275,7 @@ fn the_audit_log_is_a_line_per_event() {
     terminal.sees("tenant create acme --net-id 3 --subnet 10.240.3.0/24");
     terminal.sees("pool create acme/web --vmm sim");
     snapshot!(terminal.sees("tenant audit acme"), @"
-    2026-01-02 03:04:05Z  uid 0 intent    tenant.create     acme (network.gateway_ip 10.240.3.1, network.ipv4_subnet 10.240.3.0/24, network.tenant_net_id 3, pinned false, quotas.conns_per_second 200, quotas.disk_iops 0, quotas.disk_mbps 0, quotas.log_mib 16, quotas.max_conns 2000, quotas.max_disk_gib 500, quotas.max_instances_per_pool 256, quotas.max_mem_mib 65536, quotas.max_pools 16, quotas.max_running 100, quotas.max_vcpus 64, quotas.max_warm 100, quotas.net_mbps 0, quotas.net_pps 0, retention_days 90)
+    2026-01-02 03:04:05Z  uid 0 intent    tenant.create     acme (network.gateway_ip 10.240.3.1, network.ipv4_subnet 10.240.3.0/24, network.offset_range none, network.tenant_net_id 3, pinned false, quotas.conns_per_second 200, quotas.disk_iops 0, quotas.disk_mbps 0, quotas.log_mib 16, quotas.max_conns 2000, quotas.max_disk_gib 500, quotas.max_instances_per_pool 256, quotas.max_mem_mib 65536, quotas.max_pools 16, quotas.max_running 100, quotas.max_vcpus 64, quotas.max_warm 100, quotas.net_mbps 0, quotas.net_pps 0, retention_days 90)
     2026-01-02 03:04:05Z  uid 0 done      tenant.create     acme
     2026-01-02 03:04:05Z  uid 0 intent    pool.create       acme/web (egress internet, insecure false, seccomp_policy baseline, vmm sim)
     2026-01-02 03:04:05Z  uid 0 done      pool.create       acme/web (egress internet, insecure false, seccomp_policy baseline, vmm sim)
@@ -294,7 +294,7 @@ fn the_audit_log_is_a_line_per_event() {
         "what": "tenant.create",
         "path": "acme",
         "phase": "intent",
-        "detail": "network.gateway_ip 10.240.3.1, network.ipv4_subnet 10.240.3.0/24, network.tenant_net_id 3, pinned false, quotas.conns_per_second 200, quotas.disk_iops 0, quotas.disk_mbps 0, quotas.log_mib 16, quotas.max_conns 2000, quotas.max_disk_gib 500, quotas.max_instances_per_pool 256, quotas.max_mem_mib 65536, quotas.max_pools 16, quotas.max_running 100, quotas.max_vcpus 64, quotas.max_warm 100, quotas.net_mbps 0, quotas.net_pps 0, retention_days 90",
+        "detail": "network.gateway_ip 10.240.3.1, network.ipv4_subnet 10.240.3.0/24, network.offset_range none, network.tenant_net_id 3, pinned false, quotas.conns_per_second 200, quotas.disk_iops 0, quotas.disk_mbps 0, quotas.log_mib 16, quotas.max_conns 2000, quotas.max_disk_gib 500, quotas.max_instances_per_pool 256, quotas.max_mem_mib 65536, quotas.max_pools 16, quotas.max_running 100, quotas.max_vcpus 64, quotas.max_warm 100, quotas.net_mbps 0, quotas.net_pps 0, retention_days 90",
         "prev": "HASH"
       },
       {
@@ -504,8 +504,8 @@ fn a_head_that_was_kept_shows_what_root_did_to_the_log() {
     ");
     std::fs::remove_file(folder.join("node.key")).expect("a key");
     snapshot!(terminal.sees(&against), @"
-    ROOT/kept.json: the kept head was signed with the key KEY, and this node's is KEY, made at 2026-01-02T03:04:05Z
-      try: mvm node info shows this node's key: another node signed it, or its node.key was lost and made anew
+    ROOT/kept.json: the kept head was signed with the key KEY, and this node has none
+      try: put node.key back from a copy: nothing else says that this node signed it
     [exit 1]
     ");
     std::fs::write(folder.join("node.key"), "{}").expect("a key");

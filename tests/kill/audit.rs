@@ -167,6 +167,7 @@ fn what_a_log_did_not_take_is_not_done_by_the_next_command() {
         format!("instance stop --force {runs}"),
         format!("instance destroy --yes --wipe-volumes {runs}"),
         format!("instance wake {sleeps}"),
+        format!("instance archive {sleeps}"),
         format!("instance destroy --yes --wipe-volumes {sleeps}"),
     ] {
         std::fs::write(&log, format!("{cut}\n")).expect("a log");
@@ -178,6 +179,19 @@ fn what_a_log_did_not_take_is_not_done_by_the_next_command() {
         sandbox.ok("node recover");
         assert_eq!(states(), before, "{refused}");
     }
+    // Nor where the record is damaged, which stays as it is.
+    let id = runs.rsplit('/').next().expect("an id");
+    let record = sandbox.root().join(format!("tenants/acme/pools/web/instances/{id}/instance.json"));
+    let (written, vmms) = (std::fs::read_to_string(&record).expect("a record"), sandbox.vmms());
+    std::fs::write(&record, "{").expect("a record");
+    std::fs::write(&log, format!("{cut}\n")).expect("a log");
+    let destroy = format!("instance destroy --yes --wipe-volumes {runs}");
+    assert_eq!(sandbox.refused(&destroy, 1), "audit_broken");
+    std::fs::write(&log, &whole).expect("a log");
+    sandbox.run("instance list");
+    assert_eq!((std::fs::read_to_string(&record).expect("a record"), sandbox.vmms()), ("{".to_owned(), vmms));
+    std::fs::write(&record, written).expect("a record");
+    assert_eq!(states(), before);
     assert_eq!(sandbox.leaks(), [""; 0]);
 }
 

@@ -300,3 +300,28 @@ fn a_guest_without_an_agent_gets_none_and_that_is_said() {
     let said = String::from_utf8_lossy(&scaled.stdout).into_owned();
     assert!(said.contains("its tenant's secrets do not reach it"), "{said}");
 }
+
+#[test]
+fn what_stands_reaches_guests_also_where_it_could_not_be_written_down() {
+    let Some(sandbox) = world() else { return };
+    let path = start(&sandbox);
+    changed(&sandbox, "set", "DB", b"first");
+    let mut stood = Vec::new();
+    for point in 1.. {
+        let (value, mut rotate) =
+            (format!("content {point}"), sandbox.command("tenant secrets rotate acme DB --json"));
+        rotate.env("MVM_FAILPOINT", format!("fail:#{point}"));
+        let output = feed(rotate, value.as_bytes());
+        if output.status.success() {
+            break;
+        }
+        let (_, word, what) = error(&output);
+        if ["audit_unsaid", "secrets_unfinished"].contains(&word.as_str()) {
+            assert_eq!(has(&sandbox, &path, "DB"), value, "{point}: {what}");
+            stood.push(word);
+        }
+        sandbox.ok("node recover");
+    }
+    stood.dedup();
+    assert_eq!(stood, ["secrets_unfinished", "audit_unsaid"]);
+}

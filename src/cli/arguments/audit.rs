@@ -11,7 +11,7 @@ pub struct LogArguments {
     #[arg(long)]
     pub verify: bool,
     /// Also check that the log is still the one whose head was kept in this file
-    #[arg(long, value_name = "FILE", requires = "verify")]
+    #[arg(long, value_name = "FILE", requires = "verify", conflicts_with_all = ["head", "begin_anew"])]
     pub against: Option<PathBuf>,
     /// Check the log, and print number and hash of its last line, signed by this node, to keep elsewhere
     #[arg(long, conflicts_with = "verify")]

@@ -68,7 +68,7 @@ pub struct AuditArguments {
     /// The tenant; the last one of that name, where it was destroyed
     pub tenant: TenantId,
     /// Go on as more happens
-    #[arg(short, long, conflicts_with_all = ["verify", "head", "begin_anew"])]
+    #[arg(short, long, conflicts_with_all = ["verify", "against", "head", "begin_anew"])]
     pub follow: bool,
     #[command(flatten)]
     pub log: LogArguments,

@@ -327,7 +327,7 @@ fn read_head(roots: &Roots, file: &Path) -> Result<KeptHead, CliError> {
     File::open(file)
         .and_then(|file| file.take(LONGEST_HEAD).read_to_end(&mut text))
         .map_err(StoreError::io("read", file))?;
-    KeptHead::read(&text, &NodeKey::load_or_make(roots)?)
+    KeptHead::read(&text, NodeKey::load(roots)?.as_ref())
         .map_err(|error| CliError::from(&error).about(file.display()))
 }
 

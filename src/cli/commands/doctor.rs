@@ -15,7 +15,7 @@ use crate::cli::{
 };
 use crate::{
     infra::{config::Roots, shell},
-    security::{self, jailer},
+    security::{self, jailer, users},
     store::StoreError,
     vm::{
         naming::{UID_BASE, UID_LAST},
@@ -115,6 +115,7 @@ fn look(roots: &Roots) -> Vec<Check> {
         at_rest::master_key(roots),
         at_rest::secrets(roots),
         at_rest::storage(roots),
+        at_rest::node_key(roots),
         records::audit_logs(roots),
         records::settings(roots),
         program("nft", "nftables"),
@@ -126,7 +127,7 @@ fn look(roots: &Roots) -> Vec<Check> {
         foreign_chains(),
         conntrack(),
         open_files(),
-        subuid(),
+        users_of_vmms(roots),
         memory_overcommit(),
     ]
 }
@@ -378,23 +379,17 @@ fn landlock() -> Check {
     }
 }
 
-/// The uids of jailed VMMs must be nobody's.
-fn subuid() -> Check {
-    let text = fs::read_to_string("/etc/subuid").unwrap_or_default();
-    let first = u64::from(UID_BASE);
-    let last = u64::from(UID_LAST) + 1;
-    let clash = text.lines().find(|line| {
-        let mut fields = line.split(':').skip(1).filter_map(|field| field.parse::<u64>().ok());
-        match (fields.next(), fields.next()) {
-            (Some(start), Some(count)) => start < last && start + count > first,
-            _ => false,
-        }
-    });
-    match clash {
-        Some(line) => {
-            warn("subuid", format!("/etc/subuid gives uids of VMMs away: {line}"), "move that range")
-        }
-        None => ok("subuid", "the uids of VMMs are nobody's"),
+/// The users of jailed VMMs must be nobody's.
+fn users_of_vmms(roots: &Roots) -> Check {
+    const NAME: &str = "users";
+    match users::given(UID_BASE..=UID_LAST) {
+        Some(given) => missing(
+            roots,
+            NAME,
+            format!("users of VMMs are somebody's: {given}"),
+            "give that one other ids: no instance that gets one of these can be jailed",
+        ),
+        None => ok(NAME, "those of VMMs are nobody's, as far as the files of this machine say"),
     }
 }
 

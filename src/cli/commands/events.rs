@@ -2,6 +2,8 @@
 
 use std::{collections::HashMap, path::PathBuf, time::Duration};
 
+use jiff::Timestamp;
+
 use crate::cli::{
     arguments::events::EventsCommand,
     error::CliError,
@@ -42,14 +44,14 @@ pub fn show(
                 Place::default()
             });
             let (new, end) = audit::records(&folder, from)?;
-            records.extend(new);
+            records.extend(in_order(new));
             there.insert(folder, end);
         }
         // A tenant that is gone is forgotten: one of the same name has another log.
         seen = there;
-        records.sort_by_key(|record| record.at);
+        records.sort_by_key(|(at, _)| *at);
         let skip = if first { records.len().saturating_sub(last) } else { 0 };
-        for record in &records[skip..] {
+        for (_, record) in &records[skip..] {
             if out.json {
                 out.json_line(record);
             } else {
@@ -63,6 +65,18 @@ pub fn show(
         // Tenants that come later are found when it looks again.
         watch.wait(&[], Some(Duration::from_secs(1)));
     }
+}
+
+/// The records of a log, each with a time that none after it is before: a clock that went ahead, and back, puts none of them last.
+fn in_order(records: Vec<Record>) -> impl Iterator<Item = (Timestamp, Record)> {
+    let mut ordered: Vec<(Timestamp, Record)> =
+        records.into_iter().map(|record| (record.at, record)).collect();
+    let mut next = Timestamp::MAX;
+    for (at, _) in ordered.iter_mut().rev() {
+        *at = next.min(*at);
+        next = *at;
+    }
+    ordered.into_iter()
 }
 
 /// One record as a line.

@@ -10,15 +10,17 @@ use crate::{
         error::{CliError, Kind},
         output::{Out, count},
     },
-    infra::{config::Roots, text::printable},
+    infra::{
+        config::Roots,
+        text::{printable, with_causes},
+    },
     net::Finding,
     security::node_key::{self, NodeKey},
     store::StoreError,
     vm::{
+        fleet,
         instance::{config::Instance, guard},
-        pool,
         room::NodeConfig,
-        tenant,
     },
 };
 
@@ -28,13 +30,14 @@ const LONGEST: u64 = 64 << 20;
 const KIND: &str = "net verify";
 
 /// Does what keeps the VMMs that run to themselves suffice? What a node in production takes is nothing less.
-fn protection(node: &NodeConfig, vmms: &[Value]) -> Finding {
+fn protection(node: &NodeConfig, vmms: &[Value], unread: Vec<String>) -> Finding {
     let lacking: Vec<String> = vmms.iter().filter_map(lack).collect();
-    let detail = match lacking.is_empty() {
+    let ok = unread.is_empty() && (lacking.is_empty() || !node.production);
+    let wrong = [lacking, unread].concat();
+    let detail = match wrong.is_empty() {
         true => format!("{}, none without a jail, limits or a filter", count(vmms.len() as u64, "VMM")),
-        false => lacking.join("; "),
+        false => wrong.join("; "),
     };
-    let ok = lacking.is_empty() || !node.production;
     let repair = (!ok).then(|| "mvm doctor; then stop and start what it names".to_owned());
     Finding { name: "vmms".into(), ok, detail, ms: None, repair }
 }
@@ -46,8 +49,8 @@ pub fn write(roots: &Roots, file: &Path, deep: bool, findings: &mut Vec<Finding>
         let us = finding.ms.map(|ms| (ms * 1000.0).round() as u64);
         json!({ "name": finding.name, "ok": finding.ok, "detail": finding.detail, "us": us })
     };
-    let (node, vmms) = (NodeConfig::load(roots)?, vmms(roots)?);
-    findings.push(protection(&node, &vmms));
+    let (node, (vmms, unread)) = (NodeConfig::load(roots)?, vmms(roots)?);
+    findings.push(protection(&node, &vmms, unread));
     let report = json!({
         "report": KIND,
         "node_id": node.node_id,
@@ -72,29 +75,30 @@ fn lack(vmm: &Value) -> Option<String> {
     Some(printable(&format!("{path} has no {}", lacks.join(", no ")), 200))
 }
 
-/// Every instance's VMM that runs: its jail, its limits, its filter, read back as the kernel shows it now.
-fn vmms(roots: &Roots) -> Result<Vec<Value>, CliError> {
-    let mut vmms = Vec::new();
-    for tenant in tenant::config::ids(roots)? {
-        for pool in pool::config::paths(roots, &tenant)? {
-            for path in crate::vm::instance::config::paths(roots, &pool)? {
-                let Some(instance) = Instance::load_if_there(roots, &path)? else { continue };
-                let (Some(record), Some(vmm)) = (&instance.vmm, instance.find_vmm()) else { continue };
-                let mut seen = guard::seen(roots, &vmm, &instance.net.tap_dev);
-                if !seen.0.is_empty() {
-                    // It may have ended meanwhile, or somebody else was looking at its filter.
-                    let Some(vmm) = instance.find_vmm() else { continue };
-                    seen = guard::seen(roots, &vmm, &instance.net.tap_dev);
-                }
-                let (lacks, limits, filter) = seen;
-                vmms.push(json!({
-                    "path": path.to_string(), "kind": record.kind, "version": record.version, "uid": record.uid,
-                    "lacks": lacks, "limits": limits, "filter": filter,
-                }));
+/// Every instance's VMM that runs: its jail, its limits, its filter, read back as the kernel shows it now; and each instance of which
+/// that is not known, with why.
+fn vmms(roots: &Roots) -> Result<(Vec<Value>, Vec<String>), CliError> {
+    let (mut vmms, mut unread) = (Vec::new(), Vec::new());
+    for path in fleet::instances(roots)? {
+        let instance = match Instance::load_if_there(roots, &path) {
+            Ok(Some(instance)) => instance,
+            Ok(None) => continue,
+            Err(error) => {
+                unread.push(format!("{path}: {}", with_causes(&error)));
+                continue;
             }
+        };
+        let (Some(record), Some(vmm)) = (&instance.vmm, instance.find_vmm()) else { continue };
+        let (lacks, limits, filter) = guard::seen(roots, &vmm, &instance.net.tap_dev);
+        // What has ended meanwhile lacks all of it.
+        if lacks.is_empty() || instance.find_vmm().is_some() {
+            vmms.push(json!({
+                "path": path.to_string(), "kind": record.kind, "version": record.version, "uid": record.uid,
+                "lacks": lacks, "limits": limits, "filter": filter,
+            }));
         }
     }
-    Ok(vmms)
+    Ok((vmms, unread))
 }
 
 /// Reads a report that somebody passed on: is it what a node signed, and which one?

@@ -18,7 +18,7 @@ use crate::cli::{
     output::{Out, count, time},
 };
 use crate::{
-    security::sealing::Plain,
+    security::{audit::AuditError, sealing::Plain},
     store::StoreError,
     vm::{
         instance::lifecycle::{self, Delivered, Operator, load_tenant},
@@ -147,7 +147,8 @@ pub fn run(out: &Out, operator: &mut Operator, command: SecretsCommand) -> Resul
         }
         SecretsCommand::Remove { tenant, name } => change(out, operator, &tenant, &name, &Change::Remove),
         SecretsCommand::Accept { tenant } => {
-            let (all, changed) = secrets::accept(&operator.roots, &tenant)?;
+            let accepted = secrets::accept(&operator.roots, &tenant);
+            let (all, changed) = given_all_the_same(out, operator, &tenant, accepted)?;
             let view = AcceptView {
                 tenant_id: &tenant,
                 changed,
@@ -194,6 +195,24 @@ fn list(out: &Out, tenant: &TenantId, views: &[SecretView]) -> String {
     out.table(&["name", "version", "hash", "since"], views.iter().filter_map(row).collect())
 }
 
+/// What a change has come to; where it stands and could not be finished, guests get it all the same.
+fn given_all_the_same<T>(
+    out: &Out,
+    operator: &mut Operator,
+    tenant: &TenantId,
+    changed: Result<T, TenantError>,
+) -> Result<T, CliError> {
+    if let Err(
+        TenantError::Secrets(SecretsError::Unfinished { .. }) | TenantError::Audit(AuditError::Unsaid { .. }),
+    ) = &changed
+    {
+        let guests = Guests::give(out, operator, tenant)?;
+        guests.exit_code(out);
+        out.note(format!("{tenant}: it is changed{}", guests.said()));
+    }
+    Ok(changed?)
+}
+
 fn change(
     out: &Out,
     operator: &mut Operator,
@@ -209,7 +228,7 @@ fn change(
         {
             (secrets::stored(&operator.roots, tenant)?.unwrap_or_default(), false)
         }
-        changed => changed?,
+        changed => given_all_the_same(out, operator, tenant, changed)?,
     };
     let file = operator.roots.own_master_key();
     let master_key_made = (!had_key && file.exists()).then(|| file.display().to_string());

@@ -131,9 +131,7 @@ pub fn run(out: &Out, operator: &mut Operator, command: TenantCommand) -> Result
             let view = view(operator, tenant)?;
             let id = &view.tenant.tenant_id;
             out.done(&view, || match changed {
-                true => format!(
-                    "{id} updated; quotas hold at once, rates of disks and network from the next start"
-                ),
+                true => format!("{id} updated; what runs keeps its limits and rates until its next start"),
                 false => format!("{id} is like that already"),
             });
         }

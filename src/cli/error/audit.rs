@@ -33,6 +33,8 @@ impl From<&KeptError> for CliError {
             KeptError::OtherKey { .. } => Self::of(Kind::Failed, "head_other_key", error).fix(
                 "mvm node info shows this node's key: another node signed it, or its node.key was lost and made anew",
             ),
+            KeptError::NoKey { .. } => Self::of(Kind::Failed, "head_other_key", error)
+                .fix("put node.key back from a copy: nothing else says that this node signed it"),
             KeptError::OtherLog { .. } => Self::of(Kind::Failed, "head_other_log", error),
             KeptError::BegunAnew { .. } => Self::of(Kind::Failed, "audit_begun_anew", error).fix(
                 "ask who did that, and keep a new head; where nobody did, root on this node rewrote it: believe no line that nobody else kept",

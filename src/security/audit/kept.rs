@@ -64,6 +64,12 @@ pub enum KeptError {
         /// When this node's was made.
         made_at: Timestamp,
     },
+    /// This node has no key.
+    #[error("the kept head was signed with the key {theirs}, and this node has none")]
+    NoKey {
+        /// The id of that key.
+        theirs: String,
+    },
     /// It is of another log.
     #[error("the kept head is of {theirs}, and this log is of {ours}")]
     OtherLog {
@@ -140,19 +146,19 @@ impl KeptHead {
     ///
     /// # Errors
     /// [`KeptError`] says why it is not to be believed.
-    pub fn read(text: &[u8], key: &NodeKey) -> Result<Self, KeptError> {
+    pub fn read(text: &[u8], key: Option<&NodeKey>) -> Result<Self, KeptError> {
         let document: Value = serde_json::from_slice(text).map_err(KeptError::NotAHead)?;
         let head: Self = serde_json::from_value(document.clone()).map_err(KeptError::NotAHead)?;
         if head.kind != KIND {
             return Err(KeptError::NotAHead(serde::de::Error::custom(format!("its kind is not {KIND}"))));
         }
         let signer = node_key::check(&document)?;
-        let ours = key.public();
-        if signer != ours.public_key {
-            let theirs = document["key_id"].as_str().unwrap_or_default().to_owned();
-            return Err(KeptError::OtherKey { theirs, ours: ours.key_id, made_at: ours.made_at });
+        let theirs = document["key_id"].as_str().unwrap_or_default().to_owned();
+        match key.map(NodeKey::public) {
+            Some(ours) if signer == ours.public_key => Ok(head),
+            Some(ours) => Err(KeptError::OtherKey { theirs, ours: ours.key_id, made_at: ours.made_at }),
+            None => Err(KeptError::NoKey { theirs }),
         }
-        Ok(head)
     }
 
     /// Holds the log in a tenant's folder against it.

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::{
     Entry, Phase, Record,
-    changes::{HOLDS, HOLDS_NOT, fields, parts, split},
+    changes::{HOLDS, HOLDS_NOT, NONE, fields, parts, split},
 };
 use crate::infra::config::Actor;
 
@@ -84,7 +84,7 @@ fn changed(entry: &Entry) -> impl Iterator<Item = (String, String)> {
 /// `network.ipv4_subnet 10.240.3.0/24, network.tenant_net_id 3, pinned false, quotas.max_conns 2000`: what the making of a tenant
 /// says of it.
 pub fn tenant_made(tenant: &impl Serialize) -> String {
-    said(tenant, is_of_a_tenant)
+    said(tenant, is_of_a_tenant, &["network.offset_range"])
 }
 
 /// All that an update may set, and its network.
@@ -94,7 +94,7 @@ fn is_of_a_tenant(name: &str) -> bool {
 
 /// `egress internet, insecure false, seccomp_policy baseline, vmm firecracker`: what the making of a pool says of it.
 pub fn pool_made(pool: &impl Serialize) -> String {
-    said(pool, is_of_a_pool)
+    said(pool, is_of_a_pool, &[])
 }
 
 /// What protects others from what will run in it.
@@ -102,9 +102,18 @@ fn is_of_a_pool(name: &str) -> bool {
     matches!(name, "egress" | "insecure" | "seccomp_policy" | "vmm")
 }
 
-fn said(made: &impl Serialize, is_said: fn(&str) -> bool) -> String {
-    let fields = fields(made).into_iter().filter(|(name, _)| is_said(name));
-    fields.map(|(name, is)| format!("{name} {is}")).collect::<Vec<_>>().join(", ")
+/// Fields, and of these that there are none: a record has no place for what is not.
+fn said(made: &impl Serialize, is_said: fn(&str) -> bool, may_lack: &[&str]) -> String {
+    let mut fields = fields(made);
+    for name in may_lack {
+        fields.entry((*name).to_owned()).or_insert_with(|| NONE.to_owned());
+    }
+    fields
+        .into_iter()
+        .filter(|(name, _)| is_said(name))
+        .map(|(name, is)| format!("{name} {is}"))
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 fn made(entry: &Entry) -> Fields {
@@ -209,7 +218,7 @@ mod tests {
         let tenant =
             json!({ "tenant_id": "acme", "network": { "net": 3 }, "quotas": { "cpus": 2 }, "pinned": false });
         let detail = tenant_made(&tenant);
-        assert_eq!(detail, "network.net 3, pinned false, quotas.cpus 2");
+        assert_eq!(detail, "network.net 3, network.offset_range none, pinned false, quotas.cpus 2");
         let mut records = records(&[("create", Phase::Intent, &detail, 1, None)]);
         (records[0].entry.what, records[0].entry.path) = ("tenant.create".to_owned(), "acme".to_owned());
         let set = last_set(&records);

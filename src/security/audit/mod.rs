@@ -280,9 +280,9 @@ fn append_line(file: &mut File, line: &[u8], length: u64) -> std::io::Result<()>
         .write_all(first)
         .and_then(|()| failpoint::hit("audit", "torn"))
         .and_then(|()| file.write_all(rest));
-    if written.is_err() {
-        // Half a line must not stay in front of the next one.
-        let _ = file.set_len(length);
+    if written.is_err() && file.set_len(length).is_err() {
+        // Half a line must not stay in front of the next one: who comes after this one cuts it off.
+        return Err(std::io::Error::other("half a line of it was written, and could not be taken back"));
     }
     written
 }

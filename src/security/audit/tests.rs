@@ -265,7 +265,7 @@ fn a_kept_head_shows_that_a_log_was_rewritten_or_cut() {
     let verified = verify(&roots, "acme", dir.path()).unwrap();
     let head = KeptHead::of(whose(), &verified, roots.now());
     let text = head.sign(&key).unwrap().to_string();
-    assert_eq!(KeptHead::read(text.as_bytes(), &key).unwrap(), head);
+    assert_eq!(KeptHead::read(text.as_bytes(), Some(&key)).unwrap(), head);
     let against = |whose: &Whose| head.hold_against(&roots, dir.path(), whose);
     assert_eq!(against(&whose()).unwrap().records, 5);
     add(&roots, dir.path(), 6, 0);
@@ -293,7 +293,7 @@ fn only_a_head_that_this_node_signed_is_believed() {
     let signed = KeptHead::of(whose(), &verified, roots.now()).sign(&key).unwrap();
     let mut changed = signed.clone();
     changed["hash"] = "0".repeat(64).into();
-    let read = |text: &str| KeptHead::read(text.as_bytes(), &key);
+    let read = |text: &str| KeptHead::read(text.as_bytes(), Some(&key));
     assert!(matches!(read(&changed.to_string()), Err(KeptError::Forged(_))));
     assert!(matches!(read("{}"), Err(KeptError::NotAHead(_))));
     assert!(matches!(read("12 abc"), Err(KeptError::NotAHead(_))));
@@ -301,7 +301,9 @@ fn only_a_head_that_this_node_signed_is_believed() {
     assert!(matches!(read(&other.to_string()), Err(KeptError::NotAHead(_))));
     fs::remove_file(dir.path().join("node.key")).unwrap();
     let anew = NodeKey::load_or_make(&roots).unwrap();
-    let said = KeptHead::read(signed.to_string().as_bytes(), &anew).unwrap_err();
+    let said = KeptHead::read(signed.to_string().as_bytes(), None).unwrap_err();
+    assert!(matches!(said, KeptError::NoKey { .. }), "{said}");
+    let said = KeptHead::read(signed.to_string().as_bytes(), Some(&anew)).unwrap_err();
     assert!(matches!(said, KeptError::OtherKey { .. }));
     assert!(said.to_string().contains(&key.public().key_id), "{said}");
 }

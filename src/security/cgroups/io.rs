@@ -15,6 +15,9 @@ use crate::store::StoreError;
 /// The controller.
 pub(super) const CONTROLLER: &str = "io";
 
+/// Its file of rates.
+const FILE: &str = "io.max";
+
 /// Rates of reads, and of writes; 0: not limited.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -49,14 +52,25 @@ pub fn device_of(path: &Path) -> Option<String> {
     Some(fs::read_to_string(whole.join("dev")).ok()?.trim().to_owned())
 }
 
-/// Sets the rates of a cgroup on a disk; where nothing is limited, what was goes.
+/// Can rates be set there?
+pub(super) fn is_there(folder: &Path) -> bool {
+    folder.join(FILE).exists()
+}
+
+/// Sets the rates of a cgroup on a disk; where nothing is limited, what was goes. Reads them back.
 pub(super) fn limit(folder: &Path, device: &str, rates: IoRates) -> Result<(), StoreError> {
-    write(folder, "io.max", &rates.line(device))
+    write(folder, FILE, &rates.line(device))?;
+    let there = read(folder, device).unwrap_or_default();
+    if there != rates {
+        let why = std::io::Error::other(format!("it says {there:?} after {rates:?} was written"));
+        return Err(StoreError::io("limit", &folder.join(FILE))(why));
+    }
+    Ok(())
 }
 
 /// The rates of a cgroup on a disk, as the kernel says them.
 pub(super) fn read(folder: &Path, device: &str) -> Option<IoRates> {
-    parse(&fs::read_to_string(folder.join("io.max")).ok()?, device)
+    parse(&fs::read_to_string(folder.join(FILE)).ok()?, device)
 }
 
 fn parse(text: &str, device: &str) -> Option<IoRates> {

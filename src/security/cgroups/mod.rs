@@ -56,6 +56,12 @@ pub enum NoLimits {
     /// There is no version 2.
     #[error("cgroups of version 2 are not mounted")]
     NotMounted,
+    /// It is a container's, whose processes are in it.
+    #[error("the cgroup {path} holds processes itself: nothing below it can be limited", path = path.display())]
+    Processes {
+        /// Where it is mounted.
+        path: PathBuf,
+    },
     /// It has not what is needed.
     #[error("the cgroup {path} has no controller for {missing}", path = path.display())]
     Controllers {
@@ -133,14 +139,27 @@ pub struct Cgroup {
 /// # Errors
 /// [`NoLimits`] says what is missing.
 pub fn hierarchy() -> Result<PathBuf, NoLimits> {
-    let root = of_mounts(mounts::all()).ok_or(NoLimits::NotMounted)?;
+    usable(of_mounts(mounts::all()).ok_or(NoLimits::NotMounted)?)
+}
+
+fn usable(root: PathBuf) -> Result<PathBuf, NoLimits> {
     let there = fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default();
     let there: Vec<&str> = there.split_whitespace().collect();
     let missing: Vec<&str> = CONTROLLERS.into_iter().filter(|one| !there.contains(one)).collect();
     match missing[..] {
+        [] if is_occupied(&root) => Err(NoLimits::Processes { path: root }),
         [] => Ok(root),
         _ => Err(NoLimits::Controllers { path: root, missing: missing.join(", ") }),
     }
+}
+
+/// Does a cgroup hold processes, and so give its controllers to none below it? The machine's own may do both, and has no type
+/// (the kernel's `cgroup-v2.rst`, "No Internal Process Constraint").
+fn is_occupied(folder: &Path) -> bool {
+    let text = |name: &str| fs::read_to_string(folder.join(name)).unwrap_or_default();
+    let passed = text("cgroup.subtree_control");
+    let passes_all = CONTROLLERS.into_iter().all(|one| passed.split_whitespace().any(|passed| passed == one));
+    folder.join("cgroup.type").exists() && !passes_all && !text("cgroup.procs").trim().is_empty()
 }
 
 /// Can the disk on which a folder lies be limited there?
@@ -287,10 +306,15 @@ pub fn holds(node: &str, tap: &str, pid: i32) -> bool {
     of_tap(node, tap).first().map(of_it).is_some_and(|pids| pids.lines().any(|line| line == pid.to_string()))
 }
 
-/// Sets how fast a TAP's VMM may read and write this disk; false where it has no cgroup, or that no such limit.
-pub fn set_io(node: &str, tap: &str, device: &str, rates: IoRates) -> bool {
-    let set = |folder: &PathBuf| io::limit(folder, device, rates).is_ok();
-    of_tap(node, tap).first().is_some_and(set)
+/// Sets how fast a TAP's VMM may read and write this disk, where it has a cgroup, and that such a limit.
+///
+/// # Errors
+/// When the kernel refuses, or what it says afterwards is not what it was told.
+pub fn set_io(node: &str, tap: &str, device: &str, rates: IoRates) -> Result<(), StoreError> {
+    match of_tap(node, tap).first() {
+        Some(folder) if io::is_there(folder) => io::limit(folder, device, rates),
+        _ => Ok(()),
+    }
 }
 
 /// How fast a TAP's VMM may read and write this disk; none where nothing limits that.
@@ -338,6 +362,23 @@ pub fn remove(node: &str, tap: &str) -> Result<(), StoreError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_can_hold_no_limits_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let (root, write) = (dir.path().to_path_buf(), |name, text| fs::write(dir.path().join(name), text));
+        let missing = |said| NoLimits::Controllers { path: root.clone(), missing: String::from(said) };
+        assert_eq!(usable(root.clone()), Err(missing("cpu, memory, pids")));
+        write("cgroup.controllers", "cpuset cpu io\n").unwrap();
+        assert_eq!(usable(root.clone()), Err(missing("memory, pids")));
+        write("cgroup.controllers", "cpuset cpu io memory pids\n").unwrap();
+        write("cgroup.procs", "1\n").unwrap();
+        assert_eq!(usable(root.clone()), Ok(root.clone()), "the machine's own has no type");
+        write("cgroup.type", "domain\n").unwrap();
+        assert_eq!(usable(root.clone()), Err(NoLimits::Processes { path: root.clone() }));
+        write("cgroup.subtree_control", "cpu memory pids\n").unwrap();
+        assert_eq!(usable(root.clone()), Ok(root.clone()));
+    }
 
     #[test]
     fn only_version_two_counts() {

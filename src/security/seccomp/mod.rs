@@ -18,6 +18,8 @@ use crate::infra::processes;
 const GET_FILTER: libc::c_uint = 0x420c;
 /// How long all threads of a process together may take to stop: microseconds, but on a busy node, or while one reads from a disk.
 const LIMIT: Duration = Duration::from_secs(2);
+/// A thread that has a filter (proc(5)).
+const FILTERED: u32 = 2;
 /// An empty policy is compiled to 7 instructions, Firecracker's own to 105 and more.
 const SMALLEST: usize = 32;
 
@@ -44,6 +46,10 @@ fn look(pid: i32, deadline: Instant) -> io::Result<Option<SeccompPolicy>> {
         match Traced::stop(tid, deadline) {
             Ok(thread) => {
                 let filters = thread.filters()?;
+                if filters.is_empty() && mode(pid, tid) == Some(FILTERED) {
+                    let why = "the kernel does not show filters (CONFIG_CHECKPOINT_RESTORE)";
+                    return Err(io::Error::new(io::ErrorKind::Unsupported, why));
+                }
                 let is_strict = |filter| strict.is_some_and(|strict| strict.has(filter));
                 let own = match filters.iter().map(Vec::len).max() {
                     None | Some(..SMALLEST) => return Ok(None),
@@ -57,6 +63,20 @@ fn look(pid: i32, deadline: Instant) -> io::Result<Option<SeccompPolicy>> {
         }
     }
     Ok(weakest)
+}
+
+/// Have some threads of a process a filter, and others none yet?
+pub fn is_coming(pid: i32) -> bool {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let modes = threads.filter_map(|thread| mode(pid, thread.file_name().to_str()?.parse().ok()?));
+    let (filtered, free): (Vec<u32>, _) = modes.partition(|mode| *mode == FILTERED);
+    !filtered.is_empty() && !free.is_empty()
+}
+
+/// What holds a thread, as its `status` says (proc(5), `Seccomp`).
+fn mode(pid: i32, tid: libc::pid_t) -> Option<u32> {
+    let status = processes::proc_text(pid, &format!("task/{tid}/status"))?;
+    status.lines().find_map(|line| line.strip_prefix("Seccomp:"))?.trim().parse().ok()
 }
 
 /// Has a thread ended? One that has not been reaped yet cannot be traced (ptrace(2), EPERM).

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -136,6 +137,11 @@ impl Guard {
         Ok(Some(path))
     }
 
+    /// Is what is missing taken?
+    pub fn is_lax(&self) -> bool {
+        self.is_lax
+    }
+
     /// The user of a jailed VMM.
     pub fn uid(&self) -> Option<u32> {
         self.jail.as_ref().map(|jail| jail.uid)
@@ -200,9 +206,10 @@ pub fn check(roots: &Roots, pool: &Pool, vmm: &Vmm, slot: Slot) -> Result<(), Li
         return Ok(());
     }
     // The filter last: a thread may be a moment in taking it.
-    match lacks(&node.node_id, &tap, vmm.identity.pid).into_iter().flatten().next() {
+    let directory = roots.vmm_dir(&tap);
+    match lacks(&node.node_id, &tap, vmm.identity.pid, &directory).into_iter().flatten().next() {
         Some(lack) if !is_lax => Err(Unprotected::Runs { lack }.into()),
-        _ => await_filter(vmm, &roots.vmm_dir(&tap), policy),
+        _ => await_filter(vmm, &directory, policy),
     }
 }
 
@@ -239,9 +246,32 @@ fn await_filter(vmm: &Vmm, directory: &Path, policy: SeccompPolicy) -> Result<()
     }
 }
 
-/// What of a jail and of limits a VMM lacks.
-fn lacks(node_id: &str, tap: &str, pid: i32) -> [Option<Lack>; 2] {
-    let is_jailed = process::uid_of(pid).is_some_and(|uid| uid >= UID_BASE);
+/// The filter of a VMM that runs its guest, whatever it should be: while some of its threads have none yet, it is about to get it.
+fn filter_of(vmm: &Vmm) -> Option<SeccompPolicy> {
+    let deadline = Instant::now() + FILTER_LIMIT;
+    loop {
+        match seccomp::in_force(vmm.identity.pid) {
+            Ok(Some(filter)) => return Some(filter),
+            // There is no event for it.
+            found
+                if (found.is_err() || seccomp::is_coming(vmm.identity.pid)) && Instant::now() < deadline =>
+            {
+                if vmm.has_ended() {
+                    return None;
+                }
+                std::thread::sleep(FILTER_PAUSE);
+            }
+            _ => return None,
+        }
+    }
+}
+
+/// What of a jail and of limits a VMM lacks whose directory this is.
+fn lacks(node_id: &str, tap: &str, pid: i32, directory: &Path) -> [Option<Lack>; 2] {
+    let place = |folder: &Path| fs::metadata(folder).ok().map(|meta| (meta.dev(), meta.ino()));
+    let root = place(Path::new(&format!("/proc/{pid}/root")));
+    let is_jailed = process::uid_of(pid).is_some_and(|uid| uid >= UID_BASE)
+        && root.is_some_and(|root| Some(root) == place(directory));
     let is_limited = cgroups::holds(node_id, tap, pid);
     [(!is_jailed).then_some(Lack::Jail), (!is_limited).then_some(Lack::Limits)]
 }
@@ -249,9 +279,9 @@ fn lacks(node_id: &str, tap: &str, pid: i32) -> [Option<Lack>; 2] {
 /// What a VMM that runs its guest lacks, and its limits: as the process and the kernel show it, whoever started it.
 pub fn seen(roots: &Roots, vmm: &Vmm, tap: &str) -> (Vec<Lack>, Option<Limits>, Option<SeccompPolicy>) {
     let node = NodeConfig::load(roots).map(|node| node.node_id).unwrap_or_default();
-    let filter = seccomp::in_force(vmm.identity.pid).unwrap_or(None);
+    let filter = filter_of(vmm);
     let io = cgroups::device_of(&roots.root).and_then(|device| cgroups::io_rates(&node, tap, &device));
-    let [jail, no_limits] = lacks(&node, tap, vmm.identity.pid);
+    let [jail, no_limits] = lacks(&node, tap, vmm.identity.pid, &roots.vmm_dir(tap));
     let limits = cgroups::limits(&node, tap).filter(|_| no_limits.is_none());
     let limits = limits.map(|limits| Limits { io, ..limits });
     let lacks = [jail, limits.is_none().then_some(Lack::Limits), filter.is_none().then_some(Lack::Filter)];

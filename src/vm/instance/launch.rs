@@ -37,7 +37,7 @@ use crate::{
             config::{AgentMode, Pool, VmmKind},
         },
         room::{self, NodeConfig},
-        tenant::{config::Tenant, quota::Use},
+        tenant::{config::Tenant, leases, quota::Use},
     },
     vmm::{
         client::{Client, LOG},
@@ -116,7 +116,7 @@ impl<'a> Launch<'a> {
     /// The launch of an instance afresh, nothing of it done yet.
     ///
     /// # Errors
-    /// When the instance's slot makes no sense, or there can be no jail where one is needed.
+    /// When the instance's slot makes no sense or is not its own, or there can be no jail where one is needed.
     pub fn new(
         operator: &'a mut Operator,
         (tenant, pool): (Tenant, Pool),
@@ -125,6 +125,7 @@ impl<'a> Launch<'a> {
         program: Program,
     ) -> Result<Self, LifecycleError> {
         let slot = instance.slot(&operator.roots)?;
+        leases::check_held(&operator.roots, &instance.path(), instance.net.offset)?;
         let guard = Guard::of(&operator.roots, &pool, &program, slot)?;
         Ok(Self {
             operator,
@@ -273,6 +274,11 @@ fn directory(launch: &mut Launch) -> Result<(), LifecycleError> {
 
 /// Makes the TAP, off the bridge.
 fn tap(launch: &mut Launch) -> Result<(), LifecycleError> {
+    if !launch.guard.is_lax() {
+        // Where it can still be refused; up to when it has loaded its guest it may be as fast as the disk.
+        disk_rates::bind(&launch.operator.roots, &launch.instance)?;
+        disk_rates::free(&launch.operator.roots, &launch.slot.tap());
+    }
     let net = launch.operator.net()?;
     net.check_bridge(launch.slot)?;
     net.create_tap(launch.slot, launch.guard.uid())?;
@@ -306,7 +312,7 @@ pub fn resume(launch: &mut Launch) -> Result<(), LifecycleError> {
 /// When the kernel refuses.
 pub fn join(launch: &mut Launch) -> Result<(), LifecycleError> {
     // Not before it has answered: the memory of one that was loaded is read from the disk as it is touched.
-    disk_rates::bind(&launch.operator.roots, &launch.instance);
+    let _ = disk_rates::bind(&launch.operator.roots, &launch.instance);
     launch.operator.net()?.join(launch.slot)?;
     Ok(())
 }

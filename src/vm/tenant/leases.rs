@@ -104,6 +104,21 @@ pub fn is_held_by(roots: &Roots, instance: &InstancePath, offset: Offset) -> Res
     Ok(lease.is_some_and(|lease| lease.instance == *instance))
 }
 
+/// Holds this instance the offset that its record names?
+///
+/// # Errors
+/// [`StoreError::Damaged`] where it does not: what is in that slot may be somebody else's.
+pub fn check_held(roots: &Roots, instance: &InstancePath, offset: Offset) -> Result<(), StoreError> {
+    if is_held_by(roots, instance, offset)? {
+        return Ok(());
+    }
+    let path = held_file(&folder(roots, &instance.tenant), offset);
+    Err(StoreError::Damaged {
+        path,
+        why: format!("it is not the lease of {instance}, whose record names it"),
+    })
+}
+
 /// Frees an offset, if this instance holds it.
 ///
 /// # Errors

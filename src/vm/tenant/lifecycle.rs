@@ -1,6 +1,6 @@
 //! Making, changing and destroying tenants.
 
-use std::fs;
+use std::{fs, os::unix::fs::MetadataExt, path::Path};
 
 use crate::{
     infra::{config::Roots, failpoint, relief},
@@ -349,6 +349,7 @@ pub fn finish_destroy(operator: &mut Operator, id: &TenantId) -> Result<bool, Te
 fn remove(operator: &mut Operator, id: &TenantId, lock: Lock) -> Result<(), TenantError> {
     let roots = operator.roots.clone();
     keep_audit_log(&roots, id)?;
+    failpoint::hit("tenant-destroy", "kept")?;
     store::vanish(&config::folder(&roots, id))?;
     let net_lock = wiring::lock(&roots, Sharing::Exclusive)?;
     // A tenant that is made at this moment is in its place before it waits for this lock.
@@ -402,7 +403,13 @@ pub fn all_kept_audit_logs(roots: &Roots) -> Result<Vec<std::path::PathBuf>, Sto
 }
 
 fn keep_audit_log(roots: &Roots, id: &TenantId) -> Result<(), StoreError> {
-    let folder = kept_audit_logs(roots);
+    let (folder, own) = (kept_audit_logs(roots), config::folder(roots, id));
+    // Killed before the tenant's own names of these files went: one destroy leaves one log.
+    let place = |folder: &Path| fs::metadata(audit::log_file(folder)).ok().map(|log| (log.dev(), log.ino()));
+    if kept_audit_logs_of(roots, id)?.iter().any(|kept| place(kept).is_some_and(|it| Some(it) == place(&own)))
+    {
+        return Ok(());
+    }
     store::make_folder(&folder)?;
     let now = roots.now().as_second();
     let kept = (now..).map(|at| folder.join(format!("{id}-{at}"))).find(|path| !path.exists());
@@ -410,7 +417,6 @@ fn keep_audit_log(roots: &Roots, id: &TenantId) -> Result<(), StoreError> {
     let new = store::unfinished(&kept);
     store::make_folder(&new)?;
     // A second name for each: a log is as large as it is, and the disk may be full.
-    let own = config::folder(roots, id);
     for name in audit::names(&own)?.into_iter().chain(["tenant.json".to_owned()]) {
         let (from, to) = (own.join(&name), new.join(&name));
         relief::retry(|| fs::hard_link(&from, &to)).map_err(StoreError::io("keep", &from))?;

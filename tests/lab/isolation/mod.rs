@@ -3,8 +3,8 @@
 //! The rules alone, packet by packet and one rule left out at a time, are proven in `tests/network`; here real guests send.
 
 use std::{
-    fs,
-    net::TcpListener,
+    fs, io,
+    net::{TcpListener, TcpStream, UdpSocket},
     os::unix::{fs::PermissionsExt, net::UnixListener},
     process::{Command, Stdio},
     time::Duration,
@@ -42,6 +42,32 @@ const DENIED: [&str; 15] = [
     "through-the-gateway",
     "redirect",
 ];
+
+/// A service of the host's, which the host itself reaches.
+struct Service {
+    port: u16,
+    tcp: TcpListener,
+    udp: UdpSocket,
+}
+
+impl Service {
+    fn on(address: &str, port: u16) -> Result<Self, Wrong> {
+        let said = |error: io::Error| format!("{address}, port {port}: {error}");
+        let tcp = TcpListener::bind(("0.0.0.0", port)).map_err(said)?;
+        let udp = UdpSocket::bind(("0.0.0.0", port)).map_err(said)?;
+        TcpStream::connect((address, port)).and_then(|_| tcp.accept()).map_err(said)?;
+        let asks = UdpSocket::bind("0.0.0.0:0").map_err(said)?;
+        asks.send_to(b"x", (address, port)).map_err(said)?;
+        udp.set_read_timeout(Some(Duration::from_secs(10))).map_err(said)?;
+        udp.recv(&mut [0]).map_err(said)?;
+        tcp.set_nonblocking(true).and_then(|()| udp.set_nonblocking(true)).map_err(said)?;
+        Ok(Self { port, tcp, udp })
+    }
+
+    fn was_reached(&self) -> bool {
+        self.tcp.accept().is_ok() || self.udp.recv(&mut [0]).is_ok()
+    }
+}
 
 /// A guest that runs.
 struct Running<'a> {
@@ -187,26 +213,22 @@ fn root_in_a_guest_reaches_its_neighbours_and_nobody_else() {
             ensure(at_g == ["end"], || format!("{at_g:?}"))
         })?;
         step("no service of the host answers it", || {
-            let listener = TcpListener::bind("0.0.0.0:8080").map_err(|error| error.to_string())?;
-            let gateway = format!("{}:8080", a.net("gateway_ip"));
-            std::net::TcpStream::connect(&gateway).map_err(|error| format!("not even the host: {error}"))?;
-            listener.accept().map_err(|error| error.to_string())?;
-            listener.set_nonblocking(true).map_err(|error| error.to_string())?;
-            let ports = "22 53 111 2049 6443 8080";
+            let gateway = a.net("gateway_ip");
+            let services = [22, 53, 111, 2049, 6443, 8080].map(|port| Service::on(gateway, port));
+            let services = services.into_iter().collect::<Result<Vec<_>, _>>()?;
+            let ports = services.iter().map(|one| one.port.to_string()).collect::<Vec<_>>().join(" ");
             let line = format!(
-                "for p in {ports}; do timeout 2 bash -c \"</dev/tcp/{}/$p\" 2>/dev/null && echo $p; done; true",
-                a.net("gateway_ip")
+                "for p in {ports}; do echo x 2>/dev/null >/dev/udp/{gateway}/$p; timeout 2 bash -c \"</dev/tcp/{gateway}/$p\" 2>/dev/null && echo $p; done; true",
             );
-            let open = a.says(&["sh", "-c", &line])?;
+            let open = a.says(&["bash", "-c", &line])?;
             ensure(open.is_empty(), || format!("open: {open}"))?;
             // Asked in the same way, what is there answers: its own VMM.
-            let own = a.says(&[
-                "sh",
-                "-c",
-                &line.replace(a.net("gateway_ip"), "169.254.169.254").replace(ports, "80"),
-            ])?;
+            let own =
+                a.says(&["sh", "-c", &line.replace(gateway, "169.254.169.254").replace(&ports, "80")])?;
             ensure(own == "80", || format!("metadata: {own:?}"))?;
-            ensure(listener.accept().is_err(), || "the host's listener was reached".to_owned())
+            let reached =
+                services.iter().filter(|one| one.was_reached()).map(|one| one.port).collect::<Vec<_>>();
+            ensure(reached.is_empty(), || format!("the host's listeners were reached: {reached:?}"))
         })?;
         step("floods change no table of the host", || {
             let neighbours = || lines("ip", &["neigh", "show"]);

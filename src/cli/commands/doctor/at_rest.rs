@@ -1,14 +1,16 @@
 //! What protects what lies on disks: the master key of tenants' secrets, themselves, and encrypted storage.
 
 use super::{Check, fail, fail_with, ok, warn};
-use crate::cli::output::count;
+use crate::cli::output::{count, time};
 use crate::{
     infra::config::Roots,
     security::{
         master_key::{self, Source},
+        node_key::NodeKey,
         storage::{self, Storage},
     },
     vm::{
+        instance::lifecycle::{self, Operator},
         room::NodeConfig,
         tenant::{
             self,
@@ -69,7 +71,35 @@ pub(super) fn secrets(roots: &Roots) -> Check {
         })
     });
     match checked {
-        Ok(all) => ok(NAME, format!("{} of all tenants, none known to be lost", count(all, "secret"))),
+        Ok(all) => {
+            let operator = Operator::new(roots.clone());
+            let behind = tenant::config::ids(roots).unwrap_or_default().into_iter();
+            let behind = behind.flat_map(|tenant| lifecycle::behind(&operator, &tenant).unwrap_or_default());
+            let behind: Vec<String> = behind.map(|path| path.to_string()).collect();
+            match behind.is_empty() {
+                true => ok(NAME, format!("{} of all tenants, none known to be lost", count(all, "secret"))),
+                false => warn(
+                    NAME,
+                    format!("guests have older ones: {}", behind.join(", ")),
+                    "the last change of these secrets again, or start them again",
+                ),
+            }
+        }
+        Err(error) => fail_with(NAME, &error.into()),
+    }
+}
+
+/// Can the node's key be read, and by nobody else?
+pub(super) fn node_key(roots: &Roots) -> Check {
+    const NAME: &str = "node-key";
+    match NodeKey::load(roots) {
+        Ok(None) => ok(NAME, "none is needed yet: nothing was signed"),
+        Ok(Some(key)) if key.is_open(roots) => fail(
+            NAME,
+            "node.key may be read by others",
+            "chmod 600 node.key; what it has signed may be anybody's",
+        ),
+        Ok(Some(key)) => ok(NAME, format!("{}, made at {}", key.public().key_id, time(key.public().made_at))),
         Err(error) => fail_with(NAME, &error.into()),
     }
 }

@@ -9,7 +9,10 @@ use crate::cli::{
 };
 use crate::{
     infra::config::Roots,
-    security::Lack,
+    security::{
+        Lack,
+        cgroups::{self, Events},
+    },
     vm::{
         instance::{
             config::{Instance, Receipt},
@@ -21,6 +24,7 @@ use crate::{
         },
         naming::InstancePath,
         pool::config::{AgentMode, VmmKind},
+        room::NodeConfig,
         tenant::secrets,
     },
     worker::hooks::{self, HookError, Said, Signals},
@@ -38,6 +42,9 @@ pub struct InstanceView {
     /// Its tenant has secrets, and they do not reach it: it has no agent.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub(super) without_secrets: bool,
+    /// What became of its VMM for its limit of memory; there where it was looked at, and it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) memory_events: Option<Events>,
     /// What its guest says; there where one was asked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) guest: Option<GuestView>,
@@ -102,15 +109,19 @@ impl InstanceView {
     /// The state as it is depends on whether the pool has a revision.
     pub fn new(mut instance: Instance, has_revision: bool) -> Self {
         instance.status = lifecycle::effective_state(&instance, has_revision);
-        Self { path: instance.path(), instance, snapshot: None, without_secrets: false, guest: None }
+        let path = instance.path();
+        Self { path, instance, snapshot: None, without_secrets: false, memory_events: None, guest: None }
     }
 
     /// With what a sleeper would wake from, and whether its tenant's secrets reach it. What cannot be read keeps nobody from seeing
     /// the instance: `why` and a wake say what is wrong with it.
     pub fn in_full(mut self, roots: &Roots) -> Self {
-        let there = || secrets::stored(roots, &self.path.tenant).ok().flatten();
-        self.without_secrets =
-            self.instance.agent == AgentMode::None && there().is_some_and(|all| !all.secrets.is_empty());
+        // Those that cannot be read are some.
+        let has_some = || match secrets::stored(roots, &self.path.tenant) {
+            Ok(all) => all.is_some_and(|all| !all.secrets.is_empty()),
+            Err(_) => true,
+        };
+        self.without_secrets = self.instance.agent == AgentMode::None && has_some();
         if self.instance.status == State::Sleeping
             && let Ok(Some(delta)) = Delta::load(roots, &self.path)
         {
@@ -122,6 +133,16 @@ impl InstanceView {
                 vmm: delta.origin.vmm,
                 vmm_version: delta.origin.vmm_version,
             });
+        }
+        self
+    }
+
+    /// With what the kernel counts of its VMM.
+    pub fn with_events(mut self, roots: &Roots) -> Self {
+        if self.instance.vmm.is_some()
+            && let Ok(node) = NodeConfig::load(roots)
+        {
+            self.memory_events = cgroups::events(&node.node_id, &self.instance.net.tap_dev);
         }
         self
     }
@@ -316,6 +337,11 @@ pub(super) fn describe(out: &Out, view: &InstanceView) -> String {
             });
             format!("  limits    {cpus} CPUs, {memory} of memory, {} threads{io}", limits.pids_max)
         }));
+    }
+    if let Some(Events { oom, oom_kills }) = view.memory_events.filter(|events| *events != Events::default())
+    {
+        let what = format!("  memory    at its limit {oom} times, {oom_kills} of its processes killed");
+        lines.push(out.paint(Tone::Doubtful, &what));
     }
     if let Some(intent) = &instance.pending {
         lines.push(format!(

@@ -11,7 +11,7 @@ use serde::{Deserialize, Deserializer};
 use sha2::{Digest as _, Sha256};
 
 use super::names::shown;
-use crate::infra::text::hex;
+use crate::infra::text::{hex, unhex};
 
 /// A sha256. No image that is in use names its blobs by anything else.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -25,14 +25,8 @@ pub struct DigestError(String);
 impl Digest {
     /// From 64 hexadecimal digits.
     pub fn from_hex(digits: &str) -> Option<Self> {
-        let mut bytes = [0; 32];
-        if digits.len() != 64 || !digits.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f')) {
-            return None;
-        }
-        for (byte, at) in bytes.iter_mut().zip((0..64).step_by(2)) {
-            *byte = u8::from_str_radix(&digits[at..at + 2], 16).ok()?;
-        }
-        Some(Self(bytes))
+        let is_lower = !digits.bytes().any(|digit| digit.is_ascii_uppercase());
+        unhex(digits).filter(|_| is_lower).map(Self)
     }
 
     /// Where the layout keeps the blob of that digest.

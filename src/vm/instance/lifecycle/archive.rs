@@ -1,7 +1,7 @@
 //! Compressing what a long sleeper takes on the disk.
 
 use super::{
-    LifecycleError, Operator, Outcome, intent,
+    LifecycleError, Operator, Outcome, begun, intent,
     lookup::{decide, locked},
     unchanged,
 };
@@ -34,20 +34,24 @@ pub fn archive(operator: &mut Operator, path: &InstancePath) -> Result<Outcome, 
     instance.save(&roots)?;
     failpoint::hit("archive", "intent")?;
     let before = delta.taken_bytes(&roots);
-    operator.audit(&instance, "archive", Phase::Intent, |_| ())?;
-    let packed = delta.pack(&roots);
-    if packed.is_err()
-        && let Some(delta) = Delta::load(&roots, path)?
-    {
-        delta.drop_others_surely(&roots)?;
-    }
+    let said = operator.audit(&instance, "archive", Phase::Intent, |_| ());
+    begun(&roots, &mut instance, said)?;
+    let packed = match delta.pack(&roots) {
+        Ok(()) => {
+            operator.audit_end(&instance, "archive", Phase::Done, |entry| {
+                entry.detail = Some(format!("{} bytes in place of {before}", delta.taken_bytes(&roots)));
+            })?;
+            Ok(())
+        }
+        Err(error) => {
+            if let Some(delta) = Delta::load(&roots, path)? {
+                delta.drop_others_surely(&roots)?;
+            }
+            Err(operator.failed(&instance, "archive", error.into()))
+        }
+    };
     instance.pending = None;
     instance.save(&roots)?;
-    let (phase, detail) = match &packed {
-        Ok(()) => (Phase::Done, format!("{} bytes in place of {before}", delta.taken_bytes(&roots))),
-        Err(error) => (Phase::Failed, error.to_string()),
-    };
-    operator.audit_end(&instance, "archive", phase, |entry| entry.detail = Some(detail))?;
     packed?;
     Ok(Outcome { instance, changed: true })
 }

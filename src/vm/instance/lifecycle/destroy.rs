@@ -61,13 +61,18 @@ pub fn destroy(
         Err(error) => return Err(error.into()),
     };
     let from = instance.status;
+    let announce = |instance: &Instance| {
+        operator.audit(instance, "destroy", Phase::Intent, |entry| entry.from = Some(from.to_string()))
+    };
+    if !is_whole {
+        // A record that is damaged is no place for an intent that the log does not take.
+        announce(&instance)?;
+    }
     instance.pending = Some(intent(&roots, Operation::Destroy { wipe_volumes }));
     instance.save(&roots)?;
-    let said =
-        operator.audit(&instance, "destroy", Phase::Intent, |entry| entry.from = Some(from.to_string()));
-    match is_whole {
-        true => begun(&roots, &mut instance, said)?,
-        false => said?,
+    if is_whole {
+        let said = announce(&instance);
+        begun(&roots, &mut instance, said)?;
     }
     failpoint::hit("destroy", "intent")?;
     let volumes = if wipe_volumes { Volumes::Wipe } else { Volumes::Keep };

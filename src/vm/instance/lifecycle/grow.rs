@@ -2,7 +2,7 @@
 
 use super::{LifecycleError, Operator, load_pool, lookup::locked};
 use crate::{
-    security::audit::Phase,
+    security::audit::{Entry, Phase},
     vm::{
         instance::{
             config::{self, Instance},
@@ -41,17 +41,21 @@ pub fn grow_disk(
         }
         size => size?,
     };
-    let more_mib = size_mib.saturating_sub(there_mib);
-    room::enlarge(&roots, &tenant, instance.slot(&roots)?, more_mib)?;
-    let announce = |phase| {
-        operator.audit_end(&instance, "disk-grow", phase, |entry| {
-            entry.detail = Some(format!("from {there_mib} to {size_mib} MiB"));
-        })
-    };
-    announce(Phase::Intent)?;
+    let slot = instance.slot(&roots)?;
+    let (before, more_mib) = (room::of_slot(&roots, slot)?, size_mib.saturating_sub(there_mib));
+    let detail = |entry: &mut Entry| entry.detail = Some(format!("from {there_mib} to {size_mib} MiB"));
+    operator.audit(&instance, "disk-grow", Phase::Intent, detail)?;
     // Where it is cut off after this, the file says what the record does not: a start takes the larger of the two.
-    disk::grow(&data, size_mib)?;
-    announce(Phase::Done)?;
+    let grown = room::enlarge(&roots, &tenant, slot, more_mib)
+        .map_err(LifecycleError::from)
+        .and_then(|()| Ok(disk::grow(&data, size_mib)?));
+    if let Err(error) = grown {
+        if let Some(before) = before {
+            room::note(&roots, slot, before)?;
+        }
+        return Err(operator.failed(&instance, "disk-grow", error));
+    }
+    operator.audit_end(&instance, "disk-grow", Phase::Done, detail)?;
     instance.resources = resources;
     instance.save(&roots)?;
     Ok(instance)

@@ -12,7 +12,7 @@ use crate::{
     store::{Lock, Sharing, StoreError},
     vm::{
         instance::{
-            config::{self, Instance, Operation},
+            config::{self, Instance, Intent, Operation},
             state::{self, Event, Next, State},
         },
         naming::{InstanceId, InstancePath, InstanceRef, PoolPath, TenantId},
@@ -87,7 +87,12 @@ pub(super) fn locked_as_it_is(
             lock.remove();
             Err(gone(path))
         }
-        Err(_) => match Instance::load_if_there(&operator.roots, path)? {
+        Err(error) => match Instance::load_if_there(&operator.roots, path)? {
+            // Its slot may be another one's by now: that is taken away by nothing but the rest of what was begun.
+            Some(Instance {
+                pending: Some(Intent { operation: Operation::Create | Operation::Destroy { .. }, .. }),
+                ..
+            }) => Err(error),
             Some(instance) => Ok((lock, instance)),
             None => Err(gone(path)),
         },
@@ -187,7 +192,10 @@ fn these<T: ToString>(there_is: &str, all: &[T]) -> String {
 /// # Errors
 /// [`LifecycleError::NotFound`] and [`LifecycleError::Ambiguous`] name those that there are.
 pub fn resolve(roots: &Roots, typed: &InstanceRef) -> Result<InstancePath, LifecycleError> {
-    load_pool(roots, &typed.pool)?;
+    if let Err(error @ LifecycleError::NotFound { .. }) = load_pool(roots, &typed.pool) {
+        return Err(error);
+    }
+    // What is damaged of its tenant or its pool is said by who needs it.
     let all = config::paths(roots, &typed.pool)?;
     let matching: Vec<&InstancePath> =
         all.iter().filter(|path| typed.prefix.matches(&path.instance)).collect();
@@ -234,13 +242,26 @@ pub(super) fn decide(
     instance: &Instance,
     event: Event,
 ) -> Result<Option<Decided>, LifecycleError> {
+    let (tenant, pool) = load_pool(roots, &instance.path().pool_path())?;
+    let step = transition(roots, instance, event)?;
+    Ok(step.map(|(from, to)| Decided { tenant, pool, from, to }))
+}
+
+/// The same where neither tenant nor pool is asked: from which state to which.
+///
+/// # Errors
+/// As [`decide`].
+pub(super) fn transition(
+    roots: &Roots,
+    instance: &Instance,
+    event: Event,
+) -> Result<Option<(State, State)>, LifecycleError> {
     let path = instance.path();
-    let (tenant, pool) = load_pool(roots, &path.pool_path())?;
-    let has_revision = Artifacts::of(roots, &pool.path()).current()?.is_some();
+    let has_revision = Artifacts::of(roots, &path.pool_path()).current()?.is_some();
     let from = effective_state(instance, has_revision);
     match state::next(from, event) {
         Next::Already => Ok(None),
         Next::Denied => Err(denied(&path, from, event)),
-        Next::To(to) => Ok(Some(Decided { tenant, pool, from, to })),
+        Next::To(to) => Ok(Some((from, to))),
     }
 }

@@ -143,7 +143,7 @@ pub(super) fn settle(operator: &Operator, instance: &mut Instance) -> Result<(),
 pub(super) fn set(operator: &Operator, instance: &Instance, to: State) -> Result<(), LifecycleError> {
     let directory = operator.roots.vmm_dir(&instance.net.tap_dev);
     // A sleep that was cut off had let its VMM write as fast as it could.
-    disk_rates::bind(&operator.roots, instance);
+    let _ = disk_rates::bind(&operator.roots, instance);
     let mut client = Client::connect_now(&directory)?;
     match (to, &instance.vmm) {
         (State::Warm, _) => client.call(&Call::Pause)?,
@@ -168,17 +168,20 @@ pub(super) fn greet_if_it_hears(
     instance: &mut Instance,
     to: State,
 ) -> Result<(), LifecycleError> {
-    match greet(operator, instance, to) {
+    instance.secrets = heard(greet(operator, instance, to))?.or(instance.secrets);
+    Ok(())
+}
+
+/// Which set of secrets a guest has got that goes on whatever it answered to a greeting.
+pub(super) fn heard(greeted: Result<Given, LifecycleError>) -> Result<Option<u64>, LifecycleError> {
+    match greeted {
         Err(
             LifecycleError::Guest(_)
             | LifecycleError::Secrets(_)
             | LifecycleError::Unprotected(_)
             | LifecycleError::Vmm(VmmError::Refused { .. }),
-        ) => Ok(()),
-        greeted => {
-            instance.secrets = greeted?.generation.or(instance.secrets);
-            Ok(())
-        }
+        ) => Ok(None),
+        greeted => Ok(greeted?.generation),
     }
 }
 

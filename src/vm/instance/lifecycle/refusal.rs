@@ -147,6 +147,7 @@ pub fn may_launch(operator: &Operator, instance: &Instance) -> Result<(), Lifecy
         room::check_free(roots, &node, 0)?;
     }
     let (slot, manifest) = (instance.slot(roots)?, artifacts.manifest(&revision)?);
+    tenant::leases::check_held(roots, &instance.path(), instance.net.offset)?;
     check_whole(roots, &tenant.tenant_id, vmm, instance.agent)?;
     let version = version.map(String::as_str);
     // Who looks installs nothing: that is left to the start.

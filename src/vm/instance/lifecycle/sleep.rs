@@ -20,7 +20,7 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 use super::{
     LifecycleError, Operator, Outcome, begun, denied, intent,
     lookup::{Decided, decide, is_wanted, locked, locked_cancelling_sleep},
-    receipt, unchanged,
+    pause, receipt, unchanged,
 };
 use crate::{
     infra::{config::Roots, failpoint, relief},
@@ -82,6 +82,8 @@ struct Sleeper<'a> {
     parent: Parent,
     /// The pages that were written.
     pages: Vec<Range<u64>>,
+    /// Which set of secrets its guest has got, where it goes on.
+    given: Option<u64>,
 }
 
 /// The steps up to the commit. Who is not asked, and what has a memory file of its own, needs not all of them.
@@ -142,7 +144,7 @@ pub fn sleep(operator: &mut Operator, path: &InstancePath, force: bool) -> Resul
     let run = failpoint::hit("sleep", "announced")
         .map_err(|error| Failed { step: "intent", error: Box::new(error.into()), left: None })
         .and_then(|()| runner::run("sleep", &steps(&sleeper), &mut sleeper));
-    let parent = sleeper.parent;
+    let (parent, given) = (sleeper.parent, sleeper.given);
     match run {
         Ok(mut steps) => {
             let teardown = Instant::now();
@@ -152,7 +154,7 @@ pub fn sleep(operator: &mut Operator, path: &InstancePath, force: bool) -> Resul
             finish(operator, &mut instance, Phase::Done)?;
             Ok(Outcome { instance, changed: true })
         }
-        Err(failed) => Err(give_up(operator, &mut instance, parent, failed)),
+        Err(failed) => Err(give_up(operator, &mut instance, (parent, given), failed)),
     }
 }
 
@@ -160,13 +162,14 @@ pub fn sleep(operator: &mut Operator, path: &InstancePath, force: bool) -> Resul
 fn give_up(
     operator: &Operator,
     instance: &mut Instance,
-    parent: Parent,
+    (parent, given): (Parent, Option<u64>),
     failed: Failed<LifecycleError>,
 ) -> LifecycleError {
     let undone = match failed.left {
         Some(_) => Ok(()),
         None => {
             instance.pending = None;
+            instance.secrets = given.or(instance.secrets);
             if let Some(vmm) = &mut instance.vmm {
                 vmm.parent = parent;
             }
@@ -259,7 +262,20 @@ impl<'a> Sleeper<'a> {
         let parent = record.parent.clone();
         let base = base.filter(|_| kind == SnapshotType::Diff);
         let (drain, client, pages) = (None, None, Vec::new());
-        Self { operator, instance, record, revision, drain, base, client, mem, kind, parent, pages }
+        Self {
+            operator,
+            instance,
+            record,
+            revision,
+            drain,
+            base,
+            client,
+            mem,
+            kind,
+            parent,
+            pages,
+            given: None,
+        }
     }
 
     fn roots(&self) -> &Roots {
@@ -329,15 +345,11 @@ fn take_new(sleeper: &mut Sleeper) -> Result<(), LifecycleError> {
         let directory = roots.vmm_dir(&instance.net.tap_dev);
         return Ok(Client::connect_now(&directory)?.call(&Call::Pause)?);
     }
-    match instance.find_vmm() {
-        // One that does not answer would not have answered before either: its VMM is as it was. Secrets that cannot be opened are
-        // no reason to leave it half asleep: it keeps those that it has.
-        Some(vmm) => delivery::greet(roots, instance, &vmm).map(drop).or_else(|error| match error {
-            LifecycleError::Guest(_) | LifecycleError::Secrets(_) => Ok(()),
-            error => Err(error),
-        }),
-        None => Ok(()),
+    if let Some(vmm) = instance.find_vmm() {
+        // One that does not answer would not have answered before either: its VMM is as it was.
+        sleeper.given = pause::heard(delivery::greet(roots, instance, &vmm))?;
     }
+    Ok(())
 }
 
 /// A guest that was loaded from a base sleeps into a file of its own, which begins as a copy of that: while it runs on.
@@ -364,7 +376,7 @@ fn pause(sleeper: &mut Sleeper) -> Result<(), LifecycleError> {
 
 /// The guest goes on, unless it was paused before.
 fn go_on(sleeper: &mut Sleeper) -> Result<(), LifecycleError> {
-    disk_rates::bind(sleeper.roots(), sleeper.instance);
+    let _ = disk_rates::bind(sleeper.roots(), sleeper.instance);
     if sleeper.instance.status == State::Running {
         // Not the connection of before: one on which a call took too long may answer that one yet.
         let directory = sleeper.directory();

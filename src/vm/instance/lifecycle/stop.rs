@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{
     LifecycleError, Operator, Outcome, begun, intent,
-    lookup::{Decided, decide, locked_as_it_is, locked_cancelling_sleep},
+    lookup::{decide, locked_as_it_is, locked_cancelling_sleep, transition},
     pause, unchanged,
 };
 use crate::{
@@ -39,9 +39,13 @@ pub fn stop(operator: &mut Operator, path: &InstancePath, force: bool) -> Result
         true => locked_as_it_is(operator, path)?,
         false => locked_cancelling_sleep(operator, path)?,
     };
-    let Some(Decided { pool, from: state, .. }) = decide(&roots, &instance, Event::Stop)? else {
-        return Ok(unchanged(instance));
+    let decided = match force {
+        // What is damaged of its tenant or its pool keeps nobody from ending it.
+        true => transition(&roots, &instance, Event::Stop)?.map(|(from, _)| (from, 0)),
+        false => decide(&roots, &instance, Event::Stop)?
+            .map(|it| (it.from, it.pool.runtime_policy.graceful_shutdown_seconds)),
     };
+    let Some((state, grace)) = decided else { return Ok(unchanged(instance)) };
     if !force {
         operator.net()?;
     }
@@ -54,7 +58,7 @@ pub fn stop(operator: &mut Operator, path: &InstancePath, force: bool) -> Result
     let vmm = instance.find_vmm();
     let mut why = format!("stopped by uid {}", roots.actor.uid);
     if let (Some(vmm), false) = (&vmm, force)
-        && !shut_down(operator, &instance, vmm, pool.runtime_policy.graceful_shutdown_seconds)
+        && !shut_down(operator, &instance, vmm, grace)
     {
         why.push_str("; the guest did not shut down and was killed");
     }
