@@ -11,7 +11,7 @@ use serde::Serialize;
 pub use self::{
     collect::{Collected, Damage, Versions, collect, collect_vmms},
     recover::{Recovered, reclaim, recover},
-    settings::{Settings, settings},
+    settings::{Settings, found, settings},
 };
 use crate::{
     infra::{config::Roots, failpoint},

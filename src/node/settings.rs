@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::{
     infra::{config::Roots, text::with_causes},
-    security::audit::{self, Place},
+    security::audit::{self, Entry, Phase, Place},
     store::{Lock, StoreError},
     vm::{
         instance::lifecycle::lock_tenant,
@@ -63,6 +63,25 @@ pub fn settings(roots: &Roots) -> Result<Settings, StoreError> {
         all.take(|| of_tenant(roots, &id), || lock_tenant(roots, &id).ok());
     }
     Ok(all)
+}
+
+/// What a log that is begun anew says of the settings that are there: a tenant's, or the node's. What cannot be read is not said.
+pub fn found(roots: &Roots, tenant: Option<&TenantId>) -> Vec<Entry> {
+    let entry = |what: &str, path: String, detail: String| Entry {
+        detail: Some(detail),
+        ..Entry::new(what, path, Phase::Observed)
+    };
+    let Some(id) = tenant else {
+        let node = NodeConfig::load_if_there(roots).ok().flatten();
+        let found = node.map(|node| entry("node.found", node.node_id.clone(), audit::node_found(&node)));
+        return found.into_iter().collect();
+    };
+    let tenant = Tenant::load(roots, id).ok();
+    let tenant = tenant.map(|tenant| entry("tenant.found", id.to_string(), audit::tenant_made(&tenant)));
+    let pools = pool::config::paths(roots, id).unwrap_or_default().into_iter();
+    let pools = pools.filter_map(|path| Pool::load(roots, &path).ok());
+    let pools = pools.map(|pool| entry("pool.found", pool.path().to_string(), audit::pool_made(&pool)));
+    tenant.into_iter().chain(pools).collect()
 }
 
 fn of_node(roots: &Roots) -> Settings {

@@ -155,6 +155,18 @@ fn a_damaged_log_is_said_by_who_looks_at_its_tenant() {
     assert_eq!(sandbox.refused("tenant update acme --max-conns 7", 1), "damaged");
     fs::write(&head, &whole[1]).expect("a head");
     sandbox.ok("tenant update acme --max-conns 7");
+    // One that is begun anew goes by what was found, which it says.
+    fs::remove_file(&log).expect("it is there");
+    assert_eq!(checked(&sandbox, "settings").0, "fail");
+    sandbox.ok("tenant audit acme --begin-anew --yes");
+    assert_eq!(checked(&sandbox, "settings").0, "ok");
+    let file = folder.join("tenant.json");
+    let record = fs::read_to_string(&file).expect("a record");
+    fs::write(&file, record.replace("\"max_conns\": 7", "\"max_conns\": 9")).expect("a record");
+    let said = "acme: quotas.max_conns is 9, and was set to 7".to_owned();
+    assert_eq!(checked(&sandbox, "settings"), ("fail".to_owned(), said));
+    fs::write(&file, record).expect("a record");
+    sandbox.ok("tenant audit acme --verify");
 }
 
 #[test]

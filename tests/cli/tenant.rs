@@ -486,10 +486,14 @@ fn a_head_that_was_kept_shows_what_root_did_to_the_log() {
     ");
     snapshot!(terminal.sees("tenant audit acme --begin-anew --yes"), @"acme has a new audit log, which says why; the files of the old one are beside it, as audit-N.*");
     snapshot!(terminal.sees("tenant audit acme --begin-anew --yes"), @"
-    the audit log is whole up to its last record, 1: it is not begun anew
+    the audit log is whole up to its last record, 3: it is not begun anew
     [exit 4]
     ");
-    snapshot!(terminal.sees("tenant audit acme"), @"2026-01-02 03:04:05Z  uid 0 done      audit.begin-anew  acme (records 1 to 2 are missing from the audit log at its end: ROOT/tenants/acme/audit.log was cut or removed; its head named record 2, HASH)");
+    snapshot!(terminal.sees("tenant audit acme"), @"
+    2026-01-02 03:04:05Z  uid 0 done      audit.begin-anew  acme (records 1 to 2 are missing from the audit log at its end: ROOT/tenants/acme/audit.log was cut or removed; its head named record 2, HASH)
+    2026-01-02 03:04:05Z  uid 0 observed  tenant.found      acme (network.gateway_ip 10.240.3.1, network.ipv4_subnet 10.240.3.0/24, network.offset_range none, network.tenant_net_id 3, pinned false, quotas.conns_per_second 200, quotas.disk_iops 0, quotas.disk_mbps 0, quotas.log_mib 16, quotas.max_conns 2000, quotas.max_disk_gib 500, quotas.max_instances_per_pool 256, quotas.max_mem_mib 65536, quotas.max_pools 16, quotas.max_running 100, quotas.max_vcpus 64, quotas.max_warm 100, quotas.net_mbps 0, quotas.net_pps 0, retention_days 90)
+    2026-01-02 03:04:05Z  uid 0 observed  pool.found        acme/web (egress internet, insecure false, seccomp_policy baseline, vmm sim)
+    ");
     snapshot!(terminal.sees(&against), @"
     the kept head is not of this log, whose first line says that it was begun anew at 2026-01-02T03:04:05Z: records 1 to 2 are missing from the audit log at its end: ROOT/tenants/acme/audit.log was cut or removed; its head named record 2, HASH
       try: ask who did that, and keep a new head; where nobody did, root on this node rewrote it: believe no line that nobody else kept
@@ -499,8 +503,8 @@ fn a_head_that_was_kept_shows_what_root_did_to_the_log() {
     std::fs::write(&kept, terminal.sees_json("tenant audit acme --head")).expect("a file");
     terminal.sees("tenant destroy acme --yes");
     snapshot!(terminal.sees(&against), @"
-    5 records, chain whole
-    as it was at 2026-01-02 03:04:05Z: record 1
+    7 records, chain whole
+    as it was at 2026-01-02 03:04:05Z: record 3
     ");
     std::fs::remove_file(folder.join("node.key")).expect("a key");
     snapshot!(terminal.sees(&against), @"

@@ -16,6 +16,7 @@ use crate::cli::{
 };
 use crate::{
     infra::config::Roots,
+    node,
     security::{
         audit::{
             self, AuditError, NODE, Place, Verified,
@@ -343,7 +344,8 @@ fn begin_anew(
     if log.tenant_id == NODE {
         store::make_folder(&log.folder)?;
     }
-    let why = audit::begin_anew(roots, &log.tenant_id, &log.folder)?;
+    let found = node::found(roots, log.tenant_id.parse().ok().as_ref());
+    let why = audit::begin_anew(roots, &log.tenant_id, &log.folder, found)?;
     out.done(&json!({ id: whose, "why": why }), || {
         format!("{whose} has a new audit log, which says why; the files of the old one are beside it, as audit-N.*")
     });

@@ -1,4 +1,4 @@
-//! Giving up a log that is broken or gone, for a new one whose first line says why.
+//! Giving up a log that is broken or gone, for a new one whose first line says why, and the next ones what was found.
 //!
 //! ```text
 //! audit-new.log written · audit.* → audit-N.* · audit.head of that line · audit-new.log → audit.log
@@ -15,15 +15,20 @@ use crate::{
     store::{self, Durability, StoreError},
 };
 
-/// What its first line is.
+/// What its first line is. Those of what was found are `node.found`, `tenant.found`, `pool.found`.
 pub(super) const ANEW: &str = "audit.begin-anew";
 
-/// Gives up a log that is broken or gone: its files are put aside, and the next one begins with a record that says why. Returns
-/// what was wrong.
+/// Gives up a log that is broken or gone: its files are put aside, and the next one begins with a record that says why, and those of
+/// what was found. Returns what was wrong.
 ///
 /// # Errors
 /// [`AuditError::Whole`] where nothing is wrong with it.
-pub fn begin_anew(roots: &Roots, tenant: &str, folder: &Path) -> Result<String, AuditError> {
+pub fn begin_anew(
+    roots: &Roots,
+    tenant: &str,
+    folder: &Path,
+    found: Vec<Entry>,
+) -> Result<String, AuditError> {
     // Held from the verdict to the last rename: nobody else gives up what is new by then.
     let _lock = lock(roots, tenant)?;
     let prepared = folder.join("audit-new.log");
@@ -45,7 +50,10 @@ pub fn begin_anew(roots: &Roots, tenant: &str, folder: &Path) -> Result<String, 
         words += &format!("; its head named record {}, {}", head.count, head.hash);
     }
     let cut_off = match std::fs::read(&prepared) {
-        Ok(line) => serde_json::from_slice::<Record>(&line).ok(),
+        Ok(lines) => lines
+            .split(|byte| *byte == b'\n')
+            .next()
+            .and_then(|first| serde_json::from_slice::<Record>(first).ok()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
         Err(error) => return Err(io("read")(error).into()),
     };
@@ -55,9 +63,13 @@ pub fn begin_anew(roots: &Roots, tenant: &str, folder: &Path) -> Result<String, 
         Some(earlier) => words += &format!("; what was given up before that, and cut off: {earlier}"),
         None => {}
     }
-    let entry = Entry { detail: Some(words), ..Entry::new(ANEW, tenant, Phase::Done) };
-    let (line, head) = line_after(roots, &Head::at_start(), entry).map_err(io("write"))?;
-    store::replace(&prepared, line.as_bytes(), Durability::Durable)?;
+    let first = Entry { detail: Some(words), ..Entry::new(ANEW, tenant, Phase::Done) };
+    let (mut lines, mut head) = (String::new(), Head::at_start());
+    for entry in [first].into_iter().chain(found) {
+        let (line, next) = line_after(roots, &head, entry).map_err(io("write"))?;
+        (lines, head) = (lines + &line, next);
+    }
+    store::replace(&prepared, lines.as_bytes(), Durability::Durable)?;
     failpoint::hit("anew", "prepared").map_err(io("write"))?;
     put_aside(folder)?;
     // It is ahead of a log that is not there yet, which nobody goes on with.

@@ -14,33 +14,38 @@ use crate::infra::config::Actor;
 pub type Fields = BTreeMap<String, String>;
 
 /// By the path of the node, a tenant or a pool: the fields of its record that its updates have set, and to what, and what its making
-/// says. Without those that a change touched which is under way, or was cut off and not set since.
+/// says, or a log that was begun anew. Without those that a change touched which is under way, or was cut off and not set since.
 pub fn last_set(records: &[Record]) -> HashMap<&str, Fields> {
     let mut all: HashMap<&str, (Fields, Vec<Open>)> = HashMap::new();
     for record in records {
         let entry = &record.entry;
-        let is_update = match entry.what.as_str() {
-            "node.update" | "tenant.update" | "pool.update" => true,
-            "tenant.create" | "pool.create" => false,
+        let is_said: Option<fn(&str) -> bool> = match (entry.what.as_str(), entry.phase) {
+            ("node.update" | "tenant.update" | "pool.update", _) => None,
+            ("tenant.create", Phase::Intent) | ("tenant.found", _) => Some(is_of_a_tenant),
+            ("pool.create", Phase::Intent) | ("pool.found", _) => Some(is_of_a_pool),
+            ("node.found", _) => Some(is_of_the_node),
             _ => continue,
         };
         let (set, open) = all.entry(&entry.path).or_default();
-        match entry.phase {
+        if let Some(is_said) = is_said {
             // One of that name that was before is no more.
-            Phase::Intent if !is_update => (*set, *open) = (made(entry), Vec::new()),
+            (*set, *open) = (made(entry, is_said), Vec::new());
+            continue;
+        }
+        match entry.phase {
             Phase::Intent => {
                 let before = changed(entry).map(|(name, _)| (name.clone(), set.remove(&name))).collect();
                 open.push(Open { seq: record.seq, who: &record.who, entry, before });
             }
-            Phase::Done if is_update => {
+            Phase::Done => {
                 close(open, |one| one.who.is(&record.who));
                 set.extend(changed(entry));
             }
-            Phase::Failed if is_update => {
+            Phase::Failed => {
                 let taken_back = close(open, |one| one.who.is(&record.who));
                 set.extend(taken_back.into_iter().flat_map(Open::before));
             }
-            Phase::Recovered if is_update => {
+            Phase::Recovered => {
                 let cut_off = close(open, |one| Some(one.seq) == entry.closes);
                 let says = |what| entry.detail.as_deref().is_some_and(|detail| detail.ends_with(what));
                 match cut_off {
@@ -49,7 +54,7 @@ pub fn last_set(records: &[Record]) -> HashMap<&str, Fields> {
                     _ => {}
                 }
             }
-            _ => {}
+            Phase::Observed => {}
         }
     }
     all.into_iter().map(|(path, (set, _))| (path, set)).collect()
@@ -102,6 +107,15 @@ fn is_of_a_pool(name: &str) -> bool {
     matches!(name, "egress" | "insecure" | "seccomp_policy" | "vmm")
 }
 
+/// The same of the node, for a log that is begun anew.
+pub fn node_found(node: &impl Serialize) -> String {
+    said(node, is_of_the_node, &["mem_limit_mib"])
+}
+
+fn is_of_the_node(name: &str) -> bool {
+    !matches!(name, "schema_version" | "node_id" | "is_logged")
+}
+
 /// Fields, and of these that there are none: a record has no place for what is not.
 fn said(made: &impl Serialize, is_said: fn(&str) -> bool, may_lack: &[&str]) -> String {
     let mut fields = fields(made);
@@ -116,11 +130,12 @@ fn said(made: &impl Serialize, is_said: fn(&str) -> bool, may_lack: &[&str]) -> 
         .join(", ")
 }
 
-fn made(entry: &Entry) -> Fields {
-    let is_said = if entry.what == "tenant.create" { is_of_a_tenant } else { is_of_a_pool };
-    let parts = split(entry.detail.as_deref().unwrap_or_default(), ", ");
-    let fields = parts.into_iter().filter_map(|part| part.split_once(' ')).filter(|(name, _)| is_said(name));
-    fields.map(|(name, is)| (name.to_owned(), is.to_owned())).collect()
+fn made(entry: &Entry, is_said: fn(&str) -> bool) -> Fields {
+    let field = |part| match split(part, " ")[..] {
+        [name, is] if is_said(name) => Some((name.to_owned(), is.to_owned())),
+        _ => None,
+    };
+    split(entry.detail.as_deref().unwrap_or_default(), ", ").into_iter().filter_map(field).collect()
 }
 
 #[cfg(test)]
@@ -229,6 +244,19 @@ mod tests {
             differing(&set["acme"], &by_hand),
             ["network.net is 4, and was set to 3", "quotas.cpus is 9, and was set to 2"]
         );
+    }
+
+    #[test]
+    fn a_log_that_was_begun_anew_says_what_was_found() {
+        let node =
+            json!({ "node_id": "node-1", "is_logged": true, "max_vms": 4, "labels": { "a b, c": "d e" } });
+        let detail = node_found(&node);
+        assert_eq!(detail, "labels.\"a b, c\" \"d e\", max_vms 4, mem_limit_mib none");
+        let mut records = records(&[("found", Phase::Observed, &detail, 1, None)]);
+        (records[0].entry.what, records[0].entry.path) = ("node.found".to_owned(), "node-1".to_owned());
+        let set = last_set(&records);
+        assert_eq!(differing(&set["node-1"], &node), Vec::<String>::new());
+        assert_eq!(differing(&set["node-1"], &json!({ "max_vms": 5, "mem_limit_mib": 1 })).len(), 3);
     }
 
     #[test]

@@ -27,7 +27,7 @@ pub use self::{
     anew::begin_anew,
     changes::{changes, differing},
     files::{FULL, Place, current as log_file, names, records},
-    last_set::{Fields, last_set, pool_made, tenant_made},
+    last_set::{Fields, last_set, node_found, pool_made, tenant_made},
     open::close_cut_off,
     record::{Entry, Limits, Network, Phase, Record},
     verify::{Remark, Verified, says_ended, verify},

@@ -225,9 +225,12 @@ fn nothing_is_appended_to_a_log_of_which_a_part_is_gone() {
 #[test]
 fn a_log_that_is_given_up_is_put_aside_and_the_new_one_says_why() {
     let (dir, roots) = long_log();
-    assert!(matches!(begin_anew(&roots, "acme", dir.path()), Err(AuditError::Whole { records: 13 })));
+    assert!(matches!(
+        begin_anew(&roots, "acme", dir.path(), Vec::new()),
+        Err(AuditError::Whole { records: 13 })
+    ));
     fs::remove_file(dir.path().join("audit.000000000007.log")).unwrap();
-    let why = begin_anew(&roots, "acme", dir.path()).unwrap();
+    let why = begin_anew(&roots, "acme", dir.path(), Vec::new()).unwrap();
     assert_eq!(
         names(dir.path()).unwrap(),
         ["audit-1.000000000001.log", "audit-1.head", "audit-1.log", "audit.head", "audit.log"]
@@ -239,7 +242,7 @@ fn a_log_that_is_given_up_is_put_aside_and_the_new_one_says_why() {
     assert_eq!(check(&dir, &roots), Ok(2));
     fs::remove_file(log_file(dir.path())).unwrap();
     fs::remove_file(dir.path().join("audit.head")).unwrap();
-    assert!(begin_anew(&roots, "acme", dir.path()).unwrap().ends_with("is gone"));
+    assert!(begin_anew(&roots, "acme", dir.path(), Vec::new()).unwrap().ends_with("is gone"));
     assert_eq!(check(&dir, &roots), Ok(1));
 }
 
