@@ -136,7 +136,10 @@ fn the_node_says_what_it_has_and_what_is_in_use() {
     [exit 1]
     ");
     snapshot!(terminal.sees("node audit --begin-anew --yes"), @"node-ID has a new audit log, which says why; the files of the old one are beside it, as audit-N.*");
-    snapshot!(terminal.sees("node audit"), @"2026-01-02 03:04:05Z  uid 0 done      audit.begin-anew  the.node (the audit log in ROOT/node is gone)");
+    snapshot!(terminal.sees("node audit"), @"
+    2026-01-02 03:04:05Z  uid 0 done      audit.begin-anew  the.node (the audit log in ROOT/node is gone)
+    2026-01-02 03:04:05Z  uid 0 observed  node.found        node-ID (disk_floor_mib 256, labels.rack 7, max_vms 1, mem_floor_mib 512, mem_limit_mib 4096, plain_storage_waiver false, production false)
+    ");
     snapshot!(terminal.sees(&against), @"
     the kept head is not of this log, whose first line says that it was begun anew at 2026-01-02T03:04:05Z: the audit log in ROOT/node is gone
       try: ask who did that, and keep a new head; where nobody did, root on this node rewrote it: believe no line that nobody else kept
