@@ -48,14 +48,20 @@ pub fn hex(bytes: &[u8]) -> String {
 
 /// Bytes of as many hex digits, in either case; `None` where a text is anything else.
 pub fn unhex<const N: usize>(digits: &str) -> Option<[u8; N]> {
-    if digits.len() != 2 * N || !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+    let mut bytes = [0; N];
+    unhex_into(digits, &mut bytes)?;
+    Some(bytes)
+}
+
+/// The same, to where they belong and nowhere else: a secret has no second place. What is there after a `None` is no bytes.
+pub fn unhex_into(digits: &str, bytes: &mut [u8]) -> Option<()> {
+    if digits.len() != 2 * bytes.len() || !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
         return None;
     }
-    let mut bytes = [0; N];
     for (at, byte) in bytes.iter_mut().enumerate() {
         *byte = u8::from_str_radix(digits.get(2 * at..2 * at + 2)?, 16).ok()?;
     }
-    Some(bytes)
+    Some(())
 }
 
 /// The last lines of a log, each after a line break; empty where there are none.

@@ -15,7 +15,7 @@ use base64ct::{Base64, Encoding};
 use zeroize::Zeroizing;
 
 use super::sealing::Key;
-use crate::infra::{config::Roots, text::unhex};
+use crate::infra::{config::Roots, text::unhex_into};
 
 /// A key's file is no longer than that.
 const MOST: usize = 256;
@@ -38,6 +38,9 @@ pub enum Source {
 impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::File(path) if path.as_os_str().is_empty() => {
+                f.write_str("MVM_MASTER_KEY_FILE, which is empty")
+            }
             Self::File(path) | Self::Root(path) => write!(f, "{}", path.display()),
             Self::Variable => f.write_str("MVM_MASTER_KEY"),
             Self::Credential(_) => write!(f, "systemd's credential {CREDENTIAL}"),
@@ -155,7 +158,9 @@ fn parse(bytes: &[u8]) -> Option<Key> {
     }
     let text = std::str::from_utf8(bytes).ok()?.trim();
     if text.len() == 64 {
-        return Key::of(&*Zeroizing::new(unhex::<32>(text)?));
+        let mut key = Zeroizing::new([0; 32]);
+        unhex_into(text, &mut *key)?;
+        return Key::of(&*key);
     }
     let mut key = Zeroizing::new([0; 33]);
     Key::of(Base64::decode(text, &mut *key).ok()?)
@@ -245,6 +250,10 @@ mod tests {
         for content in [&b""[..], b"secret", &[0xff; 10 << 20]] {
             assert!(matches!(wrong(write("bad", content, 0o600)), MasterKeyError::Malformed { .. }));
         }
+        let empty = wrong(PathBuf::new()).to_string();
+        assert_eq!(empty, "the master key cannot be read from MVM_MASTER_KEY_FILE, which is empty");
+        let empty = given(MasterKeyPlaces { variable: variable(""), ..none() });
+        assert!(matches!(empty, Err(MasterKeyError::Malformed { from: Source::Variable })));
         let bad = MasterKeyPlaces { variable: variable("hunter2"), ..none() };
         let said = given(bad).unwrap_err().to_string();
         assert!(!said.contains("hunter2"), "{said}");

@@ -19,6 +19,7 @@ mod oci;
 mod secrets;
 mod sleep;
 mod story;
+mod systemd;
 mod vsock;
 mod world;
 

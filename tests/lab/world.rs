@@ -208,7 +208,7 @@ impl Drop for Typist {
 }
 
 /// Runs a command, and kills it where it takes too long.
-fn within(mut command: Command, limit: Duration) -> Result<Output, Wrong> {
+pub fn within(mut command: Command, limit: Duration) -> Result<Output, Wrong> {
     let child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

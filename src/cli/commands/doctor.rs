@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::cli::{
-    error::CliError,
+    error::{CliError, limits_come_by},
     output::{Out, Tone},
 };
 use crate::{
@@ -230,7 +230,7 @@ fn cgroups(roots: &Roots) -> Check {
             roots,
             "cgroups",
             format!("what a VMM uses cannot be limited: {why}"),
-            "boot with systemd.unified_cgroup_hierarchy=1; a container's needs them delegated",
+            limits_come_by(&why),
         ),
     }
 }

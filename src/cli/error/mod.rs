@@ -11,6 +11,9 @@ mod secrets;
 #[cfg(target_os = "linux")]
 mod vmm;
 
+#[cfg(target_os = "linux")]
+pub use self::protection::limits_come_by;
+
 use clap::{CommandFactory, error::ErrorKind};
 use serde::Serialize;
 

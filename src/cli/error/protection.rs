@@ -2,7 +2,7 @@
 
 use super::{CliError, Kind};
 use crate::{
-    security::{Lack, jailer::NoJail},
+    security::{Lack, cgroups::NoLimits, jailer::NoJail},
     vm::instance::guard::Unprotected,
 };
 
@@ -22,10 +22,7 @@ impl From<&Unprotected> for CliError {
                 };
                 ("no_jail", fix)
             }
-            Unprotected::NoLimits { .. } => (
-                "no_limits",
-                "boot with systemd.unified_cgroup_hierarchy=1, or, on a node that is not in production, mvm pool update TENANT/POOL --insecure true",
-            ),
+            Unprotected::NoLimits { why } => ("no_limits", limits_come_by(why)),
             Unprotected::Runs { lack: Lack::Jail } => ("no_jail", AGAIN),
             Unprotected::Runs { lack: Lack::Limits } => ("no_limits", AGAIN),
             Unprotected::Runs { lack: Lack::Filter } | Unprotected::OtherFilter => ("no_filter", AGAIN),
@@ -35,5 +32,23 @@ impl From<&Unprotected> for CliError {
             ),
         };
         Self::of(Kind::Refused, code, error).fix(fix)
+    }
+}
+
+/// What brings the limits that are not there.
+pub fn limits_come_by(why: &NoLimits) -> &'static str {
+    match why {
+        NoLimits::NotMounted => {
+            "boot with systemd.unified_cgroup_hierarchy=1, or, on a node that is not in production, mvm pool update TENANT/POOL --insecure true"
+        }
+        NoLimits::ReadOnly { .. } => {
+            "a unit without ProtectControlGroups=, or a container that may write its cgroups"
+        }
+        NoLimits::Processes { .. } => {
+            "a container whose first process moves all that run there into a cgroup below, as systemd does"
+        }
+        NoLimits::Controllers { .. } => {
+            "boot with systemd.unified_cgroup_hierarchy=1; a container's cgroup needs them delegated"
+        }
     }
 }

@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Mode, OFlags, StatVfsMountFlags};
 use serde::{Deserialize, Serialize};
 
 pub use self::io::{IoRates, device_of};
@@ -56,6 +56,12 @@ pub enum NoLimits {
     /// There is no version 2.
     #[error("cgroups of version 2 are not mounted")]
     NotMounted,
+    /// It may not be written: a container's, or a unit's of systemd's with `ProtectControlGroups=`.
+    #[error("cgroups are mounted read-only at {path}", path = path.display())]
+    ReadOnly {
+        /// Where.
+        path: PathBuf,
+    },
     /// It is a container's, whose processes are in it.
     #[error("the cgroup {path} holds processes itself: nothing below it can be limited", path = path.display())]
     Processes {
@@ -147,10 +153,15 @@ fn usable(root: PathBuf) -> Result<PathBuf, NoLimits> {
     let there: Vec<&str> = there.split_whitespace().collect();
     let missing: Vec<&str> = CONTROLLERS.into_iter().filter(|one| !there.contains(one)).collect();
     match missing[..] {
+        [] if is_read_only(&root) => Err(NoLimits::ReadOnly { path: root }),
         [] if is_occupied(&root) => Err(NoLimits::Processes { path: root }),
         [] => Ok(root),
         _ => Err(NoLimits::Controllers { path: root, missing: missing.join(", ") }),
     }
+}
+
+fn is_read_only(folder: &Path) -> bool {
+    rustix::fs::statvfs(folder).is_ok_and(|there| there.f_flag.contains(StatVfsMountFlags::RDONLY))
 }
 
 /// Does a cgroup hold processes, and so give its controllers to none below it? The machine's own may do both, and has no type

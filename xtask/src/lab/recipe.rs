@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 
 /// What lies in the lab's root, from Debian. Nothing is configured: the packages are only unpacked, our own script is PID 1.
-pub const PACKAGES: [&str; 19] = [
+pub const PACKAGES: [&str; 20] = [
     "bash",
     "btrfs-progs",
     "busybox-static",
@@ -24,6 +24,7 @@ pub const PACKAGES: [&str; 19] = [
     "openssh-client",
     "procps",
     "sed",
+    "systemd",
     "tar",
     "util-linux",
 ];
