@@ -128,7 +128,7 @@ pub fn in_lab(pairs: u32, cycles: u32, parts: &[Part]) -> Result<Vec<Figure>> {
             Part::Starts => lab.starts(pairs)?,
             Part::Reach => lab.reach(pairs)?,
             Part::Memory => lab.memory()?,
-            Part::Noise => noise::measure(&lab.mvm, &lab.roots, pairs)?,
+            Part::Noise => noise::measure(&lab.mvm, &lab.roots)?,
             Part::Jail => jail::measure_with(&lab.mvm, pairs, true)?,
             Part::Cycles => endurance::measure(&lab.mvm, &lab.roots, None, cycles)?,
             Part::BareCycles => endurance::measure(&lab.mvm, &lab.roots, Some(&firecracker), cycles)?,
