@@ -210,3 +210,36 @@ fn without_room_to_set_aside_nothing_is_made() {
     disk.free();
     sandbox.ok(&format!("instance start {path}"));
 }
+
+/// A data disk that cannot grow (its file may be no longer) is what it was, and so is the room that is kept for it.
+#[test]
+fn a_data_disk_that_does_not_grow_keeps_its_room() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    sandbox.pool("sim");
+    let path = sandbox.instance("acme/web");
+    let reserved = || {
+        let files = fs::read_dir(sandbox.root().join("reservations")).expect("a folder");
+        files.flatten().map(|file| file.file_name()).collect::<Vec<_>>()
+    };
+    sandbox.ok(&format!("instance start {path}"));
+    let before = (reserved(), sandbox.ok(&format!("instance info {path}"))["resources"].clone());
+    let grow = format!("instance disk grow {path} --size 64");
+    // In blocks of 1024 bytes; a write beyond is an error and no signal.
+    let mut command = std::process::Command::new("bash");
+    command.args(["-c", "trap '' XFSZ; ulimit -f 32768; exec \"$0\" \"$@\""]).arg(support::program());
+    let output = command
+        .args(grow.split(' '))
+        .args(["--json", "--root"])
+        .arg(sandbox.root())
+        .output()
+        .expect("mvm runs");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(1) && said.contains("cannot grow"), "{said}");
+    assert_eq!((reserved(), sandbox.ok(&format!("instance info {path}"))["resources"].clone()), before);
+    let log = sandbox.ok("tenant audit acme");
+    let last = log.as_array().and_then(|lines| lines.last()).expect("a line");
+    assert_eq!((&last["what"], &last["phase"]), (&json!("instance.disk-grow"), &json!("failed")));
+    sandbox.ok(&grow);
+    assert_ne!(reserved(), before.0);
+    assert!(sandbox.leaks().is_empty(), "{:?}", sandbox.leaks());
+}

@@ -38,7 +38,7 @@ fn a_log_that_was_put_among_those_of_destroyed_tenants_is_not_believed() {
     for command in ["tenant audit acme --verify", "tenant audit acme --head", "tenant audit acme", &against] {
         assert_eq!(sandbox.refused(command, 1), "audit_broken", "{command}");
     }
-    assert_eq!(checked(&sandbox, "audit logs").0, "fail");
+    assert_eq!(sandbox.checked("audit logs").0, "fail");
     // Nor does it go by the clock.
     let mut gc = sandbox.command("node gc --json");
     let gc = gc.env("MVM_FIXED_CLOCK", "2199-01-01T00:00:00Z").output().expect("mvm runs");
@@ -46,15 +46,6 @@ fn a_log_that_was_put_among_those_of_destroyed_tenants_is_not_believed() {
     assert!(gc.status.code() == Some(1) && said.contains("does not end with its tenant's destroy"), "{said}");
     fs::rename(&kept, &own).expect("it can be moved back");
     sandbox.ok(&against);
-}
-
-/// A check of `doctor`'s: how it is, and what it says.
-fn checked(sandbox: &Sandbox, name: &str) -> (String, String) {
-    let said = sandbox.run("doctor --json").stdout;
-    let report: serde_json::Value = serde_json::from_slice(&said).expect("JSON");
-    let check = report["checks"].as_array().into_iter().flatten().find(|check| check["name"] == name);
-    let text = |field: &str| check.expect("it is looked at")[field].as_str().unwrap_or_default().to_owned();
-    (text("level"), text("detail"))
 }
 
 #[test]
@@ -72,7 +63,7 @@ fn a_setting_that_no_command_has_set_is_said() {
         let (before, rest) = whole.split_once("\"vcpus\": ").expect("it has some");
         let (_, after) = rest.split_once(',').expect("more follows");
         fs::write(&cpus, format!("{before}\"vcpus\": {to},{after}")).expect("a record");
-        checked(&sandbox, "settings").0
+        sandbox.checked("settings").0
     };
     assert_eq!((vcpus("5"), vcpus("3")), ("ok".to_owned(), "ok".to_owned()));
     sandbox.ok("node recover");
@@ -110,13 +101,13 @@ fn a_setting_that_no_command_has_set_is_said() {
         let whole = fs::read_to_string(&path).expect("a record");
         assert!(whole.contains(from), "{whole}");
         fs::write(&path, whole.replace(from, to)).expect("a record");
-        assert_eq!(checked(&sandbox, "settings"), ("fail".to_owned(), said));
+        assert_eq!(sandbox.checked("settings"), ("fail".to_owned(), said));
         fs::write(&path, whole).expect("a record");
     }
-    assert_eq!(checked(&sandbox, "settings").0, "ok");
+    assert_eq!(sandbox.checked("settings").0, "ok");
     let whole = fs::read_to_string(&cpus).expect("a record");
     fs::write(&cpus, "{").expect("a record");
-    let (level, said) = checked(&sandbox, "settings");
+    let (level, said) = sandbox.checked("settings");
     assert!(
         level == "fail" && said.starts_with("acme/web: ") && said.contains("pool.json is damaged"),
         "{said}"
@@ -125,7 +116,7 @@ fn a_setting_that_no_command_has_set_is_said() {
     // A log that is gone is not one that never began.
     let (log, aside) = (sandbox.root().join("node"), sandbox.root().join("aside"));
     fs::rename(&log, &aside).expect("it can be moved");
-    assert_eq!(checked(&sandbox, "audit logs").0, "fail");
+    assert_eq!(sandbox.checked("audit logs").0, "fail");
 }
 
 #[test]
@@ -133,7 +124,7 @@ fn a_damaged_log_is_said_by_who_looks_at_its_tenant() {
     let Some(sandbox) = Sandbox::new() else { return };
     sandbox.ok("tenant create acme --net-id 3 --subnet 10.240.3.0/24");
     sandbox.ok("node set max-vms 17");
-    assert_eq!(checked(&sandbox, "audit logs"), ("ok".to_owned(), "2 logs whole".to_owned()));
+    assert_eq!(sandbox.checked("audit logs"), ("ok".to_owned(), "2 logs whole".to_owned()));
     let folder = sandbox.root().join("tenants/acme");
     let (log, head) = (folder.join("audit.log"), folder.join("audit.head"));
     let whole = [&log, &head].map(|file| fs::read_to_string(file).expect("a log"));
@@ -141,11 +132,11 @@ fn a_damaged_log_is_said_by_who_looks_at_its_tenant() {
         for command in ["tenant info acme", "tenant audit acme"] {
             assert_eq!(sandbox.refused(command, 1), code, "{command}");
         }
-        assert_eq!(checked(&sandbox, "audit logs").0, "fail");
+        assert_eq!(sandbox.checked("audit logs").0, "fail");
     };
     fs::write(&log, whole[0].replace("tenant_net_id 3", "tenant_net_id 4")).expect("a log");
     assert_eq!(sandbox.refused("tenant audit acme", 1), "audit_broken");
-    assert_eq!(checked(&sandbox, "audit logs").0, "fail");
+    assert_eq!(sandbox.checked("audit logs").0, "fail");
     fs::write(&log, whole[0].lines().next().expect("a line")).expect("a log");
     said("audit_broken");
     fs::write(&log, &whole[0]).expect("a log");
@@ -157,14 +148,14 @@ fn a_damaged_log_is_said_by_who_looks_at_its_tenant() {
     sandbox.ok("tenant update acme --max-conns 7");
     // One that is begun anew goes by what was found, which it says.
     fs::remove_file(&log).expect("it is there");
-    assert_eq!(checked(&sandbox, "settings").0, "fail");
+    assert_eq!(sandbox.checked("settings").0, "fail");
     sandbox.ok("tenant audit acme --begin-anew --yes");
-    assert_eq!(checked(&sandbox, "settings").0, "ok");
+    assert_eq!(sandbox.checked("settings").0, "ok");
     let file = folder.join("tenant.json");
     let record = fs::read_to_string(&file).expect("a record");
     fs::write(&file, record.replace("\"max_conns\": 7", "\"max_conns\": 9")).expect("a record");
     let said = "acme: quotas.max_conns is 9, and was set to 7".to_owned();
-    assert_eq!(checked(&sandbox, "settings"), ("fail".to_owned(), said));
+    assert_eq!(sandbox.checked("settings"), ("fail".to_owned(), said));
     fs::write(&file, record).expect("a record");
     sandbox.ok("tenant audit acme --verify");
 }
@@ -212,7 +203,7 @@ fn what_is_no_file_is_waited_for_by_nobody() {
         }
         // It ends; what it does not need it need not read.
         sandbox.run("node recover");
-        assert_eq!(checked(&sandbox, "audit logs").0, "fail", "{name}");
+        assert_eq!(sandbox.checked("audit logs").0, "fail", "{name}");
         fs::rename(&aside, &file).expect("it can be moved back");
         sandbox.ok("node recover");
     }
@@ -248,4 +239,23 @@ fn what_goes_by_the_clock_is_written_down() {
     assert!(lines[0]["what"] == "node.audit.drop" && detail.ends_with(", kept for 90 days"), "{}", lines[0]);
     sandbox.ok("node set max-vms 17");
     sandbox.ok("node audit --verify");
+}
+
+#[test]
+fn a_key_of_the_nodes_that_others_may_read_is_said() {
+    use std::os::unix::fs::PermissionsExt;
+    let Some(sandbox) = Sandbox::new() else { return };
+    sandbox.ok("tenant create acme --net-id 3 --subnet 10.240.3.0/24");
+    let none = ("ok".to_owned(), "none is needed yet: nothing was signed".to_owned());
+    assert_eq!(sandbox.checked("node-key"), none);
+    sandbox.ok("tenant audit acme --head");
+    let key = sandbox.root().join("node.key");
+    let with = |mode: u32| {
+        fs::set_permissions(&key, fs::Permissions::from_mode(mode)).expect("it is ours");
+        sandbox.checked("node-key")
+    };
+    assert_eq!(with(0o644), ("fail".to_owned(), "node.key may be read by others".to_owned()));
+    assert_eq!(with(0o600).0, "ok");
+    fs::write(&key, "{").expect("a key");
+    assert_eq!(sandbox.checked("node-key").0, "fail");
 }

@@ -54,6 +54,11 @@ fn a_jail_with_limits() {
             let status = of("status").unwrap_or_default();
             ensure(status.contains("CapEff:\t0000000000000000"), || status.clone())
         })?;
+        step("what became of it for its limits is said", || {
+            let none = serde_json::json!({ "oom": 0, "oom_kills": 0 });
+            let info = world.ok(&format!("instance info {path}"))?;
+            ensure(info["memory_events"] == none, || info["memory_events"].to_string())
+        })?;
         step("the disk is held too, as fast as its two disks may be together", || {
             world.ok("tenant update acme --disk-mbps 30")?;
             world.ok(&format!("instance stop {path} --force"))?;

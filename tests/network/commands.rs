@@ -69,6 +69,19 @@ pub fn a_report_is_signed() {
     assert_eq!(sandbox.refused(&check, 1), "report_forged");
     std::fs::write(&file, "{}").expect("written");
     assert_eq!(sandbox.refused(&check, 1), "report_forged");
+    // What cannot be read is not known, and the others are.
+    let list = sandbox.ok("instance list");
+    let damaged = list[0]["path"].as_str().expect("a path").to_owned();
+    let [_, pool, id] = damaged.split('/').collect::<Vec<_>>()[..] else { panic!("{damaged}") };
+    let record = sandbox.root().join(format!("tenants/acme/pools/{pool}/instances/{id}/instance.json"));
+    let whole = std::fs::read(&record).expect("a record");
+    std::fs::write(&record, "{").expect("written");
+    let output = sandbox.run(&format!("net verify --report {}", file.display()));
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.code() == Some(1) && said.contains(&format!("{damaged}: ")), "{said}");
+    let report: Value = serde_json::from_slice(&std::fs::read(&file).expect("a report")).expect("JSON");
+    assert_eq!((&report["ok"], report["vmms"].as_array().map(Vec::len)), (&json!(false), Some(1)));
+    std::fs::write(&record, whole).expect("written");
     // What a node in production does not take is no well report.
     sandbox.ok("node set plain-storage-waiver on");
     sandbox.ok("node set production on");

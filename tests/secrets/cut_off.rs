@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::{
     support::{Sandbox, was_killed},
-    world::{KEY, behind, changed, feed, generation, has, start, world},
+    world::{KEY, behind, changed, feed, generation, has, says, start, world},
 };
 
 fn killed(sandbox: &Sandbox, arguments: &str, content: &[u8], point: &str) {
@@ -37,6 +37,8 @@ fn what_was_stored_and_not_given_is_said_and_given_by_the_next_one() {
     let mut both = [path.clone(), sleeper.clone()];
     both.sort();
     assert_eq!(behind(&sandbox), json!(both));
+    let said = format!("guests have older ones: {}", both.join(", "));
+    assert_eq!(sandbox.checked("secrets"), ("warn".to_owned(), said));
     let listed = sandbox.run("tenant secrets list acme");
     assert!(String::from_utf8_lossy(&listed.stderr).contains(&format!("{path} has older ones")));
     // A wake gives it, as a start does.
@@ -54,6 +56,22 @@ fn what_was_stored_and_not_given_is_said_and_given_by_the_next_one() {
         assert_eq!((has(&sandbox, path, "DB"), generation(&sandbox, path)), ("three".into(), json!(3)));
     }
     assert_eq!(sandbox.leaks(), [""; 0]);
+}
+
+/// Its guest is greeted when it goes on, which gives it what there is by now.
+#[test]
+fn a_sleep_that_its_guest_refuses_gives_it_what_was_stored() {
+    let Some(sandbox) = world() else { return };
+    sandbox.ok("pool update acme/web --drain-timeout 0");
+    changed(&sandbox, "set", "DB", b"one");
+    let path = start(&sandbox);
+    killed(&sandbox, "tenant secrets rotate acme DB", b"two", "secrets.saved");
+    sandbox.ok("node recover");
+    assert_eq!((has(&sandbox, &path, "DB"), behind(&sandbox)), ("one".into(), json!([path])));
+    says(&sandbox, &path, "worker busy");
+    assert_eq!(sandbox.refused(&format!("instance sleep {path}"), 4), "guest_busy");
+    assert_eq!((has(&sandbox, &path, "DB"), generation(&sandbox, &path)), ("two".into(), json!(2)));
+    assert_eq!(behind(&sandbox), json!([]));
 }
 
 /// A wake that was cut off is settled by who has no master key: its guest is paused, and is greeted, gets its secrets and joins the

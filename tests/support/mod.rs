@@ -304,6 +304,16 @@ impl Sandbox {
         leaks
     }
 
+    /// A check of `doctor`'s: how it is, and what it says.
+    pub fn checked(&self, name: &str) -> (String, String) {
+        let said = self.run("doctor --json").stdout;
+        let report: Value = serde_json::from_slice(&said).expect("JSON");
+        let check = report["checks"].as_array().into_iter().flatten().find(|check| check["name"] == name);
+        let text =
+            |field: &str| check.expect("it is looked at")[field].as_str().unwrap_or_default().to_owned();
+        (text("level"), text("detail"))
+    }
+
     /// The folder of an instance's snapshot.
     pub fn delta(&self, path: &str) -> PathBuf {
         let parts: Vec<&str> = path.split('/').collect();

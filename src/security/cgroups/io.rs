@@ -96,6 +96,21 @@ mod tests {
     }
 
     #[test]
+    fn a_limit_that_is_not_taken_is_no_limit() {
+        let dir = tempfile::tempdir().unwrap();
+        let rates = IoRates { bytes_per_s: 20_000_000, ops_per_s: 0 };
+        fs::write(dir.path().join(FILE), "").unwrap();
+        limit(dir.path(), "254:0", rates).unwrap();
+        assert_eq!(read(dir.path(), "254:0"), Some(rates));
+        // What takes all that is written, and keeps none of it.
+        fs::remove_file(dir.path().join(FILE)).unwrap();
+        std::os::unix::fs::symlink("/dev/null", dir.path().join(FILE)).unwrap();
+        limit(dir.path(), "254:0", IoRates::default()).unwrap();
+        let refused = limit(dir.path(), "254:0", rates).unwrap_err();
+        assert!(refused.to_string().starts_with("cannot limit "), "{refused}");
+    }
+
+    #[test]
     fn a_file_system_without_a_disk_has_no_device() {
         assert_eq!(device_of(Path::new("/proc")), None);
     }

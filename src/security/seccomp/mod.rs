@@ -232,6 +232,24 @@ mod tests {
     }
 
     #[test]
+    fn a_filter_is_coming_while_only_some_threads_have_it() {
+        use std::sync::mpsc::channel;
+        let own = std::process::id().cast_signed();
+        assert!(!is_coming(own));
+        // It allows everything, and holds one thread, which ends here.
+        let allow = [seccompiler::sock_filter { code: 6, jt: 0, jf: 0, k: 0x7fff_0000 }];
+        std::thread::scope(|scope| {
+            let ((took, has_taken), (end, ends)) = (channel(), channel::<()>());
+            scope.spawn(move || {
+                took.send(seccompiler::apply_filter(&allow).is_ok()).unwrap();
+                let _ = ends.recv();
+            });
+            assert!(has_taken.recv().unwrap() && is_coming(own));
+            drop(end);
+        });
+    }
+
+    #[test]
     fn a_process_without_a_filter_has_none_and_goes_on() {
         let (pid, _) = start("/bin/sleep", &["1000"]);
         assert!(matches!(in_force(pid), Ok(None)));

@@ -104,6 +104,7 @@ fn all(mvm: &Mvm, roots: &Roots, instance: &Instance) -> Result<[Vec<f64>; 3]> {
         finish_exec(&mut guest.into_frames())?;
         execs.push(ms(start.elapsed()));
     }
+    println!("asked {SAMPLES} times each: {}", ASKED.join(", "));
     Ok([execs, pings, packets(mvm, instance)?])
 }
 
