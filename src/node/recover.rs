@@ -47,6 +47,8 @@ pub struct Recovered {
     pub failed: Vec<String>,
     /// Instances among these whose VMM or guest is in the way.
     pub stuck: Vec<InstancePath>,
+    /// Instances whose guests have older secrets than their tenant.
+    pub behind: Vec<InstancePath>,
 }
 
 impl Recovered {
@@ -181,7 +183,8 @@ fn is_being_settled(roots: &Roots, path: &str) -> bool {
     matches!(instance, Ok(Ok(Some(instance))) if instance.pending.is_some())
 }
 
-/// What a cut-off change of secrets did not write down; secrets that are lost, or whose key is, are said.
+/// What a cut-off change of secrets did not write down; secrets that are lost, or whose key is, are said, and guests that have
+/// older ones.
 fn settle_secrets(operator: &mut Operator, recovered: &mut Recovered) -> Result<(), NodeError> {
     for tenant in tenant::config::ids(&operator.roots)? {
         let settled = tenant::secrets::settle(&operator.roots, &tenant)
@@ -191,6 +194,8 @@ fn settle_secrets(operator: &mut Operator, recovered: &mut Recovered) -> Result<
             Err(LifecycleError::NotFound { .. }) => {}
             settled => drop(recovered.note(format!("secrets of {tenant}"), settled)),
         }
+        // What cannot be read was said before.
+        recovered.behind.extend(lifecycle::behind(operator, &tenant).unwrap_or_default());
     }
     Ok(())
 }

@@ -161,7 +161,8 @@ fn the_node_says_what_it_has_and_what_is_in_use() {
       "reclaimed": [],
       "network": [],
       "failed": [],
-      "stuck": []
+      "stuck": [],
+      "behind": []
     }
     "#);
 }

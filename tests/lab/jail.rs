@@ -90,6 +90,9 @@ fn a_jail_with_limits() {
             // Less than its guest has: as if its VMM grew.
             fs::write(folder.join("memory.max"), (96_u64 << 20).to_string())
                 .map_err(|error| error.to_string())?;
+            let info = world.ok(&format!("instance info {path}"))?;
+            let limits = &info["vmm"]["limits"];
+            ensure(limits["memory_max"].as_u64() == Some(96 << 20), || limits.to_string())?;
             let _eats = world.begins(&path, &["tail", "/dev/zero"])?;
             wait_for("the instance is stopped", Duration::from_secs(120), || {
                 let info = world.ok(&format!("instance info {path}")).ok()?;

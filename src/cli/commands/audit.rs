@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::cli::{
     arguments::{audit::LogArguments, tenant::AuditArguments},
-    error::{CliError, Kind},
+    error::{CliError, Kind, put_back},
     output::{Out, count, time},
 };
 use crate::{
@@ -173,9 +173,7 @@ impl Log {
             NODE => "node audit".to_owned(),
             tenant => format!("tenant audit {tenant}"),
         };
-        format!(
-            "put its files back from a copy; or mvm {command} --begin-anew, whose first record says what was lost"
-        )
+        put_back(&format!("mvm {command} --begin-anew"))
     }
 }
 

@@ -119,7 +119,7 @@ pub fn run(out: &Out, operator: &mut Operator, command: InstanceCommand) -> Resu
             let instance = load_to_show(operator, &instance)?;
             let view = show(operator, instance)?;
             let progress = out.progress(&format!("asking the guest of {}", view.path));
-            let view = view.with_events(&operator.roots).with_guest(&operator.roots);
+            let view = view.with_kernel(&operator.roots).with_guest(&operator.roots);
             drop(progress);
             out.show(&view, || describe(out, &view));
         }

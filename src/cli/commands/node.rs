@@ -204,6 +204,9 @@ fn recovery(recovered: &Recovered) -> String {
             .iter()
             .map(|path| format!("  try: mvm instance stop --force {path}, where its guest may end")),
     );
+    lines.extend(recovered.behind.iter().map(|path| {
+        format!("{path} has older secrets: their last change again, or a start, gives it those of its tenant")
+    }));
     let (number, run) =
         (recovered.adopted.len() as u64, if recovered.adopted.len() == 1 { "runs" } else { "run" });
     lines.push(format!("{} {run} on", count(number, "instance")));

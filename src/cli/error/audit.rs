@@ -3,8 +3,13 @@
 use super::{CliError, Kind};
 use crate::security::audit::{AuditError, kept::KeptError};
 
-/// What can be done where a log is not what it was.
-const PUT_BACK: &str = "put its files back from a copy; or mvm tenant audit TENANT --begin-anew (of the node: mvm node audit --begin-anew), whose first record says what was lost";
+/// Where it is not known whose log it is.
+const OF_SOMEBODY: &str = "mvm tenant audit TENANT --begin-anew (of the node: mvm node audit --begin-anew)";
+
+/// What can be done where a log is not what it was, and this begins it anew.
+pub fn put_back(anew: &str) -> String {
+    format!("put its files back from a copy; or {anew}, whose first record says what was lost")
+}
 
 impl From<&AuditError> for CliError {
     fn from(error: &AuditError) -> Self {
@@ -14,7 +19,9 @@ impl From<&AuditError> for CliError {
             | AuditError::Missing { .. }
             | AuditError::Cut { .. }
             | AuditError::NoHead { .. }
-            | AuditError::Gone { .. } => Self::of(Kind::Failed, "audit_broken", error).fix(PUT_BACK),
+            | AuditError::Gone { .. } => {
+                Self::of(Kind::Failed, "audit_broken", error).fix(put_back(OF_SOMEBODY))
+            }
             AuditError::Unsaid { source, .. } => Self::of(Kind::Failed, "audit_unsaid", error)
                 .fix_then_recover(&(&**source).into(), "closes its line"),
             AuditError::Whole { .. } => Self::of(Kind::Refused, "audit_whole", error),

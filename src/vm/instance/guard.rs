@@ -278,12 +278,18 @@ fn lacks(node_id: &str, tap: &str, pid: i32, directory: &Path) -> [Option<Lack>;
 
 /// What a VMM that runs its guest lacks, and its limits: as the process and the kernel show it, whoever started it.
 pub fn seen(roots: &Roots, vmm: &Vmm, tap: &str) -> (Vec<Lack>, Option<Limits>, Option<SeccompPolicy>) {
-    let node = NodeConfig::load(roots).map(|node| node.node_id).unwrap_or_default();
     let filter = filter_of(vmm);
+    let (lacks, limits) = held(roots, vmm, tap);
+    let no_filter = filter.is_none().then_some(Lack::Filter);
+    (lacks.into_iter().chain(no_filter).collect(), limits, filter)
+}
+
+/// Its jail and its limits alone, for which it does not have to stop: a filter stays what it was when it was read.
+pub fn held(roots: &Roots, vmm: &Vmm, tap: &str) -> (Vec<Lack>, Option<Limits>) {
+    let node = NodeConfig::load(roots).map(|node| node.node_id).unwrap_or_default();
     let io = cgroups::device_of(&roots.root).and_then(|device| cgroups::io_rates(&node, tap, &device));
     let [jail, no_limits] = lacks(&node, tap, vmm.identity.pid, &roots.vmm_dir(tap));
     let limits = cgroups::limits(&node, tap).filter(|_| no_limits.is_none());
     let limits = limits.map(|limits| Limits { io, ..limits });
-    let lacks = [jail, limits.is_none().then_some(Lack::Limits), filter.is_none().then_some(Lack::Filter)];
-    (lacks.into_iter().flatten().collect(), limits, filter)
+    ([jail, limits.is_none().then_some(Lack::Limits)].into_iter().flatten().collect(), limits)
 }

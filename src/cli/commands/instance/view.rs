@@ -16,6 +16,7 @@ use crate::{
     vm::{
         instance::{
             config::{Instance, Receipt},
+            guard,
             guest::Guest,
             lifecycle,
             snapshot::Delta,
@@ -137,12 +138,18 @@ impl InstanceView {
         self
     }
 
-    /// With what the kernel counts of its VMM.
-    pub fn with_events(mut self, roots: &Roots) -> Self {
-        if self.instance.vmm.is_some()
-            && let Ok(node) = NodeConfig::load(roots)
-        {
-            self.memory_events = cgroups::events(&node.node_id, &self.instance.net.tap_dev);
+    /// With what the kernel says of its VMM by now: its jail, its limits, and what became of it for them.
+    pub fn with_kernel(mut self, roots: &Roots) -> Self {
+        let (vmm, instance) = (self.instance.find_vmm(), &mut self.instance);
+        let Some(record) = &mut instance.vmm else { return self };
+        let tap = &instance.net.tap_dev;
+        if let Some(vmm) = vmm {
+            let has_filter = !record.lacks.contains(&Lack::Filter);
+            (record.lacks, record.limits) = guard::held(roots, &vmm, tap);
+            record.lacks.extend((!has_filter).then_some(Lack::Filter));
+        }
+        if let Ok(node) = NodeConfig::load(roots) {
+            self.memory_events = cgroups::events(&node.node_id, tap);
         }
         self
     }
