@@ -53,7 +53,7 @@ pub fn unhex<const N: usize>(digits: &str) -> Option<[u8; N]> {
     Some(bytes)
 }
 
-/// The same, to where they belong and nowhere else: a secret has no second place. What is there after a `None` is no bytes.
+/// The same into a buffer of the caller's, who may have to wipe it: nothing is kept elsewhere. After a `None` it may hold anything.
 pub fn unhex_into(digits: &str, bytes: &mut [u8]) -> Option<()> {
     if digits.len() != 2 * bytes.len() || !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
         return None;

@@ -11,7 +11,7 @@ use chacha20poly1305::{
 use hmac::{Hmac, Mac};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, Zeroizing};
 
 use crate::infra::{entropy, text::hex};
 
@@ -24,7 +24,7 @@ pub type Plain = Zeroizing<Vec<u8>>;
 
 /// A key: 32 bytes, wiped when it is dropped.
 #[derive(Clone)]
-pub struct Key(Zeroizing<[u8; KEY]>);
+pub struct Key(Box<Zeroizing<[u8; KEY]>>);
 
 /// A key's name: it tells which one it is, and nothing of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,7 +62,7 @@ impl fmt::Debug for Sealed {
 impl Key {
     /// A key of these bytes; `None` where they are not as many, or all the same.
     pub fn of(bytes: &[u8]) -> Option<Self> {
-        let mut key = Zeroizing::new([0; KEY]);
+        let mut key = Box::new(Zeroizing::new([0; KEY]));
         if bytes.len() != KEY || bytes.iter().all(|byte| *byte == bytes[0]) {
             return None;
         }
@@ -75,34 +75,38 @@ impl Key {
     /// # Errors
     /// When the kernel gives no randomness.
     pub fn random() -> io::Result<Self> {
-        entropy::random().map(|bytes| Self(Zeroizing::new(bytes)))
+        let mut key = Box::new(Zeroizing::new([0; KEY]));
+        let mut bytes: [u8; KEY] = entropy::random()?;
+        key.copy_from_slice(&bytes);
+        bytes.zeroize();
+        Ok(Self(key))
     }
 
     /// Its name.
     pub fn id(&self) -> KeyId {
-        KeyId(hex(&Sha256::new().chain_update("mvm key id\0").chain_update(*self.0).finalize()[..8]))
+        KeyId(hex(&Sha256::new().chain_update("mvm key id\0").chain_update(**self.0).finalize()[..8]))
     }
 
     /// As text, for a file.
     pub fn text(&self) -> Zeroizing<String> {
-        Zeroizing::new(hex(&*self.0))
+        Zeroizing::new(hex(&**self.0))
     }
 
     /// Its bytes, to be sealed with another key.
     pub fn bytes(&self) -> &[u8] {
-        &*self.0
+        &**self.0
     }
 
     /// A key that follows from it for one purpose.
     fn derive(&self, purpose: &str) -> Self {
-        let mut derived = Zeroizing::new([0; KEY]);
+        let mut derived = Box::new(Zeroizing::new([0; KEY]));
         derived.copy_from_slice(&self.mac(&[purpose]));
         Self(derived)
     }
 
     fn mac<T: AsRef<[u8]>>(&self, parts: &[T]) -> Zeroizing<Vec<u8>> {
         // A key of any length will do.
-        let mac = <Hmac<Sha256> as KeyInit>::new_from_slice(&*self.0);
+        let mac = <Hmac<Sha256> as KeyInit>::new_from_slice(&**self.0);
         let text = context(parts);
         let made = mac.map(|mac| mac.chain_update(&text).finalize().into_bytes().to_vec());
         Zeroizing::new(made.unwrap_or_default())
@@ -143,7 +147,7 @@ impl Key {
     }
 
     fn cipher(&self) -> XChaCha20Poly1305 {
-        XChaCha20Poly1305::new((&*self.derive("mvm seal").0).into())
+        XChaCha20Poly1305::new((&**self.derive("mvm seal").0).into())
     }
 }
 

@@ -1,32 +1,17 @@
 //! A VMM in its jail, within its limits: what the kernel says of it, and what becomes of one that takes more.
 
-use std::{fs, path::PathBuf, time::Duration};
-
-use serde_json::Value;
+use std::{fs, time::Duration};
 
 use crate::{
     ensure, scenario, step,
-    world::{World, wait_for},
+    world::{says, wait_for},
 };
 
 /// A first start makes its base before.
 const START_LIMIT: Duration = Duration::from_secs(240);
 
-/// Where the lab has the cgroups of its node.
-fn cgroup_of_all(world: &World) -> PathBuf {
-    let node = fs::read_to_string(world.root().join("node.json")).unwrap_or_default();
-    let node: Value = serde_json::from_str(&node).unwrap_or_default();
-    format!("/sys/fs/cgroup/mvm.{}", node["node_id"].as_str().unwrap_or_default()).into()
-}
-
-fn cgroup(world: &World, record: &Value) -> PathBuf {
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    cgroup_of_all(world).join(text(&record["tenant_id"])).join(text(&record["net"]["tap_dev"]))
-}
-
-fn says(cgroup: &std::path::Path, name: &str) -> String {
-    fs::read_to_string(cgroup.join(name)).unwrap_or_default().trim().to_owned()
-}
+/// Where the lab has its cgroups.
+const CGROUPS: &str = "/sys/fs/cgroup";
 
 #[test]
 fn a_jail_with_limits() {
@@ -36,7 +21,7 @@ fn a_jail_with_limits() {
         let path = made["path"].as_str().unwrap_or_default().to_owned();
         let started =
             step("a guest starts", || world.ok_within(&format!("instance start {path}"), START_LIMIT))?;
-        let folder = cgroup(world, &started);
+        let folder = world.cgroup(CGROUPS.as_ref(), &started);
         step("it lacks nothing, and the kernel says what it may use", || {
             let vmm = &started["vmm"];
             ensure(vmm["lacks"] == serde_json::json!([]), || vmm.to_string())?;
@@ -49,12 +34,12 @@ fn a_jail_with_limits() {
             ensure(others == ["125000 100000", "64", swap], || format!("{others:?}"))?;
             let of = |what: &str| fs::read_to_string(format!("/proc/{}/{what}", vmm["pid"]));
             let own = of("cgroup").unwrap_or_default();
-            let place = folder.strip_prefix("/sys/fs/cgroup").unwrap_or(&folder);
+            let place = folder.strip_prefix(CGROUPS).unwrap_or(&folder);
             ensure(own.trim() == format!("0::/{}", place.display()), || own.clone())?;
             let status = of("status").unwrap_or_default();
             ensure(status.contains("CapEff:\t0000000000000000"), || status.clone())
         })?;
-        step("what became of it for its limits is said", || {
+        step("what becomes of it for its limits can be asked", || {
             let none = serde_json::json!({ "oom": 0, "oom_kills": 0 });
             let info = world.ok(&format!("instance info {path}"))?;
             ensure(info["memory_events"] == none, || info["memory_events"].to_string())
@@ -102,7 +87,7 @@ fn a_jail_with_limits() {
                 let why = info["last_exit"]["why"].as_str().unwrap_or_default().to_owned();
                 ensure(why.contains("needed more memory than its limit"), || why.clone())
             })?;
-            ensure(!cgroup_of_all(world).exists(), || "cgroups are left".to_owned())
+            ensure(!world.cgroups(CGROUPS.as_ref()).exists(), || "cgroups are left".to_owned())
         })?;
         step("and starts again within its limits", || {
             let again = world.ok_within(&format!("instance start {path}"), START_LIMIT)?;

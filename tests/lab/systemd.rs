@@ -4,7 +4,7 @@
 
 use std::{
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command},
 };
 
@@ -13,11 +13,8 @@ use serde_json::Value;
 use crate::{
     Wrong, ensure, scenario, step,
     support::searcher::marker,
-    world::{COMMAND_LIMIT, World, wait_for, within},
+    world::{COMMAND_LIMIT, World, says, wait_for, within},
 };
-
-/// Where its cgroups begin, seen from the lab.
-const CGROUPS: &str = "/sys/fs/cgroup/systemd";
 
 /// The folder of its units.
 const UNITS: &str = "run/systemd/system";
@@ -46,6 +43,8 @@ exec unshare --pid --fork --kill-child --mount --cgroup bash -ec '
 /// A systemd, and the processes of its units; they end with it.
 struct Systemd<'a> {
     world: &'a World,
+    /// Where its cgroups begin, seen from the lab.
+    cgroups: PathBuf,
     unshare: Child,
     /// Its own number, as the lab has it.
     pid: u32,
@@ -54,10 +53,12 @@ struct Systemd<'a> {
 impl<'a> Systemd<'a> {
     /// One whose units are in the world's network.
     fn new(world: &'a World) -> Result<Self, Wrong> {
+        let name = world.root().file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let cgroups = Path::new("/sys/fs/cgroup").join(format!("systemd{name}"));
         let mut command = Command::new("bash");
-        command.args(["-c", FIRST]).env("CGROUPS", CGROUPS);
+        command.args(["-c", FIRST]).env("CGROUPS", &cgroups);
         let unshare = command.spawn().map_err(|error| error.to_string())?;
-        let mut systemd = Self { world, unshare, pid: 0 };
+        let mut systemd = Self { world, cgroups, unshare, pid: 0 };
         let children = format!("/proc/{0}/task/{0}/children", systemd.unshare.id());
         systemd.pid = wait_for("systemd answers", COMMAND_LIMIT, || {
             let pid = fs::read_to_string(&children).ok()?.trim().parse().ok()?;
@@ -110,7 +111,22 @@ impl<'a> Systemd<'a> {
 
     /// The same for one that must succeed, and prints JSON.
     fn ok(&self, settings: &str, arguments: &str) -> Result<Value, Wrong> {
-        Ok(serde_json::from_str(&self.runs(settings, &format!("{arguments} --json"))?).unwrap_or_default())
+        let said = self.runs(settings, &format!("{arguments} --json"))?;
+        serde_json::from_str(&said).map_err(|error| format!("mvm {arguments}: {error}: {said:?}"))
+    }
+
+    /// A VMM that lacks nothing, by its record, and its cgroup as the lab sees it: what is in it, and its limits, which are those of
+    /// the record.
+    fn held(&self, record: &Value) -> Result<[String; 4], Wrong> {
+        let folder = self.world.cgroup(&self.cgroups, record);
+        let found = ["cgroup.procs", "memory.max", "cpu.max", "pids.max"].map(|name| says(&folder, name));
+        let vmm = &record["vmm"];
+        ensure(vmm["lacks"] == serde_json::json!([]), || vmm.to_string())?;
+        ensure(!found[0].is_empty(), || format!("nothing in {}", folder.display()))?;
+        ensure(vmm["limits"]["memory_max"].as_u64() == found[1].parse().ok(), || {
+            format!("{found:?}, and {vmm}")
+        })?;
+        Ok(found)
     }
 }
 
@@ -118,27 +134,14 @@ impl Drop for Systemd<'_> {
     fn drop(&mut self) {
         let _ = self.unshare.kill();
         let _ = self.unshare.wait();
+        let _ = fs::write(self.cgroups.join("cgroup.kill"), "1");
+        let is_empty = || says(&self.cgroups, "cgroup.events").contains("populated 0").then_some(());
+        let _ = wait_for("its cgroups are empty", COMMAND_LIMIT, is_empty);
+        let _ = Command::new("find")
+            .arg(&self.cgroups)
+            .args(["-depth", "-type", "d", "-exec", "rmdir", "{}", "+"])
+            .status();
     }
-}
-
-/// A VMM's cgroup as the lab sees it: what is in it, and its limits.
-fn cgroup(world: &World, started: &Value) -> Result<[String; 4], Wrong> {
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let node = fs::read_to_string(world.root().join("node.json")).unwrap_or_default();
-    let node: Value = serde_json::from_str(&node).unwrap_or_default();
-    let folder = PathBuf::from(CGROUPS)
-        .join(format!("mvm.{}", text(&node["node_id"])))
-        .join(text(&started["tenant_id"]))
-        .join(text(&started["net"]["tap_dev"]));
-    let read = |name: &str| fs::read_to_string(folder.join(name)).unwrap_or_default().trim().to_owned();
-    let found = ["cgroup.procs", "memory.max", "cpu.max", "pids.max"].map(read);
-    let limits = &started["vmm"]["limits"];
-    ensure(started["vmm"]["lacks"] == serde_json::json!([]), || started["vmm"].to_string())?;
-    ensure(!found[0].is_empty(), || format!("nothing in {}", folder.display()))?;
-    ensure(limits["memory_max"].as_u64() == found[1].parse().ok(), || {
-        format!("{found:?} instead of {limits}")
-    })?;
-    Ok(found)
 }
 
 #[test]
@@ -170,13 +173,16 @@ fn units_of_systemds_start_what_outlives_them() {
         let delegated = format!("{given}\nDelegate=yes");
         let first = step("a unit with delegation starts a guest", || {
             let started = systemd.ok(&delegated, &start)?;
-            cgroup(world, &started)
+            systemd.held(&started)
         })?;
         step("the unit is over, and its VMM goes on", || {
             let said = systemd.runs("", &format!("instance exec {path} -n -- cat /run/secrets/DB"))?;
             ensure(said.trim() == secret, || said.clone())?;
-            let info = systemd.ok("", &format!("instance info {path}"))?;
-            ensure(info["status"] == "running", || info.to_string())
+            // Who may not write cgroups sees them all the same.
+            let info = systemd.ok("ProtectControlGroups=yes", &format!("instance info {path}"))?;
+            ensure(info["status"] == "running", || info.to_string())?;
+            let now = systemd.held(&info)?;
+            ensure(now == first, || format!("{first:?}, and now {now:?}"))
         })?;
         let second = systemd.ok("", "instance create acme/web")?;
         let second = second["path"].as_str().unwrap_or_default().to_owned();
@@ -190,26 +196,24 @@ fn units_of_systemds_start_what_outlives_them() {
             systemd.control(&["stop", "stays.service"])?;
             let info = systemd.ok("", &format!("instance info {second}"))?;
             ensure(info["status"] == "running", || info.to_string())?;
-            cgroup(world, &info).map(drop)
+            systemd.held(&info).map(drop)
         })?;
         step("limits stay when systemd goes over its own", || {
             systemd.runs("CPUAccounting=yes\nMemoryMax=1G\nTasksMax=100\nIOAccounting=yes", "node info")?;
             systemd.control(&["daemon-reexec"])?;
             systemd.runs("", "node info")?;
             let info = systemd.ok("", &format!("instance info {path}"))?;
-            let now = cgroup(world, &info)?;
+            let now = systemd.held(&info)?;
             ensure(now == first, || format!("{first:?}, and now {now:?}"))
         })?;
         step("it sleeps, wakes with its limits, and goes without a trace", || {
             systemd.ok("", &format!("instance sleep {path}"))?;
             let woken = systemd.ok(&given, &format!("instance wake {path}"))?;
-            let now = cgroup(world, &woken)?;
+            let now = systemd.held(&woken)?;
             ensure(now[1..] == first[1..], || format!("{first:?}, and now {now:?}"))?;
             systemd.ok("", "tenant destroy acme --yes")?;
-            let left = fs::read_dir(CGROUPS).into_iter().flatten().flatten();
-            let left: Vec<_> =
-                left.filter(|one| one.file_name().to_string_lossy().starts_with("mvm.")).collect();
-            ensure(left.is_empty(), || format!("{left:?}"))
+            let left = world.cgroups(&systemd.cgroups);
+            ensure(!left.exists(), || format!("{} is left", left.display()))
         })
     });
 }

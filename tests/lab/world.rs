@@ -158,6 +158,19 @@ impl World {
         Ok(guest)
     }
 
+    /// The cgroups of its node, where cgroups begin at this one.
+    pub fn cgroups(&self, hierarchy: &Path) -> PathBuf {
+        let node = says(self.root(), "node.json");
+        let node: Value = serde_json::from_str(&node).unwrap_or_default();
+        hierarchy.join(format!("mvm.{}", node["node_id"].as_str().unwrap_or_default()))
+    }
+
+    /// That of an instance's VMM.
+    pub fn cgroup(&self, hierarchy: &Path, record: &Value) -> PathBuf {
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        self.cgroups(hierarchy).join(text(&record["tenant_id"])).join(text(&record["net"]["tap_dev"]))
+    }
+
     /// Where an instance's files lie.
     pub fn folder(&self, path: &str) -> PathBuf {
         let parts: Vec<&str> = path.split('/').collect();
@@ -195,6 +208,11 @@ impl World {
             }
         }
     }
+}
+
+/// What a small file says; nothing where it is not there.
+pub fn says(folder: &Path, name: &str) -> String {
+    std::fs::read_to_string(folder.join(name)).unwrap_or_default().trim().to_owned()
 }
 
 /// A command that goes on until this goes.

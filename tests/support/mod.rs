@@ -306,9 +306,12 @@ impl Sandbox {
 
     /// A check of `doctor`'s: how it is, and what it says.
     pub fn checked(&self, name: &str) -> (String, String) {
-        let said = self.run("doctor --json").stdout;
-        let report: Value = serde_json::from_slice(&said).expect("JSON");
-        let check = report["checks"].as_array().into_iter().flatten().find(|check| check["name"] == name);
+        let output = self.run("doctor --json");
+        let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let checks = report["checks"].as_array().expect("checks");
+        let has_failed = checks.iter().any(|check| check["level"] == "fail");
+        assert_eq!(output.status.success(), !has_failed, "{report:#}");
+        let check = checks.iter().find(|check| check["name"] == name);
         let text =
             |field: &str| check.expect("it is looked at")[field].as_str().unwrap_or_default().to_owned();
         (text("level"), text("detail"))

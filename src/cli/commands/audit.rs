@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::cli::{
     arguments::{audit::LogArguments, tenant::AuditArguments},
-    error::{CliError, Kind, put_back},
+    error::{CliError, Kind, restore_or},
     output::{Out, count, time},
 };
 use crate::{
@@ -173,7 +173,7 @@ impl Log {
             NODE => "node audit".to_owned(),
             tenant => format!("tenant audit {tenant}"),
         };
-        put_back(&format!("mvm {command} --begin-anew"))
+        restore_or(&format!("mvm {command} --begin-anew"))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{audit, run};
+use super::{audit, run, secrets::CATCH_UP};
 use crate::cli::{
     arguments::node::{NodeCommand, Setting, Switch},
     error::CliError,
@@ -204,9 +204,7 @@ fn recovery(recovered: &Recovered) -> String {
             .iter()
             .map(|path| format!("  try: mvm instance stop --force {path}, where its guest may end")),
     );
-    lines.extend(recovered.behind.iter().map(|path| {
-        format!("{path} has older secrets: their last change again, or a start, gives it those of its tenant")
-    }));
+    lines.extend(recovered.behind.iter().map(|path| format!("{path} has older secrets: {CATCH_UP}")));
     let (number, run) =
         (recovered.adopted.len() as u64, if recovered.adopted.len() == 1 { "runs" } else { "run" });
     lines.push(format!("{} {run} on", count(number, "instance")));

@@ -89,9 +89,8 @@ fn vmms(roots: &Roots) -> Result<(Vec<Value>, Vec<String>), CliError> {
             }
         };
         let (Some(record), Some(vmm)) = (&instance.vmm, instance.find_vmm()) else { continue };
-        let (lacks, limits, filter) = guard::seen(roots, &vmm, &instance.net.tap_dev);
-        // What has ended meanwhile lacks all of it.
-        if lacks.is_empty() || instance.find_vmm().is_some() {
+        // One that has ended meanwhile keeps nobody from anything.
+        if let Some((lacks, limits, filter)) = guard::seen(roots, &vmm, &instance.net.tap_dev) {
             vmms.push(json!({
                 "path": path.to_string(), "kind": record.kind, "version": record.version, "uid": record.uid,
                 "lacks": lacks, "limits": limits, "filter": filter,

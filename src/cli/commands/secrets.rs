@@ -30,6 +30,10 @@ use crate::{
     },
 };
 
+/// What brings a guest with older secrets up to its tenant's.
+pub const CATCH_UP: &str =
+    "their last change again gives these to a guest that runs, a resume to one that is warm";
+
 /// A secret, but for its content.
 #[derive(Debug, Serialize)]
 struct SecretView<'a> {
@@ -176,7 +180,7 @@ pub fn run(out: &Out, operator: &mut Operator, command: SecretsCommand) -> Resul
             let behind = lifecycle::behind(operator, &tenant)?;
             out.show(&views, || list(out, &tenant, &views));
             for path in behind {
-                out.note(format!("{path} has older ones: the last change again gives it these, as its next start or wake does"));
+                out.note(format!("{path} has older ones: {CATCH_UP}"));
             }
             let opens = secrets::check(&operator.roots, &tenant).map_err(CliError::from);
             Ok(opens.err().map_or(0, |error| out.error(&error)))

@@ -4,10 +4,10 @@ use super::{CliError, Kind};
 use crate::security::audit::{AuditError, kept::KeptError};
 
 /// Where it is not known whose log it is.
-const OF_SOMEBODY: &str = "mvm tenant audit TENANT --begin-anew (of the node: mvm node audit --begin-anew)";
+const ANY_LOG: &str = "mvm tenant audit TENANT --begin-anew (of the node: mvm node audit --begin-anew)";
 
-/// What can be done where a log is not what it was, and this begins it anew.
-pub fn put_back(anew: &str) -> String {
+/// What can be done where a log is not what it was: its files from a copy, or this, which begins it anew.
+pub fn restore_or(anew: &str) -> String {
     format!("put its files back from a copy; or {anew}, whose first record says what was lost")
 }
 
@@ -20,7 +20,7 @@ impl From<&AuditError> for CliError {
             | AuditError::Cut { .. }
             | AuditError::NoHead { .. }
             | AuditError::Gone { .. } => {
-                Self::of(Kind::Failed, "audit_broken", error).fix(put_back(OF_SOMEBODY))
+                Self::of(Kind::Failed, "audit_broken", error).fix(restore_or(ANY_LOG))
             }
             AuditError::Unsaid { source, .. } => Self::of(Kind::Failed, "audit_unsaid", error)
                 .fix_then_recover(&(&**source).into(), "closes its line"),

@@ -12,7 +12,7 @@ mod secrets;
 mod vmm;
 
 #[cfg(target_os = "linux")]
-pub use self::{audit::put_back, protection::limits_come_by};
+pub use self::{audit::restore_or, protection::limits_come_by};
 
 use clap::{CommandFactory, error::ErrorKind};
 use serde::Serialize;

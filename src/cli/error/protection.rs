@@ -22,7 +22,13 @@ impl From<&Unprotected> for CliError {
                 };
                 ("no_jail", fix)
             }
-            Unprotected::NoLimits { why } => ("no_limits", limits_come_by(why)),
+            Unprotected::NoLimits { why } => {
+                let fix = format!(
+                    "{}; or, on a node that is not in production, mvm pool update TENANT/POOL --insecure true",
+                    limits_come_by(why)
+                );
+                return Self::of(Kind::Refused, "no_limits", error).fix(fix);
+            }
             Unprotected::Runs { lack: Lack::Jail } => ("no_jail", AGAIN),
             Unprotected::Runs { lack: Lack::Limits } => ("no_limits", AGAIN),
             Unprotected::Runs { lack: Lack::Filter } | Unprotected::OtherFilter => ("no_filter", AGAIN),
@@ -38,9 +44,7 @@ impl From<&Unprotected> for CliError {
 /// What brings the limits that are not there.
 pub fn limits_come_by(why: &NoLimits) -> &'static str {
     match why {
-        NoLimits::NotMounted => {
-            "boot with systemd.unified_cgroup_hierarchy=1, or, on a node that is not in production, mvm pool update TENANT/POOL --insecure true"
-        }
+        NoLimits::NotMounted => "boot with systemd.unified_cgroup_hierarchy=1",
         NoLimits::ReadOnly { .. } => {
             "a unit without ProtectControlGroups=, or a container that may write its cgroups"
         }

@@ -145,15 +145,22 @@ pub struct Cgroup {
 /// # Errors
 /// [`NoLimits`] says what is missing.
 pub fn hierarchy() -> Result<PathBuf, NoLimits> {
-    usable(of_mounts(mounts::all()).ok_or(NoLimits::NotMounted)?)
+    let root = mounted().ok_or(NoLimits::NotMounted)?;
+    let is_read_only = is_read_only(&root);
+    usable(root, is_read_only)
 }
 
-fn usable(root: PathBuf) -> Result<PathBuf, NoLimits> {
+/// Where it is mounted, whatever can be made there.
+fn mounted() -> Option<PathBuf> {
+    of_mounts(mounts::all())
+}
+
+fn usable(root: PathBuf, is_read_only: bool) -> Result<PathBuf, NoLimits> {
     let there = fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default();
     let there: Vec<&str> = there.split_whitespace().collect();
     let missing: Vec<&str> = CONTROLLERS.into_iter().filter(|one| !there.contains(one)).collect();
     match missing[..] {
-        [] if is_read_only(&root) => Err(NoLimits::ReadOnly { path: root }),
+        [] if is_read_only => Err(NoLimits::ReadOnly { path: root }),
         [] if is_occupied(&root) => Err(NoLimits::Processes { path: root }),
         [] => Ok(root),
         _ => Err(NoLimits::Controllers { path: root, missing: missing.join(", ") }),
@@ -301,7 +308,7 @@ impl Cgroup {
 
 /// The cgroups of a TAP's VMM: one at most, whoever's it is.
 fn of_tap(node: &str, tap: &str) -> Vec<PathBuf> {
-    let Ok(hierarchy) = hierarchy() else { return Vec::new() };
+    let Some(hierarchy) = mounted() else { return Vec::new() };
     let tenants = fs::read_dir(of_node(&hierarchy, node)).into_iter().flatten().flatten();
     tenants.map(|tenant| tenant.path().join(tap)).filter(|folder| folder.is_dir()).collect()
 }
@@ -379,16 +386,17 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (root, write) = (dir.path().to_path_buf(), |name, text| fs::write(dir.path().join(name), text));
         let missing = |said| NoLimits::Controllers { path: root.clone(), missing: String::from(said) };
-        assert_eq!(usable(root.clone()), Err(missing("cpu, memory, pids")));
+        assert_eq!(usable(root.clone(), false), Err(missing("cpu, memory, pids")));
         write("cgroup.controllers", "cpuset cpu io\n").unwrap();
-        assert_eq!(usable(root.clone()), Err(missing("memory, pids")));
+        assert_eq!(usable(root.clone(), false), Err(missing("memory, pids")));
         write("cgroup.controllers", "cpuset cpu io memory pids\n").unwrap();
         write("cgroup.procs", "1\n").unwrap();
-        assert_eq!(usable(root.clone()), Ok(root.clone()), "the machine's own has no type");
+        assert_eq!(usable(root.clone(), false), Ok(root.clone()), "the machine's own has no type");
         write("cgroup.type", "domain\n").unwrap();
-        assert_eq!(usable(root.clone()), Err(NoLimits::Processes { path: root.clone() }));
+        assert_eq!(usable(root.clone(), false), Err(NoLimits::Processes { path: root.clone() }));
+        assert_eq!(usable(root.clone(), true), Err(NoLimits::ReadOnly { path: root.clone() }));
         write("cgroup.subtree_control", "cpu memory pids\n").unwrap();
-        assert_eq!(usable(root.clone()), Ok(root.clone()));
+        assert_eq!(usable(root.clone(), false), Ok(root.clone()));
     }
 
     #[test]

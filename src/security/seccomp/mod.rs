@@ -235,6 +235,10 @@ mod tests {
     fn a_filter_is_coming_while_only_some_threads_have_it() {
         use std::sync::mpsc::channel;
         let own = std::process::id().cast_signed();
+        if mode(own, own) == Some(FILTERED) {
+            println!("SKIP (this process has a filter already, in a container for one)");
+            return;
+        }
         assert!(!is_coming(own));
         // It allows everything, and holds one thread, which ends here.
         let allow = [seccompiler::sock_filter { code: 6, jt: 0, jf: 0, k: 0x7fff_0000 }];

@@ -276,20 +276,27 @@ fn lacks(node_id: &str, tap: &str, pid: i32, directory: &Path) -> [Option<Lack>;
     [(!is_jailed).then_some(Lack::Jail), (!is_limited).then_some(Lack::Limits)]
 }
 
-/// What a VMM that runs its guest lacks, and its limits: as the process and the kernel show it, whoever started it.
-pub fn seen(roots: &Roots, vmm: &Vmm, tap: &str) -> (Vec<Lack>, Option<Limits>, Option<SeccompPolicy>) {
+/// What a VMM that runs its guest lacks, its limits, and its filter: as the process and the kernel show it, whoever started it. `None`
+/// as of [`held`].
+pub fn seen(
+    roots: &Roots,
+    vmm: &Vmm,
+    tap: &str,
+) -> Option<(Vec<Lack>, Option<Limits>, Option<SeccompPolicy>)> {
     let filter = filter_of(vmm);
-    let (lacks, limits) = held(roots, vmm, tap);
-    let no_filter = filter.is_none().then_some(Lack::Filter);
-    (lacks.into_iter().chain(no_filter).collect(), limits, filter)
+    let (mut lacks, limits) = held(roots, vmm, tap)?;
+    lacks.extend(filter.is_none().then_some(Lack::Filter));
+    Some((lacks, limits, filter))
 }
 
-/// Its jail and its limits alone, for which it does not have to stop: a filter stays what it was when it was read.
-pub fn held(roots: &Roots, vmm: &Vmm, tap: &str) -> (Vec<Lack>, Option<Limits>) {
-    let node = NodeConfig::load(roots).map(|node| node.node_id).unwrap_or_default();
+/// Its jail and its limits alone, for which it does not have to stop: a filter stays what it was when it was read. `None` where it has
+/// ended, or the node's record cannot be read: then nothing is known.
+pub fn held(roots: &Roots, vmm: &Vmm, tap: &str) -> Option<(Vec<Lack>, Option<Limits>)> {
+    let node = NodeConfig::load(roots).ok()?.node_id;
     let io = cgroups::device_of(&roots.root).and_then(|device| cgroups::io_rates(&node, tap, &device));
     let [jail, no_limits] = lacks(&node, tap, vmm.identity.pid, &roots.vmm_dir(tap));
     let limits = cgroups::limits(&node, tap).filter(|_| no_limits.is_none());
     let limits = limits.map(|limits| Limits { io, ..limits });
-    ([jail, limits.is_none().then_some(Lack::Limits)].into_iter().flatten().collect(), limits)
+    let lacks = [jail, limits.is_none().then_some(Lack::Limits)].into_iter().flatten().collect();
+    (!vmm.has_ended()).then_some((lacks, limits))
 }

@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     infra::{config::Roots, failpoint},
-    security::cgroups,
+    security::{Lack, cgroups},
     store::{self, StoreError},
     vm::{
         naming::Slot,
@@ -352,7 +352,9 @@ pub fn record_of(
     (kind, version): (VmmKind, &str),
     parent: Parent,
 ) -> VmmRecord {
-    let (lacks, limits, filter) = guard::seen(roots, vmm, tap);
+    // One that has ended meanwhile has nothing.
+    let none = || (vec![Lack::Jail, Lack::Limits, Lack::Filter], None, None);
+    let (lacks, limits, filter) = guard::seen(roots, vmm, tap).unwrap_or_else(none);
     VmmRecord {
         kind,
         version: version.to_owned(),
@@ -431,9 +433,7 @@ pub fn remove_tap(operator: &mut Operator, slot: Slot) -> Result<(), LifecycleEr
 /// When it cannot be removed.
 pub fn remove_directory(operator: &mut Operator, slot: Slot) -> Result<(), LifecycleError> {
     let root = operator.roots.vmm_dir(&slot.tap());
-    if cgroups::hierarchy().is_ok() {
-        cgroups::remove(&NodeConfig::load(&operator.roots)?.node_id, &slot.tap())?;
-    }
+    cgroups::remove(&NodeConfig::load(&operator.roots)?.node_id, &slot.tap())?;
     Ok(vmm_dir::remove(root.parent().unwrap_or(&root))?)
 }
 

@@ -1,7 +1,10 @@
 //! What protects what lies on disks: the master key of tenants' secrets, themselves, and encrypted storage.
 
 use super::{Check, fail, fail_with, ok, warn};
-use crate::cli::output::{count, time};
+use crate::cli::{
+    commands::secrets::CATCH_UP,
+    output::{count, time},
+};
 use crate::{
     infra::config::Roots,
     security::{
@@ -78,11 +81,7 @@ pub(super) fn secrets(roots: &Roots) -> Check {
             let behind: Vec<String> = behind.map(|path| path.to_string()).collect();
             match behind.is_empty() {
                 true => ok(NAME, format!("{} of all tenants, none known to be lost", count(all, "secret"))),
-                false => warn(
-                    NAME,
-                    format!("guests have older ones: {}", behind.join(", ")),
-                    "the last change of these secrets again, or start them again",
-                ),
+                false => warn(NAME, format!("guests have older ones: {}", behind.join(", ")), CATCH_UP),
             }
         }
         Err(error) => fail_with(NAME, &error.into()),

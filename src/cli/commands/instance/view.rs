@@ -143,10 +143,9 @@ impl InstanceView {
         let (vmm, instance) = (self.instance.find_vmm(), &mut self.instance);
         let Some(record) = &mut instance.vmm else { return self };
         let tap = &instance.net.tap_dev;
-        if let Some(vmm) = vmm {
-            let has_filter = !record.lacks.contains(&Lack::Filter);
-            (record.lacks, record.limits) = guard::held(roots, &vmm, tap);
-            record.lacks.extend((!has_filter).then_some(Lack::Filter));
+        if let Some((mut lacks, limits)) = vmm.and_then(|vmm| guard::held(roots, &vmm, tap)) {
+            lacks.extend(record.lacks.iter().copied().filter(|lack| *lack == Lack::Filter));
+            (record.lacks, record.limits) = (lacks, limits);
         }
         if let Ok(node) = NodeConfig::load(roots) {
             self.memory_events = cgroups::events(&node.node_id, tap);

@@ -105,17 +105,18 @@ pub fn give_all(
     Ok(results)
 }
 
-/// The instances of a tenant whose guests have another set of secrets than it.
+/// The instances of a tenant whose guests have another set of secrets than it. One that cannot be read is none: what lists instances
+/// says it.
 ///
 /// # Errors
-/// When they cannot be read.
+/// When the secrets cannot be read, or the instances not be listed.
 pub fn behind(operator: &Operator, tenant: &TenantId) -> Result<Vec<InstancePath>, LifecycleError> {
     let roots = &operator.roots;
     let Some(stored) = tenant::secrets::stored(roots, tenant)? else { return Ok(Vec::new()) };
     let mut behind = Vec::new();
     for pool in pool::config::paths(roots, tenant)? {
         for path in config::paths(roots, &pool)? {
-            let instance = Instance::load_if_there(roots, &path)?;
+            let instance = Instance::load_if_there(roots, &path).ok().flatten();
             behind.extend(instance.filter(|one| delivery::is_behind(one, Some(&stored))).map(|_| path));
         }
     }
