@@ -36,6 +36,16 @@ pub enum StoreError {
         /// What is wrong, with line and column.
         why: String,
     },
+    /// A key that is its owner's alone may be read by others.
+    #[error("{path} may be read by others: its mode is {mode:03o}, and its owner {owner}", path = path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
+        /// Its owner's uid.
+        owner: u32,
+    },
     /// The file was written by a later mvm.
     #[error("{path} has schema version {found}; this mvm knows versions up to {known}", path = path.display())]
     Newer {
@@ -137,6 +147,19 @@ pub fn read_if_there<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Stor
         Err(StoreError::Missing { .. }) => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// Reads the file that its folder never is without.
+///
+/// # Errors
+/// As [`read`]: [`StoreError::Missing`] where there is no such folder, [`StoreError::Damaged`] where there is one, and the file is gone.
+pub fn read_own<T: DeserializeOwned>(path: &Path) -> Result<T, StoreError> {
+    read(path).map_err(|error| match error {
+        StoreError::Missing { path } if path.parent().is_some_and(Path::is_dir) => {
+            StoreError::Damaged { path, why: "it is gone, and its folder is there".to_owned() }
+        }
+        error => error,
+    })
 }
 
 /// Is a write on disk before the call returns, or only ordered before the next durable one?

@@ -15,7 +15,7 @@ use crate::{
     security::audit::{self, Entry},
     store::{self, Lock, Sharing, StoreError},
     vm::{
-        image,
+        fleet, image,
         instance::{
             self,
             config::Instance,
@@ -332,6 +332,12 @@ fn keep_place(roots: &Roots, instance: &Instance) -> Result<(), NodeError> {
 /// Leases whose instances are not there.
 fn reclaim_leases(operator: &mut Operator, recovered: &mut Recovered) -> Result<(), NodeError> {
     let roots = operator.roots.clone();
+    for path in fleet::instances(&roots)? {
+        let back = restore_lease(&roots, &path);
+        if recovered.note(&path, back) == Some(true) {
+            recovered.settled.push(format!("{path}: its lease, which was gone"));
+        }
+    }
     for tenant in tenant::config::ids(&roots)? {
         let Some(_lock) = recovered.note(format!("leases of {tenant}"), lock_tenant(&roots, &tenant)) else {
             continue;
@@ -349,6 +355,19 @@ fn reclaim_leases(operator: &mut Operator, recovered: &mut Recovered) -> Result<
         }
     }
     Ok(())
+}
+
+/// An instance whose lease is gone gets it back: what is in its slot is its own, and its record says which one that is. Was it gone?
+fn restore_lease(roots: &Roots, path: &InstancePath) -> Result<bool, NodeError> {
+    let Some(_lock) = lifecycle::try_lock(roots, path)? else { return Ok(false) };
+    // One that cannot be read was said; one that is being destroyed gives its lease back before its record.
+    let instance = Instance::load_if_there(roots, path).ok().flatten().filter(|one| one.pending.is_none());
+    let Some(instance) = instance else { return Ok(false) };
+    let _tenant = lock_tenant(roots, &path.tenant)?;
+    match leases::is_held(roots, &path.tenant, instance.net.offset) {
+        true => Ok(false),
+        false => Ok(leases::hold(roots, path, instance.net.offset).map(|()| true)?),
+    }
 }
 
 /// Removes VMM directories, TAPs and reservations of slots in which nothing runs and on which nobody works; returns what

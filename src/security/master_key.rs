@@ -98,10 +98,10 @@ pub fn given(roots: &Roots) -> Result<Option<(Key, Source)>, MasterKeyError> {
                 None => Err(MasterKeyError::Malformed { from }),
             };
         }
-        (None, None, Some(folder)) if folder.join(CREDENTIAL).exists() => {
+        // A link that leads nowhere is one that is missing: none is made in its place.
+        (None, None, Some(folder)) if folder.join(CREDENTIAL).symlink_metadata().is_ok() => {
             Source::Credential(folder.join(CREDENTIAL))
         }
-        // A link that leads nowhere is one that is missing: none is made in its place.
         (None, None, _) if roots.own_master_key().symlink_metadata().is_ok() => {
             Source::Root(roots.own_master_key())
         }
@@ -152,9 +152,9 @@ fn read(path: &Path, from: &Source, is_ours: bool) -> Result<Option<Key>, Master
 /// 32 bytes as they are, or as hex or base64 in a line.
 fn parse(bytes: &[u8]) -> Option<Key> {
     if bytes.len() == 32 {
-        // Hex of half a key is no random bytes.
-        let is_hex = bytes.iter().all(u8::is_ascii_hexdigit);
-        return if is_hex { None } else { Key::of(bytes) };
+        // Text is no random bytes: half a key in hex, a password, base64 of another length.
+        let is_text = bytes.iter().all(|byte| byte.is_ascii_graphic() || *byte == b' ');
+        return if is_text { None } else { Key::of(bytes) };
     }
     let text = std::str::from_utf8(bytes).ok()?.trim();
     if text.len() == 64 {
@@ -188,6 +188,7 @@ mod tests {
             "password",
             &HEX[1..],
             &HEX[..32],
+            "correct horse battery staple pas",
             &BASE64[4..],
             &"0".repeat(64),
             &format!("{HEX}{HEX}"),
@@ -232,6 +233,11 @@ mod tests {
             Ok(Some(Source::Root(_)))
         ));
         fs::create_dir(elsewhere.path().join("credentials")).unwrap();
+        let credential = elsewhere.path().join("credentials/mvm-master-key");
+        std::os::unix::fs::symlink("/nowhere", &credential).unwrap();
+        let dangling = given(MasterKeyPlaces { credentials: credentials.clone(), ..none() });
+        assert!(matches!(dangling, Err(MasterKeyError::Unreadable { .. })));
+        fs::remove_file(credential).unwrap();
         let credential = write("credentials/mvm-master-key", BASE64.as_bytes(), 0o440);
         let places = MasterKeyPlaces { credentials, ..none() };
         assert_eq!(given(places.clone()).unwrap(), Some(Source::Credential(credential)));

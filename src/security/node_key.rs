@@ -71,17 +71,28 @@ fn id_of(public: &[u8]) -> String {
 }
 
 impl NodeKey {
-    /// May others than its owner read it?
-    pub fn is_open(&self, roots: &Roots) -> bool {
-        std::fs::metadata(file(roots)).is_ok_and(|meta| meta.mode() & 0o077 != 0)
-    }
-
-    /// Reads it, or makes it.
+    /// Is it nobody else's to read?
     ///
     /// # Errors
-    /// When it cannot be read or written, or is damaged.
+    /// [`StoreError::Open`] where others may read it: what it signs may be anybody's.
+    pub fn check_own(roots: &Roots) -> Result<(), StoreError> {
+        let path = file(roots);
+        let meta = std::fs::metadata(&path).map_err(StoreError::io("read", &path))?;
+        let (mode, owner) = (meta.mode() & 0o777, meta.uid());
+        let is_trusted = owner == 0 || owner == rustix::process::geteuid().as_raw();
+        match mode & 0o077 == 0 && is_trusted {
+            true => Ok(()),
+            false => Err(StoreError::Open { path, mode, owner }),
+        }
+    }
+
+    /// Reads it, or makes it, to sign.
+    ///
+    /// # Errors
+    /// When it cannot be read or written, is damaged, or others may read it.
     pub fn load_or_make(roots: &Roots) -> Result<Self, StoreError> {
         if let Some(key) = Self::load(roots)? {
+            Self::check_own(roots)?;
             return Ok(key);
         }
         store::make_folder(&roots.root)?;
@@ -108,7 +119,13 @@ impl NodeKey {
     /// When it cannot be read, or is damaged.
     pub fn load(roots: &Roots) -> Result<Option<Self>, StoreError> {
         let path = file(roots);
-        let Some(stored) = store::read_if_there::<Stored>(&path)? else { return Ok(None) };
+        let Some(stored) = store::read_if_there::<Stored>(&path)? else {
+            // A link that leads nowhere is one that is missing: none is made in its place.
+            return match path.symlink_metadata() {
+                Ok(_) => Err(StoreError::Damaged { path, why: "it is a link that leads nowhere".to_owned() }),
+                Err(_) => Ok(None),
+            };
+        };
         let pair = unhex(&stored.private_key).map(|seed| KeyPair::from_seed(Seed::new(seed)));
         match pair.filter(|pair| hex(&pair.pk[..]) == stored.public_key) {
             Some(pair) => Ok(Some(Self { pair, made_at: stored.made_at })),

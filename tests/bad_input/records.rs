@@ -206,7 +206,66 @@ fn what_is_no_file_is_waited_for_by_nobody() {
         assert_eq!(sandbox.checked("audit logs").0, "fail", "{name}");
         fs::rename(&aside, &file).expect("it can be moved back");
         sandbox.ok("node recover");
+        sandbox.ok("tenant audit acme --verify");
     }
+}
+
+#[test]
+fn a_log_in_whose_place_something_else_lies_is_begun_anew() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    sandbox.ok("tenant create acme --net-id 3 --subnet 10.240.3.0/24");
+    for name in ["audit.log", "audit.head"] {
+        let file = sandbox.root().join("tenants/acme").join(name);
+        fs::remove_file(&file).expect("it is there");
+        fs::create_dir(&file).expect("a folder");
+        assert_eq!(sandbox.run("tenant update acme --max-conns 7").status.code(), Some(1));
+        let begun = sandbox.ok("tenant audit acme --begin-anew --yes");
+        assert!(begun.to_string().contains(&format!("{name} is no file")), "{begun}");
+        sandbox.ok("tenant audit acme --verify");
+    }
+    sandbox.ok("tenant update acme --max-conns 7");
+}
+
+/// It runs where its record says, and nobody else gets that place.
+#[test]
+fn a_lease_that_is_gone_comes_back_and_ends_nobody() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    sandbox.pool("sim");
+    let (runs, sleeps) = (sandbox.instance("acme/web"), sandbox.instance("acme/web"));
+    for path in [&runs, &sleeps] {
+        sandbox.ok(&format!("instance start {path}"));
+    }
+    sandbox.ok(&format!("instance sleep {sleeps}"));
+    let leases = sandbox.root().join("tenants/acme/leases");
+    for lease in fs::read_dir(&leases).expect("a folder").flatten() {
+        fs::remove_file(lease.path()).expect("it is there");
+    }
+    let address = |path: &str| sandbox.ok(&format!("instance info {path}"))["net"]["guest_ip"].clone();
+    let another = sandbox.instance("acme/web");
+    assert_ne!(address(&another), address(&runs));
+    sandbox.ok(&format!("instance destroy {another} --yes"));
+    let settled = sandbox.ok("node recover")["settled"].to_string();
+    assert!([&runs, &sleeps].iter().all(|path| settled.contains(&format!("{path}: its lease"))), "{settled}");
+    assert_eq!(sandbox.ok(&format!("instance info {runs}"))["status"], "running");
+    sandbox.ok(&format!("instance wake {sleeps}"));
+    assert!(sandbox.leaks().is_empty(), "{:?}", sandbox.leaks());
+}
+
+#[test]
+fn a_tenant_without_its_record_is_damaged_and_not_unknown() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    sandbox.pool("sim");
+    for (file, command) in [
+        ("tenants/acme/pools/web/pool.json", "pool info acme/web"),
+        ("tenants/acme/tenant.json", "tenant info acme"),
+    ] {
+        let (file, aside) = (sandbox.root().join(file), sandbox.root().join("aside"));
+        fs::rename(&file, &aside).expect("it can be moved");
+        assert_eq!(sandbox.refused(command, 1), "damaged", "{command}");
+        fs::rename(&aside, &file).expect("it can be moved back");
+        sandbox.ok(command);
+    }
+    assert_eq!(sandbox.refused("tenant info globex", 3), "not_found");
 }
 
 #[test]
@@ -246,16 +305,28 @@ fn a_key_of_the_nodes_that_others_may_read_is_said() {
     use std::os::unix::fs::PermissionsExt;
     let Some(sandbox) = Sandbox::new() else { return };
     sandbox.ok("tenant create acme --net-id 3 --subnet 10.240.3.0/24");
-    let none = ("ok".to_owned(), "none is needed yet: nothing was signed".to_owned());
-    assert_eq!(sandbox.checked("node-key"), none);
+    assert_eq!(sandbox.checked("node-key").0, "ok", "there is none yet");
     sandbox.ok("tenant audit acme --head");
     let key = sandbox.root().join("node.key");
     let with = |mode: u32| {
         fs::set_permissions(&key, fs::Permissions::from_mode(mode)).expect("it is ours");
         sandbox.checked("node-key")
     };
-    assert_eq!(with(0o644), ("fail".to_owned(), "node.key may be read by others".to_owned()));
+    let (level, said) = with(0o644);
+    assert!(level == "fail" && said.contains("node.key may be read by others"), "{said}");
+    for signs in ["tenant audit acme --head", "net verify --report /dev/null"] {
+        assert_eq!(sandbox.refused(signs, 1), "open_key", "{signs}");
+    }
     assert_eq!(with(0o600).0, "ok");
+    std::os::unix::fs::chown(&key, Some(65_534), None).expect("root may");
+    assert_eq!(sandbox.checked("node-key").0, "fail");
+    std::os::unix::fs::chown(&key, Some(0), None).expect("root may");
     fs::write(&key, "{").expect("a key");
     assert_eq!(sandbox.checked("node-key").0, "fail");
+    // None is made where one is said to be.
+    fs::remove_file(&key).expect("it is there");
+    std::os::unix::fs::symlink("/nowhere", &key).expect("a link");
+    assert_eq!(sandbox.checked("node-key").0, "fail");
+    assert_eq!(sandbox.refused("tenant audit acme --head", 1), "damaged");
+    assert!(key.is_symlink());
 }

@@ -50,6 +50,14 @@ impl From<&StoreError> for CliError {
                 };
                 (Kind::Failed, "damaged", Some(fix))
             }
+            StoreError::Open { path, .. } => (
+                Kind::Failed,
+                "open_key",
+                Some(format!(
+                    "chown root {0} && chmod 600 {0}; what it has signed may be anybody's",
+                    path.display()
+                )),
+            ),
             StoreError::Newer { path, .. } => {
                 let fix = match sleeper_of(path) {
                     Some(instance) => format!("use the newer mvm, or {}", stop(Some(&instance))),

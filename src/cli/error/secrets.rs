@@ -69,8 +69,9 @@ impl From<&MasterKeyError> for CliError {
             }
             // Not over one that secrets may be sealed with.
             MasterKeyError::Malformed { .. } => made.fix(
-                "put the key back; where there never was one, head -c 32 /dev/urandom >NEWFILE makes it",
+                "put the key back; where there never was one, (umask 077; head -c 32 /dev/urandom >NEWFILE) makes it",
             ),
+            MasterKeyError::Unreadable { .. } => made.fix(format!("put the key back, or {GIVE}")),
             _ => made,
         }
     }

@@ -15,6 +15,8 @@ use crate::{
     store::{self, Durability, StoreError},
 };
 
+/// How the names of a log's files begin that are not put aside.
+const OWN: &str = "audit.";
 /// What its first line is. Those of what was found are `node.found`, `tenant.found`, `pool.found`.
 pub(super) const ANEW: &str = "audit.begin-anew";
 
@@ -32,7 +34,12 @@ pub fn begin_anew(
     // Held from the verdict to the last rename: nobody else gives up what is new by then.
     let _lock = lock(roots, tenant)?;
     let prepared = folder.join("audit-new.log");
+    let is_file = |name: &String| folder.join(name).metadata().is_ok_and(|meta| meta.is_file());
+    let mut own = names(folder)?.into_iter().filter(|name| name.starts_with(OWN));
+    let odd = own.find(|name| !is_file(name)).map(|name| format!("{name} is no file"));
     let why = match verify_locked(tenant, folder) {
+        // A folder, a pipe, a link that leads nowhere: no other try would read it.
+        Err(_) if let Some(odd) = odd => odd,
         Ok(verified) => {
             // It was put right after somebody was killed here.
             store::remove_file(&prepared)?;
@@ -86,7 +93,7 @@ fn put_aside(folder: &Path) -> Result<(), StoreError> {
     let left = names(folder)?;
     let is_taken = |number: &u32| left.iter().any(|name| name.starts_with(&format!("audit-{number}.")));
     let number = (1..).find(|number| !is_taken(number)).unwrap_or_default();
-    for (name, rest) in left.iter().filter_map(|name| Some((name, name.strip_prefix("audit.")?))) {
+    for (name, rest) in left.iter().filter_map(|name| Some((name, name.strip_prefix(OWN)?))) {
         store::rename(&folder.join(name), &folder.join(format!("audit-{number}.{rest}")))?;
         failpoint::hit("anew", "aside").map_err(StoreError::io("rename", &folder.join(name)))?;
     }

@@ -188,7 +188,7 @@ impl Pool {
     /// # Errors
     /// [`StoreError::Missing`] where there is no such pool.
     pub fn load(roots: &Roots, path: &PoolPath) -> Result<Self, StoreError> {
-        store::read(&file(roots, path))
+        store::read_own(&file(roots, path))
     }
 
     /// Writes `pool.json`.

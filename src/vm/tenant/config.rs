@@ -56,7 +56,7 @@ impl Tenant {
     /// # Errors
     /// [`StoreError::Missing`] where there is no such tenant.
     pub fn load(roots: &Roots, id: &TenantId) -> Result<Self, StoreError> {
-        store::read(&file(roots, id))
+        store::read_own(&file(roots, id))
     }
 
     /// Writes `tenant.json`.

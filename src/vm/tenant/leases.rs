@@ -47,7 +47,7 @@ fn freed_file(folder: &Path, offset: Offset) -> PathBuf {
     folder.join(format!("{offset}.freed"))
 }
 
-/// The offset that the next instance gets; `None` where all are held.
+/// The offset that the next instance gets; `None` where all are held, or a VMM's directory lies there.
 ///
 /// # Errors
 /// When the files cannot be read.
@@ -66,12 +66,16 @@ pub fn choose(roots: &Roots, tenant: &Tenant) -> Result<Option<Offset>, StoreErr
     freed.retain(|offset| !known.contains(offset));
     known.extend(&freed);
     let (first, last) = tenant.offsets();
-    let fresh = (first.get()..=last.get()).map(Offset::new).find(|offset| !known.contains(offset));
+    // Whose lease is gone may run there.
+    let has_vmm = |offset: &Offset| roots.vmm_dir(&tenant.slot(*offset).tap()).exists();
+    let mut all = (first.get()..=last.get()).map(Offset::new);
+    let fresh = all.find(|offset| !known.contains(offset) && !has_vmm(offset));
     if fresh.is_some() {
         return Ok(fresh);
     }
     let mut oldest = None;
-    for offset in freed.into_iter().filter(|offset| (first..=last).contains(offset)) {
+    let is_free = |offset: &Offset| (first..=last).contains(offset) && !has_vmm(offset);
+    for offset in freed.into_iter().filter(is_free) {
         let at = store::read::<Freed>(&freed_file(&folder, offset))?.freed_at;
         oldest = oldest.into_iter().chain([(at, offset)]).min();
     }

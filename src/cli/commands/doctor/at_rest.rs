@@ -38,7 +38,7 @@ pub(super) fn master_key(roots: &Roots) -> Check {
     };
     let first = sealed.first();
     match (master_key::given(roots), first) {
-        (Err(error), _) => fail(NAME, error.to_string(), "docs/security.md says where it may come from"),
+        (Err(error), _) => fail_with(NAME, &(&error).into()),
         (Ok(None), None) => ok(NAME, "none is needed yet: no tenant has secrets"),
         (Ok(None), Some((tenant, id))) => {
             fail(NAME, format!("none is given, and tenant {tenant} needs {id}"), "give mvm that master key")
@@ -92,12 +92,8 @@ pub(super) fn secrets(roots: &Roots) -> Check {
 pub(super) fn node_key(roots: &Roots) -> Check {
     const NAME: &str = "node-key";
     match NodeKey::load(roots) {
-        Ok(None) => ok(NAME, "none is needed yet: nothing was signed"),
-        Ok(Some(key)) if key.is_open(roots) => fail(
-            NAME,
-            "node.key may be read by others",
-            "chmod 600 node.key; what it has signed may be anybody's",
-        ),
+        Ok(None) => ok(NAME, "there is none: the first head or report that is signed makes one"),
+        Ok(Some(_)) if let Err(open) = NodeKey::check_own(roots) => fail_with(NAME, &open.into()),
         Ok(Some(key)) => ok(NAME, format!("{}, made at {}", key.public().key_id, time(key.public().made_at))),
         Err(error) => fail_with(NAME, &error.into()),
     }
