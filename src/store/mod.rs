@@ -3,6 +3,8 @@
 //! A file is written beside its place, synced, renamed over it, and the folder is synced: a reader sees the old or the
 //! new content, never a mixture, also after a crash. Locks are flock(2), so they die with their owner.
 
+mod error;
+
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
     io::{self, Write},
@@ -17,75 +19,8 @@ use rustix::{
 };
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwned};
 
+pub use self::error::StoreError;
 use crate::infra::{failpoint, processes, regular, relief, text::printable};
-
-/// Why state could not be read or written.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// The file is not there.
-    #[error("{path} does not exist", path = path.display())]
-    Missing {
-        /// The file.
-        path: PathBuf,
-    },
-    /// The file is not what mvm wrote.
-    #[error("{path} is damaged: {why}", path = path.display())]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong, with line and column.
-        why: String,
-    },
-    /// A key that is its owner's alone may be read by others.
-    #[error("{path} may be read by others: its mode is {mode:03o}, and its owner {owner}", path = path.display())]
-    Open {
-        /// The file.
-        path: PathBuf,
-        /// Its mode.
-        mode: u32,
-        /// Its owner's uid.
-        owner: u32,
-    },
-    /// The file was written by a later mvm.
-    #[error("{path} has schema version {found}; this mvm knows versions up to {known}", path = path.display())]
-    Newer {
-        /// The file.
-        path: PathBuf,
-        /// Its version.
-        found: u64,
-        /// The highest version that this mvm reads.
-        known: u32,
-    },
-    /// The operating system refused.
-    #[error("cannot {action} {path}", path = path.display())]
-    Io {
-        /// What was tried.
-        action: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// Why not.
-        #[source]
-        source: io::Error,
-    },
-    /// Somebody else held the lock for too long.
-    #[error("{what} is locked by {holder}; waited {} ms", waited.as_millis())]
-    Locked {
-        /// What the lock guards.
-        what: String,
-        /// Who holds it, as they wrote it into the lock file.
-        holder: String,
-        /// How long this process waited.
-        waited: Duration,
-    },
-}
-
-impl StoreError {
-    /// An I/O error of `action` on `path`, for `map_err`.
-    pub fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
-        let path = path.to_path_buf();
-        move |source| Self::Io { action, path, source }
-    }
-}
 
 /// The schema version of a stored type: written as the number `N`, and nothing else is read.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
