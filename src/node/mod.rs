@@ -3,6 +3,7 @@
 mod collect;
 mod recover;
 mod settings;
+mod slots;
 
 use std::path::PathBuf;
 
@@ -10,8 +11,9 @@ use serde::Serialize;
 
 pub use self::{
     collect::{Collected, Damage, Versions, collect, collect_vmms},
-    recover::{Recovered, reclaim, recover},
+    recover::{Recovered, recover},
     settings::{Settings, found, settings},
+    slots::reclaim,
 };
 use crate::{
     infra::{config::Roots, failpoint},

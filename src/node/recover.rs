@@ -1,35 +1,31 @@
 //! Settling what was cut off, adopting what runs, reclaiming what belongs to nobody.
 
-use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
-    fmt::Display,
-    path::Path,
-};
+use std::{fmt::Display, path::Path};
 
 use serde::Serialize;
 use serde_json::Value;
 
-use super::NodeError;
+use super::{NodeError, slots};
 use crate::{
     infra::{config::Roots, relief, text::with_causes},
     security::audit::{self, Entry},
     store::{self, Lock, Sharing, StoreError},
     vm::{
-        fleet, image,
+        image,
         instance::{
             self,
             config::Instance,
-            launch::{self, Keep},
-            lifecycle::{self, LifecycleError, Operator, lock_tenant},
+            launch,
+            lifecycle::{self, LifecycleError, Operator},
             net as wiring, snapshot,
             state::State,
         },
-        naming::{InstancePath, PoolPath, Slot, TenantId},
+        naming::{InstancePath, PoolPath, TenantId},
         pool::{self, artifacts::Artifacts, base::Bases, config::Pool},
         room::{self, NodeConfig},
-        tenant::{self, config::Tenant, leases, lifecycle::kept_audit_logs, quota::Use},
+        tenant::{self, config::Tenant, leases, lifecycle::kept_audit_logs},
     },
-    vmm::{install, process, spares},
+    vmm::{install, spares},
 };
 
 /// What recovery found and did, a line each.
@@ -53,7 +49,11 @@ pub struct Recovered {
 
 impl Recovered {
     /// What came of it; where nothing did, that is said, and all else is gone on with.
-    fn note<T>(&mut self, what: impl Display, result: Result<T, impl Into<NodeError>>) -> Option<T> {
+    pub(super) fn note<T>(
+        &mut self,
+        what: impl Display,
+        result: Result<T, impl Into<NodeError>>,
+    ) -> Option<T> {
         result.map_err(|error| self.failed.push(format!("{what}: {}", with_causes(&error.into())))).ok()
     }
 
@@ -79,6 +79,8 @@ pub fn recover(operator: &mut Operator) -> Result<Recovered, NodeError> {
     operator.net()?;
     let there = There::look(&roots, &mut recovered)?;
     sweep(&roots, &there, &mut recovered);
+    // What was cut off is settled in a slot that is its own.
+    slots::restore_leases(&roots, &there, &mut recovered);
     for path in &there.instances {
         let settled = settle_one(operator, path, &mut recovered);
         if matches!(&settled, Err(NodeError::Lifecycle(error)) if error.is_of_the_vm()) {
@@ -95,14 +97,14 @@ pub fn recover(operator: &mut Operator) -> Result<Recovered, NodeError> {
 
 /// Everything whose folder can be listed.
 #[derive(Debug, Default)]
-struct There {
+pub(super) struct There {
     tenants: Vec<TenantId>,
     pools: Vec<PoolPath>,
-    instances: Vec<InstancePath>,
+    pub(super) instances: Vec<InstancePath>,
 }
 
 impl There {
-    fn look(roots: &Roots, recovered: &mut Recovered) -> Result<Self, StoreError> {
+    pub(super) fn look(roots: &Roots, recovered: &mut Recovered) -> Result<Self, StoreError> {
         let mut there = Self { tenants: tenant::config::ids(roots)?, ..Self::default() };
         for tenant in &there.tenants {
             there
@@ -122,8 +124,8 @@ type Stage = fn(&mut Operator, &mut Recovered) -> Result<(), NodeError>;
 /// What follows once the instances are settled; where one cannot be done, the others are.
 const STAGES: [(&str, Stage); 7] = [
     ("destroyed tenants", finish_destroys),
-    ("leases", reclaim_leases),
-    ("slots", reclaim_slots),
+    ("leases", slots::reclaim_leases),
+    ("slots", slots::reclaim_slots),
     ("secrets", settle_secrets),
     ("the network", repair_network),
     // What is open there is said by all that was not settled before.
@@ -327,170 +329,6 @@ fn keep_place(roots: &Roots, instance: &Instance) -> Result<(), NodeError> {
         room::note(roots, slot, launch::takes_of(roots, instance)?.asleep())?;
     }
     Ok(())
-}
-
-/// Leases whose instances are not there.
-fn reclaim_leases(operator: &mut Operator, recovered: &mut Recovered) -> Result<(), NodeError> {
-    let roots = operator.roots.clone();
-    for path in fleet::instances(&roots)? {
-        let back = restore_lease(&roots, &path);
-        if recovered.note(&path, back) == Some(true) {
-            recovered.settled.push(format!("{path}: its lease, which was gone"));
-        }
-    }
-    for tenant in tenant::config::ids(&roots)? {
-        let Some(_lock) = recovered.note(format!("leases of {tenant}"), lock_tenant(&roots, &tenant)) else {
-            continue;
-        };
-        let all = recovered.note(format!("leases of {tenant}"), leases::each(&roots, &tenant));
-        for lease in all.into_iter().flatten() {
-            let Some(lease) = recovered.note(format!("leases of {tenant}"), lease) else { continue };
-            if !instance::config::folder(&roots, &lease.instance).exists() {
-                let what = format!("lease {} of {}", lease.offset, lease.instance);
-                let freed = leases::free(&roots, &lease.instance, lease.offset);
-                if recovered.note(&what, freed).is_some() {
-                    recovered.reclaimed.push(what);
-                }
-            }
-        }
-    }
-    Ok(())
-}
-
-/// An instance whose lease is gone gets it back: what is in its slot is its own, and its record says which one that is. Was it gone?
-fn restore_lease(roots: &Roots, path: &InstancePath) -> Result<bool, NodeError> {
-    let Some(_lock) = lifecycle::try_lock(roots, path)? else { return Ok(false) };
-    // One that cannot be read was said; one that is being destroyed gives its lease back before its record.
-    let instance = Instance::load_if_there(roots, path).ok().flatten().filter(|one| one.pending.is_none());
-    let Some(instance) = instance else { return Ok(false) };
-    let _tenant = lock_tenant(roots, &path.tenant)?;
-    match leases::is_held(roots, &path.tenant, instance.net.offset) {
-        true => Ok(false),
-        false => Ok(leases::hold(roots, path, instance.net.offset).map(|()| true)?),
-    }
-}
-
-/// Removes VMM directories, TAPs and reservations of slots in which nothing runs and on which nobody works; returns what
-/// was removed, a line each, and what could not be.
-///
-/// # Errors
-/// When it cannot be listed what there is.
-pub fn reclaim(operator: &mut Operator) -> Result<Recovered, NodeError> {
-    let mut recovered = Recovered::default();
-    reclaim_slots(operator, &mut recovered)?;
-    Ok(recovered)
-}
-
-/// What there is of slots, as it is before each is looked at under its lock.
-struct Slots {
-    reserved: BTreeMap<Slot, Use>,
-    /// With a VMM's directory or a TAP.
-    have_parts: BTreeSet<Slot>,
-    owners: HashMap<Slot, InstancePath>,
-    tenants: Vec<Tenant>,
-    /// A tenant cannot be read: a slot of nobody may be its.
-    is_partial: bool,
-}
-
-impl Slots {
-    fn look(operator: &mut Operator, recovered: &mut Recovered) -> Result<Self, NodeError> {
-        let roots = operator.roots.clone();
-        let directories = store::names(&roots.vmm_dirs(), |_| true)?;
-        let mut slots = Self {
-            reserved: room::reserved(&roots)?.into_iter().collect(),
-            have_parts: directories.iter().filter_map(|name| Slot::from_tap(name)).collect(),
-            owners: HashMap::new(),
-            tenants: Vec::new(),
-            is_partial: false,
-        };
-        slots.have_parts.extend(operator.net()?.list_taps()?);
-        for id in tenant::config::ids(&roots)? {
-            let Some(tenant) = recovered.note(&id, Tenant::load(&roots, &id)) else {
-                slots.is_partial = true;
-                continue;
-            };
-            // One that cannot be read was said before, and keeps its slot.
-            for lease in leases::each(&roots, &id)?.into_iter().flatten() {
-                slots.owners.insert(tenant.slot(lease.offset), lease.instance);
-            }
-            slots.tenants.push(tenant);
-        }
-        Ok(slots)
-    }
-
-    fn all(&self) -> BTreeSet<Slot> {
-        self.reserved.keys().chain(&self.have_parts).copied().collect()
-    }
-}
-
-fn reclaim_slots(operator: &mut Operator, recovered: &mut Recovered) -> Result<(), NodeError> {
-    let slots = Slots::look(operator, recovered)?;
-    let boot_id = process::boot_id();
-    for slot in slots.all() {
-        let done = reclaim_slot(operator, &slots, slot, &boot_id);
-        let whose = slots.owners.get(&slot).map_or(String::new(), |path| format!("{path}: "));
-        if recovered.note(format!("{whose}slot {}", slot.tap()), done) == Some(true) {
-            recovered.reclaimed.push(format!("what was left in slot {}", slot.tap()));
-        }
-    }
-    Ok(())
-}
-
-/// Was something of it removed?
-fn reclaim_slot(
-    operator: &mut Operator,
-    slots: &Slots,
-    slot: Slot,
-    boot_id: &str,
-) -> Result<bool, NodeError> {
-    let roots = operator.roots.clone();
-    let mut keep = Keep::Nothing;
-    let _lock = match slots.owners.get(&slot) {
-        Some(path) => {
-            let Some(lock) = lifecycle::try_lock(&roots, path)? else {
-                return Ok(false);
-            };
-            // Somebody may have given the slot back, and another one taken it, since the leases were read.
-            if !leases::is_held_by(&roots, path, slot.offset)? {
-                return Ok(false);
-            }
-            match Instance::load_if_there(&roots, path) {
-                // What was cut off is settled with all that it has, and not taken away before: its VMM may be all that is left.
-                Ok(Some(instance)) if instance.pending.is_some() || instance.vmm_is_alive(boot_id) => {
-                    return Ok(false);
-                }
-                Ok(Some(instance)) if instance.status == State::Sleeping => {
-                    let takes = launch::takes_of(&roots, &instance)?;
-                    if !slots.have_parts.contains(&slot) && slots.reserved.get(&slot) == Some(&takes.asleep())
-                    {
-                        return Ok(false);
-                    }
-                    keep = Keep::Asleep(takes);
-                    Some(lock)
-                }
-                Ok(_) => Some(lock),
-                // What a record that cannot be read says of its VMM is not known: it is left alone.
-                Err(_) => return Ok(false),
-            }
-        }
-        None => match slots.tenants.iter().find(|tenant| tenant.network.tenant_net_id == slot.net_id) {
-            Some(tenant) => {
-                // A base snapshot may be on its way.
-                let Some(_base) = lifecycle::base::try_lock(&roots, &tenant.tenant_id)? else {
-                    return Ok(false);
-                };
-                let lock = lock_tenant(&roots, &tenant.tenant_id)?;
-                if leases::is_held(&roots, &tenant.tenant_id, slot.offset) {
-                    return Ok(false);
-                }
-                Some(lock)
-            }
-            None if slots.is_partial => return Ok(false),
-            None => None,
-        },
-    };
-    launch::teardown(operator, slot, None, keep)?;
-    Ok(true)
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod leases;
 mod records;
 
 use std::{fs, os::unix::fs::FileExt, path::Path};

@@ -226,31 +226,6 @@ fn a_log_in_whose_place_something_else_lies_is_begun_anew() {
     sandbox.ok("tenant update acme --max-conns 7");
 }
 
-/// It runs where its record says, and nobody else gets that place.
-#[test]
-fn a_lease_that_is_gone_comes_back_and_ends_nobody() {
-    let Some(sandbox) = Sandbox::new() else { return };
-    sandbox.pool("sim");
-    let (runs, sleeps) = (sandbox.instance("acme/web"), sandbox.instance("acme/web"));
-    for path in [&runs, &sleeps] {
-        sandbox.ok(&format!("instance start {path}"));
-    }
-    sandbox.ok(&format!("instance sleep {sleeps}"));
-    let leases = sandbox.root().join("tenants/acme/leases");
-    for lease in fs::read_dir(&leases).expect("a folder").flatten() {
-        fs::remove_file(lease.path()).expect("it is there");
-    }
-    let address = |path: &str| sandbox.ok(&format!("instance info {path}"))["net"]["guest_ip"].clone();
-    let another = sandbox.instance("acme/web");
-    assert_ne!(address(&another), address(&runs));
-    sandbox.ok(&format!("instance destroy {another} --yes"));
-    let settled = sandbox.ok("node recover")["settled"].to_string();
-    assert!([&runs, &sleeps].iter().all(|path| settled.contains(&format!("{path}: its lease"))), "{settled}");
-    assert_eq!(sandbox.ok(&format!("instance info {runs}"))["status"], "running");
-    sandbox.ok(&format!("instance wake {sleeps}"));
-    assert!(sandbox.leaks().is_empty(), "{:?}", sandbox.leaks());
-}
-
 #[test]
 fn a_tenant_without_its_record_is_damaged_and_not_unknown() {
     let Some(sandbox) = Sandbox::new() else { return };

@@ -71,7 +71,8 @@ fn verify_and_repair_say_what_they_found_and_did() {
       "left": [],
       "ok": true,
       "reclaimed": [],
-      "repaired": []
+      "repaired": [],
+      "settled": []
     }
     "#);
     snapshot!(terminal.sees("net verify --deep -q").lines().last().unwrap_or_default(), @"15 probes: 4 answered, 11 dropped, as they must");

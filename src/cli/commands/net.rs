@@ -36,7 +36,7 @@ fn repair(out: &Out, operator: &mut Operator) -> Result<u8, CliError> {
         |findings: Vec<Finding>| findings.into_iter().filter(|finding| !finding.ok).collect::<Vec<_>>();
     let before = wrong(look(operator, &mut net)?);
     // A TAP may belong to a start that is under way: who looks after slots takes each one's lock.
-    let Recovered { reclaimed, failed, .. } = node::reclaim(operator)?;
+    let Recovered { settled, reclaimed, failed, .. } = node::reclaim(operator)?;
     {
         let _lock = wiring::lock(&operator.roots, Sharing::Exclusive)?;
         net.repair(&wiring::desired(&operator.roots)?)?;
@@ -45,16 +45,17 @@ fn repair(out: &Out, operator: &mut Operator) -> Result<u8, CliError> {
     let is_left = |finding: &&Finding| left.iter().any(|left| left.name == finding.name);
     let repaired: Vec<&Finding> = before.iter().filter(|finding| !is_left(finding)).collect();
     let ok = left.is_empty() && failed.is_empty();
-    let value = serde_json::json!({ "repaired": repaired, "reclaimed": reclaimed, "left": left, "failed": failed, "ok": ok });
+    let value = serde_json::json!({ "repaired": repaired, "settled": settled, "reclaimed": reclaimed, "left": left, "failed": failed, "ok": ok });
     out.done(&value, || {
         let line = |mark: String, finding: &Finding| format!("{mark} {}: {}", finding.name, finding.detail);
         let mut lines: Vec<String> =
             repaired.iter().map(|finding| line(out.paint(Tone::Good, "repaired"), finding)).collect();
+        lines.extend(settled.iter().map(|what| format!("settled {what}")));
         lines.extend(reclaimed.iter().map(|what| format!("reclaimed {what}")));
         lines.extend(left.iter().map(|finding| {
             line(out.paint(Tone::Bad, "left"), finding) + "        next: stop and start what it names"
         }));
-        lines.extend(failed.iter().map(|what| format!("{} {what}", out.paint(Tone::Bad, "not removed"))));
+        lines.extend(failed.iter().map(|what| format!("{} {what}", out.paint(Tone::Bad, "not done"))));
         if lines.is_empty() { "nothing to repair".to_owned() } else { lines.join("\n") }
     });
     Ok(if ok { 0 } else { 1 })
@@ -124,7 +125,7 @@ fn deep(operator: &Operator, net: &mut Net, sound: bool) -> Result<(Vec<Finding>
             continue;
         };
         let _lock = wiring::lock(roots, Sharing::Exclusive)?;
-        let Some(slots) = wiring::free_slots(roots, &tenant)? else {
+        let Some(slots) = wiring::free_slots(roots, &tenant) else {
             full.push(id.to_string());
             continue;
         };

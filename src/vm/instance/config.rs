@@ -446,7 +446,12 @@ pub fn owner_of(file: &Path) -> Option<InstancePath> {
 /// # Errors
 /// When the folder cannot be read.
 pub fn paths(roots: &Roots, pool: &PoolPath) -> Result<Vec<InstancePath>, StoreError> {
-    let names = store::names(&instances_folder(roots, pool), |name| !name.starts_with('.'))?;
+    let folder = instances_folder(roots, pool);
+    // A link that leads nowhere is not a pool without instances.
+    for link in [pool::config::folder(roots, pool), folder.clone()].iter().filter(|path| path.is_symlink()) {
+        std::fs::metadata(link).map_err(StoreError::io("look for", link))?;
+    }
+    let names = store::names(&folder, |name| !name.starts_with('.'))?;
     Ok(names
         .into_iter()
         .filter_map(|name| {

@@ -19,7 +19,7 @@ use super::{
     disk, disk_rates,
     fc_config::files,
     guard::{self, Guard},
-    lifecycle::{LifecycleError, Operator},
+    lifecycle::{LifecycleError, Operator, lease},
     logs,
     runner::Step,
     snapshot::{self, Delta},
@@ -37,7 +37,7 @@ use crate::{
             config::{AgentMode, Pool, VmmKind},
         },
         room::{self, NodeConfig},
-        tenant::{config::Tenant, leases, quota::Use},
+        tenant::{config::Tenant, quota::Use},
     },
     vmm::{
         client::{Client, LOG},
@@ -125,7 +125,7 @@ impl<'a> Launch<'a> {
         program: Program,
     ) -> Result<Self, LifecycleError> {
         let slot = instance.slot(&operator.roots)?;
-        leases::check_held(&operator.roots, &instance.path(), instance.net.offset)?;
+        lease::restore(&operator.roots, &instance)?;
         let guard = Guard::of(&operator.roots, &pool, &program, slot)?;
         Ok(Self {
             operator,
@@ -444,6 +444,22 @@ pub enum Keep {
     Nothing,
     /// What it takes asleep, of this.
     Asleep(Use),
+}
+
+/// The same of an instance. Where its slot is another one's, nothing there is touched, and its own VMM alone is ended.
+///
+/// # Errors
+/// What could not be removed; calling it again goes on from there.
+pub fn teardown_of(
+    operator: &mut Operator,
+    instance: &Instance,
+    known: Option<&Vmm>,
+    keep: Keep,
+) -> Result<(), LifecycleError> {
+    match lease::is_its(&operator.roots, instance) {
+        true => teardown(operator, instance.slot(&operator.roots)?, known, keep),
+        false => Ok(known.map_or(Ok(()), Vmm::kill)?),
+    }
 }
 
 /// Everything of a VMM goes away: the process, its TAP, its directory, its reservation but for what is kept. Goes on where

@@ -3,8 +3,6 @@
 //! Locks: who adds or removes elements for a lease holds the network's lock shared; who rebuilds everything from the
 //! files holds it exclusively, so that nothing is lost between reading the files and writing the rules.
 
-use std::collections::HashSet;
-
 use crate::{
     infra::config::Roots,
     net::{self, Desired, Net, NetError},
@@ -94,9 +92,7 @@ pub fn desired(roots: &Roots) -> Result<Desired, StoreError> {
                     Err(error) => return Err(error),
                 };
                 // One that is being made has no lease yet, or one that is being destroyed none any more.
-                if instance.pending.is_some()
-                    && !tenant::leases::is_held_by(roots, &path, instance.net.offset)?
-                {
+                if !lifecycle::lease::is_its(roots, &instance) {
                     continue;
                 }
                 desired.leases.push(lease(&tenant, &pool, &instance));
@@ -121,8 +117,7 @@ fn desired_by_lease(
     path: &InstancePath,
     desired: &mut Desired,
 ) -> Result<(), StoreError> {
-    let held = tenant::leases::held(roots, &tenant.tenant_id)?;
-    let Some(lease) = held.into_iter().find(|lease| lease.instance == *path) else { return Ok(()) };
+    let Some(lease) = tenant::leases::of(roots, path)? else { return Ok(()) };
     let slot = tenant.slot(lease.offset);
     desired.leases.push(net::Lease {
         slot,
@@ -141,18 +136,13 @@ fn desired_by_lease(
 
 /// Two slots of a tenant that no instance holds, for probes: the last ones, which are the last to be leased. The caller
 /// holds the tenant's lock.
-///
-/// # Errors
-/// When a lease cannot be read.
-pub fn free_slots(roots: &Roots, tenant: &Tenant) -> Result<Option<[Slot; 2]>, StoreError> {
-    let held: HashSet<Offset> =
-        tenant::leases::held(roots, &tenant.tenant_id)?.into_iter().map(|lease| lease.offset).collect();
+pub fn free_slots(roots: &Roots, tenant: &Tenant) -> Option<[Slot; 2]> {
+    let lost = lifecycle::lease::lost(roots, &tenant.tenant_id);
+    let is_free =
+        |offset: &Offset| !tenant::leases::is_held(roots, &tenant.tenant_id, *offset) && !lost.has(*offset);
     let (first, last) = tenant.offsets();
-    let mut free = (first.get()..=last.get()).rev().map(Offset::new).filter(|offset| !held.contains(offset));
-    Ok(match (free.next(), free.next()) {
-        (Some(a), Some(b)) => Some([tenant.slot(a), tenant.slot(b)]),
-        _ => None,
-    })
+    let mut free = (first.get()..=last.get()).rev().map(Offset::new).filter(is_free);
+    Some([tenant.slot(free.next()?), tenant.slot(free.next()?)])
 }
 
 /// Makes the whole network from the files where this boot, or this network namespace, has not seen it yet.
@@ -181,18 +171,4 @@ where
 fn here() -> String {
     let namespace = std::fs::read_link("/proc/self/ns/net").unwrap_or_default();
     format!("{} {}", process::boot_id(), namespace.display())
-}
-
-/// The slots of all leases that are held, with the instances that hold them.
-///
-/// # Errors
-/// When a file cannot be read.
-pub fn held_slots(roots: &Roots) -> Result<Vec<(Slot, InstancePath)>, StoreError> {
-    let mut slots = Vec::new();
-    for tenant in tenant::config::all(roots)? {
-        for lease in tenant::leases::held(roots, &tenant.tenant_id)? {
-            slots.push((tenant.slot(lease.offset), lease.instance));
-        }
-    }
-    Ok(slots)
 }

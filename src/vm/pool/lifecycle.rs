@@ -21,7 +21,7 @@ use crate::{
             self,
             config::Instance,
             fc_config::files,
-            lifecycle::{self, LifecycleError, Operator, lock_tenant},
+            lifecycle::{self, LifecycleError, Operator, lease, lock_tenant},
             net as wiring,
         },
         naming::{BaseKey, PoolPath, RevisionHash},
@@ -29,7 +29,6 @@ use crate::{
         tenant::{
             self,
             config::Tenant,
-            leases,
             quota::{Exceeded, within},
         },
     },
@@ -293,7 +292,7 @@ fn apply_egress(operator: &mut Operator, tenant: &Tenant, pool: &Pool) -> Result
     for path in instance::config::paths(&roots, &pool.path())? {
         let instance = Instance::load_if_there(&roots, &path)?;
         if let Some(instance) = instance
-            && leases::is_held_by(&roots, &path, instance.net.offset)?
+            && lease::is_its(&roots, &instance)
         {
             leases.push(wiring::lease(tenant, pool, &instance));
         }

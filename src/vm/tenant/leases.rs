@@ -3,7 +3,10 @@
 //! `leases/<offset>.json` is held and names its instance; `leases/<offset>.freed` was freed, its time inside. An offset
 //! that was never leased comes first, then the one that was freed longest ago. The caller holds the tenant's lock.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::HashSet,
+    path::{Path, PathBuf},
+};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -47,13 +50,18 @@ fn freed_file(folder: &Path, offset: Offset) -> PathBuf {
     folder.join(format!("{offset}.freed"))
 }
 
-/// The offset that the next instance gets; `None` where all are held, or a VMM's directory lies there.
+/// The offset that the next instance gets, none of those that are taken without a lease; `None` where all are held, or a VMM's directory
+/// lies there.
 ///
 /// # Errors
 /// When the files cannot be read.
-pub fn choose(roots: &Roots, tenant: &Tenant) -> Result<Option<Offset>, StoreError> {
+pub fn choose(
+    roots: &Roots,
+    tenant: &Tenant,
+    is_lost: impl Fn(Offset) -> bool,
+) -> Result<Option<Offset>, StoreError> {
     let folder = folder(roots, &tenant.tenant_id);
-    let mut known = std::collections::HashSet::new();
+    let mut known = HashSet::new();
     let mut freed = Vec::new();
     for name in store::names(&folder, |name| !name.starts_with('.'))? {
         match name.split_once('.') {
@@ -66,15 +74,15 @@ pub fn choose(roots: &Roots, tenant: &Tenant) -> Result<Option<Offset>, StoreErr
     freed.retain(|offset| !known.contains(offset));
     known.extend(&freed);
     let (first, last) = tenant.offsets();
-    // Whose lease is gone may run there.
-    let has_vmm = |offset: &Offset| roots.vmm_dir(&tenant.slot(*offset).tap()).exists();
+    // Whose lease is gone may run there, or have its place there.
+    let is_taken = |offset: &Offset| is_lost(*offset) || roots.vmm_dir(&tenant.slot(*offset).tap()).exists();
     let mut all = (first.get()..=last.get()).map(Offset::new);
-    let fresh = all.find(|offset| !known.contains(offset) && !has_vmm(offset));
+    let fresh = all.find(|offset| !known.contains(offset) && !is_taken(offset));
     if fresh.is_some() {
         return Ok(fresh);
     }
     let mut oldest = None;
-    let is_free = |offset: &Offset| (first..=last).contains(offset) && !has_vmm(offset);
+    let is_free = |offset: &Offset| (first..=last).contains(offset) && !is_taken(offset);
     for offset in freed.into_iter().filter(is_free) {
         let at = store::read::<Freed>(&freed_file(&folder, offset))?.freed_at;
         oldest = oldest.into_iter().chain([(at, offset)]).min();
@@ -99,39 +107,41 @@ pub fn is_held(roots: &Roots, tenant: &TenantId, offset: Offset) -> bool {
     held_file(&folder(roots, tenant), offset).exists()
 }
 
-/// Does this instance hold the offset?
+/// Was the offset given back, since it was held last?
+pub fn was_freed(roots: &Roots, tenant: &TenantId, offset: Offset) -> bool {
+    freed_file(&folder(roots, tenant), offset).exists()
+}
+
+/// Who holds the offset, if anybody does?
 ///
 /// # Errors
 /// When the lease cannot be read.
-pub fn is_held_by(roots: &Roots, instance: &InstancePath, offset: Offset) -> Result<bool, StoreError> {
-    let lease = store::read_if_there::<Lease>(&held_file(&folder(roots, &instance.tenant), offset))?;
-    Ok(lease.is_some_and(|lease| lease.instance == *instance))
+pub fn holder(roots: &Roots, tenant: &TenantId, offset: Offset) -> Result<Option<InstancePath>, StoreError> {
+    Ok(read(&held_file(&folder(roots, tenant), offset), tenant)?.map(|lease| lease.instance))
 }
 
-/// Holds this instance the offset that its record names?
-///
-/// # Errors
-/// [`StoreError::Damaged`] where it does not: what is in that slot may be somebody else's.
-pub fn check_held(roots: &Roots, instance: &InstancePath, offset: Offset) -> Result<(), StoreError> {
-    if is_held_by(roots, instance, offset)? {
-        return Ok(());
+/// A lease that lies in another one's place is as good as damaged.
+fn read(file: &Path, tenant: &TenantId) -> Result<Option<Lease>, StoreError> {
+    let lease = store::read_if_there::<Lease>(file)?;
+    let is_of_it = |lease: &Lease| {
+        lease.instance.tenant == *tenant && file.file_stem() == Some(lease.offset.to_string().as_ref())
+    };
+    match lease {
+        Some(lease) if !is_of_it(&lease) => {
+            let why = format!("it is that of offset {} of {}", lease.offset, lease.instance.tenant);
+            Err(StoreError::Damaged { path: file.to_path_buf(), why })
+        }
+        lease => Ok(lease),
     }
-    let path = held_file(&folder(roots, &instance.tenant), offset);
-    Err(StoreError::Damaged {
-        path,
-        why: format!("it is not the lease of {instance}, whose record names it"),
-    })
 }
 
-/// Frees an offset, if this instance holds it.
+/// Frees an offset, whoever holds it: the caller knows that it is nobody else's.
 ///
 /// # Errors
-/// When the files cannot be read or written.
-pub fn free(roots: &Roots, instance: &InstancePath, offset: Offset) -> Result<(), StoreError> {
-    if !is_held_by(roots, instance, offset)? {
-        return Ok(());
-    }
-    let folder = folder(roots, &instance.tenant);
+/// When the files cannot be written.
+pub fn free(roots: &Roots, tenant: &TenantId, offset: Offset) -> Result<(), StoreError> {
+    let folder = folder(roots, tenant);
+    store::make_folder(&folder)?;
     let held = held_file(&folder, offset);
     store::write(&freed_file(&folder, offset), &Freed { schema_version: Schema, freed_at: roots.now() })?;
     failpoint::hit("lease", "freed").map_err(StoreError::io("free", &held))?;
@@ -139,14 +149,13 @@ pub fn free(roots: &Roots, instance: &InstancePath, offset: Offset) -> Result<()
     store::sync_folder(&folder)
 }
 
-/// All leases that are held, by offset.
+/// The lease that an instance holds; one that cannot be read is not found.
 ///
 /// # Errors
-/// When one cannot be read.
-pub fn held(roots: &Roots, tenant: &TenantId) -> Result<Vec<Lease>, StoreError> {
-    let mut leases: Vec<Lease> = each(roots, tenant)?.into_iter().collect::<Result<_, _>>()?;
-    leases.sort_by_key(|lease| lease.offset);
-    Ok(leases)
+/// When the folder cannot be read.
+pub fn of(roots: &Roots, instance: &InstancePath) -> Result<Option<Lease>, StoreError> {
+    let leases = each(roots, &instance.tenant)?.into_iter().flatten();
+    Ok(leases.into_iter().find(|lease| lease.instance == *instance))
 }
 
 /// All leases that are held, and for each that cannot be read why not.
@@ -156,7 +165,7 @@ pub fn held(roots: &Roots, tenant: &TenantId) -> Result<Vec<Lease>, StoreError> 
 pub fn each(roots: &Roots, tenant: &TenantId) -> Result<Vec<Result<Lease, StoreError>>, StoreError> {
     let folder = folder(roots, tenant);
     let names = store::names(&folder, |name| !name.starts_with('.') && name.ends_with(".json"))?;
-    let read = |name: String| store::read_if_there::<Lease>(&folder.join(name)).transpose();
+    let read = |name: String| read(&folder.join(name), tenant).transpose();
     Ok(names.into_iter().filter_map(read).collect())
 }
 
@@ -193,20 +202,18 @@ mod tests {
         let roots = Roots::new(dir.path(), &Environment::default()).unwrap();
         let instance = |number: u32| -> InstancePath { format!("acme/web/i-{number:08x}").parse().unwrap() };
         let tenant = tenant();
-        let choose = || super::choose(&roots, &tenant).unwrap().map(Offset::get);
+        let choose = || super::choose(&roots, &tenant, |_| false).unwrap().map(Offset::get);
         for number in 3..=6 {
             assert_eq!(choose(), Some(number));
             hold(&roots, &instance(number.into()), Offset::new(number)).unwrap();
         }
         assert_eq!(choose(), None);
         for number in [5, 3] {
-            free(&roots, &instance(99), Offset::new(number)).unwrap();
-            assert_eq!(choose(), if number == 5 { None } else { Some(5) }, "only its holder frees a lease");
-            free(&roots, &instance(number.into()), Offset::new(number)).unwrap();
+            free(&roots, &tenant.tenant_id, Offset::new(number)).unwrap();
         }
         assert_eq!(choose(), Some(5));
         hold(&roots, &instance(7), Offset::new(5)).unwrap();
         assert_eq!(choose(), Some(3));
-        assert_eq!(held(&roots, &tenant.tenant_id).unwrap().len(), 3);
+        assert_eq!(each(&roots, &tenant.tenant_id).unwrap().len(), 3);
     }
 }

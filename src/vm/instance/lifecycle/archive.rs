@@ -35,7 +35,7 @@ pub fn archive(operator: &mut Operator, path: &InstancePath) -> Result<Outcome, 
     failpoint::hit("archive", "intent")?;
     let before = delta.taken_bytes(&roots);
     let said = operator.audit(&instance, "archive", Phase::Intent, |_| ());
-    begun(&roots, &mut instance, said)?;
+    begun(&roots, &mut instance, None, said)?;
     let packed = match delta.pack(&roots) {
         Ok(()) => {
             operator.audit_end(&instance, "archive", Phase::Done, |entry| {

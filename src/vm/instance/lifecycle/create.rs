@@ -5,7 +5,7 @@ use std::fs;
 use super::{
     LifecycleError, Operator,
     destroy::{Volumes, discard, kept_disk},
-    intent, load_pool, lock_tenant,
+    intent, lease, load_pool, lock_tenant,
     lookup::lock_instance,
 };
 use crate::{
@@ -70,10 +70,15 @@ pub fn create(
     };
     check_published(&roots, &options.published)?;
     let (first, last) = tenant.offsets();
-    let offset = leases::choose(&roots, &tenant)?.ok_or_else(|| LifecycleError::NoAddress {
-        tenant: tenant.tenant_id.clone(),
-        count: u32::from(last.get()).saturating_sub(first.get().into()) + 1,
-        subnet: tenant.network.ipv4_subnet.to_string(),
+    let mut lost = lease::lost(&roots, &tenant.tenant_id);
+    // Any that is given out may be that one's.
+    lost.unknown.take().map_or(Ok(()), Err)?;
+    let offset = leases::choose(&roots, &tenant, |offset| lost.has(offset))?.ok_or_else(|| {
+        LifecycleError::NoAddress {
+            tenant: tenant.tenant_id.clone(),
+            count: u32::from(last.get()).saturating_sub(first.get().into()) + 1,
+            subnet: tenant.network.ipv4_subnet.to_string(),
+        }
     })?;
     let id = (0..)
         .map(|attempt| InstanceId::from_bits(roots.id_bits(attempt)))

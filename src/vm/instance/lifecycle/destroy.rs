@@ -3,7 +3,7 @@
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use super::{
-    LifecycleError, Operator, begun, intent, load_pool, lock_tenant,
+    LifecycleError, Operator, begun, intent, lease, load_pool, lock_tenant,
     lookup::{gone, lock_cancelling_sleep},
 };
 use crate::{
@@ -68,11 +68,11 @@ pub fn destroy(
         // A record that is damaged is no place for an intent that the log does not take.
         announce(&instance)?;
     }
-    instance.pending = Some(intent(&roots, Operation::Destroy { wipe_volumes }));
+    let before = instance.pending.replace(intent(&roots, Operation::Destroy { wipe_volumes }));
     instance.save(&roots)?;
     if is_whole {
         let said = announce(&instance);
-        begun(&roots, &mut instance, said)?;
+        begun(&roots, &mut instance, before, said)?;
     }
     failpoint::hit("destroy", "intent")?;
     let volumes = if wipe_volumes { Volumes::Wipe } else { Volumes::Keep };
@@ -84,8 +84,7 @@ pub fn destroy(
 /// An instance whose record cannot be read, as far as its lease tells.
 fn from_lease(roots: &Roots, path: &InstancePath) -> Result<Option<Instance>, LifecycleError> {
     let (tenant, pool) = load_pool(roots, &path.pool_path())?;
-    let held = leases::held(roots, &path.tenant)?;
-    let Some(lease) = held.into_iter().find(|lease| lease.instance == *path) else { return Ok(None) };
+    let Some(lease) = leases::of(roots, path)? else { return Ok(None) };
     Ok(Some(Instance::new(path, wiring::identity(&tenant, lease.offset, Vec::new()), &pool, lease.leased_at)))
 }
 
@@ -100,9 +99,8 @@ pub(super) fn discard(
 ) -> Result<(), LifecycleError> {
     let roots = operator.roots.clone();
     let path = instance.path();
-    let slot = instance.slot(&roots)?;
-    if leases::is_held_by(&roots, &path, instance.net.offset)? {
-        launch::teardown(operator, slot, instance.find_vmm().as_ref(), Keep::Nothing)?;
+    launch::teardown_of(operator, instance, instance.find_vmm().as_ref(), Keep::Nothing)?;
+    if lease::is_its(&roots, instance) {
         let (tenant, pool) = load_pool(&roots, &path.pool_path())?;
         let lease = wiring::lease(&tenant, &pool, instance);
         operator.net()?;
@@ -110,7 +108,7 @@ pub(super) fn discard(
         let _net_lock = wiring::lock(&roots, Sharing::Shared)?;
         operator.net()?.remove_lease(&wiring::tenant_net(&tenant), &lease)?;
         failpoint::hit("discard", "network")?;
-        leases::free(&roots, &path, instance.net.offset)?;
+        leases::free(&roots, &path.tenant, instance.net.offset)?;
     }
     failpoint::hit("discard", "lease")?;
     if volumes == Volumes::Keep {

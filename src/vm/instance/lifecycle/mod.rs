@@ -13,6 +13,7 @@ mod create;
 mod destroy;
 mod error;
 mod grow;
+pub mod lease;
 mod lookup;
 mod pause;
 mod refusal;
@@ -230,10 +231,15 @@ fn receipt(
     }
 }
 
-/// Where the log does not take an intent nothing is begun, and nobody goes on with it later.
-fn begun(roots: &Roots, instance: &mut Instance, said: Result<(), AuditError>) -> Result<(), LifecycleError> {
+/// Where the log does not take an intent nothing is begun, and nobody goes on with it later, but with what was before.
+fn begun(
+    roots: &Roots,
+    instance: &mut Instance,
+    before: Option<Intent>,
+    said: Result<(), AuditError>,
+) -> Result<(), LifecycleError> {
     said.or_else(|error| {
-        instance.pending = None;
+        instance.pending = before;
         instance.save(roots)?;
         Err(error.into())
     })

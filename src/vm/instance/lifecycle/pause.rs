@@ -65,7 +65,7 @@ fn switch(
     let said = operator.audit(&instance, operation.name(), Phase::Intent, |entry| {
         entry.from = Some(from.to_string());
     });
-    begun(&roots, &mut instance, said)?;
+    begun(&roots, &mut instance, None, said)?;
     failpoint::hit(operation.name(), "announced")?;
     let switched = room::reserve(&roots, &tenant, slot, takes_in(to, takes))
         .map_err(LifecycleError::from)

@@ -1,7 +1,7 @@
 //! What a start, a wake and a resume are refused for before anything of them begins: what they ask alike, and all of it where somebody
 //! wants to know why.
 
-use super::{LifecycleError, Operator, check_production, load_pool, start};
+use super::{LifecycleError, Operator, check_production, lease, load_pool, start};
 use crate::{
     infra::config::Roots,
     net::Net,
@@ -147,7 +147,7 @@ pub fn may_launch(operator: &Operator, instance: &Instance) -> Result<(), Lifecy
         room::check_free(roots, &node, 0)?;
     }
     let (slot, manifest) = (instance.slot(roots)?, artifacts.manifest(&revision)?);
-    tenant::leases::check_held(roots, &instance.path(), instance.net.offset)?;
+    lease::check(roots, &instance)?;
     check_whole(roots, &tenant.tenant_id, vmm, instance.agent)?;
     let version = version.map(String::as_str);
     // Who looks installs nothing: that is left to the start.

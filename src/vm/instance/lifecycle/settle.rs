@@ -5,6 +5,7 @@ use std::time::Instant;
 use super::{
     LifecycleError, Operator,
     destroy::{Volumes, discard},
+    lease,
     lookup::{load_pool, try_lock},
     pause, receipt, refusal, sleep,
     stop::finish_stop,
@@ -189,7 +190,7 @@ fn settle_locked(
             instance.save(&roots)?;
         }
         Some(Operation::Start) => {
-            launch::teardown(operator, slot, vmm.as_ref(), Keep::Nothing)?;
+            launch::teardown_of(operator, &instance, vmm.as_ref(), Keep::Nothing)?;
             let why = "a start was cut off and rolled back".to_owned();
             operator.audit(&instance, "start", Phase::Recovered, |entry| {
                 entry.to = Some(instance.status.to_string());
@@ -200,12 +201,12 @@ fn settle_locked(
             instance.save(&roots)?;
         }
         Some(Operation::Stop) => {
-            launch::teardown(operator, slot, vmm.as_ref(), Keep::Nothing)?;
+            launch::teardown_of(operator, &instance, vmm.as_ref(), Keep::Nothing)?;
             let why = "a stop was cut off and finished".into();
             finish_stop(operator, &mut instance, ("stop", Phase::Recovered), why)?;
         }
         None if instance.status == State::Sleeping => {
-            launch::teardown(operator, slot, None, Keep::Nothing)?;
+            launch::teardown_of(operator, &instance, None, Keep::Nothing)?;
             let why = "its host went down while it woke, and its snapshot is used up";
             finish_stop(operator, &mut instance, ("wake", Phase::Observed), why.into())?;
         }
@@ -224,7 +225,7 @@ fn settle_locked(
                 (false, _, 0, _) => "the kernel killed the VMM for want of memory".to_owned(),
                 (false, ..) => "the kernel killed the VMM: it needed more memory than its limit".to_owned(),
             };
-            launch::teardown(operator, slot, None, Keep::Nothing)?;
+            launch::teardown_of(operator, &instance, None, Keep::Nothing)?;
             finish_stop(operator, &mut instance, ("died", Phase::Observed), why)?;
         }
     }
@@ -245,10 +246,9 @@ fn ended_by_itself(log: &[u8]) -> String {
 fn unserved(
     operator: &mut Operator,
     instance: &mut Instance,
-    slot: Slot,
     error: &LifecycleError,
 ) -> Result<(), LifecycleError> {
-    launch::teardown(operator, slot, None, Keep::Nothing)?;
+    launch::teardown_of(operator, instance, None, Keep::Nothing)?;
     finish_stop(operator, instance, ("wake", Phase::Recovered), format!("it woke, and {error}"))
 }
 
@@ -288,7 +288,7 @@ fn settle_wake(operator: &mut Operator, instance: &mut Instance) -> Result<(), L
     let (path, slot) = (instance.path(), instance.slot(&roots)?);
     if let Some(delta) = Delta::load(&roots, &path)? {
         let takes = launch::takes_of(&roots, instance)?;
-        launch::teardown(operator, slot, None, Keep::Asleep(takes))?;
+        launch::teardown_of(operator, instance, None, Keep::Asleep(takes))?;
         delta.drop_others_surely(&roots)?;
         operator.audit(instance, "wake", Phase::Recovered, |entry| {
             entry.to = Some(State::Sleeping.to_string());
@@ -297,7 +297,8 @@ fn settle_wake(operator: &mut Operator, instance: &mut Instance) -> Result<(), L
         instance.pending = None;
         return Ok(instance.save(&roots)?);
     }
-    let found = launch::vmms_in(&roots, slot)?.into_iter().next();
+    let is_its = lease::is_its(&roots, instance);
+    let found = launch::vmms_in(&roots, slot)?.into_iter().next().filter(|_| is_its);
     let gone = if found.is_some() { "what its VMM had loaded is not known" } else { "its VMM is gone" };
     if let (Some(vmm), Some(delta)) = (found, snapshot::consumed(&roots, &path)?) {
         let origin = &delta.origin;
@@ -311,13 +312,13 @@ fn settle_wake(operator: &mut Operator, instance: &mut Instance) -> Result<(), L
                 | LifecycleError::Production { .. }
                 | LifecycleError::Secrets(_)),
             ) => return hold(operator, instance, slot, &error),
-            Err(error @ LifecycleError::Vmm(_)) => return unserved(operator, instance, slot, &error),
+            Err(error @ LifecycleError::Vmm(_)) => return unserved(operator, instance, &error),
             checked => checked?,
         }
         pause::set(operator, instance, State::Running)?;
         let confirmed = match pause::greet(operator, instance, State::Running) {
             Err(error @ (LifecycleError::Guest(_) | LifecycleError::Unprotected(_))) => {
-                return unserved(operator, instance, slot, &error);
+                return unserved(operator, instance, &error);
             }
             greeted => {
                 let given = greeted?;
@@ -334,7 +335,7 @@ fn settle_wake(operator: &mut Operator, instance: &mut Instance) -> Result<(), L
         instance.last_receipt = Some(receipt("wake", clock, steps, (instance.agent, confirmed)));
         return wake::finish(operator, instance, Phase::Recovered);
     }
-    launch::teardown(operator, slot, None, Keep::Nothing)?;
+    launch::teardown_of(operator, instance, None, Keep::Nothing)?;
     let why = format!("a wake was cut off after its snapshot was used up, and {gone}");
     finish_stop(operator, instance, ("wake", Phase::Recovered), why)
 }

@@ -137,7 +137,7 @@ pub fn sleep(operator: &mut Operator, path: &InstancePath, force: bool) -> Resul
         entry.from = Some(state.to_string());
         entry.revision = Some(revision.to_string());
     });
-    begun(&roots, &mut instance, said)?;
+    begun(&roots, &mut instance, None, said)?;
     let mut sleeper = Sleeper::new(operator, &instance, record, revision);
     let asked = instance.agent == AgentMode::Required && !force;
     sleeper.drain = asked.then(|| Duration::from_secs(pool.runtime_policy.drain_timeout_seconds.into()));
@@ -187,7 +187,7 @@ pub(super) fn end(
 ) -> Result<(), LifecycleError> {
     let roots = operator.roots.clone();
     let takes = launch::takes_of(&roots, instance)?;
-    launch::teardown(operator, instance.slot(&roots)?, vmm, Keep::Asleep(takes))?;
+    launch::teardown_of(operator, instance, vmm, Keep::Asleep(takes))?;
     // A VMM whose disks are throttled may have gone on with what the guest had asked of them, until it was killed.
     if let (Some(_), Some(mut delta)) = (vmm, Delta::load(&roots, &instance.path())?) {
         delta.take_disks(&roots, instance)?;

@@ -49,11 +49,10 @@ pub fn stop(operator: &mut Operator, path: &InstancePath, force: bool) -> Result
     if !force {
         operator.net()?;
     }
-    let slot = instance.slot(&roots)?;
     instance.pending = Some(intent(&roots, Operation::Stop));
     instance.save(&roots)?;
     let said = operator.audit(&instance, "stop", Phase::Intent, |entry| entry.from = Some(state.to_string()));
-    begun(&roots, &mut instance, said)?;
+    begun(&roots, &mut instance, None, said)?;
     failpoint::hit("stop", "intent")?;
     let vmm = instance.find_vmm();
     let mut why = format!("stopped by uid {}", roots.actor.uid);
@@ -63,7 +62,7 @@ pub fn stop(operator: &mut Operator, path: &InstancePath, force: bool) -> Result
         why.push_str("; the guest did not shut down and was killed");
     }
     failpoint::hit("stop", "shutdown")?;
-    let stopped = launch::teardown(operator, slot, vmm.as_ref(), Keep::Nothing)
+    let stopped = launch::teardown_of(operator, &instance, vmm.as_ref(), Keep::Nothing)
         .and_then(|()| finish_stop(operator, &mut instance, ("stop", Phase::Done), why));
     match stopped {
         Err(error) if state == State::Sleeping && matches!(Delta::load(&roots, path), Ok(Some(_))) => {
