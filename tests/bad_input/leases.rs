@@ -355,3 +355,22 @@ fn a_destroy_that_is_cut_off_has_its_slot_until_it_gives_it_back() {
     sandbox.ok("node recover");
     assert!(sandbox.states().is_empty() && sandbox.leaks().is_empty(), "{:?}", sandbox.leaks());
 }
+
+/// Its place was leased to another one since.
+#[test]
+fn one_that_was_never_wholly_made_has_nothing_to_give_back() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    sandbox.pool("sim");
+    assert!(support::was_killed(&sandbox.run_with("instance create acme/web", "create.intent")));
+    let instances = fs::read_dir(sandbox.root().join("tenants/acme/pools/web/instances")).expect("a folder");
+    let made = instances.flatten().next().expect("one").file_name().into_string().expect("a name");
+    let other = sandbox.instance("acme/web");
+    sandbox.ok(&format!("instance start {other}"));
+    let (lease, running) = (lease(&sandbox, &other), sandbox.vmms());
+    assert!(lease.ends_with("3.json"), "it has the place that was chosen before");
+    sandbox.ok(&format!("instance destroy acme/web/{made} --yes"));
+    assert!(lease.exists() && sandbox.vmms() == running);
+    assert_eq!(sandbox.states(), [format!("{other} running")]);
+    sandbox.ok("net verify");
+    assert!(sandbox.leaks().is_empty(), "{:?}", sandbox.leaks());
+}

@@ -68,7 +68,12 @@ pub fn destroy(
         // A record that is damaged is no place for an intent that the log does not take.
         announce(&instance)?;
     }
-    let before = instance.pending.replace(intent(&roots, Operation::Destroy { wipe_volumes }));
+    let before = instance.pending.clone();
+    let is_half_made = before.as_ref().is_some_and(|intent| intent.operation == Operation::Create);
+    // What was never leased to it must not look as if it were lost.
+    if !is_half_made || lease::is_its(&roots, &instance) {
+        instance.pending = Some(intent(&roots, Operation::Destroy { wipe_volumes }));
+    }
     instance.save(&roots)?;
     if is_whole {
         let said = announce(&instance);
@@ -100,15 +105,18 @@ pub(super) fn discard(
     let roots = operator.roots.clone();
     let path = instance.path();
     launch::teardown_of(operator, instance, instance.find_vmm().as_ref(), Keep::Nothing)?;
-    if lease::is_its(&roots, instance) {
-        let (tenant, pool) = load_pool(&roots, &path.pool_path())?;
-        let lease = wiring::lease(&tenant, &pool, instance);
-        operator.net()?;
+    {
+        // Under it nobody leases the slot anew.
         let _tenant_lock = lock_tenant(&roots, &path.tenant)?;
-        let _net_lock = wiring::lock(&roots, Sharing::Shared)?;
-        operator.net()?.remove_lease(&wiring::tenant_net(&tenant), &lease)?;
-        failpoint::hit("discard", "network")?;
-        leases::free(&roots, &path.tenant, instance.net.offset)?;
+        if lease::is_its(&roots, instance) {
+            let (tenant, pool) = load_pool(&roots, &path.pool_path())?;
+            let rules = wiring::lease(&tenant, &pool, instance);
+            operator.net()?;
+            let _net_lock = wiring::lock(&roots, Sharing::Shared)?;
+            operator.net()?.remove_lease(&wiring::tenant_net(&tenant), &rules)?;
+            failpoint::hit("discard", "network")?;
+            leases::free(&roots, &path.tenant, instance.net.offset)?;
+        }
     }
     failpoint::hit("discard", "lease")?;
     if volumes == Volumes::Keep {

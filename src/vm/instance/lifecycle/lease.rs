@@ -60,9 +60,11 @@ fn claims(roots: &Roots, instance: &Instance) -> bool {
         Some(Intent { operation: Operation::Create, .. }) => false,
         Some(Intent { operation: Operation::Destroy { .. }, .. }) => {
             let (path, offset) = (instance.path(), instance.net.offset);
+            // Before its holder is looked for: who leases it anew removes that last.
+            let was_freed = leases::was_freed(roots, &path.tenant, offset);
             match leases::holder(roots, &path.tenant, offset) {
                 Ok(Some(holder)) => holder == path,
-                Ok(None) => !leases::was_freed(roots, &path.tenant, offset),
+                Ok(None) => !was_freed,
                 Err(_) => true,
             }
         }
